@@ -1,0 +1,159 @@
+"""Orbax checkpoints of everything a stage needs to continue bit for bit.
+
+A checkpoint has three items: `model` (the parameters later stages start from), `rest` (optimizer,
+critic, counters, controller) and `extra` (JSON: position in the data, best-so-far record, seconds
+spent). Checkpoints are written asynchronously, committed atomically, and restored on any mesh.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from pit_jax.errors import UserError
+
+
+def split_model(state: Any) -> tuple[Any, Any]:
+    """Cuts a state into the parameters later stages start from and everything else.
+
+    A TrainState gives its parameters; an RLState its actor's.
+    """
+    if hasattr(state, "train"):
+        params = state.train.params
+        rest = state.replace(train=state.train.replace(params={"critic": params["critic"]}))
+        return params["actor"], rest
+    return state.params, state.replace(params={})
+
+
+def join_model(model: Any, rest: Any) -> Any:
+    """The inverse of `split_model`."""
+    if hasattr(rest, "train"):
+        params = {"actor": model, **rest.train.params}
+        return rest.replace(train=rest.train.replace(params=params))
+    return rest.replace(params=model)
+
+
+class Checkpoints:
+    """The checkpoints of one stage.
+
+    Args:
+      directory: the stage's `checkpoints` folder.
+      best_metric: keep the checkpoint whose `extra[best_metric]` is highest too.
+      keep_every: keep each checkpoint whose step is a multiple of this, for curriculum rounds that
+        sample from intermediate checkpoints; 0 keeps none of them.
+      read_only: never create the folder.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        best_metric: str | None = None,
+        keep_every: int = 0,
+        read_only: bool = False,
+    ):
+        keep: list[Any] = [policies.LatestN(1)]
+        if best_metric:
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric], n=1, reverse=False
+                )
+            )
+        if keep_every:
+            keep.append(policies.EveryNSteps(keep_every))
+        self._best_metric = best_metric
+        self.directory = pathlib.Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("model", "rest", "extra"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                create=not read_only,
+                read_only=read_only,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
+        """Starts writing a checkpoint; a step that is there already is left alone."""
+        if step in self._manager.all_steps():
+            return
+        model, rest = split_model(state)
+        metrics = {self._best_metric: extra[self._best_metric]} if self._best_metric else None
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(model),
+                rest=ocp.args.StandardSave(_arrays(rest)),
+                extra=ocp.args.JsonSave(extra),
+            ),
+            metrics=metrics,
+            force=True,
+        )
+
+    def restore(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reads a checkpoint into the shapes and shardings of `state` (arrays or abstract arrays).
+
+        Raises:
+          UserError: if the checkpoint doesn't fit the state.
+        """
+        step = self.latest_step() if step is None else step
+        model, rest = split_model(state)
+        args = ocp.args.Composite(
+            model=ocp.args.StandardRestore(_abstract(model)),
+            rest=ocp.args.StandardRestore(_abstract(_arrays(rest))),
+            extra=ocp.args.JsonRestore(),
+        )
+        restored = self._read(step, args)
+        return join_model(restored.model, _like(rest, restored.rest)), restored.extra
+
+    def restore_model(self, model: Any, step: int | None = None) -> Any:
+        """Reads only the model's parameters, into the shapes and shardings of `model`."""
+        step = self.latest_step() if step is None else step
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(model)))
+        return self._read(step, args).model
+
+    def wait(self) -> None:
+        """Returns when every started checkpoint is committed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _read(self, step, args):
+        if step is None or step not in self._manager.all_steps():
+            have = ", ".join(map(str, self._manager.all_steps())) or "none"
+            raise UserError(f"{self.directory}: no checkpoint of step {step}, there is: {have}")
+        try:
+            return self._manager.restore(step, args=args)
+        except (ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self.directory}/{step}: the checkpoint doesn't fit this network: {reason}"
+            ) from error
+
+
+def _arrays(tree: Any) -> dict[str, Any]:
+    """A flat dict of a state's arrays: independent of the classes that hold them."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _like(tree: Any, arrays: dict[str, Any]) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(tree), list(arrays.values()))
+
+
+def _abstract(tree: Any) -> Any:
+    def one(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+    return jax.tree.map(one, tree)

@@ -1,0 +1,114 @@
+"""PPO stages: the rounds of curriculum reinforcement learning and where their references come from.
+
+A round names the source of y_ref (3.4.1): the data (Eq. 4), M_P^RL (Eq. 5), M_PIT applied to M_P^RL
+samples (a third round and on), or an intermediate checkpoint of M_P's RL run. Sampled references go
+through a reference store; a round trains only once its store is closed. Each round goes on from the
+last one's weights, and the KL reference stays M_PIT^SFT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from pit_jax import metrics as metrics_lib
+from pit_jax.rollout import RLState, make_ppo_step
+from pit_jax.models.config import NetworkConfig
+from pit_jax.partitioning import Partitioner
+from pit_jax.ppo import PPOConfig
+
+SOURCES = ("none", "data", "policy", "checkpoint", "pit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One round of PPO.
+
+    Attributes:
+      source: of y_ref: `none` (M_P itself has no reference), `data` (y_l and y_w), `policy`
+        (M_P^RL), `checkpoint` (M_P after `policy_step` steps of its RL run) or `pit` (M_PIT as it is
+        when the round begins, applied to an M_P^RL sample).
+      steps: PPO steps.
+      policy: the stage that trained M_P.
+      policy_step: for `checkpoint`, which of its steps.
+      improvements: for `pit`, how often M_PIT is applied.
+      temperature: of the sampled references.
+    """
+
+    source: str
+    steps: int
+    policy: str = "rl_policy"
+    policy_step: int = 0
+    improvements: int = 1
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if self.source not in SOURCES:
+            raise ValueError(f"Round: got source={self.source!r}, expected one of {SOURCES}")
+        if (self.source == "checkpoint") != (self.policy_step > 0):
+            raise ValueError("Round: policy_step goes with source='checkpoint', and only with it")
+        if self.steps < 0 or self.improvements < 1:
+            raise ValueError("Round: expected steps >= 0 and improvements >= 1")
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether references are sampled into a reference store before the round."""
+        return self.source in ("policy", "checkpoint", "pit")
+
+
+def locate(rounds: tuple[Round, ...], step: int) -> Iterator[tuple[int, Round, int, int]]:
+    """The rounds still to do at `step`: (number, round, its first step, its last step)."""
+    first = 0
+    for number, round_ in enumerate(rounds):
+        last = first + round_.steps
+        if step < last:
+            yield number, round_, first, last
+        first = last
+
+
+def make_step(
+    network: NetworkConfig,
+    config: PPOConfig,
+    pooling: str,
+    response_length: int,
+    partitioner: Partitioner,
+    frozen: dict[str, Any],
+    key: jax.Array,
+    decode: Callable[[Any], str],
+) -> Callable[[RLState, Any, int], tuple[RLState, metrics_lib.Metrics, Callable[[], dict[str, str]]]]:
+    """A PPO step for `trainer.fit`: collect episodes, then one update.
+
+    Args:
+      network: of all roles.
+      config: PPO's settings.
+      pooling: of the reward model.
+      response_length: R.
+      partitioner: places the programs.
+      frozen: parameters of `reference` and `reward`.
+      key: base key of the stage; step i uses fold_in(key, i).
+      decode: ids to text, for the samples that are logged.
+    """
+    collect, improve = make_ppo_step(network, network, config, pooling, response_length)
+    collect = partitioner.jit(collect)
+    improve = partitioner.jit(improve, donate_argnums=0)
+
+    def step(state: RLState, batch, number: int):
+        rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
+        prompts = batch["prompt_tokens"]
+        batch = partitioner.shard_batch(batch)
+        experience, state, metrics, generation = collect(state, frozen, batch, rollout_key)
+        state, update_metrics = improve(state, experience, update_key)
+
+        def texts():
+            responses = jax.device_get(generation.tokens_BR.addressable_shards[0].data)
+            return {
+                f"sample_{i}": f"{decode(prompts[i])} → {decode(responses[i])}"
+                for i in range(min(3, len(responses)))
+            }
+
+        return state, {**metrics, **update_metrics}, texts
+
+    return step

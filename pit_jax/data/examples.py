@@ -1,0 +1,58 @@
+"""What an example and a verdict on a response are; folds by a stable hash of the prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+SPLITS = ("train", "dev", "test")
+FOLDS = ("sft", "rm", "rl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One preference example, as text: x, y_w, y_l and the reflection c (section 3.1, Appendix D).
+
+    Attributes:
+      prompt: x, what stands between `Human: ` and `Assistant:` of the layout.
+      chosen: y_w, the better response.
+      rejected: y_l, the worse one.
+      reflection: c, how y_l could become y_w; empty where the data has none.
+      index: position in its split; names the example in batches and reference stores.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    reflection: str = ""
+    index: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """The verdict of an exact checker on one response.
+
+    Attributes:
+      score: in [0, 1]; 1 for a perfect response.
+      met: names of the requirements that hold.
+      required: names of all requirements of the prompt.
+      content: whether the content the task works on is whole.
+    """
+
+    score: float
+    met: tuple[str, ...]
+    required: tuple[str, ...]
+    content: bool
+
+
+def stable_hash(text: str, purpose: str) -> int:
+    """A 64-bit hash, the same in every process; hashes for different purposes are independent."""
+    digest = hashlib.blake2b(
+        text.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose.encode()[:16]
+    )
+    return int.from_bytes(digest.digest(), "big")
+
+
+def fold_of(prompt: str, folds: int = len(FOLDS)) -> int:
+    """The fold, in [0, folds), that every example with this prompt belongs to."""
+    return stable_hash(prompt, "fold") % folds

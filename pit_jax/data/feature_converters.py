@@ -1,0 +1,191 @@
+"""seqio feature converters: task features -> padded or packed model features. Imports TensorFlow.
+
+Prompts are padded on the left and responses on the right, so that a response starts at the same
+column in every row. Padding is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import seqio
+import tensorflow as tf
+
+_TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
+_SCALAR = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0)
+
+
+class SFTFeatureConverter(seqio.FeatureConverter):
+    """Prompt and target in one decoder sequence, with seqio's names for a decoder's features.
+
+    Example, not packed, T = 4 + 3:
+
+      {"inputs": [7, 8], "targets": [5, 1]}, lengths {"inputs": 4, "targets": 3} ->
+        decoder_target_tokens  [7, 8, 5, 1, 0, 0, 0]
+        decoder_input_tokens   [0, 7, 8, 5, 0, 0, 0]
+        decoder_loss_weights   [0, 0, 1, 1, 0, 0, 0]   float32
+        decoder_segment_ids    [1, 1, 1, 1, 0, 0, 0]
+        decoder_positions      [0, 1, 2, 3, 0, 0, 0]
+
+    Example, packed, with a second element {"inputs": [9], "targets": [6, 1]}:
+
+        decoder_target_tokens  [7, 8, 5, 1, 9, 6, 1]
+        decoder_input_tokens   [0, 7, 8, 5, 0, 9, 6]
+        decoder_loss_weights   [0, 0, 1, 1, 0, 1, 1]
+        decoder_segment_ids    [1, 1, 1, 1, 2, 2, 2]
+        decoder_positions      [0, 1, 2, 3, 0, 1, 2]
+    """
+
+    TASK_FEATURES: ClassVar = {"inputs": _TOKENS, "targets": _TOKENS}
+    MODEL_FEATURES: ClassVar = {
+        "decoder_target_tokens": _TOKENS,
+        "decoder_input_tokens": _TOKENS,
+        "decoder_loss_weights": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32),
+        "decoder_segment_ids": _TOKENS,
+        "decoder_positions": _TOKENS,
+    }
+    PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
+    loss_on_inputs = False
+
+    def _convert_features(self, ds, task_feature_lengths):
+        length = sum(task_feature_lengths.values())
+        input_mark = 2 if self.loss_on_inputs else 1
+
+        def concatenate(features):
+            # Marks are 1 and 2, not 0 and 1: seqio's packing cuts a feature at its zeros.
+            marks = [
+                tf.fill([tf.size(features["inputs"])], input_mark),
+                tf.fill([tf.size(features["targets"])], 2),
+            ]
+            return {
+                "tokens": tf.concat([features["inputs"], features["targets"]], axis=0),
+                "marks": tf.concat(marks, axis=0),
+            }
+
+        def finish(features):
+            tokens, marks = features["tokens"], features["marks"]
+            segments = features.get("tokens_segment_ids", tf.cast(marks > 0, tf.int32))
+            positions = features.get("tokens_positions", tf.range(length) * segments)
+            return {
+                "decoder_target_tokens": tokens,
+                "decoder_input_tokens": seqio.utils.make_autoregressive_inputs(
+                    tokens, sequence_id=segments
+                ),
+                "decoder_loss_weights": tf.cast(marks == 2, tf.float32),
+                "decoder_segment_ids": segments,
+                "decoder_positions": positions,
+            }
+
+        ds = ds.map(concatenate, num_parallel_calls=tf.data.AUTOTUNE)
+        ds = self._pack_or_pad(ds, {"tokens": length, "marks": length})
+        return ds.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def get_model_feature_lengths(self, task_feature_lengths):
+        """T = inputs + targets for every feature."""
+        return dict.fromkeys(self.MODEL_FEATURES, sum(task_feature_lengths.values()))
+
+
+class PretrainFeatureConverter(SFTFeatureConverter):
+    """SFTFeatureConverter with the loss on every token.
+
+    Example, lengths {"inputs": 4, "targets": 3}:
+
+      {"inputs": [7, 8], "targets": [5, 1]} ->
+        decoder_loss_weights   [1, 1, 1, 1, 0, 0, 0]   the other features as in SFTFeatureConverter
+    """
+
+    loss_on_inputs = True
+
+
+class PaddedFeatureConverter(seqio.FeatureConverter):
+    """Base of converters that only pad and rename; LEFT, RIGHT: model feature -> task feature."""
+
+    LEFT: ClassVar[Mapping[str, str]]
+    RIGHT: ClassVar[Mapping[str, str]]
+    SCALARS: ClassVar[tuple[str, ...]] = ()
+    PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
+
+    def __init_subclass__(cls):
+        cls.SOURCES = {**cls.LEFT, **cls.RIGHT, **{name: name for name in cls.SCALARS}}
+        specs = {name: _SCALAR if name in cls.SCALARS else _TOKENS for name in cls.SOURCES}
+        cls.MODEL_FEATURES = specs
+        cls.TASK_FEATURES = {cls.SOURCES[name]: spec for name, spec in specs.items()}
+
+    def __init__(self, pack: bool = False):
+        if pack:
+            raise ValueError(f"{type(self).__name__}: got pack=True; only SFT stages can be packed")
+        super().__init__(pack=False)
+
+    def _convert_features(self, ds, task_feature_lengths):
+        def pad(features):
+            padded = {name: features[name] for name in self.SCALARS}
+            for names, left in ((self.LEFT, True), (self.RIGHT, False)):
+                for name, source in names.items():
+                    length = task_feature_lengths[source]
+                    missing = length - tf.size(features[source])
+                    sides = [missing, 0] if left else [0, missing]
+                    padded[name] = tf.ensure_shape(tf.pad(features[source], [sides]), [length])
+            return padded
+
+        return ds.map(pad, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def get_model_feature_lengths(self, task_feature_lengths):
+        """The length of the task feature that a model feature is made of."""
+        return {name: task_feature_lengths[source] for name, source in self.SOURCES.items()}
+
+
+class PairFeatureConverter(PaddedFeatureConverter):
+    """A prompt and two responses to it, for the pairwise reward loss.
+
+    Example, lengths {"prompt": 4, "chosen": 3, "rejected": 3}:
+
+      {"prompt": [7, 8], "chosen": [5, 1], "rejected": [6, 6, 1]} ->
+        prompt_tokens    [0, 0, 7, 8]
+        chosen_tokens    [5, 1, 0]
+        rejected_tokens  [6, 6, 1]
+    """
+
+    LEFT: ClassVar = {"prompt_tokens": "prompt"}
+    RIGHT: ClassVar = {"chosen_tokens": "chosen", "rejected_tokens": "rejected"}
+
+
+class GapFeatureConverter(PaddedFeatureConverter):
+    """The shared pieces of the four sequences of Eq. 2.
+
+    Example, with control ids 90 and 91, lengths {"context": 3, "chosen_reference": 4,
+    "rejected_reference": 4, "chosen": 3, "rejected": 3}:
+
+      {"context": [7, 8], "chosen_reference": [90, 5, 91], "rejected_reference": [90, 6, 6, 91],
+       "chosen": [5, 1], "rejected": [6, 6, 1]} ->
+        context_tokens      [0, 7, 8]
+        chosen_reference    [90, 5, 91, 0]
+        rejected_reference  [90, 6, 6, 91]
+        chosen_tokens       [5, 1, 0]
+        rejected_tokens     [6, 6, 1]
+    """
+
+    LEFT: ClassVar = {"context_tokens": "context"}
+    RIGHT: ClassVar = {
+        "chosen_reference": "chosen_reference",
+        "rejected_reference": "rejected_reference",
+        "chosen_tokens": "chosen",
+        "rejected_tokens": "rejected",
+    }
+
+
+class PromptFeatureConverter(PaddedFeatureConverter):
+    """Prompts to sample from in reinforcement learning, and as the reward model reads them.
+
+    Example, lengths {"prompt": 3, "reward_prompt": 4, "chosen": 3, "example_index": 1}:
+
+      {"prompt": [7, 8], "reward_prompt": [7, 8, 4], "chosen": [5, 1], "example_index": 12} ->
+        prompt_tokens         [0, 7, 8]
+        reward_prompt_tokens  [0, 7, 8, 4]
+        chosen_tokens         [5, 1, 0]
+        example_index         12
+    """
+
+    LEFT: ClassVar = {"prompt_tokens": "prompt", "reward_prompt_tokens": "reward_prompt"}
+    RIGHT: ClassVar = {"chosen_tokens": "chosen"}
+    SCALARS = ("example_index",)

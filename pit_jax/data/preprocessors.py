@@ -1,0 +1,171 @@
+"""seqio preprocessors: text -> token pieces -> the sequences of a stage. Imports TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+
+from pit_jax.data.formats import Layout, Lengths
+from pit_jax.data.vocabularies import Vocabulary
+
+# What can be too long; the code that mark_too_long gives is the position here plus one.
+FIELDS = ("prompt", "chosen", "rejected", "reflection", "reference")
+
+Features = Mapping[str, tf.Tensor]
+
+
+def tensor_layout(vocabulary: Vocabulary) -> Layout:
+    """A Layout that joins int32 tensors."""
+    return Layout(
+        vocabulary,
+        join=lambda pieces: tf.concat([tf.convert_to_tensor(p, tf.int32) for p in pieces], axis=0),
+    )
+
+
+def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
+    """Text features become int32 ids without EOS; other features pass through."""
+
+    def encode(features: Features) -> Features:
+        return {
+            name: vocabulary.encode_tf(value) if value.dtype == tf.string else value
+            for name, value in features.items()
+        }
+
+    return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def mark_too_long(
+    dataset: tf.data.Dataset, vocabulary: Vocabulary, lengths: Lengths, reflection: bool
+) -> tf.data.Dataset:
+    """Adds `too_long`: 0, or 1 + the position in FIELDS of the first field over its window.
+
+    A response must fit both as a target, with its EOS, and as a reference.
+
+    Args:
+      dataset: features of `tokenize`, with or without `reference`.
+      vocabulary: what the features were encoded with.
+      lengths: the windows.
+      reflection: whether the reflection is part of the target and must fit with it.
+    """
+    layout = tensor_layout(vocabulary)
+    response = min(lengths.reference, lengths.response - 1)
+
+    def mark(features: Features) -> Features:
+        over = [
+            tf.size(layout.policy_prompt(features["prompt"])) > lengths.prompt,
+            tf.size(features["chosen"]) > response,
+            tf.size(features["rejected"]) > response,
+            tf.constant(False),
+            tf.constant(False),
+        ]
+        if reflection:
+            target = layout.reflected_response(features["reflection"], features["chosen"])
+            over[3] = tf.size(target) > lengths.response
+        if "reference" in features:
+            over[4] = tf.size(features["reference"]) > lengths.reference
+        first = tf.argmax(tf.cast(tf.stack(over), tf.int32), output_type=tf.int32) + 1
+        return {**features, "too_long": tf.where(tf.reduce_any(tf.stack(over)), first, 0)}
+
+    return dataset.map(mark, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def drop_too_long(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Leaves out what mark_too_long marked."""
+    return dataset.filter(lambda features: features["too_long"] == 0)
+
+
+def build_sequences(
+    dataset: tf.data.Dataset,
+    vocabulary: Vocabulary,
+    sequences: Callable[[Layout, Features], list[Features]],
+) -> tf.data.Dataset:
+    """Replaces every element by the elements that `sequences` makes of it, in their order."""
+    layout = tensor_layout(vocabulary)
+
+    dataset = dataset.map(
+        lambda features: tuple(sequences(layout, features)), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    if len(dataset.element_spec) == 1:
+        return dataset.map(lambda part: part)
+
+    def in_turn(*parts: Features) -> tf.data.Dataset:
+        joined = tf.data.Dataset.from_tensors(parts[0])
+        for part in parts[1:]:
+            joined = joined.concatenate(tf.data.Dataset.from_tensors(part))
+        return joined
+
+    return dataset.flat_map(in_turn)
+
+
+def pretrain(layout: Layout, f: Features) -> list[Features]:
+    """Plain text of both responses: {inputs, targets} twice."""
+    inputs = layout.policy_prompt(f["prompt"])
+    return [{"inputs": inputs, "targets": layout.response(f[y])} for y in ("chosen", "rejected")]
+
+
+def sft_policy(layout: Layout, f: Features) -> list[Features]:
+    """-log M_P(y_w | x): {inputs, targets}."""
+    return [{"inputs": layout.policy_prompt(f["prompt"]), "targets": layout.response(f["chosen"])}]
+
+
+def sft_pit(layout: Layout, f: Features) -> list[Features]:
+    """-log M_PIT(y_w | x, y_l): {inputs, targets}."""
+    inputs = layout.pit_prompt(f["prompt"], f["rejected"])
+    return [{"inputs": inputs, "targets": layout.response(f["chosen"])}]
+
+
+def sft_pit_reflection(layout: Layout, f: Features) -> list[Features]:
+    """-log M_PIT(c, y_w | x, y_l), Appendix K: {inputs, targets}."""
+    inputs = layout.pit_prompt(f["prompt"], f["rejected"])
+    return [{"inputs": inputs, "targets": layout.reflected_response(f["reflection"], f["chosen"])}]
+
+
+def rm_policy(layout: Layout, f: Features) -> list[Features]:
+    """R_P(x, y_w) against R_P(x, y_l): {prompt, chosen, rejected}."""
+    return [
+        {
+            "prompt": layout.reward_prompt(f["prompt"]),
+            "chosen": layout.response(f["chosen"]),
+            "rejected": layout.response(f["rejected"]),
+        }
+    ]
+
+
+def rm_gap(layout: Layout, f: Features) -> list[Features]:
+    """The pieces of the four sequences of Eq. 2: context, two references, two responses."""
+    return [
+        {
+            "context": layout.policy_prompt(f["prompt"]),
+            "chosen_reference": layout.gap_reference(f["chosen"]),
+            "rejected_reference": layout.gap_reference(f["rejected"]),
+            "chosen": layout.response(f["chosen"]),
+            "rejected": layout.response(f["rejected"]),
+        }
+    ]
+
+
+def rl_policy(layout: Layout, f: Features) -> list[Features]:
+    """Prompts for Eq. 3: {prompt, reward_prompt, chosen, example_index}."""
+    return [
+        {
+            "prompt": layout.policy_prompt(f["prompt"]),
+            "reward_prompt": layout.reward_prompt(f["prompt"]),
+            "chosen": layout.response(f["chosen"]),
+            "example_index": f["index"],
+        }
+    ]
+
+
+def rl_pit(layout: Layout, f: Features) -> list[Features]:
+    """Prompts for Eqs. 4 and 5, y_ref being `reference` if there is one, else y_l, then y_w."""
+    references = [f["reference"]] if "reference" in f else [f["rejected"], f["chosen"]]
+    return [
+        {
+            "prompt": layout.pit_prompt(f["prompt"], reference),
+            "reward_prompt": layout.gap_prompt(f["prompt"], reference),
+            "chosen": layout.response(f["chosen"]),
+            "example_index": f["index"],
+        }
+        for reference in references
+    ]

@@ -1,0 +1,222 @@
+"""Sampled references y_ref on disk: immutable shards listed by an atomically replaced manifest.
+
+A directory holds `shard-00000.jsonl`, … and `manifest.json`. A shard is written to a temporary
+file, synced and renamed, and only then listed, so a crash at any point leaves a store that the
+writer goes on from. A record is one JSON line: `index` (of the example), `reference_tokens`
+(sampled ids), `text` (what they decode to) and, if wanted, `prompt_tokens`. Needs no TensorFlow;
+seqio reads a store through sources.ReferenceSource.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pit_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_REQUIRED = {"index": int, "reference_tokens": list, "text": str}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceMeta:
+    """Where a store's references come from.
+
+    Attributes:
+      round: of the curriculum that learns from them.
+      source: name of what they were sampled from, such as `rl_policy`.
+      checkpoint: which checkpoint of it.
+      seed: of the sampling.
+    """
+
+    round: int
+    source: str
+    checkpoint: str
+    seed: int
+
+
+class ReferenceWriter:
+    """Writes a store, record after record, and goes on where a crash interrupted it.
+
+    Attributes:
+      next_record: number of records safely on disk or waiting for their shard to fill; a resumed
+        writer expects the records from this position on.
+    """
+
+    def __init__(self, directory: str | os.PathLike, shard_size: int, meta: ReferenceMeta):
+        """Opens a new or an interrupted store.
+
+        Args:
+          directory: made if missing.
+          shard_size: records in every shard but the last.
+          meta: must agree with what an existing manifest says.
+
+        Raises:
+          UserError: if the directory holds another store, or one of its shards is damaged.
+        """
+        if shard_size < 1:
+            raise ValueError(f"shard_size: expected 1 or more, got {shard_size}")
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._pending: list[str] = []
+        expected = {
+            "format": _FORMAT,
+            "round": meta.round,
+            "source": meta.source,
+            "checkpoint": meta.checkpoint,
+            "seed": meta.seed,
+            "shard_size": shard_size,
+        }
+        if (self.directory / MANIFEST).exists():
+            self._manifest = _read_manifest(self.directory)
+            for key, value in expected.items():
+                if self._manifest.get(key) != value:
+                    raise UserError(
+                        f"{self.directory}: holds a reference store with {key}="
+                        f"{self._manifest.get(key)!r}, expected {value!r}; use another directory"
+                    )
+            for shard in self._manifest["shards"]:
+                _read_shard(self.directory, shard)
+        else:
+            self._manifest = {**expected, "closed": False, "shards": []}
+            self._write_manifest()
+
+    @property
+    def next_record(self) -> int:
+        return sum(shard["count"] for shard in self._manifest["shards"]) + len(self._pending)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store is complete."""
+        return self._manifest["closed"]
+
+    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Appends records; they are on disk once their shard is full or the store is closed.
+
+        Raises:
+          ValueError: if the store is closed, or a record lacks a field.
+        """
+        if self.closed:
+            raise ValueError(f"{self.directory}: the reference store is closed, expected open")
+        for record in records:
+            for name, kind in _REQUIRED.items():
+                if not isinstance(record.get(name), kind):
+                    raise ValueError(
+                        f"record: field {name!r} is {record.get(name)!r}, expected {kind.__name__}"
+                    )
+            self._pending.append(json.dumps(dict(record), ensure_ascii=True, sort_keys=True))
+            if len(self._pending) == self._manifest["shard_size"]:
+                self._write_shard()
+
+    def close(self) -> None:
+        """Writes what is pending as a last, smaller shard and marks the store complete."""
+        if self.closed:
+            return
+        if self._pending:
+            self._write_shard()
+        self._manifest["closed"] = True
+        self._write_manifest()
+
+    def _write_shard(self) -> None:
+        data = "".join(line + "\n" for line in self._pending).encode()
+        name = f"shard-{len(self._manifest['shards']):05d}.jsonl"
+        _write_atomically(self.directory / name, data)
+        self._manifest["shards"].append(
+            {"file": name, "count": len(self._pending), "sha256": hashlib.sha256(data).hexdigest()}
+        )
+        self._pending = []
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        data = json.dumps(self._manifest, indent=1, sort_keys=True).encode()
+        _write_atomically(self.directory / MANIFEST, data)
+
+
+class ReferenceStore:
+    """A complete store, read by position: `store[k]` is the k-th record that was written.
+
+    Attributes:
+      manifest: what manifest.json holds.
+      example_indices: the `index` of every record, in order.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        """Reads and verifies a store.
+
+        Raises:
+          UserError: if the store is missing, not closed, or a shard is missing or damaged.
+        """
+        self.directory = Path(directory)
+        self.manifest = _read_manifest(self.directory)
+        if not self.manifest["closed"]:
+            count = sum(shard["count"] for shard in self.manifest["shards"])
+            raise UserError(
+                f"{self.directory}: the reference store is not complete ({count} records so far); "
+                "continue the round that samples it"
+            )
+        self._lines: list[bytes] = []
+        for shard in self.manifest["shards"]:
+            self._lines += _read_shard(self.directory, shard)
+        self.example_indices = [json.loads(line)["index"] for line in self._lines]
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return json.loads(self._lines[position])
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the manifest, and so of every record."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        known = manifest["format"] == _FORMAT and isinstance(manifest["shards"], list)
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no {MANIFEST}, expected a reference store") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the manifest of a reference store ({error!r})") from None
+    if not known:
+        raise UserError(f"{path}: got format {manifest['format']!r}, expected {_FORMAT}")
+    return manifest
+
+
+def _read_shard(directory: Path, shard: Mapping[str, Any]) -> list[bytes]:
+    path = directory / shard["file"]
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, though {MANIFEST} lists it") from None
+    digest = hashlib.sha256(data).hexdigest()
+    lines = data.splitlines()
+    if digest != shard["sha256"] or len(lines) != shard["count"]:
+        raise UserError(
+            f"{path}: damaged: got {len(lines)} records with sha256 {digest[:12]}…, expected "
+            f"{shard['count']} with {shard['sha256'][:12]}… by {MANIFEST}"
+        )
+    return lines
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    # The rename itself survives a power cut only once the directory is synced.
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

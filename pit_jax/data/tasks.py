@@ -1,0 +1,173 @@
+"""The seqio Task of every stage, as a table and its registration. Imports TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import seqio
+import tensorflow as tf
+
+from pit_jax.data import feature_converters, preprocessors
+from pit_jax.data.formats import Layout, Lengths
+from pit_jax.data.vocabularies import Vocabulary
+
+# Our vocabularies have seqio's methods without importing it; this makes isinstance agree.
+seqio.Vocabulary.register(Vocabulary)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A row of STAGES.
+
+    Attributes:
+      fold: fold of the train split that the stage learns from; None for all of it.
+      sequences: makes the task's features from token pieces (preprocessors.py).
+      features: task feature -> name of its width in formats.Widths; None for a scalar.
+      converter: makes the model's features from the task's.
+    """
+
+    fold: str | None
+    sequences: Callable
+    features: Mapping[str, str | None]
+    converter: type[seqio.FeatureConverter]
+
+
+_PAIR = {"chosen": "response", "rejected": "response"}
+_RL = {"chosen": "response", "example_index": None}
+
+STAGES = {
+    "pretrain": Stage(
+        None,
+        preprocessors.pretrain,
+        {"inputs": "policy", "targets": "response"},
+        feature_converters.PretrainFeatureConverter,
+    ),
+    "sft_policy": Stage(
+        "sft",
+        preprocessors.sft_policy,
+        {"inputs": "policy", "targets": "response"},
+        feature_converters.SFTFeatureConverter,
+    ),
+    "sft_pit": Stage(
+        "sft",
+        preprocessors.sft_pit,
+        {"inputs": "pit", "targets": "response"},
+        feature_converters.SFTFeatureConverter,
+    ),
+    "rm_policy": Stage(
+        "rm",
+        preprocessors.rm_policy,
+        {"prompt": "reward", **_PAIR},
+        feature_converters.PairFeatureConverter,
+    ),
+    "rm_gap": Stage(
+        "rm",
+        preprocessors.rm_gap,
+        {
+            "context": "policy",
+            "chosen_reference": "gap_reference",
+            "rejected_reference": "gap_reference",
+            **_PAIR,
+        },
+        feature_converters.GapFeatureConverter,
+    ),
+    "rl_policy": Stage(
+        "rl",
+        preprocessors.rl_policy,
+        {"prompt": "policy", "reward_prompt": "reward", **_RL},
+        feature_converters.PromptFeatureConverter,
+    ),
+    "rl_pit": Stage(
+        "rl",
+        preprocessors.rl_pit,
+        {"prompt": "pit", "reward_prompt": "gap", **_RL},
+        feature_converters.PromptFeatureConverter,
+    ),
+}
+
+
+def feature_lengths(stage: str, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, int]:
+    """Length in tokens of every task feature of a stage; 1 for a scalar."""
+    widths = Layout(vocabulary).widths(lengths)
+    return {
+        name: 1 if width is None else getattr(widths, width)
+        for name, width in STAGES[stage].features.items()
+    }
+
+
+def build_task(
+    name: str,
+    stage: str,
+    source: seqio.DataSource,
+    vocabulary: Vocabulary,
+    lengths: Lengths,
+    reflection: bool = False,
+) -> seqio.Task:
+    """The Task of one stage over `source`: tokenize, drop what is too long, build the sequences.
+
+    Args:
+      name: name of the task, letters, digits, `_`, `.`, `:` only.
+      stage: a key of STAGES.
+      source: ExampleSource, or ReferenceSource for `rl_pit`.
+      vocabulary: of every feature.
+      lengths: the windows.
+      reflection: whether `sft_pit` writes the reflection before the response (Appendix K).
+
+    Raises:
+      ValueError: if the stage is unknown.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage: got {stage!r}, expected one of {', '.join(STAGES)}")
+    row = STAGES[stage]
+    sequences = row.sequences
+    if reflection and stage == "sft_pit":
+        sequences = preprocessors.sft_pit_reflection
+    steps = [
+        functools.partial(preprocessors.tokenize, vocabulary=vocabulary),
+        functools.partial(
+            preprocessors.mark_too_long,
+            vocabulary=vocabulary,
+            lengths=lengths,
+            reflection=reflection,
+        ),
+        preprocessors.drop_too_long,
+        functools.partial(
+            preprocessors.build_sequences, vocabulary=vocabulary, sequences=sequences
+        ),
+    ]
+    features = {
+        feature: seqio.Feature(
+            vocabulary, add_eos=False, dtype=tf.int32, rank=0 if width is None else 1
+        )
+        for feature, width in row.features.items()
+    }
+    return seqio.Task(
+        name,
+        source=source,
+        output_features=features,
+        preprocessors=steps,
+        shuffle_buffer_size=None,
+    )
+
+
+def register_tasks(
+    prefix: str,
+    source: seqio.DataSource,
+    vocabulary: Vocabulary,
+    lengths: Lengths,
+    reflection: bool = False,
+) -> dict[str, seqio.Task]:
+    """Registers `{prefix}_{stage}` for every stage; a name registered before is replaced.
+
+    Returns:
+      stage -> its Task.
+    """
+    tasks = {}
+    for stage in STAGES:
+        name = f"{prefix}_{stage}"
+        tasks[stage] = build_task(name, stage, source, vocabulary, lengths, reflection)
+        seqio.TaskRegistry.remove(name)
+        seqio.TaskRegistry.add_provider(name, tasks[stage])
+    return tasks

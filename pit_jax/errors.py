@@ -1,0 +1,9 @@
+"""Errors that are a user's to mend."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for: a path, a flag, a config value, a data file.
+
+    The message is one line that says what was wrong, what was got and what was expected. The
+    command line prints it without a traceback and exits with status 2.
+    """

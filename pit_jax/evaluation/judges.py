@@ -1,0 +1,87 @@
+"""Judges: which of two responses to a prompt is better.
+
+A judge is a callable `judge(prompts, first, second) -> outcomes`: three sequences of N strings to
+verdicts [N] for the first response, as `pit_jax.evaluation.scoring` defines them. A new judge is a
+class with that call and a `name`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from pit_jax.evaluation import scoring
+
+
+class Judge(Protocol):
+    """Compares two responses to each of N prompts."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactJudge:
+    """Judges by an exact checker, as the synthetic families have: no model, no noise.
+
+    Attributes:
+      check: `check(prompt, response)`, whose result has a `score` between 0 and 1.
+      name: shown in tables.
+    """
+
+    check: Callable[[str, str], Any]
+    name: str = "checker"
+
+    def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Checker scores [N], float64."""
+        _check_lengths(prompts, responses)
+        return np.array(
+            [self.check(p, r).score for p, r in zip(prompts, responses, strict=True)], np.float64
+        )
+
+    def __call__(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> np.ndarray:
+        return scoring.win_lose_tie(self.scores(prompts, first), self.scores(prompts, second))
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardJudge:
+    """Judges by a reward model, with the paper's tie rule (section 4.4).
+
+    Attributes:
+      score_fn: N prompts and N responses to N scalar rewards.
+      name: shown in tables.
+    """
+
+    score_fn: Callable[[Sequence[str], Sequence[str]], Any]
+    name: str = "reward model"
+
+    def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Rewards [N], float64."""
+        _check_lengths(prompts, responses)
+        rewards_N = np.asarray(self.score_fn(prompts, responses), np.float64)
+        if rewards_N.shape != (len(prompts),):
+            raise ValueError(f"score_fn: expected {len(prompts)} rewards, got {rewards_N.shape}")
+        return rewards_N
+
+    def __call__(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> np.ndarray:
+        return scoring.reward_judge_outcomes(
+            self.scores(prompts, first), self.scores(prompts, second)
+        )
+
+
+def _check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:
+    if len(prompts) != len(responses):
+        raise ValueError(
+            f"expected a response to each of {len(prompts)} prompts, got {len(responses)}"
+        )

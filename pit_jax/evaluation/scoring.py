@@ -1,0 +1,317 @@
+"""From scores and verdicts to the numbers of the paper's tables, with intervals.
+
+A verdict on a pair of responses (first, second) is +1 when the first is better, -1 when it is worse
+and 0 for a tie; `outcomes` are int8 arrays of them, one a prompt. Win, lose, tie and delta are in
+percent, as in the paper's tables; accuracies are shares between 0 and 1.
+
+Everything is NumPy and deterministic for a given seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+RESAMPLES = 10_000
+# sigmoid(difference) in [0.45, 0.55] is |difference| <= log(0.55 / 0.45).
+REWARD_TIE_MARGIN = math.log(0.55 / 0.45)
+GAP_PAIRS = ("wl", "ww", "ll", "lw")
+GAP_INEQUALITIES = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
+
+_INTERVAL = (2.5, 97.5)
+_NORMAL_QUANTILE = 1.959963984540054
+_CHUNK_ELEMENTS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Win, lose and tie rates of a first model against a second, all in percent.
+
+    Attributes:
+      win, lose, tie: shares of the prompts; they add up to 100.
+      delta: win - lose, the paper's measure of a performance gap.
+      ci_low, ci_high: 95% bootstrap interval of delta, prompts resampled.
+      n: number of prompts.
+    """
+
+    win: float
+    lose: float
+    tie: float
+    delta: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean over prompts with its 95% bootstrap interval."""
+
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How often an evaluator agrees with the ground truth: share, 95% Wilson interval, pairs."""
+
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EloRatings:
+    """Ratings [M] of M models in the order given, 95% intervals, and ranks (1 is best)."""
+
+    rating: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    rank: np.ndarray
+
+
+def win_lose_tie(scores_a, scores_b, tie_margin: float = 0.0) -> np.ndarray:
+    """Verdicts [N] from two score arrays [N]; a difference of at most `tie_margin` is a tie."""
+    a_N, b_N = _scores(scores_a, "scores_a"), _scores(scores_b, "scores_b")
+    if a_N.shape != b_N.shape:
+        raise ValueError(
+            f"expected as many scores of each model, got {a_N.shape[0]} and {b_N.shape[0]}"
+        )
+    if tie_margin < 0:
+        raise ValueError(f"tie_margin: expected 0 or more, got {tie_margin}")
+    difference_N = a_N - b_N
+    return np.where(np.abs(difference_N) <= tie_margin, 0, np.sign(difference_N)).astype(np.int8)
+
+
+def reward_judge_outcomes(r1, r2) -> np.ndarray:
+    """Verdicts [N] of a reward model: a tie when sigmoid(r1 - r2) is in [0.45, 0.55] (4.4)."""
+    return win_lose_tie(r1, r2, tie_margin=REWARD_TIE_MARGIN)
+
+
+def compare(outcomes, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
+    """Summarises verdicts [N], one a prompt, with a bootstrap interval of delta over prompts.
+
+    Verdicts take three values, so resampling N prompts with replacement is one multinomial draw of
+    the three counts: the same distribution as resampling indices, without the N x resamples table.
+    """
+    outcomes_N = _outcomes(outcomes)
+    n = outcomes_N.size
+    counts = np.array([(outcomes_N == verdict).sum() for verdict in (1, -1, 0)])
+    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
+    low, high = np.percentile(100.0 * (draws[:, 0] - draws[:, 1]) / n, _INTERVAL)
+    win, lose, tie = 100.0 * counts / n
+    return Comparison(
+        win=float(win),
+        lose=float(lose),
+        tie=float(tie),
+        delta=float(100.0 * (counts[0] - counts[1]) / n),
+        ci_low=float(low),
+        ci_high=float(high),
+        n=n,
+    )
+
+
+def mean_interval(values, seed: int = 0, resamples: int = RESAMPLES) -> Mean:
+    """Mean of per-prompt values [N] with a 95% bootstrap interval over prompts."""
+    values_N = _scores(values, "values")
+    n = values_N.size
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    rows = max(1, _CHUNK_ELEMENTS // n)
+    for start in range(0, resamples, rows):
+        stop = min(start + rows, resamples)
+        means[start:stop] = values_N[rng.integers(n, size=(stop - start, n))].mean(axis=1)
+    low, high = np.percentile(means, _INTERVAL)
+    return Mean(mean=float(values_N.mean()), ci_low=float(low), ci_high=float(high), n=n)
+
+
+def agreement(outcomes) -> Agreement:
+    """Agreement of an evaluator with labels (Table 4), from its verdicts [N] on (chosen, rejected).
+
+    Only a verdict for the chosen response agrees; a tie doesn't. R_P prefers it when
+    r(x, y_w) > r(x, y_l), R_PIT when r_gap(x, y_w, y_l) > r_gap(x, y_l, y_w).
+    """
+    outcomes_N = _outcomes(outcomes)
+    n = outcomes_N.size
+    share = float((outcomes_N == 1).mean())
+    # Wilson's interval keeps its width where every verdict agrees, as a bootstrap doesn't.
+    z = _NORMAL_QUANTILE
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Agreement(
+        accuracy=share, ci_low=max(0.0, centre - half), ci_high=min(1.0, centre + half), n=n
+    )
+
+
+def gap_reward_summary(rewards: Mapping[str, np.ndarray]) -> dict[str, object]:
+    """Table 4 and Equation 1 for a gap reward model, from its scores on held-out pairs.
+
+    Args:
+      rewards: 'wl', 'ww', 'll', 'lw' -> [N], where 'wl' is r_gap(x, y_w, y_l) and so on.
+
+    Returns:
+      accuracy, ci_low, ci_high (shares) and n of r_wl > r_lw; 'inequalities', the share of prompts
+      that meet each of the five ('wl>ww', ...); 'means' of the four.
+    """
+    missing = [pair for pair in GAP_PAIRS if pair not in rewards]
+    if missing:
+        raise ValueError(f"rewards: expected {', '.join(GAP_PAIRS)}; missing {', '.join(missing)}")
+    verdict = {
+        f"{above}>{below}": win_lose_tie(rewards[above], rewards[below])
+        for above, below in GAP_INEQUALITIES
+    }
+    return {
+        **dataclasses.asdict(agreement(verdict["wl>lw"])),
+        "inequalities": {name: float((v_N == 1).mean()) for name, v_N in verdict.items()},
+        "means": {pair: float(np.mean(rewards[pair])) for pair in GAP_PAIRS},
+    }
+
+
+def pairwise_outcomes(
+    scores_MN, judge: Callable[..., np.ndarray] = win_lose_tie
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compares every two of M models on N prompts.
+
+    Args:
+      scores_MN: a score for each model and prompt.
+      judge: two score arrays [N] to verdicts [N]: `win_lose_tie` or `reward_judge_outcomes`.
+
+    Returns:
+      The M(M-1)/2 pairs [Q, 2] of model indices, and the verdicts [Q, N] for the first of each.
+    """
+    scores_MN = np.asarray(scores_MN, dtype=np.float64)
+    if scores_MN.ndim != 2 or scores_MN.shape[0] < 2:
+        raise ValueError(f"expected scores of 2 or more models by prompt, got {scores_MN.shape}")
+    pairs = list(itertools.combinations(range(scores_MN.shape[0]), 2))
+    verdicts = [judge(scores_MN[a], scores_MN[b]) for a, b in pairs]
+    return np.array(pairs), np.stack(verdicts)
+
+
+def elo_ratings(
+    pairs_Q2,
+    outcomes_QN,
+    shuffles: int = 100,
+    seed: int = 0,
+    k: float = 4.0,
+    initial: float = 1000.0,
+) -> EloRatings:
+    """ELO ratings averaged over orders of the comparisons (Table 3).
+
+    A rating depends on the order in which matches are played, so each is averaged over `shuffles`
+    random orders of all Q x N matches. The interval comes from as many orders again in which the
+    prompts are resampled too: it holds the noise of the order and of the prompts.
+
+    Args:
+      pairs_Q2: model indices of each pairing; every index 0..M-1 occurs.
+      outcomes_QN: verdicts for the first model of each pair, by prompt.
+      shuffles: number of orders.
+      seed: of the orders and resamples.
+      k: points at stake in one match.
+      initial: rating at the start, and so the mean of all ratings.
+    """
+    pairs_Q2, outcomes_QN = np.asarray(pairs_Q2), np.asarray(outcomes_QN)
+    if outcomes_QN.ndim != 2 or pairs_Q2.shape != (outcomes_QN.shape[0], 2):
+        raise ValueError(
+            f"expected pairs [Q, 2] and outcomes [Q, N], got {pairs_Q2.shape}, {outcomes_QN.shape}"
+        )
+    if outcomes_QN.size == 0:
+        raise ValueError("expected at least one comparison, got none")
+    num_pairs, num_prompts = outcomes_QN.shape
+    first = np.repeat(pairs_Q2[:, 0], num_prompts)
+    second = np.repeat(pairs_Q2[:, 1], num_prompts)
+    won = (outcomes_QN.reshape(-1) + 1) / 2.0
+
+    rng = np.random.default_rng(seed)
+    whole = np.arange(num_pairs * num_prompts)
+    orders = [rng.permutation(whole) for _ in range(shuffles)]
+    for _ in range(shuffles):
+        prompts = rng.integers(num_prompts, size=num_prompts)
+        matches = np.arange(num_pairs)[:, None] * num_prompts + prompts[None, :]
+        orders.append(rng.permutation(matches.reshape(-1)))
+
+    ratings_SM = _play(first, second, won, np.stack(orders, axis=1), k, initial)
+    rating = ratings_SM[:shuffles].mean(axis=0)
+    low, high = np.percentile(ratings_SM[shuffles:], _INTERVAL, axis=0)
+    rank = 1 + (rating[None, :] > rating[:, None]).sum(axis=1)
+    return EloRatings(rating=rating, low=low, high=high, rank=rank)
+
+
+def _play(first, second, won, order_TS, k: float, initial: float) -> np.ndarray:
+    """Plays T matches one after another, in S orders at once; returns the last ratings [S, M]."""
+    rows = np.arange(order_TS.shape[1])
+    ratings_SM = np.full((rows.size, int(max(first.max(), second.max())) + 1), float(initial))
+    for match_S in order_TS:
+        a_S, b_S = first[match_S], second[match_S]
+        rating_a_S, rating_b_S = ratings_SM[rows, a_S], ratings_SM[rows, b_S]
+        expected_S = 1.0 / (1.0 + 10.0 ** ((rating_b_S - rating_a_S) / 400.0))
+        change_S = k * (won[match_S] - expected_S)
+        ratings_SM[rows, a_S] = rating_a_S + change_S
+        ratings_SM[rows, b_S] = rating_b_S - change_S
+    return ratings_SM
+
+
+def density_histograms(
+    series: Mapping[str, Sequence[float]], bins: int = 40
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Densities of several samples over the same bins (Figure 2).
+
+    Returns:
+      edges [bins + 1], and for each name its density [bins], which integrates to 1.
+    """
+    samples = {name: _scores(values, name) for name, values in series.items()}
+    if not samples:
+        raise ValueError("expected at least one series, got none")
+    edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins=bins)
+    return edges, {
+        name: np.histogram(values, bins=edges, density=True)[0] for name, values in samples.items()
+    }
+
+
+def reward_regions(means: Mapping[str, float]) -> tuple[float, float] | None:
+    """Bounds of Figure 4's Similar region, from a gap reward model's means on held-out pairs.
+
+    A response no better than its reference scores like r_ww and r_ll, a better one like r_wl, a
+    worse one like r_lw: the bounds are the midpoints between neighbours. The paper doesn't say
+    how it drew its regions.
+
+    Returns:
+      (low, high): Worse lies below low, Better above high. None where the means aren't in the
+      order of Equation 1, for then there are no such regions.
+    """
+    alike = (means["ww"], means["ll"])
+    low, high = (means["lw"] + min(alike)) / 2, (means["wl"] + max(alike)) / 2
+    if not means["lw"] < min(alike) or not means["wl"] > max(alike):
+        return None
+    return low, high
+
+
+def region_of(reward: float, regions: tuple[float, float]) -> str:
+    """'worse', 'similar' or 'better', the region of Figure 4 a reward lies in."""
+    low, high = regions
+    return "worse" if reward < low else "better" if reward > high else "similar"
+
+
+def _scores(values, name: str) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name}: expected one score a prompt, got an array of {array.shape}")
+    if not np.isfinite(array).all():
+        bad = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise ValueError(f"{name}: expected finite scores, got {array[bad]} at index {bad}")
+    return array
+
+
+def _outcomes(values) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"outcomes: expected one verdict a prompt, got an array of {array.shape}")
+    if not np.isin(array, (-1, 0, 1)).all():
+        raise ValueError(f"outcomes: expected -1, 0 and 1, got {np.unique(array)[:5].tolist()}")
+    return array

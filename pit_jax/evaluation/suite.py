@@ -1,0 +1,439 @@
+"""The evaluation of a run: Tables 1 to 4 and Figures 2 to 4, as far as its judge can tell.
+
+The judge is the exact checker where the data has one, else the run's own R_P. Everything is measured
+on one split, looked at once, with 95% intervals over prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pit_jax import __version__, stages
+from pit_jax import metrics as metrics_lib
+from pit_jax.data import instructions
+from pit_jax.data.examples import Example
+from pit_jax.decode import SamplingConfig
+from pit_jax.evaluation import scoring
+from pit_jax.evaluation.judges import ExactJudge, Judge, RewardJudge
+from pit_jax.forward import gap_scores
+from pit_jax.improve import ImproveConfig, Trace
+from pit_jax.models.heads import ScalarModel
+from pit_jax.pipeline import Run
+from pit_jax.sampler import Response
+from pit_jax.stages import RLStage, RewardStage
+
+PAIRS = ("wl", "ww", "ll", "lw")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What to evaluate.
+
+    Attributes:
+      split: `dev` while tuning, `test` for the report.
+      num_prompts: the first so many prompts of the split; 0 takes all.
+      temperatures: of the tables; the first is the main one.
+      sweep: temperatures of Figure 3.
+      iterations: improvement steps tabled (Table 3).
+      num_samples: prompts shown with all their texts.
+      self_refine: whether to sample the Self-Refine baseline.
+      sft, policy, pit, reward_model, gap_model: names of the stages to evaluate.
+      controls: (label, stage) of policies compared with the original, such as one trained longer.
+      ablations: (label, stage) of PIT models compared with the original (Table 2).
+    """
+
+    split: str = "test"
+    num_prompts: int = 0
+    temperatures: tuple[float, ...] = (1.0, 0.4)
+    sweep: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
+    iterations: int = 5
+    num_samples: int = 6
+    self_refine: bool = True
+    sft: str = "sft_policy"
+    policy: str = "rl_policy"
+    pit: str = "rl_pit"
+    reward_model: str = "rm_policy"
+    gap_model: str = "rm_gap"
+    controls: tuple[tuple[str, str], ...] = ()
+    ablations: tuple[tuple[str, str], ...] = ()
+
+
+class Suite:
+    """Samples, judges and tables for one run.
+
+    Args:
+      run: whose stages are trained.
+      config: what to evaluate.
+    """
+
+    def __init__(self, run: Run, config: EvaluationConfig):
+        self._run = run
+        self._config = config
+        examples = run.data.examples(config.split)
+        self._examples: list[Example] = examples[: config.num_prompts or None]
+        self._prompts = [e.prompt for e in self._examples]
+        self._rows = [e.index for e in self._examples]
+        dataset = run.config.dataset
+        self._judge: Judge
+        if dataset.kind == "instructions":
+            family = dataset.family
+            self._judge = ExactJudge(lambda p, r: instructions.check(family, p, r))
+        else:
+            self._judge = RewardJudge(self._reward, f"R_P ({config.reward_model})")
+        self._cache: dict[tuple, list[Response]] = {}
+        self._traces: dict[tuple, list[Trace]] = {}
+
+    def results(self) -> dict[str, Any]:
+        """Everything the report shows; see report.py for the layout."""
+        config, run = self._config, self._run
+        comparisons, scores = [], []
+        for temperature in config.temperatures:
+            comparisons += self._comparisons(temperature)
+            scores += self._scores(temperature)
+        gap_rows, gap_values = self._gap_rewards()
+        return {
+            "title": f"PIT on {run.config.dataset.name}",
+            "description": (
+                f"{len(self._prompts)} prompts of the {config.split} split, judged by the "
+                f"{self._judge.name}; seed {run.config.seed}."
+            ),
+            "seed": run.config.seed,
+            "num_prompts": len(self._prompts),
+            "versions": {"pit_jax": __version__, "jax": jax.__version__, "python": _python()},
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "data": {"rows": self._data_rows()},
+            "stages": [run.result(s.name) for s in run.config.stages if run.is_complete(s.name)],
+            "comparisons": comparisons,
+            "scores": scores,
+            "iterations": [
+                {"temperature": t, "rows": self._iteration_rows(t)} for t in config.temperatures
+            ],
+            "reward_models": [self._pair_rewards(), *gap_rows],
+            "figure2": {pair: values.tolist() for pair, values in gap_values.items()},
+            "figure3": self._sweep(),
+            "figure4": self._reward_curves(),
+            "curves": self._learning_curves(),
+            "samples": self._samples(),
+        }
+
+    def judge_generations(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Results for saved generations: each iteration's text compared with the first one's.
+
+        Args:
+          records: `prompt` and `responses` [y_0, y_1, …], all of the same length or stopped early (the
+            last one then stands for the later ones).
+        """
+        prompts = [record["prompt"] for record in records]
+        depth = max(len(record["responses"]) for record in records)
+        texts = [
+            [r["responses"][min(k, len(r["responses"]) - 1)] for r in records] for k in range(depth)
+        ]
+        comparisons, scores = [], []
+        for k, each in enumerate(texts):
+            mean = scoring.mean_interval(self._judge.scores(prompts, each))
+            interval = {"ci_low": mean.ci_low, "ci_high": mean.ci_high}
+            scores.append({"name": f"iteration {k}", "mean_score": mean.mean, **interval})
+            if k:
+                outcomes = self._judge(prompts, each, texts[0])
+                row = {"name": f"Iteration {k} vs Original", "judge": self._judge.name}
+                row |= {"group": "table1", **dataclasses.asdict(scoring.compare(outcomes))}
+                comparisons.append(row)
+        return {
+            "title": "Saved generations",
+            "num_prompts": len(prompts),
+            "comparisons": comparisons,
+            "scores": scores,
+        }
+
+    # Samples
+
+    def policy(self, stage: str, temperature: float, draw: int = 0) -> list[Response]:
+        """One response of a policy to each prompt; `draw` tells independent samples apart."""
+        key = ("policy", stage, temperature, draw)
+        if key not in self._cache:
+            run = self._run
+            self._cache[key] = run.sampler.respond(
+                run.model(stage),
+                [run.layout.policy_prompt(prompt) for prompt in self._prompts],
+                run.layout.widths(run.config.lengths).policy,
+                self._rows,
+                run.key("evaluation", stage, draw),
+                SamplingConfig(temperature=temperature),
+            )
+        return self._cache[key]
+
+    def improved(
+        self, stage: str, temperature: float, iterations: int, method: str = "pit"
+    ) -> list[Trace]:
+        """Improvements of the original responses at the same temperature (Algorithm 2)."""
+        key = (stage, temperature, iterations, method)
+        if key not in self._traces:
+            config, run = self._config, self._run
+            improver = run.improver(stage, config.gap_model)
+            improve = dataclasses.replace(
+                run.config.improve,
+                iterations=iterations,
+                sampling=SamplingConfig(temperature=temperature),
+                stop_unchanged=False,
+                min_gap=None,
+                time_budget=0.0,
+                method=method,
+            )
+            original = self.policy(config.policy, temperature)
+            draw = run.key("evaluation", stage, method)
+            self._traces[key] = improver(self._prompts, original, self._rows, draw, improve)
+        return self._traces[key]
+
+    def _pit(self, stage: str, temperature: float, iteration: int = 1) -> list[Response]:
+        depth = self._config.iterations if stage == self._config.pit else 1
+        traces = self.improved(stage, temperature, depth)
+        return [trace.responses[iteration] for trace in traces]
+
+    def _texts(self, responses: Sequence[Response]) -> list[str]:
+        return [self._run.vocabulary.decode(r.tokens) for r in responses]
+
+    def _reward(self, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """R_P of texts, for data without a checker."""
+        run, name = self._run, self._config.reward_model
+        widths = run.layout.widths(run.config.lengths)
+        encoded = [run.layout.response(text)[: widths.response] for text in texts]
+        eos = run.vocabulary.eos_id
+        responses = [
+            Response(row[:-1] if row[-1] == eos else row, row[-1] == eos) for row in encoded
+        ]
+        built = [run.layout.reward_prompt(prompt) for prompt in prompts]
+        return run.sampler.score(
+            run.model(name), built, widths.reward, responses, run.pooling(name)
+        )
+
+    # Tables
+
+    def _compare(self, name, temperature, group, first, second) -> dict[str, Any]:
+        outcomes = self._judge(self._prompts, self._texts(first), self._texts(second))
+        comparison = dataclasses.asdict(scoring.compare(outcomes, seed=self._run.config.seed))
+        return {
+            "name": name,
+            "temperature": temperature,
+            "judge": self._judge.name,
+            "group": group,
+            **comparison,
+        }
+
+    def _comparisons(self, temperature: float) -> list[dict[str, Any]]:
+        config = self._config
+        original = self.policy(config.policy, temperature)
+        pit = self._pit(config.pit, temperature)
+        again = self.policy(config.policy, temperature, draw=1)
+        chosen = [Response(self._run.vocabulary.encode(e.chosen), True) for e in self._examples]
+        rows = [
+            ("RL vs SFT", "table1", original, self.policy(config.sft, temperature)),
+            ("Original vs y_w", "table1", original, chosen),
+            ("PIT vs Original", "table1", pit, original),
+        ]
+        if config.self_refine:
+            traces = self.improved(config.policy, temperature, 1, "self_refine")
+            refined = [trace.responses[1] for trace in traces]
+            rows.append(("Self-Refine vs Original", "table1", refined, original))
+            rows.append(("PIT vs Self-Refine", "table1", pit, refined))
+        for label, stage in config.ablations:
+            ablated = self._pit(stage, temperature)
+            rows.append((f"{label} vs Original", "table2", ablated, original))
+            rows.append((f"PIT vs {label}", "table2", pit, ablated))
+        rows.append(("Policy re-sampled vs Original", "control", again, original))
+        rows.append(("PIT vs Policy re-sampled", "control", pit, again))
+        for label, stage in config.controls:
+            other = self.policy(stage, temperature)
+            rows.append((f"{label} vs Original", "control", other, original))
+            rows.append((f"PIT vs {label}", "control", pit, other))
+        return [self._compare(n, temperature, group, a, b) for n, group, a, b in rows]
+
+    def _scores(self, temperature: float) -> list[dict[str, Any]]:
+        config = self._config
+        models = [
+            ("SFT policy", self.policy(config.sft, temperature)),
+            ("RL policy (Original)", self.policy(config.policy, temperature)),
+            ("PIT", self._pit(config.pit, temperature)),
+        ]
+        models += [(label, self.policy(s, temperature)) for label, s in config.controls]
+        models += [(label, self._pit(s, temperature)) for label, s in config.ablations]
+        rows = []
+        for name, responses in models:
+            values = self._judge.scores(self._prompts, self._texts(responses))
+            mean = scoring.mean_interval(values, seed=self._run.config.seed)
+            rows.append(
+                {
+                    "name": name,
+                    "temperature": temperature,
+                    "mean_score": mean.mean,
+                    "ci_low": mean.ci_low,
+                    "ci_high": mean.ci_high,
+                    "eos_rate": float(np.mean([r.ended for r in responses])),
+                    "mean_length": float(np.mean([len(r.tokens) for r in responses])),
+                }
+            )
+        return rows
+
+    def _iteration_rows(self, temperature: float) -> list[dict[str, Any]]:
+        traces = self.improved(self._config.pit, temperature, self._config.iterations)
+        count = self._config.iterations + 1
+        texts = [self._texts([t.responses[k] for t in traces]) for k in range(count)]
+        scores_MN = np.stack([self._judge.scores(self._prompts, each) for each in texts])
+        verdict = scoring.win_lose_tie
+        if not isinstance(self._judge, ExactJudge):
+            verdict = scoring.reward_judge_outcomes
+        pairs, outcomes = scoring.pairwise_outcomes(scores_MN, verdict)
+        elo = scoring.elo_ratings(pairs, outcomes, seed=self._run.config.seed)
+        rows = []
+        for k in range(count):
+            delta = scoring.compare(verdict(scores_MN[k], scores_MN[0]))
+            row = {
+                "iteration": k,
+                "mean_score": float(scores_MN[k].mean()),
+                "elo": float(elo.rating[k]),
+                "elo_low": float(elo.low[k]),
+                "elo_high": float(elo.high[k]),
+            }
+            if k:
+                changed = [t.responses[k].tokens != t.responses[k - 1].tokens for t in traces]
+                row |= {
+                    "delta_vs_original": delta.delta,
+                    "ci_low": delta.ci_low,
+                    "ci_high": delta.ci_high,
+                    "changed": float(np.mean(changed)),
+                    "gap": float(np.mean([t.gaps[k - 1] for t in traces])),
+                }
+            rows.append(row)
+        return rows
+
+    def _pair_rewards(self) -> dict[str, Any]:
+        chosen = self._reward(self._prompts, [e.chosen for e in self._examples])
+        rejected = self._reward(self._prompts, [e.rejected for e in self._examples])
+        verdicts = scoring.win_lose_tie(chosen, rejected)
+        return {"name": "R_P", **dataclasses.asdict(scoring.agreement(verdicts))}
+
+    def _gap_rewards(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+        """Table 4's row of R_PIT and the rewards of Figure 2, on the evaluated split."""
+        run, name = self._run, self._config.gap_model
+        model, pooling = ScalarModel(run.config.network), run.pooling(name)
+        score = run.partitioner.jit(
+            lambda params, batch: gap_scores(model, params, batch, pooling),
+            out_shardings=run.partitioner.replicated,
+        )
+        stage = run.stage(name)
+        assert isinstance(stage, RewardStage)
+        found: dict[str, list[np.ndarray]] = {pair: [] for pair in PAIRS}
+        batches = run.data.batches(
+            "rm_gap", self._config.split, stage.batch_size, shuffle=False, num_epochs=1
+        )
+        for batch in batches:
+            real = batch.pop("weight") > 0
+            scores = score(run.model(name), run.partitioner.shard_batch(batch))
+            for pair in PAIRS:
+                found[pair].append(np.asarray(scores[pair])[real])
+        values = {p: np.concatenate(v)[: len(self._prompts)] for p, v in found.items()}
+        moved = np.abs(values["wl"] - values["ww"]) + np.abs(values["ll"] - values["lw"])
+        spread = np.abs(values["wl"] - values["lw"])
+        row = {
+            "name": "R_PIT",
+            **scoring.gap_reward_summary(values),
+            "degeneration": float(moved.sum() / max(float(spread.sum()), 1e-9)),
+        }
+        return [row], values
+
+    # Figures
+
+    def _sweep(self) -> dict[str, Any]:
+        config = self._config
+        series: dict[str, list[float]] = {}
+        intervals: dict[str, list[list[float]]] = {}
+        for temperature in config.sweep:
+            original = self.policy(config.policy, 1.0)
+            improver = self._run.improver(config.pit)
+            improve = ImproveConfig(sampling=SamplingConfig(temperature=temperature))
+            draw = self._run.key("evaluation", config.pit, "sweep")
+            traces = improver(self._prompts, original, self._rows, draw, improve)
+            again = self.policy(config.policy, temperature, draw=1)
+            for name, responses in (
+                ("PIT vs Original", [t.responses[1] for t in traces]),
+                ("Policy re-sampled vs Original", again),
+            ):
+                row = self._compare(name, temperature, "figure3", responses, original)
+                series.setdefault(name, []).append(row["delta"])
+                intervals.setdefault(name, []).append([row["ci_low"], row["ci_high"]])
+        return {"temperatures": list(config.sweep), "series": series, "intervals": intervals}
+
+    def _records(self, stage: str) -> list[dict[str, Any]]:
+        return metrics_lib.read_jsonl(self._run.directory / stage / "metrics.jsonl")
+
+    def _reward_curves(self) -> list[dict[str, Any]]:
+        stage = self._run.stage(self._config.pit)
+        assert isinstance(stage, RLStage)
+        curves, first = [], 0
+        for number, round_ in enumerate(stage.rounds):
+            last = first + round_.steps
+            records = [r for r in self._records(stage.name) if first < r["step"] <= last]
+            curves.append(
+                {
+                    "round": f"round {number}: references from {round_.source}",
+                    "steps": [r["step"] for r in records],
+                    "reward": [r["score"] for r in records],
+                }
+            )
+            first = last
+        return curves
+
+    def _learning_curves(self) -> list[dict[str, Any]]:
+        curves = []
+        for stage in self._run.config.stages:
+            if not self._run.is_complete(stage.name):
+                continue
+            metric = "score" if stage.task in stages.RL_TASKS else "loss"
+            records = [r for r in self._records(stage.name) if metric in r]
+            curves.append(
+                {
+                    "stage": stage.name,
+                    "metric": metric,
+                    "steps": [r["step"] for r in records],
+                    "values": [r[metric] for r in records],
+                }
+            )
+        return curves
+
+    def _samples(self) -> list[dict[str, Any]]:
+        traces = self.improved(
+            self._config.pit, self._config.temperatures[0], self._config.iterations
+        )
+        samples = []
+        for example, trace in list(zip(self._examples, traces, strict=True))[
+            : self._config.num_samples
+        ]:
+            texts = self._texts(trace.responses)
+            scores = self._judge.scores([example.prompt] * len(texts), texts)
+            samples.append(
+                {
+                    "prompt": example.prompt,
+                    "original": texts[0],
+                    "iterations": texts[1:],
+                    "scores": [float(score) for score in scores],
+                    "chosen": example.chosen,
+                }
+            )
+        return samples
+
+    def _data_rows(self) -> list[list[Any]]:
+        report = self._run.data.report()
+        rows: list[list[Any]] = [["examples read", report["read"]]]
+        rows += [[f"dropped: {reason}", n] for reason, n in sorted(report["dropped"].items())]
+        rows += [[f"{split} split", n] for split, n in report["splits"].items()]
+        rows += [[f"fold {fold} of train", n] for fold, n in report["folds"].items()]
+        return rows
+
+
+def _python() -> str:
+    return ".".join(map(str, sys.version_info[:3]))

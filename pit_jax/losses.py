@@ -1,0 +1,147 @@
+"""Losses of supervised fine-tuning, reward models and PPO, as pure functions.
+
+Every loss returns `(sum, weight)`: the division happens once, after all microbatches and hosts.
+Equation numbers are the paper's (ICLR 2024, arXiv 2310.00898).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Weighted = tuple[jax.Array, jax.Array]
+
+GAP_LOSSES = ("eq2", "two_term", "pointwise")
+# The pairs of Eq. 2, "greater, smaller"; r_ab is short for R_PIT(x, y_a, y_b).
+GAP_INEQUALITIES = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
+
+
+def token_log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array, temperature: float = 1.0):
+    """Log-probability of each token and entropy of each distribution.
+
+    Args:
+      logits_BTV: float32 logits.
+      tokens_BT: int32 tokens, one for each column of logits.
+      temperature: divides the logits; 0 (greedy decoding) counts as 1.
+
+    Returns:
+      log_probs_BT and entropy_BT in nats.
+    """
+    scaled_BTV = logits_BTV if temperature == 0 else logits_BTV / temperature
+    log_p_BTV = jax.nn.log_softmax(scaled_BTV, axis=-1)
+    log_probs_BT = jnp.take_along_axis(log_p_BTV, tokens_BT[..., None], axis=-1)[..., 0]
+    entropy_BT = -jnp.sum(jnp.exp(log_p_BTV) * log_p_BTV, axis=-1)
+    return log_probs_BT, entropy_BT
+
+
+def sft_loss(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Weighted:
+    """`-log M(y | …)` over target tokens (3.2).
+
+    Tokens of negative weight are unlikely targets instead: `-log(1 - M(y | …))` times the weight's
+    size (the unlikelihood option the paper discusses in 3.2). They add to the sum and not to the
+    weight, so the likelihood part stays a mean over the target tokens.
+
+    Returns:
+      (sum, weight): nats, number of target tokens.
+    """
+    log_probs_BT, _ = token_log_probs(logits_BTV, targets_BT)
+    unlikely_BT = jnp.log1p(-jnp.minimum(jnp.exp(log_probs_BT), 1 - 1e-6))
+    likely_BT = jnp.maximum(weights_BT, 0)
+    total = likely_BT * log_probs_BT + jnp.maximum(-weights_BT, 0) * unlikely_BT
+    return -jnp.sum(total), jnp.sum(likely_BT)
+
+
+def pairwise_loss(chosen_B: jax.Array, rejected_B: jax.Array, weight_B: jax.Array) -> Weighted:
+    """`-log σ(r_w − r_l)` (3.3).
+
+    Args:
+      chosen_B: scores of y_w.
+      rejected_B: scores of y_l.
+      weight_B: 0 for rows that only fill the batch.
+    """
+    return -jnp.sum(jax.nn.log_sigmoid(chosen_B - rejected_B) * weight_B), jnp.sum(weight_B)
+
+
+def gap_loss(scores: dict[str, jax.Array], weight_B: jax.Array, kind: str = "eq2") -> Weighted:
+    """The gap reward's loss.
+
+    `eq2` is Eq. 2, for r_ab = R_PIT(x, y_a, y_b):
+
+        −[log σ(r_wl − r_ww) + log σ(r_wl − r_ll) + log σ(r_wl − r_lw)
+          + log σ(r_ww − r_lw) + log σ(r_ll − r_lw)]
+
+    The others are the paper's ablations (Appendix C): `two_term` keeps only `log σ(r_wl − r_lw)`;
+    `pointwise` is the squared error to 1 (wl), 0.5 (ww, ll) and 0 (lw).
+
+    Args:
+      scores: r_ab [B] under the keys wl, ww, ll, lw.
+      weight_B: 0 for rows that only fill the batch.
+      kind: one of GAP_LOSSES.
+
+    Raises:
+      ValueError: if `kind` is unknown.
+    """
+    if kind == "eq2":
+        loss_B = -sum(jax.nn.log_sigmoid(scores[a] - scores[b]) for a, b in GAP_INEQUALITIES)
+    elif kind == "two_term":
+        loss_B = -jax.nn.log_sigmoid(scores["wl"] - scores["lw"])
+    elif kind == "pointwise":
+        goals = {"wl": 1.0, "ww": 0.5, "ll": 0.5, "lw": 0.0}
+        loss_B = sum(jnp.square(scores[name] - goal) for name, goal in goals.items())
+    else:
+        raise ValueError(f"gap loss: got {kind!r}, expected one of {GAP_LOSSES}")
+    return jnp.sum(loss_B * weight_B), jnp.sum(weight_B)
+
+
+def centring_penalty(scores_NB: jax.Array, weight_B: jax.Array) -> Weighted:
+    """Mean squared score: keeps scores of a small reward model around 0 (an option, off by default).
+
+    A difference-only loss leaves the scores' offset free (Eisenstein et al., 2023).
+    """
+    squares = jnp.sum(jnp.square(scores_NB) * weight_B[None])
+    return squares, jnp.sum(weight_B) * scores_NB.shape[0]
+
+
+def ppo_policy_loss(
+    log_probs_BR: jax.Array,
+    old_log_probs_BR: jax.Array,
+    advantages_BR: jax.Array,
+    mask_BR: jax.Array,
+    clip: float,
+) -> tuple[Weighted, dict[str, Weighted]]:
+    """`mean max(−Aρ, −A clip(ρ, 1 ± clip))` over real tokens (Schulman et al., 2017).
+
+    Returns:
+      (sum, weight) and metrics: ratio and its square, share of clipped tokens, approximate KL
+      `½ (log ρ)²`.
+    """
+    log_ratio_BR = (log_probs_BR - old_log_probs_BR) * mask_BR
+    ratio_BR = jnp.exp(log_ratio_BR)
+    plain_BR = -advantages_BR * ratio_BR
+    clipped_BR = -advantages_BR * jnp.clip(ratio_BR, 1 - clip, 1 + clip)
+    weight = jnp.sum(mask_BR)
+    loss = jnp.sum(jnp.maximum(plain_BR, clipped_BR) * mask_BR)
+    metrics = {
+        "ratio": jnp.sum(ratio_BR * mask_BR),
+        "ratio_squared": jnp.sum(jnp.square(ratio_BR) * mask_BR),
+        "policy_clip_fraction": jnp.sum((clipped_BR > plain_BR) * mask_BR),
+        "approx_kl": 0.5 * jnp.sum(jnp.square(log_ratio_BR) * mask_BR),
+    }
+    return (loss, weight), {name: (total, weight) for name, total in metrics.items()}
+
+
+def ppo_value_loss(
+    values_BR: jax.Array,
+    old_values_BR: jax.Array,
+    returns_BR: jax.Array,
+    mask_BR: jax.Array,
+    clip: float,
+) -> tuple[Weighted, dict[str, Weighted]]:
+    """`½ mean max((V−R)², (clip(V, V_old ± clip)−R)²)` over real tokens."""
+    clipped_BR = jnp.clip(values_BR, old_values_BR - clip, old_values_BR + clip)
+    plain_error_BR = jnp.square(values_BR - returns_BR)
+    clipped_error_BR = jnp.square(clipped_BR - returns_BR)
+    weight = jnp.sum(mask_BR)
+    loss = 0.5 * jnp.sum(jnp.maximum(plain_error_BR, clipped_error_BR) * mask_BR)
+    fraction = jnp.sum((clipped_error_BR > plain_error_BR) * mask_BR)
+    return (loss, weight), {"value_clip_fraction": (fraction, weight)}

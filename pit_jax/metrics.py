@@ -1,0 +1,293 @@
+"""Metrics as (sum, weight) pairs, and the writers that record them.
+
+A step function returns `{name: (sum, weight)}`. Pairs add across microbatches, steps and hosts, and
+the division happens once, on the host, so a mean over tokens is over all tokens and not a mean of
+means. The tree is plain tuples in a dict: it passes through jit, scan and psum unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+Metrics = dict[str, tuple[Any, Any]]
+
+_RESERVED_KEYS = ("step", "texts")
+
+
+def merge(a: Mapping[str, tuple[Any, Any]], b: Mapping[str, tuple[Any, Any]]) -> Metrics:
+    """Adds two metric trees name by name; a name that only one of them has is kept as it is.
+
+    Leaves are scalars (or arrays of equal shape). Pure, so it may be traced.
+    """
+    merged = dict(a)
+    for name, (total, weight) in b.items():
+        if name in merged:
+            total, weight = merged[name][0] + total, merged[name][1] + weight
+        merged[name] = (total, weight)
+    return merged
+
+
+def compute(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Divides every sum by its weight, on the host; a metric whose weight is 0 is left out.
+
+    A sum that is not finite stays so: a diverged loss has to be seen.
+
+    Raises:
+      ValueError: a metric is not a pair of scalars.
+    """
+    for pair in metrics.values():
+        for leaf in pair:
+            if hasattr(leaf, "copy_to_host_async"):
+                leaf.copy_to_host_async()
+    values = {}
+    for name, pair in metrics.items():
+        total, weight = (np.asarray(leaf) for leaf in pair)
+        if total.size != 1 or weight.size != 1:
+            raise ValueError(
+                f"metric {name!r}: expected a (sum, weight) pair of scalars, got shapes "
+                f"{total.shape} and {weight.shape}"
+            )
+        if weight.item() != 0:
+            values[name] = float(total.item()) / float(weight.item())
+    return values
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the records of a JSONL file; null values come back as nan.
+
+    A last line cut short by a crash is left out.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a line before the last one is not a JSON object.
+    """
+    lines = pathlib.Path(path).read_bytes().split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object, got {line[:80]!r}"
+            ) from error
+        records.append({key: math.nan if value is None else value for key, value in record.items()})
+    return records
+
+
+class Writer(Protocol):
+    """What `MetricWriter` fans out to."""
+
+    def write(
+        self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
+    ) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlWriter:
+    """One JSON object a line: `{"step": 10, "loss": 1.5, "texts": {"sample": "..."}}`.
+
+    Every line is flushed when it is written. A value that is not finite is stored as null, so that
+    every line is standard JSON.
+
+    Args:
+      path: the file; it and its folder are made when absent.
+      resume_step: the step the run continues from. Records of later steps, which the run will write
+        again, are dropped, as is a torn last line. None keeps every whole record; -1 starts afresh.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None):
+        self._path = pathlib.Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            self._repair(resume_step)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+
+    def _repair(self, resume_step: int | None) -> None:
+        kept = [
+            record
+            for record in read_jsonl(self._path)
+            if resume_step is None or record.get("step", 0) <= resume_step
+        ]
+        # Replaced whole, so a crash here leaves either the old file or the new one.
+        scratch = self._path.with_name(self._path.name + ".tmp")
+        with open(scratch, "w", encoding="utf-8") as file:
+            file.writelines(_json_line(record) for record in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, self._path)
+
+    def write(
+        self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
+    ) -> None:
+        for key in _RESERVED_KEYS:
+            if key in scalars:
+                raise ValueError(f"a scalar may not be named {key!r}: the record itself uses it")
+        record: dict[str, Any] = {"step": int(step)}
+        record.update((name, float(value)) for name, value in scalars.items())
+        if texts:
+            record["texts"] = dict(texts)
+        self._file.write(_json_line(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class TensorBoardWriter:
+    """Scalars and texts as TensorBoard events (needs tensorboardX).
+
+    Args:
+      log_dir: the folder of the event files.
+      resume_step: the step the run continues from; TensorBoard hides events of later steps.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike[str], resume_step: int | None = None):
+        import tensorboardX
+
+        self._writer = tensorboardX.SummaryWriter(
+            str(log_dir), purge_step=None if resume_step is None else resume_step + 1
+        )
+
+    def write(
+        self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
+    ) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, float(value), step)
+        for name, text in (texts or {}).items():
+            # TensorBoard renders Markdown; an indented block shows a model's text as it is.
+            self._writer.add_text(name, "    " + text.replace("\n", "\n    "), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Console:
+    """Progress of one stage: a bar on a terminal, a line about every tenth of the steps when piped.
+
+    Args:
+      stage: the name shown, such as 'rl_pit'.
+      total_steps: steps of the whole stage.
+      metrics_to_show: names of the scalars to print, in order; absent ones are passed over.
+      initial_step: the step the run continues from.
+      stream: where to print; stdout by default.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total_steps: int,
+        metrics_to_show: Sequence[str],
+        initial_step: int = 0,
+        stream: TextIO | None = None,
+    ):
+        if total_steps < 1:
+            raise ValueError(f"total_steps: expected at least 1, got {total_steps}")
+        self._stage, self._total, self._shown = stage, total_steps, tuple(metrics_to_show)
+        self._stream = sys.stdout if stream is None else stream
+        self._initial, self._started = initial_step, time.monotonic()
+        self._last_tenth: int | None = None
+        self._bar = None
+        if self._stream.isatty():
+            import tqdm
+
+            self._bar = tqdm.tqdm(
+                total=total_steps,
+                initial=initial_step,
+                desc=stage,
+                unit="step",
+                file=self._stream,
+                dynamic_ncols=True,
+            )
+
+    def write(
+        self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
+    ) -> None:
+        del texts  # too long for a terminal; the other writers keep them
+        shown = [f"{name} {scalars[name]:.4g}" for name in self._shown if name in scalars]
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(shown), refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        tenth = 10 * step // self._total
+        if tenth == self._last_tenth:
+            return
+        self._last_tenth = tenth
+        width = len(str(self._total))
+        parts = [f"{self._stage}  {step:{width}d}/{self._total}", *shown, self._pace(step)]
+        print("  ".join(parts), file=self._stream, flush=True)
+
+    def _pace(self, step: int) -> str:
+        elapsed = time.monotonic() - self._started
+        done, left = step - self._initial, self._total - step
+        text = _duration(elapsed)
+        if done > 0 and left > 0:
+            text += f" (about {_duration(elapsed / done * left)} left)"
+        return text
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class MetricWriter:
+    """Writes every record to each of several writers; usable as a context manager."""
+
+    def __init__(self, *writers: Writer):
+        self._writers = writers
+
+    def write(
+        self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
+    ) -> None:
+        """Records one step. `scalars` are floats, `texts` sample outputs by name."""
+        for writer in self._writers:
+            writer.write(step, scalars, texts)
+
+    def close(self) -> None:
+        """Closes all of them, also when one fails to close."""
+        errors = []
+        for writer in self._writers:
+            try:
+                writer.close()
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,64 @@
+"""Architecture of the decoder-only network, as frozen data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+ACTIVATIONS = ("silu", "gelu")
+DTYPES = ("float32", "bfloat16")
+REMATERIALISATION = ("none", "full", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """A decoder-only transformer; no value has a default, a gin file states them all.
+
+    Attributes:
+      vocab_size: rows of the embedding, at least the vocabulary's size.
+      embed_dim: model width D.
+      num_layers: number of blocks L, stacked by scan.
+      num_heads: query heads H.
+      num_kv_heads: key and value heads K; H is a multiple of it.
+      head_dim: width of a head E, even (rotary positions turn pairs).
+      mlp_dim: width F of the gated MLP.
+      activation: gate of the MLP, `silu` or `gelu`.
+      tied_embeddings: whether the output projection is the embedding.
+      scale_embeddings: whether embedded tokens are multiplied by sqrt(D).
+      rope_theta: base wavelength of the rotary positions.
+      norm_epsilon: epsilon of RMSNorm.
+      dtype: compute type, `float32` or `bfloat16`; parameters are float32.
+      remat: what the backward pass computes again: `none`, `full` or `dots` (all but matrix products).
+    """
+
+    vocab_size: int
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    activation: str
+    tied_embeddings: bool
+    scale_embeddings: bool
+    rope_theta: float
+    norm_epsilon: float
+    dtype: str
+    remat: str
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"NetworkConfig: got num_heads={self.num_heads}, expected a multiple of "
+                f"num_kv_heads={self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"NetworkConfig: got head_dim={self.head_dim}, expected an even number")
+        for field, choices in (
+            ("activation", ACTIVATIONS),
+            ("dtype", DTYPES),
+            ("remat", REMATERIALISATION),
+        ):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"NetworkConfig: got {field}={getattr(self, field)!r}, expected one of {choices}"
+                )

@@ -1,0 +1,133 @@
+"""Embed, Dense, RMSNorm, gated MLP and rotary positions. The dim legend is in `network.py`."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pit_jax.models.config import NetworkConfig
+from pit_jax.partitioning import constrain
+
+_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_EMBED_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+
+
+class Dense(nn.Module):
+    """Linear map over the last dims, without bias.
+
+    Attributes:
+      shape: kernel shape, input dims first.
+      axes: logical axis of each kernel dim.
+      num_inputs: how many of the kernel's dims are input dims.
+      dtype: compute type.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    num_inputs: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n = self.num_inputs
+
+        def init(key, shape):
+            flat = (_product(shape[:n]), _product(shape[n:]))
+            return _INIT(key, flat, jnp.float32).reshape(shape)
+
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
+        contract = tuple(range(x.ndim - n, x.ndim))
+        return jax.lax.dot_general(
+            x, kernel.astype(self.dtype), ((contract, tuple(range(n))), ((), ()))
+        )
+
+
+class Embed(nn.Module):
+    """Token embedding and, when tied, the output projection."""
+
+    config: NetworkConfig
+
+    def setup(self):
+        c = self.config
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(_EMBED_INIT, ("vocab", "embed")),
+            (c.vocab_size, c.embed_dim),
+            jnp.float32,
+        )
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        x_BTD = self.embedding.astype(self.config.dtype)[tokens_BT]
+        if self.config.scale_embeddings:
+            x_BTD = x_BTD * jnp.asarray(self.config.embed_dim**0.5, self.config.dtype)
+        return constrain(x_BTD, "batch", "length", "activation_embed")
+
+    def attend(self, x_BTD: jax.Array) -> jax.Array:
+        """Logits of tied embeddings, float32 [B, T, V]."""
+        embedding_VD = self.embedding.astype(self.config.dtype)
+        return jnp.einsum("BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation, computed in float32 (Zhang and Sennrich, 2019)."""
+
+    epsilon: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        scale_D = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones_init(), ("activation_embed",)),
+            (x_BTD.shape[-1],),
+            jnp.float32,
+        )
+        x = x_BTD.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale_D[None, None]).astype(self.dtype)
+
+
+class GatedMLP(nn.Module):
+    """`down(activation(gate(x)) * up(x))` (Shazeer, 2020)."""
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c = self.config
+        shape, axes = (c.embed_dim, c.mlp_dim), ("embed", "mlp")
+        gate_BTF = Dense(shape, axes, 1, c.dtype, name="gate")(x_BTD)
+        up_BTF = Dense(shape, axes, 1, c.dtype, name="up")(x_BTD)
+        hidden_BTF = getattr(jax.nn, c.activation)(gate_BTF) * up_BTF
+        hidden_BTF = constrain(hidden_BTF, "batch", "length", "mlp")
+        return Dense(shape[::-1], axes[::-1], 1, c.dtype, name="down")(hidden_BTF)
+
+
+def rotary(x_BTHE: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
+    """Turns pairs (x[i], x[i + E/2]) by `position * theta^(-2i/E)` (Su et al., 2021).
+
+    Args:
+      x_BTHE: queries or keys, E even.
+      positions_BT: int32 position of each token within its sequence.
+      theta: base wavelength.
+
+    Returns:
+      Same shape and type as `x_BTHE`.
+    """
+    half = x_BTHE.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions_BT.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None]
+    first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
+    turned = (
+        first * jnp.cos(angle) - second * jnp.sin(angle),
+        second * jnp.cos(angle) + first * jnp.sin(angle),
+    )
+    return jnp.concatenate(turned, axis=-1).astype(x_BTHE.dtype)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result

@@ -1,0 +1,118 @@
+"""The decoder-only network.
+
+Dims, used in every name and einsum of the package:
+
+    B batch         T query tokens   S key tokens     L layers
+    D model width   F mlp width      E head width     V vocabulary
+    H query heads   K kv heads       G = H // K query heads per kv head
+    P prompt tokens (left-padded)    R response tokens (right-padded)
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pit_jax.models.attention import Attention, KVCache
+from pit_jax.models.config import NetworkConfig
+from pit_jax.models.layers import Dense, Embed, GatedMLP, RMSNorm
+from pit_jax.partitioning import constrain
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP with residuals; the carry of the scan over layers."""
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(self, carry, layer, positions_BT, mask_BTS, index):
+        c = self.config
+        x_BTD, cache = carry
+        attention = Attention(c, name="attention")
+        norm = RMSNorm(c.norm_epsilon, c.dtype, name="attention_norm")
+        out_BTD, cache = attention(norm(x_BTD), positions_BT, mask_BTS, cache, layer, index)
+        x_BTD = constrain(x_BTD + out_BTD, "batch", "length", "activation_embed")
+        norm = RMSNorm(c.norm_epsilon, c.dtype, name="mlp_norm")
+        x_BTD = x_BTD + GatedMLP(c, name="mlp")(norm(x_BTD))
+        return (constrain(x_BTD, "batch", "length", "activation_embed"), cache), None
+
+
+class Decoder(nn.Module):
+    """Tokens to hidden states, and hidden states to logits (`Decoder.logits`)."""
+
+    config: NetworkConfig
+
+    def setup(self):
+        c = self.config
+        block: type[nn.Module] = Block
+        if c.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            block = nn.remat(
+                Block, prevent_cse=False, policy=policy if c.remat == "dots" else None
+            )
+        self.embed = Embed(c)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.final_norm = RMSNorm(c.norm_epsilon, c.dtype)
+        if not c.tied_embeddings:
+            self.unembed = Dense((c.embed_dim, c.vocab_size), ("embed", "vocab"), 1, c.dtype)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        mask_BTS: jax.Array,
+        cache: KVCache | None = None,
+        index: int | jax.Array = 0,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Hidden states after the last norm.
+
+        Args:
+          tokens_BT: int32 token ids.
+          positions_BT: int32 position of each token.
+          mask_BTS: bool, True where a query sees a key. S = T attends within the tokens; S = the
+            cache's length attends to the cache.
+          cache: written at `index` in place, if given.
+          index: column of the cache where the first of the T tokens goes.
+
+        Returns:
+          hidden_BTD in the compute type, and the cache.
+        """
+        x_BTD = self.embed(tokens_BT)
+        layers_L = jnp.arange(self.config.num_layers)
+        (x_BTD, cache), _ = self.layers((x_BTD, cache), layers_L, positions_BT, mask_BTS, index)
+        return self.final_norm(x_BTD), cache
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Next-token logits, float32 [B, T, V]."""
+        if self.config.tied_embeddings:
+            logits_BTV = self.embed.attend(hidden_BTD)
+        else:
+            logits_BTV = self.unembed(hidden_BTD).astype(jnp.float32)
+        return constrain(logits_BTV, "batch", "length", "vocab")
+
+
+class LanguageModel(nn.Module):
+    """A policy or PIT model: the decoder with its logits, in one set of parameters."""
+
+    config: NetworkConfig
+
+    def setup(self):
+        self.decoder = Decoder(self.config)
+
+    def __call__(self, tokens_BT, positions_BT, mask_BTS, first: int = 0) -> jax.Array:
+        """Logits [B, T - first, V] of the columns from `first` on."""
+        hidden_BTD, _ = self.decoder(tokens_BT, positions_BT, mask_BTS)
+        return self.decoder.logits(hidden_BTD[:, first:])
+
+    def step(self, tokens_BT, positions_BT, mask_BTS, cache: KVCache, index):
+        """Logits of the last column [B, V] and the cache with these tokens written at `index`."""
+        hidden_BTD, cache = self.decoder(tokens_BT, positions_BT, mask_BTS, cache, index)
+        return self.decoder.logits(hidden_BTD[:, -1:])[:, 0], cache

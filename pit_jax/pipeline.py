@@ -1,0 +1,451 @@
+"""A whole run: stages in order, each resumed or skipped as its folder says, then the evaluation.
+
+A run directory holds one folder per stage with `stage.json` (what it was started with),
+`metrics.jsonl`, `checkpoints/` and, once it is complete, `result.json`. Giving the same command
+again continues at the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from pit_jax import curriculum, stages, trainer
+from pit_jax import metrics as metrics_lib
+from pit_jax.checkpoints import Checkpoints
+from pit_jax.data.datasets import DatasetConfig
+from pit_jax.data.formats import Layout, Lengths
+from pit_jax.data.input_pipeline import InputPipeline
+from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
+from pit_jax.data.vocabularies import Vocabulary
+from pit_jax.data.vocabularies import load as load_vocabulary
+from pit_jax.decode import SamplingConfig
+from pit_jax.errors import UserError
+from pit_jax.improve import ImproveConfig, Improver
+from pit_jax.models.config import NetworkConfig
+from pit_jax.partitioning import MeshConfig, Partitioner
+from pit_jax.sampler import Sampler
+from pit_jax.stages import RewardStage, RLStage, Stage, SupervisedStage
+
+_SHOWN = {
+    "pretrain": ("loss", "token_accuracy"),
+    "sft_policy": ("loss", "token_accuracy"),
+    "sft_pit": ("loss", "token_accuracy"),
+    "rm_policy": ("loss", "accuracy", "held_out_accuracy"),
+    "rm_gap": ("loss", "accuracy", "held_out_accuracy"),
+    "rl_policy": ("score", "kl", "eos_rate"),
+    "rl_pit": ("score", "kl", "eos_rate"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is made of.
+
+    Attributes:
+      model_dir: the run directory.
+      seed: of initial weights, data order and sampling.
+      network: of every role.
+      vocabulary: `bytes` or `words:FAMILY`.
+      dataset: the preference data.
+      lengths: windows in tokens.
+      stages: in the order they run.
+      mesh: of devices.
+      sampling_batch: rows decoded at once when references and evaluations are sampled.
+      shard_size: records in a shard of a reference store.
+      improve: iterations and stop criteria of the `improve` command.
+      tensorboard: whether to write TensorBoard events.
+    """
+
+    model_dir: str
+    seed: int
+    network: NetworkConfig
+    vocabulary: str
+    dataset: DatasetConfig
+    lengths: Lengths
+    stages: tuple[Stage, ...]
+    mesh: MeshConfig = MeshConfig()
+    sampling_batch: int = 256
+    shard_size: int = 1024
+    improve: ImproveConfig = ImproveConfig()
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"run: stage names must differ, got {', '.join(repeated)} twice")
+        if not self.model_dir:
+            raise UserError("run: MODEL_DIR is empty, expected a directory for the run")
+
+
+class Run:
+    """A run on this machine's devices.
+
+    Attributes:
+      config: what it is made of.
+      directory: the run directory.
+      data: the dataset's batches and texts.
+      vocabulary, layout: of the data.
+      partitioner: the mesh.
+      sampler: decodes and scores in batches.
+    """
+
+    def __init__(self, config: RunConfig):
+        """Loads the data and sets up the mesh.
+
+        Raises:
+          UserError: for data, vocabulary or a network that don't fit each other.
+        """
+        self.config = config
+        self.directory = pathlib.Path(config.model_dir)
+        self.partitioner = Partitioner(config.mesh)
+        words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
+        extra = tuple(word for word in words.split() if not word.startswith("{"))
+        self.vocabulary: Vocabulary = load_vocabulary(config.vocabulary, extra)
+        if self.vocabulary.vocab_size > config.network.vocab_size:
+            raise UserError(
+                f"network: got vocab_size={config.network.vocab_size}, expected at least "
+                f"{self.vocabulary.vocab_size}, the size of vocabulary {config.vocabulary!r}"
+            )
+        self.layout = Layout(self.vocabulary)
+        self.data = InputPipeline(config.dataset, self.vocabulary, config.lengths)
+        response = self.layout.widths(config.lengths).response
+        self.sampler = Sampler(config.network, self.partitioner, response, config.sampling_batch)
+        self._stages = {stage.name: stage for stage in config.stages}
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name.
+
+        Raises:
+          UserError: if the run has none.
+        """
+        if name not in self._stages:
+            raise UserError(f"stage: got {name!r}, expected one of {', '.join(self._stages)}")
+        return self._stages[name]
+
+    def is_complete(self, name: str) -> bool:
+        """Whether a stage has its result."""
+        return (self.directory / name / "result.json").exists()
+
+    def result(self, name: str) -> dict[str, Any]:
+        """What a completed stage reports: steps, seconds, tokens, final metrics, model_step."""
+        path = self._folder(name) / "result.json"
+        if not path.exists():
+            raise UserError(f"{path}: not found; train stage {name!r} first")
+        return json.loads(path.read_text())
+
+    def key(self, *purposes: str | int) -> jax.Array:
+        """A key from the run's seed and what it is for."""
+        key = jax.random.key(self.config.seed)
+        for purpose in purposes:
+            number = zlib.crc32(purpose.encode()) if isinstance(purpose, str) else purpose
+            key = jax.random.fold_in(key, number)
+        return key
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - a Run lives as long as its process
+    def model(self, name: str, step: int | None = None) -> Any:
+        """Parameters a stage ended with: its last checkpoint, or a reward model's best one.
+
+        Args:
+          name: a stage of this run, or the path of another run's stage folder.
+          step: a certain checkpoint instead.
+
+        Raises:
+          UserError: if it isn't trained.
+        """
+        result = self.result(name)
+        scalar = result["task"] in stages.REWARD_TASKS
+        init = stages.init_scalar_model if scalar else stages.init_language_model
+        checkpoints = Checkpoints(self._folder(name) / "checkpoints", read_only=True)
+        abstract = stages.abstract_model(init(self.config.network), self.partitioner)
+        params = checkpoints.restore_model(abstract, step or result["model_step"])
+        checkpoints.close()
+        return params
+
+    def improver(self, pit: str, gap: str | None = None) -> Improver:
+        """Algorithm 2 with the models of these stages."""
+        return Improver(
+            sampler=self.sampler,
+            layout=self.layout,
+            lengths=self.config.lengths,
+            clean=self.vocabulary.text_ids,
+            decode=self.vocabulary.decode,
+            model=self.model(pit),
+            gap_model=None if gap is None else self.model(gap),
+            pooling=self.pooling(gap) if gap else "last",
+        )
+
+    def pooling(self, reward_stage: str) -> str:
+        """How a reward stage's score is read."""
+        return self.result(reward_stage)["pooling"]
+
+    def train_all(self) -> None:
+        """Runs every stage that isn't complete, in order."""
+        for stage in self.config.stages:
+            self.train(stage.name)
+
+    def train(self, name: str) -> dict[str, Any]:
+        """Runs one stage, from its last checkpoint if there is one; returns its result.
+
+        Raises:
+          UserError: if its folder holds a stage with other settings, or what it starts from isn't
+            trained.
+        """
+        stage = self.stage(name)
+        folder = self.directory / name
+        self._claim(folder, stage)
+        if self.is_complete(name):
+            print(f"{name}: complete, skipped", flush=True)
+            return self.result(name)
+        best = "accuracy" if isinstance(stage, RewardStage) else None
+        keep_every = stage.keep_every if isinstance(stage, RLStage) else 0
+        checkpoints = Checkpoints(folder / "checkpoints", best, keep_every)
+        state = stages.create_state(
+            stage, self.config.network, self.partitioner, self.key("init", stage.task)
+        )
+        progress = trainer.Progress()
+        if checkpoints.latest_step() is not None:
+            state, extra = checkpoints.restore(state)
+            progress = trainer.Progress(**extra)
+            print(f"{name}: continues at step {progress.step}", flush=True)
+        else:
+            state = self._start_from(stage, state)
+        with self._writer(stage, progress.step) as writer:
+            fit = functools.partial(
+                trainer.fit,
+                progress=progress,
+                loop=stage.loop,
+                writer=writer,
+                checkpoints=checkpoints,
+                keep_every=keep_every,
+            )
+            if isinstance(stage, RLStage):
+                state = self._train_rl(stage, state, fit, progress)
+            else:
+                state = self._train_supervised(stage, state, fit, progress)
+        checkpoints.close()
+        return self._finish(stage, state, progress)
+
+    def _train_supervised(self, stage, state, fit, progress):
+        loss = stages.objective(stage, self.config.network)
+        step = trainer.make_step(loss, self.partitioner, stage.microbatches)
+        batches = self._batches(stage, start_batch=progress.step)
+        held_out = None
+        if isinstance(stage, RewardStage):
+            jitted = self.partitioner.jit(loss)
+
+            def held_out(state):
+                dev = self._dev_batches(stage)
+                return trainer.evaluate(jitted, state.params, dev, self.partitioner)
+
+        def placed(state, batch, number):
+            del number
+            return (*step(state, self.partitioner.shard_batch(batch)), dict)
+
+        return fit(state, placed, batches, stop=stage.steps, held_out=held_out)
+
+    def _train_rl(self, stage: RLStage, state, fit, progress):
+        frozen = {
+            "reference": self.model(stage.reference),
+            "reward": self.model(stage.reward_model),
+        }
+        step = curriculum.make_step(
+            self.config.network,
+            stage.ppo,
+            self.pooling(stage.reward_model),
+            self.layout.widths(self.config.lengths).response,
+            self.partitioner,
+            frozen,
+            self.key("ppo", stage.name),
+            self.vocabulary.decode,
+        )
+        for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
+            store = None
+            if round_.is_sampled:
+                store = self._sample_references(stage, number, round_, state)
+            batches = self._batches(stage, progress.step - first, number, store)
+            state = fit(state, step, batches, stop=last)
+        return state
+
+    def _sample_references(self, stage, number, round_, state) -> str:
+        """Fills the round's reference store, from where a crash left it; returns its directory."""
+        directory = self.directory / stage.name / "references" / f"round-{number}"
+        policy_step = round_.policy_step or self.result(round_.policy)["model_step"]
+        meta = ReferenceMeta(number, round_.source, f"{round_.policy}@{policy_step}", self.config.seed)
+        writer = ReferenceWriter(directory, self.config.shard_size, meta)
+        if writer.closed:
+            return str(directory)
+        print(f"{stage.name}: sampling references of round {number} from {round_.source}", flush=True)
+        policy = self.model(round_.policy, policy_step)
+        examples = self.data.examples("train", "rl")
+        sampling = SamplingConfig(temperature=round_.temperature)
+        key = self.key("references", stage.name, number)
+        pit = state.train.params["actor"] if round_.source == "pit" else None
+        for start in range(writer.next_record, len(examples), self.config.shard_size):
+            part = examples[start : start + self.config.shard_size]
+            rows = [example.index for example in part]
+            prompts = [example.prompt for example in part]
+            responses = self.sampler.respond(
+                policy,
+                [self.layout.policy_prompt(prompt) for prompt in prompts],
+                self.layout.widths(self.config.lengths).policy,
+                rows,
+                key,
+                sampling,
+            )
+            if pit is not None:
+                improver = Improver(
+                    self.sampler,
+                    self.layout,
+                    self.config.lengths,
+                    self.vocabulary.text_ids,
+                    self.vocabulary.decode,
+                    pit,
+                )
+                config = ImproveConfig(iterations=round_.improvements, sampling=sampling)
+                improve_key = jax.random.fold_in(key, 1)
+                traces = improver(prompts, responses, rows, improve_key, config)
+                responses = [trace.responses[-1] for trace in traces]
+            writer.add(
+                {
+                    "index": example.index,
+                    "reference_tokens": self.vocabulary.text_ids(response.tokens),
+                    "text": self.vocabulary.decode(response.tokens),
+                }
+                for example, response in zip(part, responses, strict=True)
+            )
+        writer.close()
+        return str(directory)
+
+    def _start_from(self, stage: Stage, state: Any) -> Any:
+        """The starting state with the parameters of the stages it builds on."""
+        if not stage.initial:
+            return state
+        initial = stages.own_copy(self.model(stage.initial))
+        if isinstance(stage, SupervisedStage):
+            return state.replace(params=initial)
+        if isinstance(stage, RewardStage):
+            return state.replace(params=stages.reward_from_language_model(state.params, initial))
+        critic = state.train.params["critic"]
+        if stage.ppo.critic_start == "reward":
+            pooling = self.pooling(stage.reward_model)
+            critic = stages.critic_from_reward_model(self.model(stage.reward_model), pooling)
+        else:
+            critic = stages.critic_from_actor(critic, initial)
+        params = {"actor": initial, "critic": stages.own_copy(critic)}
+        return state.replace(train=state.train.replace(params=params))
+
+    def _batches(self, stage: Stage, start_batch: int, round_number: int = 0, store=None) -> Iterator:
+        return self.data.batches(
+            stage.task,
+            "train",
+            stage.batch_size,
+            seed=zlib.crc32(f"{self.config.seed} {stage.task} {round_number}".encode()),
+            start_batch=start_batch,
+            num_hosts=jax.process_count(),
+            host_index=jax.process_index(),
+            **({"references": store} if store else {}),
+        )
+
+    def _dev_batches(self, stage: RewardStage) -> Iterator:
+        batches = self.data.batches(
+            stage.task,
+            "dev",
+            stage.batch_size,
+            shuffle=False,
+            num_epochs=1,
+            num_hosts=jax.process_count(),
+            host_index=jax.process_index(),
+        )
+        count = -(-stage.held_out // stage.batch_size) if stage.held_out else None
+        return itertools.islice(batches, count)
+
+    def _folder(self, name: str) -> pathlib.Path:
+        return pathlib.Path(name) if "/" in name else self.directory / name
+
+    def _writer(self, stage: Stage, step: int) -> metrics_lib.MetricWriter:
+        folder = self.directory / stage.name
+        if jax.process_index():
+            return metrics_lib.MetricWriter()
+        writers: list[metrics_lib.Writer] = [
+            metrics_lib.JsonlWriter(folder / "metrics.jsonl", resume_step=step),
+            metrics_lib.Console(stage.name, stage.steps, _SHOWN[stage.task], step),
+        ]
+        if self.config.tensorboard:
+            writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))
+        return metrics_lib.MetricWriter(*writers)
+
+    def _claim(self, folder: pathlib.Path, stage: Stage) -> None:
+        """Refuses a folder whose stage was started with other settings."""
+        settings = self._settings(stage)
+        fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        path = folder / "stage.json"
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before["fingerprint"] != fingerprint:
+                changed = [key for key in settings if before["settings"].get(key) != settings[key]]
+                raise UserError(
+                    f"{folder}: was started with other settings ({', '.join(changed)} changed); "
+                    "use another MODEL_DIR, or delete the folder to train the stage again"
+                )
+            return
+        _write_json(path, {"fingerprint": fingerprint, "settings": settings})
+
+    def _settings(self, stage: Stage) -> dict[str, str]:
+        """What determines a stage's result: its configuration and that of all it builds on."""
+        config = self.config
+        names = ("seed", "network", "vocabulary", "dataset", "lengths")
+        settings = {name: repr(getattr(config, name)) for name in names}
+        todo, seen = [stage.name], set()
+        while todo:
+            name = todo.pop()
+            if name in seen or name not in self._stages:
+                continue
+            seen.add(name)
+            each = self._stages[name]
+            settings[name] = re.sub(r", loop=LoopConfig\([^)]*\)", "", repr(each))
+            todo += [getattr(each, field, "") for field in ("initial", "reference", "reward_model")]
+            todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]
+        return settings
+
+    def _finish(self, stage: Stage, state: Any, progress: trainer.Progress) -> dict[str, Any]:
+        records = metrics_lib.read_jsonl(self.directory / stage.name / "metrics.jsonl")
+        params = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
+        result = {
+            "name": stage.name,
+            "task": stage.task,
+            "steps": progress.step,
+            "seconds": progress.seconds,
+            "tokens": progress.tokens,
+            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
+            "model_step": int(progress.best.get("step", progress.step)),
+            "final": {k: v for k, v in records[-1].items() if isinstance(v, float) and v == v},
+        }
+        if isinstance(stage, RewardStage):
+            result["pooling"] = stage.reward.pooling
+        _write_json(self.directory / stage.name / "result.json", result)
+        return result
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes whole or not at all."""
+    if jax.process_index():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    os.replace(scratch, path)
+
+

@@ -1,0 +1,228 @@
+"""What each kind of stage is made of: configuration, starting state, training.
+
+Stage names are Algorithm 1's: `sft_policy`, `sft_pit`, `rm_policy`, `rm_gap`, `rl_policy`, `rl_pit`,
+and `pretrain`, a short language-model warm-up that stands in for a pre-trained model. A run may hold
+several stages of one task under different names, as ablations do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pit_jax import objectives
+from pit_jax.curriculum import Round
+from pit_jax.models.config import NetworkConfig
+from pit_jax.models.heads import ScalarModel
+from pit_jax.models.network import LanguageModel
+from pit_jax.objectives import RewardConfig
+from pit_jax.partitioning import Partitioner
+from pit_jax.ppo import Moments, PPOConfig
+from pit_jax.rollout import RLState
+from pit_jax.train_state import OptimizerConfig, TrainState
+from pit_jax.trainer import LoopConfig
+
+SUPERVISED_TASKS = ("pretrain", "sft_policy", "sft_pit")
+REWARD_TASKS = ("rm_policy", "rm_gap")
+RL_TASKS = ("rl_policy", "rl_pit")
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedStage:
+    """Language-model warm-up or supervised fine-tuning (3.2).
+
+    Attributes:
+      name: folder of the stage in the run directory.
+      task: one of SUPERVISED_TASKS.
+      steps: gradient steps.
+      batch_size: rows over all devices.
+      optimizer: its settings.
+      initial: the stage, or the path of a stage folder, to start from; empty starts from random.
+      microbatches: parts of a batch whose gradients are added up.
+      loop: how often to log, evaluate and checkpoint.
+    """
+
+    name: str
+    task: str
+    steps: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    initial: str = ""
+    microbatches: int = 1
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self):
+        _check_task(self.name, self.task, SUPERVISED_TASKS)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardStage:
+    """Reward model training (3.3). The checkpoint with the best held-out accuracy is used.
+
+    Attributes:
+      name, steps, batch_size, optimizer, initial, microbatches, loop: see SupervisedStage.
+      task: one of REWARD_TASKS.
+      reward: how the score is read and trained.
+      held_out: examples of the dev split to evaluate on (128 in Appendix F); 0 takes all.
+    """
+
+    name: str
+    task: str
+    steps: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    initial: str = ""
+    microbatches: int = 1
+    reward: RewardConfig = RewardConfig()
+    held_out: int = 128
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self):
+        _check_task(self.name, self.task, REWARD_TASKS)
+
+
+@dataclasses.dataclass(frozen=True)
+class RLStage:
+    """PPO (3.4), one or several rounds.
+
+    Attributes:
+      name, batch_size, optimizer, initial, loop: see SupervisedStage.
+      task: one of RL_TASKS.
+      rounds: of the curriculum; M_P has one, of source `none`.
+      reference: the stage whose model the KL penalty refers to.
+      reward_model: the stage that trained the reward model.
+      ppo: PPO's settings.
+      keep_every: also keep the checkpoint of each multiple of this step, so that later rounds can
+        sample from it; 0 keeps none.
+    """
+
+    name: str
+    task: str
+    rounds: tuple[Round, ...]
+    batch_size: int
+    optimizer: OptimizerConfig
+    initial: str
+    reference: str
+    reward_model: str
+    ppo: PPOConfig = PPOConfig()
+    keep_every: int = 0
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self):
+        _check_task(self.name, self.task, RL_TASKS)
+        for round_ in self.rounds:
+            if (round_.source == "none") != (self.task == "rl_policy"):
+                raise ValueError(
+                    f"stage {self.name}: got a round of source {round_.source!r}; rl_policy takes "
+                    "'none', rl_pit any other"
+                )
+        if self.batch_size % self.ppo.minibatches:
+            raise ValueError(
+                f"stage {self.name}: got batch_size={self.batch_size}, expected a multiple of "
+                f"minibatches={self.ppo.minibatches}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """PPO steps of all rounds."""
+        return sum(round_.steps for round_ in self.rounds)
+
+
+Stage = SupervisedStage | RewardStage | RLStage
+
+
+def _check_task(name: str, task: str, choices: tuple[str, ...]) -> None:
+    if task not in choices:
+        raise ValueError(f"stage {name}: got task={task!r}, expected one of {choices}")
+
+
+def objective(stage: SupervisedStage | RewardStage, network: NetworkConfig) -> Callable:
+    """The loss a stage minimises, see objectives.py."""
+    if isinstance(stage, SupervisedStage):
+        return objectives.supervised(network)
+    row = {"rm_policy": objectives.reward, "rm_gap": objectives.gap_reward}[stage.task]
+    return row(network, stage.reward)
+
+
+def init_language_model(network: NetworkConfig) -> Callable[[jax.Array], Any]:
+    """key -> parameters of a policy or PIT model, in boxes with their logical axes."""
+    return _init(LanguageModel(network))
+
+
+def init_scalar_model(network: NetworkConfig) -> Callable[[jax.Array], Any]:
+    """key -> parameters of a reward model or critic, in boxes with their logical axes."""
+    return _init(ScalarModel(network))
+
+
+def _init(model: nn.Module) -> Callable[[jax.Array], Any]:
+    def init(key):
+        tokens_BT = jnp.zeros((1, 2), jnp.int32)
+        return model.init(key, tokens_BT, tokens_BT, jnp.ones((1, 2, 2), bool))["params"]
+
+    return init
+
+
+def create_state(
+    stage: Stage, network: NetworkConfig, partitioner: Partitioner, key: jax.Array
+) -> TrainState | RLState:
+    """The random starting state of a stage, placed on the mesh; parameters are float32."""
+    optimizer = stage.optimizer.build()
+
+    def create(key):
+        if isinstance(stage, SupervisedStage):
+            return TrainState.create(init_language_model(network)(key), optimizer)
+        if isinstance(stage, RewardStage):
+            return TrainState.create(init_scalar_model(network)(key), optimizer)
+        actor_key, critic_key = jax.random.split(key)
+        params = {
+            "actor": init_language_model(network)(actor_key),
+            "critic": init_scalar_model(network)(critic_key),
+        }
+        train = TrainState.create(params, optimizer)
+        return RLState(train, jnp.float32(stage.ppo.beta), Moments.zero())
+
+    shardings = partitioner.tree_shardings(jax.eval_shape(create, key))
+    return partitioner.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
+
+
+def abstract_model(init: Callable, partitioner: Partitioner) -> Any:
+    """Shapes and shardings of a model's parameters, to restore into."""
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nn.meta.unbox(boxed),
+        partitioner.tree_shardings(boxed),
+    )
+
+
+def reward_from_language_model(scalar: Any, language_model: Any) -> Any:
+    """A reward model's parameters: the decoder of a language model, the head as it is in `scalar`."""
+    decoder = {name: language_model["decoder"][name] for name in scalar["decoder"]}
+    return {**scalar, "decoder": decoder}
+
+
+def critic_from_reward_model(reward_model: Any, pooling: str) -> Any:
+    """A critic that starts from a reward model.
+
+    A head that is read at the last token already estimates the score there and is kept; one that is
+    summed over tokens gives parts of the score, not values, and is set to zero.
+    """
+    if pooling == "last":
+        return reward_model
+    return {**reward_model, "head": jax.tree.map(jnp.zeros_like, reward_model["head"])}
+
+
+def critic_from_actor(critic: Any, actor: Any) -> Any:
+    """A critic that starts from the actor, with a zero head."""
+    critic = reward_from_language_model(critic, actor)
+    return {**critic, "head": jax.tree.map(jnp.zeros_like, critic["head"])}
+
+
+def own_copy(params: Any) -> Any:
+    """New buffers with the same values and shardings: a donated state must not share any."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True, device=x.sharding), params)

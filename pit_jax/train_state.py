@@ -1,0 +1,119 @@
+"""The state a gradient step changes, and its optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with global-norm clipping, linear warm-up and decay.
+
+    Attributes:
+      learning_rate: peak.
+      warmup_steps: gradient steps from 0 to the peak.
+      decay_steps: gradient steps of the whole schedule; 0 keeps the peak.
+      final_fraction: share of the peak that the decay ends at.
+      b1, b2: AdamW's moment decays.
+      epsilon: AdamW's epsilon.
+      weight_decay: decoupled weight decay.
+      clip_norm: largest global norm of a gradient.
+    """
+
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-5
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate of each gradient step."""
+        peak = self.learning_rate
+        if self.decay_steps:
+            after: optax.Schedule = optax.linear_schedule(
+                peak, peak * self.final_fraction, max(self.decay_steps - self.warmup_steps, 1)
+            )
+        else:
+            after = optax.constant_schedule(peak)
+        if not self.warmup_steps:
+            return after
+        warmup = optax.linear_schedule(peak / self.warmup_steps, peak, self.warmup_steps)
+        return optax.join_schedules([warmup, after], [self.warmup_steps])
+
+    def build(self) -> optax.GradientTransformation:
+        """The optax chain."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(
+                self.schedule(),
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.epsilon,
+                weight_decay=self.weight_decay,
+            ),
+        )
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Parameters with their optimizer.
+
+    Attributes:
+      step: int32, gradient steps taken or skipped.
+      params: parameters.
+      opt_state: optimizer state.
+      skipped: int32, steps skipped because loss or gradient wasn't finite.
+      skipped_in_row: int32, such steps since the last good one.
+      optimizer: the optax chain (static).
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+    optimizer: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def create(cls, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+        """A fresh state; keeps the parameters' logical-axis boxes for the optimizer's moments."""
+        counters = (jnp.zeros((), jnp.int32) for _ in range(3))
+        step, skipped, in_row = counters
+        return cls(step, params, optimizer.init(params), skipped, in_row, optimizer)
+
+    def apply_gradients(self, grads: Any) -> tuple[TrainState, dict[str, Any]]:
+        """One optimizer step; a gradient that isn't finite leaves parameters and moments as they are.
+
+        Returns:
+          the new state and metrics `grad_norm` (nan-free) and `skipped` as (sum, weight).
+        """
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm)
+        grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
+        updates, opt_state = self.optimizer.update(grads, self.opt_state, self.params)
+        params = optax.apply_updates(self.params, updates)
+        keep: Callable = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+        bad = 1 - finite.astype(jnp.int32)
+        state = self.replace(
+            step=self.step + 1,
+            params=jax.tree.map(keep, params, self.params),
+            opt_state=jax.tree.map(keep, opt_state, self.opt_state),
+            skipped=self.skipped + bad,
+            skipped_in_row=(self.skipped_in_row + 1) * bad,
+        )
+        weight = finite.astype(jnp.float32)
+        metrics = {
+            "grad_norm": (jnp.where(finite, norm, 0), weight),
+            "skipped_steps": (bad.astype(jnp.float32), jnp.float32(1)),
+        }
+        return state, metrics

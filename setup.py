@@ -1,0 +1,57 @@
+"""Packaging of pit_jax. The exact versions that are tested stand in constraints.txt."""
+
+import pathlib
+import re
+
+import setuptools
+
+
+def read_version() -> str:
+    """`__version__` of pit_jax/__init__.py, read without importing the package."""
+    source = pathlib.Path(__file__).with_name("pit_jax") / "__init__.py"
+    match = re.search(r'^__version__ = "([^"]+)"$', source.read_text(encoding="utf-8"), re.M)
+    if match is None:
+        raise ValueError(f'{source} has no line of the form __version__ = "1.2.3"')
+    return match.group(1)
+
+
+INSTALL_REQUIRES = [
+    "jax>=0.10,<0.11",  # arrays, transformations, sharding
+    "flax>=0.12,<0.13",  # the network: linen modules and logical axes
+    "optax>=0.2.6,<0.3",  # optimizers and schedules
+    "orbax-checkpoint>=0.11,<0.13",  # checkpoints
+    "numpy>=2.0",  # data outside of devices
+    "seqio>=0.0.20,<0.1",  # tasks, vocabularies, feature converters (brings tensorflow-text)
+    "tensorflow>=2.20,<3",  # tf.data pipelines, in pit_jax/data only
+    "gin-config>=0.5",  # configuration files, in pit_jax/cli.py only
+    "tensorboardX>=2.6",  # TensorBoard event files without TensorFlow
+    "tqdm>=4.66",  # progress bars
+    "matplotlib>=3.9",  # plots of the report
+]
+
+EXTRAS_REQUIRE = {
+    "test": [
+        "pytest>=8",  # the suite
+        "pytest-cov>=6",  # its coverage
+        "pytest-xdist>=3.6",  # one worker per core
+        "hypothesis>=6.100",  # property tests
+        "packaging>=24",  # versions, in the tests of this file
+        "ruff>=0.9",  # lint and format
+        "mypy>=1.14",  # types
+    ],
+    "plan": [
+        "jax[tpu]>=0.10,<0.11",  # libtpu as this jax wants it: compiling for TPUs without one
+    ],
+}
+
+setuptools.setup(
+    name="pit_jax",
+    version=read_version(),
+    description="PIT: implicit self-improvement of language models from preferences, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["pit_jax", "pit_jax.*"]),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["pit_jax=pit_jax.cli:main"]},
+)

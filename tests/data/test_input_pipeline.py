@@ -1,0 +1,357 @@
+"""From examples to batches: contents by the layouts, order, restarts, hosts, references, counts."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pit_jax.data import drafts, vocabularies
+from pit_jax.data.datasets import DatasetConfig
+from pit_jax.data.formats import Layout, Lengths
+from pit_jax.data.input_pipeline import InputPipeline, batch_indices
+from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
+from pit_jax.errors import UserError
+
+LENGTHS = Lengths(prompt=12, reference=12, response=13)
+WORDS = vocabularies.load("words:drafts")
+CONFIG = DatasetConfig("instructions", 200, 21, 10, family="drafts", level=drafts.DraftsConfig())
+FOLD_OF_STAGE = {
+    "sft_policy": "sft",
+    "sft_pit": "sft",
+    "rm_policy": "rm",
+    "rm_gap": "rm",
+    "rl_policy": "rl",
+    "rl_pit": "rl",
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return InputPipeline(CONFIG, WORDS, LENGTHS)
+
+
+def whole(pipeline, stage, split="train", **kwargs):
+    """All rows of a stage in the order of the dataset, fillers removed."""
+    batches = list(pipeline.batches(stage, split, 16, shuffle=False, num_epochs=1, **kwargs))
+    weight = np.concatenate([batch["weight"] for batch in batches]).astype(bool)
+    return {k: np.concatenate([b[k] for b in batches])[weight] for k in batches[0] if k != "weight"}
+
+
+def unpadded(row):
+    return [int(token) for token in row if token]
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_folds_are_disjoint_and_cover_train(pipeline):
+    folds = [pipeline.examples("train", fold) for fold in ("sft", "rm", "rl")]
+    indices = sorted(example.index for fold in folds for example in fold)
+    assert indices == [example.index for example in pipeline.examples("train")]
+    prompts = [{example.prompt for example in fold} for fold in folds]
+    assert all(not a & b for a, b in itertools.combinations(prompts, 2))
+    assert min(map(len, folds)) > 40
+
+
+def test_every_stage_holds_its_layouts(pipeline):
+    layout = Layout(WORDS)
+    folds = {fold: pipeline.examples("train", fold) for fold in ("sft", "rm", "rl")}
+
+    for stage, prompt in (
+        ("sft_policy", lambda e: layout.policy_prompt(e.prompt)),
+        ("sft_pit", lambda e: layout.pit_prompt(e.prompt, e.rejected)),
+    ):
+        rows = whole(pipeline, stage)
+        for row, weights, e in zip(
+            rows["decoder_target_tokens"], rows["decoder_loss_weights"], folds["sft"], strict=True
+        ):
+            assert unpadded(row) == prompt(e) + layout.response(e.chosen)
+            assert row[weights > 0].tolist() == layout.response(e.chosen)
+
+    rows = whole(pipeline, "rm_policy")
+    for k, e in enumerate(folds["rm"]):
+        assert unpadded(rows["prompt_tokens"][k]) == layout.reward_prompt(e.prompt)
+        assert unpadded(rows["chosen_tokens"][k]) == layout.response(e.chosen)
+        assert unpadded(rows["rejected_tokens"][k]) == layout.response(e.rejected)
+    assert len(rows["prompt_tokens"]) == len(folds["rm"])
+
+    rows = whole(pipeline, "rm_gap")
+    for k, e in enumerate(folds["rm"]):
+        for name, y in (("chosen", e.chosen), ("rejected", e.rejected)):
+            tokens = [rows["context_tokens"][k], rows[f"{name}_reference"][k]]
+            assert unpadded(np.concatenate(tokens)) == layout.gap_prompt(e.prompt, y)
+            assert unpadded(rows[f"{name}_tokens"][k]) == layout.response(y)
+
+    rows = whole(pipeline, "rl_policy")
+    for k, e in enumerate(folds["rl"]):
+        assert rows["example_index"][k] == e.index
+        assert unpadded(rows["prompt_tokens"][k]) == layout.policy_prompt(e.prompt)
+        assert unpadded(rows["reward_prompt_tokens"][k]) == layout.reward_prompt(e.prompt)
+        assert unpadded(rows["chosen_tokens"][k]) == layout.response(e.chosen)
+
+    rows = whole(pipeline, "rl_pit")
+    assert len(rows["example_index"]) == 2 * len(folds["rl"])
+    references = itertools.product(folds["rl"], ("rejected", "chosen"))
+    for k, (e, name) in enumerate(references):
+        y = getattr(e, name)
+        assert rows["example_index"][k] == e.index
+        assert unpadded(rows["prompt_tokens"][k]) == layout.pit_prompt(e.prompt, y)
+        assert unpadded(rows["reward_prompt_tokens"][k]) == layout.gap_prompt(e.prompt, y)
+
+
+def test_pretrain_reads_both_responses_of_all_folds(pipeline):
+    layout = Layout(WORDS)
+    rows = whole(pipeline, "pretrain")
+    texts = [
+        layout.policy_prompt(e.prompt) + layout.response(y)
+        for e in pipeline.examples("train")
+        for y in (e.chosen, e.rejected)
+    ]
+    assert [unpadded(row) for row in rows["decoder_target_tokens"]] == texts
+    np.testing.assert_array_equal(
+        rows["decoder_loss_weights"] > 0, rows["decoder_target_tokens"] > 0
+    )
+
+
+def test_shapes_and_types(pipeline):
+    batch = next(pipeline.batches("rm_gap", "train", 8))
+    assert {name: array.shape for name, array in batch.items()} == {
+        "context_tokens": (8, 12),
+        "chosen_reference": (8, 14),
+        "rejected_reference": (8, 14),
+        "chosen_tokens": (8, 13),
+        "rejected_tokens": (8, 13),
+    }
+    assert {array.dtype for array in batch.values()} == {np.dtype(np.int32)}
+    batch = next(pipeline.batches("sft_pit", "train", 8))
+    assert batch["decoder_target_tokens"].shape == (8, 12 + 14 + 13)
+
+
+def test_restart_at_any_batch_is_exact(pipeline):
+    run = list(itertools.islice(pipeline.batches("rl_pit", "train", 32, seed=5), 12))
+    for start in (1, 3, 4, 11):
+        resumed = pipeline.batches("rl_pit", "train", 32, seed=5, start_batch=start)
+        for expected, got in zip(run[start:], resumed):
+            same(expected, got)
+    other_process = InputPipeline(CONFIG, WORDS, LENGTHS)
+    same(run[7], next(other_process.batches("rl_pit", "train", 32, seed=5, start_batch=7)))
+    with pytest.raises(AssertionError):
+        same(run[0], next(pipeline.batches("rl_pit", "train", 32, seed=6)))
+
+
+def test_two_hosts_together_are_one_host(pipeline):
+    for kwargs in ({"seed": 1}, {"shuffle": False, "num_epochs": 1}):
+        one = list(itertools.islice(pipeline.batches("rm_gap", "train", 16, **kwargs), 9))
+        hosts = [
+            list(
+                itertools.islice(
+                    pipeline.batches("rm_gap", "train", 16, num_hosts=2, host_index=i, **kwargs), 9
+                )
+            )
+            for i in range(2)
+        ]
+        assert len(one) == len(hosts[0]) == len(hosts[1])
+        for batch, *parts in zip(one, *hosts):
+            same(batch, {k: np.concatenate([part[k] for part in parts]) for k in batch})
+
+
+def test_evaluation_keeps_every_row_once(pipeline):
+    batches = list(pipeline.batches("rl_policy", "dev", 8, shuffle=False, num_epochs=1))
+    assert [batch["weight"].tolist() for batch in batches] == [[1] * 8, [1] * 8, [1] * 5 + [0] * 3]
+    assert all(batch["weight"].dtype == np.float32 for batch in batches)
+    index = np.concatenate([batch["example_index"] for batch in batches])
+    assert index[:21].tolist() == [example.index for example in pipeline.examples("dev")]
+    assert index[21:].tolist() == [16] * 3
+    skipped = list(
+        pipeline.batches("rl_policy", "dev", 8, shuffle=False, num_epochs=1, start_batch=2)
+    )
+    same(batches[2], skipped[0])
+
+
+@given(st.integers(1, 40), st.data())
+def test_batch_indices(size, data):
+    batch_size = data.draw(st.integers(1, size))
+    start = data.draw(st.integers(0, 30))
+    per_epoch = size // batch_size
+    run = list(batch_indices(size, batch_size, seed=3, num_epochs=4))
+    assert len(run) == 4 * per_epoch
+    for epoch in range(4):
+        rows = np.concatenate(run[epoch * per_epoch : (epoch + 1) * per_epoch])
+        assert len(set(rows.tolist())) == len(rows) == per_epoch * batch_size
+        assert rows.max() < size
+    resumed = list(batch_indices(size, batch_size, seed=3, num_epochs=4, start_batch=start))
+    assert [r.tolist() for r in resumed] == [r.tolist() for r in run[start:]]
+
+
+def test_packed_rows_hold_the_same_examples(pipeline):
+    packed = InputPipeline(CONFIG, WORDS, LENGTHS, packed_length=64)
+    rows, plain = whole(packed, "sft_pit"), whole(pipeline, "sft_pit")
+    assert rows["decoder_target_tokens"].shape[1] == 64
+    assert len(rows["decoder_target_tokens"]) < len(plain["decoder_target_tokens"])
+    segments = [
+        unpadded(row[ids == segment])
+        for row, ids in zip(rows["decoder_target_tokens"], rows["decoder_segment_ids"])
+        for segment in range(1, ids.max() + 1)
+    ]
+    assert segments == [unpadded(row) for row in plain["decoder_target_tokens"]]
+    assert rows["decoder_loss_weights"].sum() == plain["decoder_loss_weights"].sum()
+    same(whole(packed, "rm_gap"), whole(pipeline, "rm_gap"))
+    short = InputPipeline(CONFIG, WORDS, LENGTHS, packed_length=38)
+    with pytest.raises(UserError, match="sft_pit: got packed_length=38, expected at least 39"):
+        short.num_rows("sft_pit", "train")
+
+
+def test_reflection_is_part_of_the_target_and_of_the_window():
+    layout = Layout(WORDS)
+    lengths = Lengths(prompt=12, reference=12, response=17)
+    pipeline = InputPipeline(CONFIG, WORDS, lengths, reflection=True)
+    rows = whole(pipeline, "sft_pit")
+    examples = pipeline.examples("train", "sft")
+    for row, weights, e in zip(
+        rows["decoder_target_tokens"], rows["decoder_loss_weights"], examples, strict=True
+    ):
+        target = layout.reflected_response(e.reflection, e.chosen)
+        assert row[weights > 0].tolist() == target
+        assert len(target) <= 17
+    assert pipeline.report()["dropped"]["reflection too long"] > 0
+
+
+def test_report_counts_every_pair_once(tmp_path):
+    long, short = "x" * 9, "y"
+    pairs = [
+        {"prompt": f"{i:02d}" + text, "chosen": chosen, "rejected": rejected}
+        for i in range(10)
+        for text, chosen, rejected in (
+            (short, short, "z"),
+            (long, long, long + "z"),
+            ("b", long, short),
+            ("c", short, long),
+            ("d", "", short),
+        )
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(map(json.dumps, pairs)))
+    fixed = len("Human: Assistant:")
+    pipeline = InputPipeline(
+        DatasetConfig("preferences", 0, 4, 4, path=str(path)),
+        vocabularies.load("bytes"),
+        Lengths(prompt=fixed + 3, reference=8, response=8),
+    )
+    report = pipeline.report()
+    assert report["read"] == 50
+    assert report["dropped"] == {
+        "empty response": 10,
+        "prompt too long": 10,
+        "chosen too long": 10,
+        "rejected too long": 10,
+    }
+    assert sum(report["splits"].values()) == 10
+    assert sum(report["folds"].values()) == report["splits"]["train"]
+    kept = pipeline.examples("train") + pipeline.examples("dev") + pipeline.examples("test")
+    assert sorted(example.prompt for example in kept) == [f"{i:02d}y" for i in range(10)]
+
+
+def test_a_response_that_just_fits_is_kept(tmp_path):
+    path = tmp_path / "p.jsonl"
+    pairs = [("abc", "d"), ("abcd", "e"), ("f", "abcde"), ("abcde", "g")]
+    path.write_text(
+        "\n".join(json.dumps({"prompt": "x", "chosen": c, "rejected": r}) for c, r in pairs)
+    )
+    config = DatasetConfig("preferences", 0, 0, 0, path=str(path))
+    for lengths, kept in (
+        (Lengths(30, reference=4, response=9), 2),
+        (Lengths(30, reference=9, response=5), 2),
+        (Lengths(30, reference=5, response=6), 4),
+    ):
+        assert (
+            len(InputPipeline(config, vocabularies.load("bytes"), lengths).examples("train"))
+            == kept
+        )
+
+
+def test_references_of_a_store(pipeline, tmp_path):
+    layout = Layout(WORDS)
+    examples = pipeline.examples("train", "rl")
+    control = WORDS.control_tokens
+    forged = [control.candidate, *WORDS.encode("+1"), 0, control.improved, 1, 7]
+    samples = [WORDS.encode("x3 7 +1 5"), [], forged, [5] * 13]
+    writer = ReferenceWriter(tmp_path / "store", 16, ReferenceMeta(1, "rl_policy", "last", 0))
+    for k, e in enumerate(examples):
+        tokens = samples[k % 4]
+        writer.add([{"index": e.index, "reference_tokens": tokens, "text": WORDS.decode(tokens)}])
+    writer.close()
+    store = str(tmp_path / "store")
+    rows = whole(pipeline, "rl_pit", references=store)
+    # Control ids, padding and what follows EOS are no part of a reference; 13 tokens are too many.
+    texts = ["x3 7 +1 5", "", "+1"]
+    expected = [(e, texts[k % 4]) for k, e in enumerate(examples) if k % 4 < 3]
+    assert len(rows["prompt_tokens"]) == len(expected)
+    for k, (e, text) in enumerate(expected):
+        assert rows["example_index"][k] == e.index
+        assert unpadded(rows["prompt_tokens"][k]) == layout.pit_prompt(e.prompt, text)
+        assert unpadded(rows["reward_prompt_tokens"][k]) == layout.gap_prompt(e.prompt, text)
+    run = list(itertools.islice(pipeline.batches("rl_pit", "train", 16, references=store), 5))
+    resumed = pipeline.batches("rl_pit", "train", 16, references=store, start_batch=4)
+    same(run[4], next(resumed))
+
+
+def test_a_store_of_other_examples_is_refused(pipeline, tmp_path):
+    writer = ReferenceWriter(tmp_path, 16, ReferenceMeta(1, "rl_policy", "last", 0))
+    writer.add([{"index": 10_000, "reference_tokens": [5], "text": "?"}])
+    writer.close()
+    with pytest.raises(UserError, match="has a reference for example 10000"):
+        pipeline.batches("rl_pit", "train", 1, references=str(tmp_path))
+
+
+def test_mistakes_are_told_at_once(pipeline):
+    with pytest.raises(UserError, match=r"rm_gap: \d+ examples in split 'train'.*batch_size=1000"):
+        pipeline.batches("rm_gap", "train", 1000)
+    with pytest.raises(ValueError, match="stage: got 'rm', expected one of pretrain, sft_policy"):
+        pipeline.batches("rm", "train", 8)
+    with pytest.raises(ValueError, match="split, fold: got 'valid', 'all'; expected one of train"):
+        pipeline.batches("rm_gap", "valid", 8)
+    with pytest.raises(ValueError, match="expected num_hosts to divide batch_size"):
+        pipeline.batches("rm_gap", "train", 8, num_hosts=3)
+    with pytest.raises(ValueError, match="references: got '/tmp/x' for rm_gap, expected rl_pit"):
+        pipeline.batches("rm_gap", "train", 8, references="/tmp/x")
+
+
+def test_tasks_are_in_the_registry():
+    import seqio
+
+    from pit_jax.data import tasks
+
+    pipeline = InputPipeline(CONFIG, WORDS, LENGTHS)
+    pipeline.num_rows("rm_gap", "dev")
+    for stage, row in tasks.STAGES.items():
+        task = seqio.TaskRegistry.get(f"instructions_drafts_{stage}")
+        assert "train_rl" in task.splits
+        assert row.fold == FOLD_OF_STAGE.get(stage)
+        for feature in task.output_features.values():
+            assert isinstance(feature.vocabulary, seqio.Vocabulary)
+    elements = seqio.get_mixture_or_task("instructions_drafts_rm_policy").get_dataset(
+        sequence_length=None, split="train_rm", shuffle=False
+    )
+    assert len(list(elements.as_numpy_iterator())) == len(pipeline.examples("train", "rm"))
+
+
+def test_no_tensorflow_before_the_first_batch():
+    import subprocess
+    import sys
+
+    program = (
+        "import sys\n"
+        "from pit_jax.data import datasets, drafts, input_pipeline, reference_store, vocabularies\n"
+        "from pit_jax.data.formats import Lengths\n"
+        "config = datasets.DatasetConfig('instructions', 9, 3, 3, family='drafts',"
+        " level=drafts.DraftsConfig())\n"
+        "input_pipeline.InputPipeline(config, vocabularies.load('bytes'), Lengths(99, 99, 99))\n"
+        "assert not {'tensorflow', 'seqio'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,162 @@
+"""Shards and manifest: what survives a crash, and what is refused."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from pit_jax.data import reference_store
+from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
+from pit_jax.errors import UserError
+
+META = ReferenceMeta(round=1, source="rl_policy", checkpoint="step_100", seed=7)
+
+
+def record(number):
+    return {"index": number * 10, "reference_tokens": [5, number], "text": f"text {number}"}
+
+
+RECORDS = [record(number) for number in range(8)]
+
+
+def filled(directory, closed=True):
+    writer = ReferenceWriter(directory, 3, META)
+    writer.add(RECORDS)
+    if closed:
+        writer.close()
+    return writer
+
+
+def test_reads_back_what_was_written(tmp_path):
+    filled(tmp_path / "store")
+    store = ReferenceStore(tmp_path / "store")
+    assert len(store) == 8
+    assert [store[k] for k in range(8)] == RECORDS
+    assert store.example_indices == [r["index"] for r in RECORDS]
+    counts = [(shard["file"], shard["count"]) for shard in store.manifest["shards"]]
+    assert counts == [("shard-00000.jsonl", 3), ("shard-00001.jsonl", 3), ("shard-00002.jsonl", 2)]
+    meta = {name: store.manifest[name] for name in ("round", "source", "checkpoint", "seed")}
+    assert meta == dataclasses.asdict(META)
+    assert not list((tmp_path / "store").glob("*.tmp"))
+
+
+def test_text_of_any_kind_stays_on_one_line(tmp_path):
+    odd = {
+        "index": 0,
+        "reference_tokens": [],
+        "text": "a\nb\u2028c\r\x85\ud83d",
+        "prompt_tokens": [1],
+    }
+    writer = ReferenceWriter(tmp_path, 2, META)
+    writer.add([odd, odd])
+    writer.close()
+    assert ReferenceStore(tmp_path)[1] == odd
+
+
+def test_resumes_after_the_last_whole_shard(tmp_path):
+    filled(tmp_path / "a", closed=False)  # The process dies with two records pending.
+    writer = ReferenceWriter(tmp_path / "a", 3, META)
+    assert writer.next_record == 6
+    writer.add(RECORDS[6:])
+    assert writer.next_record == 8
+    writer.close()
+    filled(tmp_path / "b")
+    one, other = ReferenceStore(tmp_path / "a"), ReferenceStore(tmp_path / "b")
+    assert one.manifest == other.manifest
+    assert one.fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize("crash_at", range(1, 9))
+def test_a_crash_at_any_rename_loses_no_listed_shard(tmp_path, monkeypatch, crash_at):
+    renames = 0
+    replace = os.replace
+
+    def crash(source, target):
+        nonlocal renames
+        renames += 1
+        if renames == crash_at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(reference_store.os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        filled(tmp_path)
+    monkeypatch.undo()
+    writer = ReferenceWriter(tmp_path, 3, META)
+    assert writer.next_record % 3 == 0 or writer.next_record == 8
+    writer.add(RECORDS[writer.next_record :])
+    writer.close()
+    assert [*ReferenceStore(tmp_path)] == RECORDS
+
+
+def test_reopening_a_closed_store_changes_nothing(tmp_path):
+    filled(tmp_path)
+    before = ReferenceStore(tmp_path).fingerprint
+    writer = ReferenceWriter(tmp_path, 3, META)
+    assert writer.closed and writer.next_record == 8
+    writer.close()
+    assert ReferenceStore(tmp_path).fingerprint == before
+    with pytest.raises(ValueError, match="the reference store is closed"):
+        writer.add(RECORDS)
+
+
+@pytest.mark.parametrize("change", [{"round": 2}, {"checkpoint": "step_200"}, {"seed": 8}])
+def test_another_round_needs_another_directory(tmp_path, change):
+    filled(tmp_path)
+    (name, value) = next(iter(change.items()))
+    with pytest.raises(
+        UserError, match=f"holds a reference store with {name}=.*expected {value!r}"
+    ):
+        ReferenceWriter(tmp_path, 3, dataclasses.replace(META, **change))
+    with pytest.raises(UserError, match="with shard_size=3, expected 4"):
+        ReferenceWriter(tmp_path, 4, META)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"index": "0", "reference_tokens": [], "text": ""},
+        {"index": 0, "reference_tokens": (1,), "text": ""},
+        {"index": 0, "reference_tokens": []},
+    ],
+)
+def test_incomplete_records_are_refused(tmp_path, broken):
+    with pytest.raises(ValueError, match="record: field '.*' is .*, expected"):
+        ReferenceWriter(tmp_path, 3, META).add([broken])
+
+
+def test_an_open_store_is_not_read(tmp_path):
+    filled(tmp_path, closed=False)
+    with pytest.raises(UserError, match=r"is not complete \(6 records so far\)"):
+        ReferenceStore(tmp_path)
+
+
+def test_missing_and_foreign_manifests(tmp_path):
+    with pytest.raises(UserError, match="no manifest.json, expected a reference store"):
+        ReferenceStore(tmp_path / "nowhere")
+    for text in ("", "[]", "{}", '{"format": 1}'):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match="not the manifest of a reference store"):
+            ReferenceStore(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 9, "shards": []}))
+    with pytest.raises(UserError, match="got format 9, expected 1"):
+        ReferenceStore(tmp_path)
+
+
+@pytest.mark.parametrize("reader", [ReferenceStore, lambda path: ReferenceWriter(path, 3, META)])
+def test_damaged_shards_are_refused(tmp_path, reader):
+    filled(tmp_path)
+    shard = tmp_path / "shard-00001.jsonl"
+    whole = shard.read_bytes()
+    for damaged in (whole[:-5], whole.replace(b"text 4", b"text 5"), b"", whole + whole):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match="shard-00001.jsonl: damaged: got"):
+            reader(tmp_path)
+    shard.unlink()
+    with pytest.raises(
+        UserError, match="shard-00001.jsonl: missing, though manifest.json lists it"
+    ):
+        reader(tmp_path)
+    shard.write_bytes(whole)
+    assert reader(tmp_path)

@@ -1,0 +1,111 @@
+"""Round trips, agreement with TensorFlow and seqio, and ids that no text reaches."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pit_jax.data import vocabularies
+from pit_jax.data.instructions import FAMILIES
+from pit_jax.data.vocabularies import ByteVocabulary, WordVocabulary
+from pit_jax.errors import UserError
+
+WORDS = WordVocabulary(["Human:", "Assistant:", "a", "b", "<b>"])
+VOCABULARIES = [ByteVocabulary(), WORDS, vocabularies.load("words:requirements")]
+
+
+@given(st.text())
+def test_bytes_round_trip(text):
+    assert ByteVocabulary().decode(ByteVocabulary().encode(text)) == text
+
+
+@given(st.lists(st.sampled_from(WORDS.words)))
+def test_words_round_trip(words):
+    text = " ".join(words)
+    assert WORDS.decode(WORDS.encode(text)) == text
+
+
+@given(st.text() | st.sampled_from(["<<Candidate>>", "a <<Improved>> b", "<unk>", "\x00\x01"]))
+def test_text_never_reaches_reserved_ids(text):
+    for vocabulary in VOCABULARIES:
+        ids = vocabulary.encode(text)
+        control = vocabulary.control_tokens
+        assert not {0, 1, control.candidate, control.improved} & set(ids)
+        assert all(2 <= i < vocabulary.vocab_size - vocabulary.extra_ids for i in ids)
+
+
+@given(st.lists(st.integers(0, 300)))
+def test_any_ids_decode(ids):
+    for vocabulary in VOCABULARIES:
+        assert isinstance(vocabulary.decode(ids), str)
+        kept = vocabulary.text_ids(ids)
+        assert not set(kept) & {0, 1, *range(vocabulary.vocab_size - 2, 400)}
+        assert vocabulary.decode(kept) == vocabulary.decode(ids)
+
+
+def test_ids_of_words_by_hand():
+    assert WORDS.vocab_size == 3 + 5 + 2
+    assert WORDS.control_tokens == vocabularies.ControlTokens(8, 9)
+    assert WORDS.encode(" b\ta\nnew ") == [6, 5, 2]
+    assert WORDS.decode([0, 6, 8, 5, 9, 2, 0, 1, 5]) == "b a <unk>"
+    assert WORDS.encode(" ") == []
+
+
+def test_lone_surrogates_do_not_crash():
+    assert ByteVocabulary().decode(ByteVocabulary().encode("a\ud83d")) == "a?"
+
+
+@settings(max_examples=30)
+@given(
+    st.text() | st.lists(st.sampled_from([*WORDS.words, "c", "\n", "\x1f", "\xa0"])).map(" ".join)
+)
+def test_tensorflow_encodes_alike(text):
+    import tensorflow as tf
+
+    for vocabulary in VOCABULARIES:
+        assert vocabulary.encode_tf(tf.constant(text)).numpy().tolist() == vocabulary.encode(text)
+
+
+def test_bytes_have_the_ids_of_seqio():
+    import seqio
+
+    text = "naïve <<Candidate>> 你好\n"
+    theirs = seqio.ByteVocabulary(extra_ids=2)
+    ours = ByteVocabulary(extra_ids=2)
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.vocab_size == theirs.vocab_size
+    assert ours.decode([*ours.encode(text), 1, 70]) == theirs.decode(theirs.encode(text)) == text
+
+
+def test_decode_tf():
+    import tensorflow as tf
+
+    assert WORDS.decode_tf(tf.constant([5, 6, 1, 5])).numpy() == b"a b"
+    assert WORDS.decode_tf(tf.constant([[5, 6], [6, 0]])).numpy().tolist() == [b"a b", b"b"]
+
+
+def test_load():
+    assert vocabularies.load("bytes") == ByteVocabulary()
+    for family, module in FAMILIES.items():
+        vocabulary = vocabularies.load(f"words:{family}", extra_words=("improve", "it"))
+        text = " ".join(["Human:", "Assistant:", *module.WORDS, "improve", "it"])
+        assert 2 not in vocabulary.encode(text)
+        assert vocabulary.vocab_size <= 3 + 2 + 2 + 80
+        assert vocabulary != vocabularies.load(f"words:{family}")
+        assert vocabularies.control_tokens(vocabulary) == vocabulary.control_tokens
+
+
+@pytest.mark.parametrize("spec", ["byte", "words", "words:poems", "bytes:drafts"])
+def test_load_names_the_choices(spec):
+    with pytest.raises(UserError, match="got '.*', expected one of bytes, words:drafts"):
+        vocabularies.load(spec)
+
+
+@pytest.mark.parametrize("word", ["", "a b", "a\n", "<unk>"])
+def test_words_must_be_words(word):
+    with pytest.raises(ValueError, match="expected no white space"):
+        WordVocabulary(["fine", word])
+
+
+def test_control_tokens_need_room():
+    with pytest.raises(ValueError, match="got 1, expected 2 or more"):
+        ByteVocabulary(extra_ids=1)

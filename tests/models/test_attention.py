@@ -1,0 +1,126 @@
+"""Attention, masks and the KV cache against brute force."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pit_jax.models.attention import KVCache, attend, causal_mask, positions_of, tree_mask
+from pit_jax.models.network import LanguageModel
+from tests import reference
+from tests.tiny_models import TINY, random_params, run_model
+
+property_settings = settings(max_examples=25)
+T = 6
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attend_matches_numpy(kv_heads):
+    rng = np.random.default_rng(kv_heads)
+    q = rng.normal(size=(2, 3, 4, 6))
+    k, v = (rng.normal(size=(2, 5, kv_heads, 6)) for _ in range(2))
+    mask = rng.integers(0, 2, (2, 3, 5)).astype(bool)
+    mask[0, 1] = False  # a query without keys
+    out = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask))
+    expected = np.stack([reference.attention(q[b], k[b], v[b], mask[b]) for b in range(2)])
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    assert not np.asarray(out[0, 1]).any()
+
+
+def test_attend_ignores_masked_values_entirely():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 4, 2, 4)), jnp.float32) for _ in range(3))
+    mask = jnp.ones((1, 4, 4), bool).at[:, :, 2].set(False)
+    clean = attend(q, k, v, mask)
+    dirty = attend(q, k.at[:, 2].set(1e4), v.at[:, 2].set(-1e4), mask)
+    np.testing.assert_array_equal(clean, dirty)
+
+
+def test_attend_survives_large_scores():
+    q = jnp.full((1, 2, 1, 4), 1e3)
+    out, grad = jax.value_and_grad(lambda q: attend(q, q, q, jnp.tri(2, dtype=bool)[None]).sum())(q)
+    assert float(out) == pytest.approx(8e3)
+    assert np.isfinite(grad).all()
+
+
+def test_gradient_of_a_query_without_keys_is_zero_not_nan():
+    q = jnp.ones((1, 2, 1, 4))
+    grad = jax.grad(lambda q: attend(q, q, q, jnp.zeros((1, 2, 2), bool)).sum())(q)
+    assert not np.asarray(grad).any()
+
+
+def test_causal_mask_draws_the_example():
+    expected = ["....", ".x..", ".xx.", "...x"]
+    mask = causal_mask(jnp.array([[0, 1, 1, 2]]))[0]
+    assert ["".join(".x"[int(seen)] for seen in row) for row in mask] == expected
+
+
+@property_settings
+@given(hnp.arrays(np.int32, (2, T), elements=st.integers(0, 2)))
+def test_causal_mask_is_brute_force(segments):
+    mask = causal_mask(jnp.asarray(segments))
+    for b, t, s in np.ndindex(2, T, T):
+        same = segments[b, t] == segments[b, s] != 0
+        assert bool(mask[b, t, s]) == (same and s <= t)
+
+
+@property_settings
+@given(
+    hnp.arrays(bool, (2, T)),
+    hnp.arrays(np.int32, T, elements=st.integers(0, 2)),
+    hnp.arrays(bool, (3, 3)),
+)
+def test_tree_mask_is_brute_force(valid, block, visible):
+    visible = visible | np.eye(3, dtype=bool)
+    mask = tree_mask(jnp.asarray(valid), jnp.asarray(block), jnp.asarray(visible))
+    for b, t, s in np.ndindex(2, T, T):
+        allowed = s <= t and valid[b, t] and valid[b, s] and visible[block[t], block[s]]
+        assert bool(mask[b, t, s]) == bool(allowed)
+
+
+def test_tree_mask_gives_each_branch_what_it_gets_alone():
+    """A prefix with two branches equals two whole sequences: the gap model's shared prefixes."""
+    model = LanguageModel(TINY)
+    params = random_params(model)
+    prefix, left, right = [3, 4, 5], [6, 7], [8, 9, 10]
+    tokens = np.array([[*prefix, *left, *right]])
+    block = jnp.array([0, 0, 0, 1, 1, 2, 2, 2])
+    visible = jnp.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]], bool)
+    positions = jnp.array([[0, 1, 2, 3, 4, 3, 4, 5]])
+    mask = tree_mask(jnp.ones((1, 8), bool), block, visible)
+    logits = run_model(model, params, tokens, positions, mask)
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    np.testing.assert_allclose(
+        logits[0, :5], reference.logits(double, TINY, [*prefix, *left]), atol=2e-5
+    )
+    np.testing.assert_allclose(
+        logits[0, 5:], reference.logits(double, TINY, [*prefix, *right])[3:], atol=2e-5
+    )
+
+
+def test_positions_count_real_tokens():
+    valid = jnp.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+    np.testing.assert_array_equal(positions_of(valid), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]])
+
+
+def test_cache_writes_one_layer_at_one_column():
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    cache = KVCache.zeros(config, batch=2, length=5)
+    assert cache.k_LBSKE.shape == (2, 2, 5, 2, 4)
+    assert cache.k_LBSKE.dtype == jnp.bfloat16
+    ones = jnp.ones((2, 1, 2, 4), jnp.bfloat16)
+    cache = cache.write(ones, 2 * ones, jnp.int32(1), jnp.int32(3))
+    expected = np.zeros((2, 2, 5, 2, 4))
+    expected[1, :, 3] = 1
+    np.testing.assert_array_equal(cache.k_LBSKE, expected)
+    np.testing.assert_array_equal(cache.v_LBSKE, 2 * expected)
+    keys, values = cache.layer(jnp.int32(1))
+    np.testing.assert_array_equal(keys, expected[1])
+    np.testing.assert_array_equal(values, 2 * expected[1])

@@ -1,0 +1,128 @@
+"""Layers against float64 NumPy and by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pit_jax.models.layers import Dense, Embed, GatedMLP, RMSNorm, rotary
+from tests import reference
+from tests.tiny_models import TINY
+
+
+def test_rotary_turns_each_pair_by_its_angle():
+    x = jnp.array([1.0, 2.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
+    turned = rotary(x, jnp.array([[3]]), 100.0)
+    # Pair (x0, x2) turns by 3, pair (x1, x3) by 3 / 100^(1/2).
+    expected = [math.cos(3), 2 * math.cos(0.3), math.sin(3), 2 * math.sin(0.3)]
+    np.testing.assert_allclose(turned[0, 0, 0], expected, atol=1e-6)
+
+
+def test_rotary_matches_numpy():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 2, 6)).astype(np.float32)
+    positions = np.array([[0, 1, 2], [5, 40, 700]], np.int32)
+    turned = rotary(jnp.asarray(x), jnp.asarray(positions), 10_000.0)
+    for b, t, h in np.ndindex(2, 3, 2):
+        expected = reference.rotate(x[b, t, h].astype(np.float64), positions[b, t], 10_000.0)
+        # The angle, up to 700, is known to 6e-5 in float32.
+        np.testing.assert_allclose(turned[b, t, h], expected, atol=2e-4)
+    np.testing.assert_array_equal(turned[0, 0], x[0, 0])  # position 0 turns nothing
+
+
+def test_rotary_scores_depend_on_distance_only():
+    rng = np.random.default_rng(1)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def score(m, n):
+        return float(jnp.sum(rotary(q, jnp.array([[m]]), 50.0) * rotary(k, jnp.array([[n]]), 50.0)))
+
+    assert score(7, 4) == pytest.approx(score(23, 20), abs=1e-5)
+    assert abs(score(7, 4) - score(7, 5)) > 1e-3
+
+
+def test_rotary_keeps_the_type_and_computes_in_float32():
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 1, 1, 8)), jnp.bfloat16)
+    position = jnp.array([[301]])
+    turned = rotary(x, position, 10_000.0)
+    assert turned.dtype == jnp.bfloat16
+    exact = rotary(x.astype(jnp.float32), position, 10_000.0)
+    np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))
+
+
+def test_rms_norm_matches_numpy_at_any_size():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, 3, 8)).astype(np.float32) * np.array([[[1e-3]], [[1e3]]], np.float32)
+    scale = rng.normal(size=8).astype(np.float32)
+    out = RMSNorm(1e-6, "float32").apply({"params": {"scale": scale}}, x)
+    expected = reference.rms_norm(x.astype(np.float64), scale.astype(np.float64), 1e-6)
+    np.testing.assert_allclose(out, expected, rtol=2e-6)
+
+
+def test_rms_norm_of_bfloat16_is_computed_in_float32():
+    x = jnp.asarray(np.random.default_rng(4).normal(size=(1, 1, 64)), jnp.bfloat16)
+    params = {"params": {"scale": jnp.ones(64)}}
+    out = RMSNorm(1e-6, "bfloat16").apply(params, x)
+    exact = RMSNorm(1e-6, "float32").apply(params, x.astype(jnp.float32))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out, exact.astype(jnp.bfloat16))
+
+
+def test_dense_contracts_the_last_dims():
+    rng = np.random.default_rng(5)
+    x, kernel = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(4, 5, 6))
+    out = Dense((4, 5, 6), ("heads", "kv", "embed"), 2, "float32").apply(
+        {"params": {"kernel": kernel.astype(np.float32)}}, jnp.asarray(x, jnp.float32)
+    )
+    np.testing.assert_allclose(out, np.einsum("btij,ijk->btk", x, kernel), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_inputs", "fan_in"), [((64, 8, 16), 1, 64), ((8, 16, 64), 2, 128)]
+)
+def test_dense_starts_with_variance_one_over_its_inputs(shape, num_inputs, fan_in):
+    dense = Dense(shape, ("a", "b", "c"), num_inputs, "float32")
+    x = jnp.zeros((1, *shape[:num_inputs]))
+    kernel = nn.unbox(dense.init(jax.random.key(0), x))["params"]["kernel"]
+    # 8192 draws: the sample variance is known to 1.6 %.
+    assert float(kernel.var()) == pytest.approx(1 / fan_in, rel=0.08)
+
+
+def test_embedding_starts_with_variance_one_over_the_width():
+    config = dataclasses.replace(TINY, vocab_size=512, embed_dim=32)
+    variables = Embed(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    embedding = nn.unbox(variables)["params"]["embedding"]
+    assert float(embedding.var()) == pytest.approx(1 / 32, rel=0.05)
+
+
+@pytest.mark.parametrize(("scaled", "factor"), [(False, 1.0), (True, math.sqrt(8))])
+def test_embedding_looks_up_rows(scaled, factor):
+    embedding = np.random.default_rng(6).normal(size=(16, 8)).astype(np.float32)
+    config = dataclasses.replace(TINY, scale_embeddings=scaled)
+    out = Embed(config).apply({"params": {"embedding": embedding}}, jnp.array([[3, 15]]))
+    np.testing.assert_allclose(out[0], embedding[[3, 15]] * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_gated_mlp_matches_numpy(activation):
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(1, 2, 8))
+    kernels = {
+        "gate": rng.normal(size=(8, 12)),
+        "up": rng.normal(size=(8, 12)),
+        "down": rng.normal(size=(12, 8)),
+    }
+    out = GatedMLP(dataclasses.replace(TINY, activation=activation)).apply(
+        {"params": {name: {"kernel": k.astype(np.float32)} for name, k in kernels.items()}},
+        jnp.asarray(x, jnp.float32),
+    )
+    gate = getattr(reference, activation)(x @ kernels["gate"])
+    expected = (gate * (x @ kernels["up"])) @ kernels["down"]
+    # Sums of a dozen products, of size 10 to 30.
+    np.testing.assert_allclose(out, expected, atol=5e-5)

@@ -1,0 +1,198 @@
+"""The network against a float64 NumPy forward pass, its parameters' axes, packing and types."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pit_jax.losses import sft_loss
+from pit_jax.models.attention import KVCache
+from pit_jax.models.config import NetworkConfig
+from pit_jax.models.heads import ScalarModel
+from pit_jax.models.network import LanguageModel
+from pit_jax.partitioning import DEFAULT_RULES
+from tests import reference
+from tests.tiny_models import (
+    TINY,
+    WIDTH,
+    abstract_params,
+    apply_model,
+    inputs_of,
+    random_params,
+)
+
+VARIANTS = {
+    "tied_silu": {},
+    "untied_gelu": {"tied_embeddings": False, "activation": "gelu"},
+    "scaled_one_kv_head": {"scale_embeddings": True, "num_kv_heads": 1},
+    "all_kv_heads_deep": {"num_kv_heads": 4, "num_layers": 3, "norm_epsilon": 1e-2},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_match_numpy(name):
+    config = dataclasses.replace(TINY, **VARIANTS[name])
+    model = LanguageModel(config)
+    params = random_params(model)
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    tokens = np.random.default_rng(1).integers(1, 16, (2, WIDTH))
+    starts = (0, 3)
+    segments = (np.arange(WIDTH)[None] >= np.array(starts)[:, None]).astype(int)  # left-padded
+    logits = apply_model(model, params, tokens, segments)
+    assert logits.dtype == jnp.float32
+    for b, start in enumerate(starts):
+        expected = reference.logits(double, config, tokens[b, start:])
+        # A few dozen float32 operations in a row, each off by 6e-8 of its size.
+        np.testing.assert_allclose(logits[b, start:], expected, atol=3e-6 * np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = LanguageModel(TINY)
+    return model, random_params(model)
+
+
+def test_first_drops_leading_columns_only(tiny):
+    model, params = tiny
+    tokens = np.tile(np.arange(1, WIDTH + 1), (2, 1))
+    segments = np.ones((2, WIDTH), int)
+    whole = apply_model(model, params, tokens, segments)
+    part = model.apply({"params": params}, tokens, *inputs_of(segments), first=4)
+    np.testing.assert_allclose(part, whole[:, 4:], atol=1e-5)
+
+
+def test_packed_segments_equal_separate_rows(tiny):
+    first, second = [3, 4, 5, 6], [7, 8, 9]
+    packed = apply_model(*tiny, [[*first, *second]] * 2, [[1, 1, 1, 1, 2, 2, 2]] * 2)
+    rows = apply_model(*tiny, [first, [*second, 0]], [[1, 1, 1, 1], [1, 1, 1, 0]])
+    np.testing.assert_allclose(packed[0, :4], rows[0, :4], atol=1e-5)
+    np.testing.assert_allclose(packed[0, 4:7], rows[1, :3], atol=1e-5)
+
+
+def test_later_tokens_never_reach_earlier_logits(tiny):
+    a, b = apply_model(*tiny, [[3, 4, 5, 6, 7], [3, 4, 5, 9, 2]], np.ones((2, 5), int))
+    np.testing.assert_array_equal(a[:3], b[:3])
+    assert np.abs(np.asarray(a[3:5] - b[3:5])).max() > 0.1
+
+
+def test_cached_steps_equal_one_pass(tiny):
+    model, params = tiny
+    tokens = np.array([[3, 4, 5, 6], [9, 8, 7, 6]], np.int32)
+    whole = apply_model(*tiny, tokens, np.ones((2, 4), int))
+
+    @jax.jit
+    def step(cache, token, t):
+        seen = jnp.broadcast_to(jnp.arange(4) <= t, (2, 1, 4))
+        inputs = (token, jnp.full((2, 1), t), seen, cache, t)
+        return model.apply({"params": params}, *inputs, method=LanguageModel.step)
+
+    cache = KVCache.zeros(TINY, 2, 4)
+    for t in range(4):
+        logits, cache = step(cache, tokens[:, t : t + 1], t)
+        np.testing.assert_allclose(logits, whole[:, t], atol=1e-5)
+
+
+def test_rematerialisation_changes_neither_loss_nor_gradient():
+    tokens = np.random.default_rng(2).integers(1, 16, (2, 6))
+    inputs = inputs_of(np.ones((2, 6), int))
+    results = {}
+    for remat in ("none", "full", "dots"):
+        model = LanguageModel(dataclasses.replace(TINY, remat=remat))
+        params = random_params(model)
+
+        def loss(params, model=model):
+            logits = model.apply({"params": params}, tokens, *inputs)
+            return sft_loss(logits[:, :-1], jnp.asarray(tokens[:, 1:]), jnp.ones((2, 5)))[0]
+
+        results[remat] = jax.jit(jax.value_and_grad(loss))(params)
+    for remat in ("full", "dots"):
+        # The same operations, fused differently: rounding only.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+            results["none"],
+            results[remat],
+        )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_stays_near_float32_and_logits_are_not_rounded(tied):
+    config = dataclasses.replace(TINY, tied_embeddings=tied)
+    params = random_params(LanguageModel(config))
+    tokens, segments = np.tile(np.arange(1, 9), (2, 1)), np.ones((2, 8), int)
+    full = apply_model(LanguageModel(config), params, tokens, segments)
+    half = LanguageModel(dataclasses.replace(config, dtype="bfloat16"))
+    half = apply_model(half, params, tokens, segments)
+    assert half.dtype == jnp.float32
+    # Some twenty roundings of 2^-9 relative in a row, against the size of the logits.
+    error = np.abs(np.asarray(half - full)).max() / np.abs(np.asarray(full)).max()
+    assert 0 < error < 20 * 2**-9
+    # Log-probabilities are differences of logits: those must keep float32's digits.
+    assert not np.array_equal(half, half.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+@pytest.mark.parametrize("model_type", [LanguageModel, ScalarModel])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_names_its_axes(model_type, tied):
+    config = dataclasses.replace(TINY, tied_embeddings=tied)
+    boxed = abstract_params(model_type(config))
+    table = {name for name, _ in DEFAULT_RULES}
+    leaves = jax.tree_util.tree_leaves_with_path(
+        boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )
+    assert len(leaves) >= 11
+    for path, leaf in leaves:
+        where = jax.tree_util.keystr(path)
+        assert isinstance(leaf, nn.LogicallyPartitioned), f"{where} has no logical axes"
+        assert len(leaf.names) == leaf.value.ndim, f"{where}: {leaf.names} of {leaf.value.shape}"
+        assert set(leaf.names) <= table, f"{where}: {leaf.names}"
+        assert leaf.value.dtype == jnp.float32, where
+        assert (leaf.names[0] == "layers") == ("layers" in where), where
+
+
+def test_a_seven_billion_model_has_its_known_size():
+    """Llama 2 7B's shape: 6,738,415,616 parameters."""
+    config = NetworkConfig(
+        vocab_size=32_000,
+        embed_dim=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        mlp_dim=11_008,
+        activation="silu",
+        tied_embeddings=False,
+        scale_embeddings=False,
+        rope_theta=10_000.0,
+        norm_epsilon=1e-5,
+        dtype="bfloat16",
+        remat="full",
+    )
+    leaves = jax.tree.leaves(nn.unbox(abstract_params(LanguageModel(config))))
+    assert sum(math.prod(leaf.shape) for leaf in leaves) == 6_738_415_616
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_kv_heads": 3}, r"got num_heads=4, expected a multiple of num_kv_heads=3"),
+        ({"head_dim": 5}, r"got head_dim=5, expected an even number"),
+        ({"activation": "relu"}, r"got activation='relu', expected one of \('silu', 'gelu'\)"),
+        ({"dtype": "float16"}, r"got dtype='float16', expected one of \('float32', 'bfloat16'\)"),
+        ({"remat": "some"}, r"got remat='some', expected one of \('none', 'full', 'dots'\)"),
+    ],
+)
+def test_config_rejects(change, message):
+    with pytest.raises(ValueError, match=f"NetworkConfig: {message}"):
+        dataclasses.replace(TINY, **change)
+
+
+def test_config_has_no_defaults():
+    for field in dataclasses.fields(NetworkConfig):
+        assert field.default is dataclasses.MISSING, field.name
+        assert field.default_factory is dataclasses.MISSING, field.name
