@@ -1,6 +1,6 @@
 """The command line: flags, gin, dispatch. The only module that knows gin.
 
-    python -m pit_jax COMMAND --gin_file=FILE [--gin_file=…] [--gin.NAME=VALUE …]
+python -m pit_jax COMMAND --gin_file=FILE [--gin_file=…] [--gin.NAME=VALUE …]
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import gin
-
 from pit_jax import __version__
 from pit_jax.errors import UserError
 
@@ -148,9 +147,7 @@ def _parse_gin(options: argparse.Namespace, bindings: list[str]) -> None:
         if not any((pathlib.Path(base) / file).exists() for base in (".", root)):
             raise UserError(f"--gin_file: {file} not found")
     gin.clear_config()
-    _gin_errors(
-        lambda: gin.parse_config_files_and_bindings(options.gin_file, bindings)
-    )
+    _gin_errors(lambda: gin.parse_config_files_and_bindings(options.gin_file, bindings))
 
 
 def _configured(cls: type) -> Any:
@@ -322,7 +319,9 @@ def _describe(run) -> None:
     dropped = ", ".join(f"{n} {reason}" for reason, n in report["dropped"].items()) or "none"
     print(f"data           {report['read']} read; dropped: {dropped}")
     print(f"               {report['splits']}, folds of train {report['folds']}")
-    print(f"{'stage':24}{'task':12}{'steps':>8}{'batch':>8}{'parameters':>14}{'state MB':>10}  done")
+    print(
+        f"{'stage':24}{'task':12}{'steps':>8}{'batch':>8}{'parameters':>14}{'state MB':>10}  done"
+    )
     for stage in run.config.stages:
         state = jax.eval_shape(
             lambda key, stage=stage: stages.create_state(

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 
 from pit_jax import metrics as metrics_lib
-from pit_jax.rollout import RLState, make_ppo_step
 from pit_jax.models.config import NetworkConfig
 from pit_jax.partitioning import Partitioner
 from pit_jax.ppo import PPOConfig
+from pit_jax.rollout import RLState, make_ppo_step
 
 SOURCES = ("none", "data", "policy", "checkpoint", "pit")
 
@@ -78,7 +78,9 @@ def make_step(
     frozen: dict[str, Any],
     key: jax.Array,
     decode: Callable[[Any], str],
-) -> Callable[[RLState, Any, int], tuple[RLState, metrics_lib.Metrics, Callable[[], dict[str, str]]]]:
+) -> Callable[
+    [RLState, Any, int], tuple[RLState, metrics_lib.Metrics, Callable[[], dict[str, str]]]
+]:
     """A PPO step for `trainer.fit`: collect episodes, then one update.
 
     Args:

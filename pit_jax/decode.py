@@ -143,40 +143,44 @@ def generate(
     columns_S = jnp.arange(P + R)
     prompt_valid_BS = jnp.pad(prompt_valid_BP, ((0, 0), (0, R)))
 
-    def unfinished(carry):
-        t, _, _, _, done_B, _, _ = carry
-        return (t < R) & ~jnp.all(done_B)
+    def write(array_BR, column_B, t):
+        return jax.lax.dynamic_update_slice(array_BR, column_B[:, None], (0, t))
 
-    def step(carry):
-        t, tokens_BR, log_probs_BR, mask_BR, done_B, logits_BV, cache = carry
+    def draw(t, logits_BV, generation, done_B):
+        """Samples column t; rows that are done get padding."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
         token_B, log_prob_B = sample(logits_BV, keys, config)
         token_B = jnp.where(done_B, PAD, token_B)
-        log_prob_B = jnp.where(done_B, 0.0, log_prob_B)
-        tokens_BR = jax.lax.dynamic_update_slice(tokens_BR, token_B[:, None], (0, t))
-        log_probs_BR = jax.lax.dynamic_update_slice(log_probs_BR, log_prob_B[:, None], (0, t))
-        mask_BR = jax.lax.dynamic_update_slice(mask_BR, ~done_B[:, None], (0, t))
-        done_B = done_B | (token_B == EOS)
-        sees_BS = prompt_valid_BS | ((columns_S >= P) & (columns_S <= P + t))[None]
+        generation = Generation(
+            write(generation.tokens_BR, token_B, t),
+            write(generation.log_probs_BR, jnp.where(done_B, 0.0, log_prob_B), t),
+            write(generation.mask_BR, ~done_B, t),
+        )
+        return generation, done_B | (token_B == EOS), token_B
+
+    def unfinished(carry):
+        t, _, done_B, _, _ = carry
+        return (t < R) & ~jnp.all(done_B)
+
+    def step(carry):
+        """Feeds column t - 1, samples column t."""
+        t, generation, done_B, token_B, cache = carry
+        sees_BS = prompt_valid_BS | ((columns_S >= P) & (columns_S < P + t))[None]
         logits_BV, cache = model.apply(
             {"params": params},
             token_B[:, None],
-            (count_B + t)[:, None],
+            (count_B + t - 1)[:, None],
             sees_BS[:, None],
             cache,
-            P + t,
+            P + t - 1,
             method=LanguageModel.step,
         )
-        return t + 1, tokens_BR, log_probs_BR, mask_BR, done_B, logits_BV, cache
+        generation, done_B, token_B = draw(t, logits_BV, generation, done_B)
+        return t + 1, generation, done_B, token_B, cache
 
-    start = (
-        jnp.int32(0),
-        jnp.full((B, R), PAD, jnp.int32),
-        jnp.zeros((B, R), jnp.float32),
-        jnp.zeros((B, R), bool),
-        jnp.zeros((B,), bool),
-        logits_BV,
-        cache,
+    empty = Generation(
+        jnp.full((B, R), PAD, jnp.int32), jnp.zeros((B, R), jnp.float32), jnp.zeros((B, R), bool)
     )
-    _, tokens_BR, log_probs_BR, mask_BR, *_ = jax.lax.while_loop(unfinished, step, start)
-    return Generation(tokens_BR, log_probs_BR, mask_BR)
+    generation, done_B, token_B = draw(jnp.int32(0), logits_BV, empty, jnp.zeros((B,), bool))
+    start = (jnp.int32(1), generation, done_B, token_B, cache)
+    return jax.lax.while_loop(unfinished, step, start)[1]

@@ -150,7 +150,9 @@ class Improver:
         feedback = self._answer(asked, rows, feedback_key, config)
         asked = [
             config.refine_prompt.format(
-                prompt=p, response=self.decode(r.tokens), feedback=self.decode(f.tokens) if f else ""
+                prompt=p,
+                response=self.decode(r.tokens),
+                feedback=self.decode(f.tokens) if f else "",
             )
             for p, r, f in zip(prompts, current, feedback, strict=True)
         ]

@@ -45,7 +45,10 @@ def sft_loss(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
       (sum, weight): nats, number of target tokens.
     """
     log_probs_BT, _ = token_log_probs(logits_BTV, targets_BT)
-    unlikely_BT = jnp.log1p(-jnp.minimum(jnp.exp(log_probs_BT), 1 - 1e-6))
+    # log(1 - p) as a ratio of sums: exact, with a gradient, however close p is to 1.
+    is_target_BTV = jax.nn.one_hot(targets_BT, logits_BTV.shape[-1], dtype=bool)
+    others_BTV = jnp.where(is_target_BTV, -jnp.inf, logits_BTV)
+    unlikely_BT = jax.nn.logsumexp(others_BTV, axis=-1) - jax.nn.logsumexp(logits_BTV, axis=-1)
     likely_BT = jnp.maximum(weights_BT, 0)
     total = likely_BT * log_probs_BT + jnp.maximum(-weights_BT, 0) * unlikely_BT
     return -jnp.sum(total), jnp.sum(likely_BT)
@@ -71,7 +74,7 @@ def gap_loss(scores: dict[str, jax.Array], weight_B: jax.Array, kind: str = "eq2
           + log σ(r_ww − r_lw) + log σ(r_ll − r_lw)]
 
     The others are the paper's ablations (Appendix C): `two_term` keeps only `log σ(r_wl − r_lw)`;
-    `pointwise` is the squared error to 1 (wl), 0.5 (ww, ll) and 0 (lw).
+    `pointwise` is the mean squared error to 1 (wl), 0.5 (ww, ll) and 0 (lw).
 
     Args:
       scores: r_ab [B] under the keys wl, ww, ll, lw.
@@ -87,7 +90,7 @@ def gap_loss(scores: dict[str, jax.Array], weight_B: jax.Array, kind: str = "eq2
         loss_B = -jax.nn.log_sigmoid(scores["wl"] - scores["lw"])
     elif kind == "pointwise":
         goals = {"wl": 1.0, "ww": 0.5, "ll": 0.5, "lw": 0.0}
-        loss_B = sum(jnp.square(scores[name] - goal) for name, goal in goals.items())
+        loss_B = sum(jnp.square(scores[name] - goal) for name, goal in goals.items()) / len(goals)
     else:
         raise ValueError(f"gap loss: got {kind!r}, expected one of {GAP_LOSSES}")
     return jnp.sum(loss_B * weight_B), jnp.sum(weight_B)
@@ -115,7 +118,8 @@ def ppo_policy_loss(
       (sum, weight) and metrics: ratio and its square, share of clipped tokens, approximate KL
       `½ (log ρ)²`.
     """
-    log_ratio_BR = (log_probs_BR - old_log_probs_BR) * mask_BR
+    # A ratio beyond e^20 is past saving, but an infinite one would turn the gradient into nan.
+    log_ratio_BR = jnp.clip((log_probs_BR - old_log_probs_BR) * mask_BR, -20, 20)
     ratio_BR = jnp.exp(log_ratio_BR)
     plain_BR = -advantages_BR * ratio_BR
     clipped_BR = -advantages_BR * jnp.clip(ratio_BR, 1 - clip, 1 + clip)

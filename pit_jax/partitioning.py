@@ -66,6 +66,8 @@ class Partitioner:
 
     def __init__(self, config: MeshConfig, devices: Sequence[jax.Device] | None = None):
         devices = list(jax.devices() if devices is None else devices)
+        if config.model < 1:
+            raise ValueError(f"mesh: got model={config.model}, expected 1 or more")
         data = len(devices) // config.model if config.data == -1 else config.data
         if data * config.model != len(devices) or data < 1:
             raise ValueError(

@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -282,11 +282,15 @@ class Run:
         """Fills the round's reference store, from where a crash left it; returns its directory."""
         directory = self.directory / stage.name / "references" / f"round-{number}"
         policy_step = round_.policy_step or self.result(round_.policy)["model_step"]
-        meta = ReferenceMeta(number, round_.source, f"{round_.policy}@{policy_step}", self.config.seed)
+        meta = ReferenceMeta(
+            number, round_.source, f"{round_.policy}@{policy_step}", self.config.seed
+        )
         writer = ReferenceWriter(directory, self.config.shard_size, meta)
         if writer.closed:
             return str(directory)
-        print(f"{stage.name}: sampling references of round {number} from {round_.source}", flush=True)
+        print(
+            f"{stage.name}: sampling references of round {number} from {round_.source}", flush=True
+        )
         policy = self.model(round_.policy, policy_step)
         examples = self.data.examples("train", "rl")
         sampling = SamplingConfig(temperature=round_.temperature)
@@ -346,7 +350,9 @@ class Run:
         params = {"actor": initial, "critic": stages.own_copy(critic)}
         return state.replace(train=state.train.replace(params=params))
 
-    def _batches(self, stage: Stage, start_batch: int, round_number: int = 0, store=None) -> Iterator:
+    def _batches(
+        self, stage: Stage, start_batch: int, round_number: int = 0, store=None
+    ) -> Iterator:
         return self.data.batches(
             stage.task,
             "train",
@@ -447,5 +453,3 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
     os.replace(scratch, path)
-
-

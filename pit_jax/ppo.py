@@ -67,6 +67,11 @@ class PPOConfig:
             )
         if self.temperature <= 0:
             raise ValueError("PPOConfig: temperature must be above 0, PPO samples its episodes")
+        if self.epochs < 1 or self.minibatches < 1:
+            raise ValueError(
+                f"PPOConfig: got epochs={self.epochs}, minibatches={self.minibatches}, expected "
+                "1 or more"
+            )
 
 
 @flax.struct.dataclass
@@ -235,14 +240,13 @@ def update(
             "entropy": (jnp.sum(entropy * mask), weight),
         }
         deviation = jnp.max(jnp.abs(jnp.exp((log_probs - episodes.log_probs_BR) * mask) - 1))
-        return (policy + config.value_coefficient * value) / jnp.maximum(weight, 1), (
-            metrics,
-            deviation,
-        )
+        total = (policy + config.value_coefficient * value) / jnp.maximum(weight, 1)
+        return total, (metrics, deviation)
 
     def minibatch_step(state, batch):
-        grads, (metrics, deviation) = jax.grad(loss_fn, has_aux=True)(state.params, batch)
-        state, step_metrics = state.apply_gradients(grads)
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (metrics, deviation)), grads = gradient(state.params, batch)
+        state, step_metrics = state.apply_gradients(grads, loss)
         return state, ({**metrics, **step_metrics}, deviation)
 
     def epoch(state, key):

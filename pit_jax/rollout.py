@@ -153,8 +153,6 @@ def in_minibatches(function: Callable, episodes: ppo.Experience, config: ppo.PPO
     The same shapes as in the update give the same floating-point results, so the first ratio of
     an update is exactly 1, and no more activations live at once than in the update.
     """
-    parts = jax.tree.map(
-        lambda x: x.reshape(config.minibatches, -1, *x.shape[1:]), episodes
-    )
+    parts = jax.tree.map(lambda x: x.reshape(config.minibatches, -1, *x.shape[1:]), episodes)
     out = jax.lax.map(function, parts)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)

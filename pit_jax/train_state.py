@@ -18,7 +18,7 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: peak.
-      warmup_steps: gradient steps from 0 to the peak.
+      warmup_steps: gradient steps from `learning_rate / warmup_steps` to the peak.
       decay_steps: gradient steps of the whole schedule; 0 keeps the peak.
       final_fraction: share of the peak that the decay ends at.
       b1, b2: AdamW's moment decays.
@@ -91,14 +91,14 @@ class TrainState(flax.struct.PyTreeNode):
         step, skipped, in_row = counters
         return cls(step, params, optimizer.init(params), skipped, in_row, optimizer)
 
-    def apply_gradients(self, grads: Any) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step; a gradient that isn't finite leaves parameters and moments as they are.
+    def apply_gradients(self, grads: Any, loss: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        """One optimizer step; if loss or gradient isn't finite, parameters and moments stay.
 
         Returns:
           the new state and metrics `grad_norm` (nan-free) and `skipped` as (sum, weight).
         """
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(norm)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
         grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
         updates, opt_state = self.optimizer.update(grads, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)

@@ -72,13 +72,13 @@ def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -
     def gradients(params, batch):
         def total(params):
             (total, weight), metrics = loss(params, batch)
-            return total, (weight, metrics)
+            return total, (total, weight, metrics)
 
         return jax.grad(total, has_aux=True)(params)
 
     def step(state: TrainState, batch):
         if microbatches == 1:
-            grads, (weight, metrics) = gradients(state.params, batch)
+            grads, (total, weight, metrics) = gradients(state.params, batch)
         else:
             parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
 
@@ -88,9 +88,9 @@ def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -
             first = jax.tree.map(lambda x: x[0], parts)
             shapes = jax.eval_shape(gradients, state.params, first)
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (grads, (weight, metrics)), _ = jax.lax.scan(add, zero, parts)
+            (grads, (total, weight, metrics)), _ = jax.lax.scan(add, zero, parts)
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-8), grads)
-        state, step_metrics = state.apply_gradients(grads)
+        state, step_metrics = state.apply_gradients(grads, total)
         return state, {**metrics, **step_metrics}
 
     return partitioner.jit(step, donate_argnums=0)
@@ -148,7 +148,7 @@ def fit(
         if not (saving or _due(progress.step, loop.log_every)):
             continue
         _check_finite(state, progress.step)
-        tokens, weight = pending.pop("tokens")
+        tokens, _ = pending.pop("tokens")
         seconds, clock = time.monotonic() - clock, time.monotonic()
         progress.seconds += seconds
         progress.tokens += float(tokens)

@@ -183,7 +183,7 @@ def train_step(partitioner):
             return total / weight
 
         value, grads = jax.value_and_grad(loss)(state.params)
-        return value, grads, state.apply_gradients(grads)[0]
+        return value, grads, state.apply_gradients(grads, value)[0]
 
     state = jax.device_put(TrainState.create(random_params(MODEL), OPTIMIZER), shardings)
     program = partitioner.jit(

@@ -43,7 +43,7 @@ def gradients(seed, scale):
     }
 
 
-apply = jax.jit(lambda state, grads: state.apply_gradients(grads))
+apply = jax.jit(lambda state, grads: state.apply_gradients(grads, jnp.float32(0)))
 
 
 def test_steps_match_numpy_adamw():
@@ -153,7 +153,7 @@ def test_every_field_of_the_config_changes_the_result():
     def final(config):
         state = start(config)
         for seed in range(4):
-            state, _ = state.apply_gradients(gradients(seed, 1.0))
+            state, _ = state.apply_gradients(gradients(seed, 1.0), jnp.float32(0))
         return np.asarray(state.params["a"])
 
     base = final(CONFIG)

@@ -123,7 +123,7 @@ def check(prompt: str, response: str) -> Check:
     done = next((step for step, word in enumerate(given) if word == BLANK), len(given))
     if any(word != BLANK for word in given[done:]) or any(w not in DIGITS for w in given[:done]):
         return Check(0.0, (), required, False)
-    correct = [int(word) == result for word, result in zip(given, right)]
+    correct = [int(word) == result for word, result in zip(given[:done], right)]
     first_mistake = next((step for step in range(done) if not correct[step]), done)
     score = done / len(operations) if first_mistake == done else 0.0
     return Check(score, required[:first_mistake], required, True)

@@ -48,6 +48,10 @@ class SFTFeatureConverter(seqio.FeatureConverter):
     PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
     loss_on_inputs = False
 
+    def __init__(self, pack: bool):
+        # seqio's check of every row costs more than the rest; padding refuses long rows by itself.
+        super().__init__(pack=pack, apply_length_check=pack)
+
     def _convert_features(self, ds, task_feature_lengths):
         length = sum(task_feature_lengths.values())
         input_mark = 2 if self.loss_on_inputs else 1
@@ -78,7 +82,10 @@ class SFTFeatureConverter(seqio.FeatureConverter):
             }
 
         ds = ds.map(concatenate, num_parallel_calls=tf.data.AUTOTUNE)
-        ds = self._pack_or_pad(ds, {"tokens": length, "marks": length})
+        if self.pack:
+            ds = self._pack_or_pad(ds, {"tokens": length, "marks": length})
+        else:
+            ds = ds.map(lambda features: {k: _pad(v, length) for k, v in features.items()})
         return ds.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
     def get_model_feature_lengths(self, task_feature_lengths):
@@ -115,17 +122,14 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
     def __init__(self, pack: bool = False):
         if pack:
             raise ValueError(f"{type(self).__name__}: got pack=True; only SFT stages can be packed")
-        super().__init__(pack=False)
+        super().__init__(pack=False, apply_length_check=False)
 
     def _convert_features(self, ds, task_feature_lengths):
         def pad(features):
             padded = {name: features[name] for name in self.SCALARS}
             for names, left in ((self.LEFT, True), (self.RIGHT, False)):
                 for name, source in names.items():
-                    length = task_feature_lengths[source]
-                    missing = length - tf.size(features[source])
-                    sides = [missing, 0] if left else [0, missing]
-                    padded[name] = tf.ensure_shape(tf.pad(features[source], [sides]), [length])
+                    padded[name] = _pad(features[source], task_feature_lengths[source], left)
             return padded
 
         return ds.map(pad, num_parallel_calls=tf.data.AUTOTUNE)
@@ -133,6 +137,12 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
     def get_model_feature_lengths(self, task_feature_lengths):
         """The length of the task feature that a model feature is made of."""
         return {name: task_feature_lengths[source] for name, source in self.SOURCES.items()}
+
+
+def _pad(tokens: tf.Tensor, length: int, left: bool = False) -> tf.Tensor:
+    """Zeros up to `length`; an error (of tf.pad) if there are more tokens than that."""
+    missing = length - tf.size(tokens)
+    return tf.ensure_shape(tf.pad(tokens, [[missing, 0] if left else [0, missing]]), [length])
 
 
 class PairFeatureConverter(PaddedFeatureConverter):

@@ -26,7 +26,7 @@ from pit_jax.improve import ImproveConfig, Trace
 from pit_jax.models.heads import ScalarModel
 from pit_jax.pipeline import Run
 from pit_jax.sampler import Response
-from pit_jax.stages import RLStage, RewardStage
+from pit_jax.stages import RewardStage, RLStage
 
 PAIRS = ("wl", "ww", "ll", "lw")
 

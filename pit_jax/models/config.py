@@ -46,13 +46,20 @@ class NetworkConfig:
     remat: str
 
     def __post_init__(self):
+        for field in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "mlp_dim"):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"NetworkConfig: got {field}={getattr(self, field)}, expected 1 or more"
+                )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"NetworkConfig: got num_heads={self.num_heads}, expected a multiple of "
                 f"num_kv_heads={self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"NetworkConfig: got head_dim={self.head_dim}, expected an even number")
+            raise ValueError(
+                f"NetworkConfig: got head_dim={self.head_dim}, expected an even number"
+            )
         for field, choices in (
             ("activation", ACTIVATIONS),
             ("dtype", DTYPES),

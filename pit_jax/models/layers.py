@@ -21,12 +21,14 @@ class Dense(nn.Module):
       axes: logical axis of each kernel dim.
       num_inputs: how many of the kernel's dims are input dims.
       dtype: compute type.
+      out_dtype: type of the result; the compute type by default.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     num_inputs: int
     dtype: str
+    out_dtype: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -39,7 +41,10 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
         contract = tuple(range(x.ndim - n, x.ndim))
         return jax.lax.dot_general(
-            x, kernel.astype(self.dtype), ((contract, tuple(range(n))), ((), ()))
+            x,
+            kernel.astype(self.dtype),
+            ((contract, tuple(range(n))), ((), ())),
+            preferred_element_type=self.out_dtype or self.dtype,
         )
 
 
@@ -89,7 +94,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """`down(activation(gate(x)) * up(x))` (Shazeer, 2020)."""
+    """`down(activation(gate(x)) * up(x))` (Shazeer, 2020); `gelu` is its tanh approximation."""
 
     config: NetworkConfig
 

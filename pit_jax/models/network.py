@@ -48,9 +48,7 @@ class Decoder(nn.Module):
         block: type[nn.Module] = Block
         if c.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            block = nn.remat(
-                Block, prevent_cse=False, policy=policy if c.remat == "dots" else None
-            )
+            block = nn.remat(Block, prevent_cse=False, policy=policy if c.remat == "dots" else None)
         self.embed = Embed(c)
         self.layers = nn.scan(
             block,
@@ -62,7 +60,8 @@ class Decoder(nn.Module):
         )(c)
         self.final_norm = RMSNorm(c.norm_epsilon, c.dtype)
         if not c.tied_embeddings:
-            self.unembed = Dense((c.embed_dim, c.vocab_size), ("embed", "vocab"), 1, c.dtype)
+            shape, axes = (c.embed_dim, c.vocab_size), ("embed", "vocab")
+            self.unembed = Dense(shape, axes, 1, c.dtype, out_dtype="float32")
 
     def __call__(
         self,
@@ -95,7 +94,7 @@ class Decoder(nn.Module):
         if self.config.tied_embeddings:
             logits_BTV = self.embed.attend(hidden_BTD)
         else:
-            logits_BTV = self.unembed(hidden_BTD).astype(jnp.float32)
+            logits_BTV = self.unembed(hidden_BTD)
         return constrain(logits_BTV, "batch", "length", "vocab")
 
 

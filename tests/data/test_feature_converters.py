@@ -134,7 +134,14 @@ def test_prompt():
 @pytest.mark.parametrize("pack", [False, True])
 def test_nothing_is_cut_silently(pack):
     with pytest.raises(tf.errors.InvalidArgumentError):
-        convert(fc.SFTFeatureConverter(pack=pack), [{**FIRST, "targets": [5] * 4}], SFT_LENGTHS)
+        convert(fc.SFTFeatureConverter(pack=pack), [{**FIRST, "targets": [5] * 6}], SFT_LENGTHS)
+
+
+@pytest.mark.parametrize("name", ["prompt", "rejected"])
+def test_padding_refuses_what_is_too_long(name):
+    element = {"prompt": [7, 8], "chosen": [5, 1], "rejected": [6, 6, 1], name: [5] * 5}
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        convert(fc.PairFeatureConverter(), [element], {"prompt": 4, "chosen": 3, "rejected": 3})
 
 
 def test_only_sft_packs():

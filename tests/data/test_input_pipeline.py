@@ -17,7 +17,10 @@ from pit_jax.errors import UserError
 
 LENGTHS = Lengths(prompt=12, reference=12, response=13)
 WORDS = vocabularies.load("words:drafts")
-CONFIG = DatasetConfig("instructions", 200, 21, 10, family="drafts", level=drafts.DraftsConfig())
+LEVEL = drafts.DraftsConfig(
+    min_steps=5, max_steps=6, max_ahead=3, mistakes=0.25, bluffs=0.15, malformed=0.1
+)
+CONFIG = DatasetConfig("instructions", 200, 21, 10, family="drafts", level=LEVEL)
 FOLD_OF_STAGE = {
     "sft_policy": "sft",
     "sft_pit": "sft",
