@@ -59,7 +59,10 @@ class Checkpoints:
         if best_metric:
             keep.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric], n=1, reverse=False
+                    # Of equal ones the first, as the training loop's record of the best has it.
+                    get_metric_fn=lambda metrics: (metrics[best_metric], -metrics["step"]),
+                    n=1,
+                    reverse=False,
                 )
             )
         if keep_every:
@@ -86,7 +89,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         model, rest = split_model(state)
-        metrics = {self._best_metric: extra[self._best_metric]} if self._best_metric else None
+        metrics = None
+        if self._best_metric:
+            metrics = {self._best_metric: extra[self._best_metric], "step": step}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -149,7 +154,8 @@ def _arrays(tree: Any) -> dict[str, Any]:
 
 
 def _like(tree: Any, arrays: dict[str, Any]) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(tree), list(arrays.values()))
+    # By name: a dict of arrays comes back sorted, not in the order of the state's fields.
+    return jax.tree.unflatten(jax.tree.structure(tree), [arrays[name] for name in _arrays(tree)])
 
 
 def _abstract(tree: Any) -> Any:

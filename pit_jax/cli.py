@@ -6,12 +6,15 @@ python -m pit_jax COMMAND --gin_file=FILE [--gin_file=…] [--gin.NAME=VALUE …
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
+import tokenize
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gin
@@ -19,7 +22,9 @@ from pit_jax import __version__
 from pit_jax.errors import UserError
 
 _EXAMPLES = {
-    "run": "python -m pit_jax run --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=\"'runs/mine'\"",
+    "run": (
+        "python -m pit_jax run --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=\"'runs/mine'\""
+    ),
     "train": "python -m pit_jax train --gin_file=gin/runs/quickstart.gin --gin.STAGE=\"'rm_gap'\"",
     "improve": (
         "python -m pit_jax improve --gin_file=gin/runs/quickstart.gin --input=prompts.jsonl "
@@ -119,6 +124,7 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     _parse_gin(options, bindings)
     config = _configured(pipeline.RunConfig)
     evaluation = _configured(suite.EvaluationConfig)
+    _check_macros(bindings)
     run = pipeline.Run(config)
     if options.dry_run:
         _describe(run)
@@ -147,23 +153,56 @@ def _parse_gin(options: argparse.Namespace, bindings: list[str]) -> None:
         if not any((pathlib.Path(base) / file).exists() for base in (".", root)):
             raise UserError(f"--gin_file: {file} not found")
     gin.clear_config()
-    _gin_errors(lambda: gin.parse_config_files_and_bindings(options.gin_file, bindings))
+    for file in options.gin_file:
+        with _gin_errors(f"gin: {file}: "):
+            gin.parse_config_file(file)
+    for binding in bindings:
+        with _gin_errors(f"gin: --gin.{binding}: "):
+            gin.parse_config(binding)
+    with _gin_errors("gin: "):
+        gin.finalize()
 
 
 def _configured(cls: type) -> Any:
     """An instance of a configuration class with its gin bindings."""
-    return _gin_errors(lambda: gin.get_configurable(cls)())
+    with _gin_errors("gin: "):
+        return gin.get_configurable(cls)()
 
 
-def _gin_errors(function):
-    """Runs gin code; what it raises for a user's configuration becomes one line."""
+def _check_macros(bindings: list[str]) -> None:
+    """Refuses a macro of the command line that nothing uses: gin itself would say nothing."""
+    used = re.findall(r"^(\w+) =", gin.operative_config_str(), re.MULTILINE)
+    for binding in bindings:
+        name = binding.partition(" =")[0]
+        if "." not in name and name not in (*used, "STAGE"):
+            raise UserError(
+                f"--gin.{name}: no such macro, expected one of {', '.join(used)}, STAGE"
+            )
+
+
+_GIN_ERRORS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    ImportError,
+    OSError,
+    KeyError,
+)
+
+
+@contextlib.contextmanager
+def _gin_errors(where: str) -> Iterator[None]:
+    """Makes one line of what gin raises for a user's configuration."""
     try:
-        return function()
-    except UserError:
-        raise
-    except (ValueError, TypeError, RuntimeError, SyntaxError, ImportError, OSError, KeyError) as e:
-        text = " ".join(str(e).split())
-        raise UserError(f"gin: {text[:600]}") from e
+        yield
+    except UserError as error:
+        # gin appends the configurables that were being made, a line each.
+        raise UserError(str(error).splitlines()[0]) from error
+    except _GIN_ERRORS as error:
+        text = " ".join(str(error).partition(" in config string")[0].split())
+        raise UserError(f"{where}{text[:600]}") from error
 
 
 def _macro(name: str) -> Any:
@@ -173,25 +212,17 @@ def _macro(name: str) -> Any:
         raise UserError(f"gin: macro {name} is not set; give --gin.{name}=…") from None
 
 
-def _save_config(run) -> str:
-    text = gin.operative_config_str()
-    import jax
-
-    if jax.process_index() == 0:
-        run.directory.mkdir(parents=True, exist_ok=True)
-        (run.directory / "operative_config.gin").write_text(text)
-    return text
-
-
 def _run(run, evaluation, options) -> None:
-    text = _save_config(run)
+    for name in evaluation.stages:
+        run.stage(name)  # a name that is wrong should show before hours of training
+    run.config_text = gin.operative_config_str()
     run.train_all()
-    _report(run, evaluation, run.directory, text, options)
+    _report(run, evaluation, run.directory, run.config_text, options)
 
 
 def _train(run, evaluation, options) -> None:
     del evaluation, options
-    _save_config(run)
+    run.config_text = gin.operative_config_str()
     result = run.train(_macro("STAGE"))
     final = ", ".join(f"{name} {value:.4g}" for name, value in sorted(result["final"].items()))
     print(f"{result['name']}: {result['steps']} steps in {result['seconds']:.0f} s; {final}")
@@ -251,13 +282,16 @@ def _improve(run, evaluation, options) -> None:
     from pit_jax.sampler import Response
 
     records = _read_records(options.input, {"prompt": str})
+    output = pathlib.Path(options.output)
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise UserError(f"--output: can't write {output}, expected a file in a folder there is")
     widths = run.layout.widths(run.config.lengths)
     built = [run.layout.policy_prompt(record["prompt"]) for record in records]
     for record, tokens in zip(records, built, strict=True):
         if len(tokens) > widths.policy:
             raise UserError(
-                f"{options.input}:{record['line']}: prompt of {len(tokens)} tokens, expected at most "
-                f"{widths.policy}"
+                f"{options.input}:{record['line']}: prompt of {len(tokens)} tokens, expected at "
+                f"most {widths.policy}"
             )
         if not isinstance(record.get("response", ""), str):
             raise UserError(f"{options.input}:{record['line']}: expected 'response' to be a str")
@@ -297,9 +331,21 @@ def _improve(run, evaluation, options) -> None:
 
 
 def _evaluate_generations(run, evaluation, options) -> None:
+    from pit_jax.data import instructions
     from pit_jax.evaluation import report, suite
 
     records = _read_records(options.generations, {"prompt": str, "responses": list})
+    dataset = run.config.dataset
+    for record in records:
+        place = f"{options.generations}:{record['line']}"
+        texts = record["responses"]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{place}: expected 'responses' to be a list of one str or more")
+        if dataset.kind == "instructions":
+            try:
+                instructions.check(dataset.family, record["prompt"], texts[0])
+            except ValueError as error:
+                raise UserError(f"{place}: {error}") from None
     results = suite.Suite(run, evaluation).judge_generations(records)
     print(report.format_summary(results))
     if options.output:

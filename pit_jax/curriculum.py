@@ -9,12 +9,16 @@ last one's weights, and the KL reference stays M_PIT^SFT.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from pit_jax import metrics as metrics_lib
+from pit_jax.data.examples import Example
+from pit_jax.data.reference_store import ReferenceWriter
+from pit_jax.decode import SamplingConfig
+from pit_jax.improve import ImproveConfig, Improver
 from pit_jax.models.config import NetworkConfig
 from pit_jax.partitioning import Partitioner
 from pit_jax.ppo import PPOConfig
@@ -29,8 +33,8 @@ class Round:
 
     Attributes:
       source: of y_ref: `none` (M_P itself has no reference), `data` (y_l and y_w), `policy`
-        (M_P^RL), `checkpoint` (M_P after `policy_step` steps of its RL run) or `pit` (M_PIT as it is
-        when the round begins, applied to an M_P^RL sample).
+        (M_P^RL), `checkpoint` (M_P after `policy_step` steps of its RL run) or `pit` (M_PIT as it
+        is when the round begins, applied to an M_P^RL sample).
       steps: PPO steps.
       policy: the stage that trained M_P.
       policy_step: for `checkpoint`, which of its steps.
@@ -64,9 +68,53 @@ def locate(rounds: tuple[Round, ...], step: int) -> Iterator[tuple[int, Round, i
     first = 0
     for number, round_ in enumerate(rounds):
         last = first + round_.steps
-        if step < last:
+        if max(step, first) < last:
             yield number, round_, first, last
         first = last
+
+
+def sample_references(
+    round_: Round,
+    writer: ReferenceWriter,
+    examples: Sequence[Example],
+    policy: Any,
+    improver: Improver,
+    key: jax.Array,
+    shard_size: int,
+) -> None:
+    """Fills and closes the reference store of a round, from where a crash left it.
+
+    Args:
+      round_: a sampled one.
+      writer: of its store.
+      examples: one reference is sampled for each of their prompts.
+      policy: parameters of M_P.
+      improver: Algorithm 2 with M_PIT as it is when the round begins.
+      key: of the round.
+      shard_size: references sampled between two writes.
+    """
+    layout, sampling = improver.layout, SamplingConfig(temperature=round_.temperature)
+    width = layout.widths(improver.lengths).policy
+    for start in range(writer.next_record, len(examples), shard_size):
+        part = examples[start : start + shard_size]
+        rows = [example.index for example in part]
+        prompts = [example.prompt for example in part]
+        built = [layout.policy_prompt(prompt) for prompt in prompts]
+        responses = improver.sampler.respond(policy, built, width, rows, key, sampling)
+        if round_.source == "pit":
+            config = ImproveConfig(iterations=round_.improvements, sampling=sampling)
+            improve_key = jax.random.fold_in(key, 1)
+            traces = improver(prompts, responses, rows, improve_key, config)
+            responses = [trace.responses[-1] for trace in traces]
+        writer.add(
+            {
+                "index": example.index,
+                "reference_tokens": improver.clean(response.tokens),
+                "text": improver.decode(response.tokens),
+            }
+            for example, response in zip(part, responses, strict=True)
+        )
+    writer.close()
 
 
 def make_step(
@@ -94,14 +142,22 @@ def make_step(
       decode: ids to text, for the samples that are logged.
     """
     collect, improve = make_ppo_step(network, network, config, pooling, response_length)
-    collect = partitioner.jit(collect)
     improve = partitioner.jit(improve, donate_argnums=0)
+
+    @partitioner.jit
+    def collect_episodes(state, frozen, batch, key):
+        # Without the parameters among the results, which would be a copy of them.
+        experience, state, metrics, generation = collect(state, frozen, batch, key)
+        return experience, state.beta, state.moments, metrics, generation
 
     def step(state: RLState, batch, number: int):
         rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
         prompts = batch["prompt_tokens"]
         batch = partitioner.shard_batch(batch)
-        experience, state, metrics, generation = collect(state, frozen, batch, rollout_key)
+        experience, beta, moments, metrics, generation = collect_episodes(
+            state, frozen, batch, rollout_key
+        )
+        state = state.replace(beta=beta, moments=moments)
         state, update_metrics = improve(state, experience, update_key)
 
         def texts():

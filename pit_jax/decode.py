@@ -47,7 +47,8 @@ class Generation:
 
     Attributes:
       tokens_BR: int32, EOS included where it was met, padding after it.
-      log_probs_BR: float32, of each token under the tempered, unfiltered distribution; 0 on padding.
+      log_probs_BR: float32, of each token under the tempered, unfiltered distribution; 0 on
+        padding.
       mask_BR: bool, True on real tokens, EOS included.
     """
 

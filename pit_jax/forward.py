@@ -1,8 +1,8 @@
 """Teacher-forced passes over a left-padded prompt and a right-padded response.
 
-One function each for log-probabilities (policy, PIT, their references), scores (reward models), values
-(critic) and the four scores of Eq. 2. Rollout, update and evaluation all call these, so a quantity
-means the same thing everywhere.
+One function each for log-probabilities (policy, PIT, their references), scores (reward models),
+values (critic) and the four scores of Eq. 2. Rollout, update and evaluation all call these, so a
+quantity means the same thing everywhere.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def response_log_probs(
 def response_scores(
     model: ScalarModel, params, prompt_BP, response_BR, mask_BR, pooling: str
 ) -> jax.Array:
-    """R_P(x, y) or R_PIT(x, y, y_ref), float32 [B], whichever layout the prompt has (Appendix A)."""
+    """R_P(x, y) or R_PIT(x, y, y_ref), as the prompt's layout says (Appendix A), float32 [B]."""
     scalars_BT = model.apply({"params": params}, *join(prompt_BP, response_BR, mask_BR))
     return pool(scalars_BT[:, prompt_BP.shape[1] :], mask_BR, pooling)
 
@@ -75,7 +75,7 @@ def response_values(model: ScalarModel, params, prompt_BP, response_BR, mask_BR)
 
 
 # The blocks of a gap row after x: two references, then y_a given reference b for each r_ab.
-_GAP_PAIRS = ("wl", "ww", "ll", "lw")
+_GAP_PAIRS = (("w", "l"), ("w", "w"), ("l", "l"), ("l", "w"))
 
 
 def gap_scores(model: ScalarModel, params, batch, pooling: str) -> dict[str, jax.Array]:
@@ -125,16 +125,18 @@ def gap_scores(model: ScalarModel, params, batch, pooling: str) -> dict[str, jax
         tree_mask(jnp.concatenate(valid, axis=1), block_T, visible_NN),
     )
     scores, column = {}, sum(block.shape[1] for block in blocks[:3])
-    for pair, v in zip(_GAP_PAIRS, valid[3:], strict=True):
+    for (a, b), v in zip(_GAP_PAIRS, valid[3:], strict=True):
         R = v.shape[1]
-        scores[pair] = pool(scalars_BT[:, column : column + R], v, pooling)
+        scores[a + b] = pool(scalars_BT[:, column : column + R], v, pooling)
         column += R
     return scores
 
 
 def gap_scores_separately(model: ScalarModel, params, batch, pooling: str) -> dict[str, jax.Array]:
-    """The same four scores from four whole sequences; the reference that `gap_scores` is tested and
-    timed against."""
+    """The same four scores from four whole sequences.
+
+    The reference that `gap_scores` is tested and timed against.
+    """
     references = {"w": batch["chosen_reference"], "l": batch["rejected_reference"]}
     responses = {"w": batch["chosen_tokens"], "l": batch["rejected_tokens"]}
     context_BP = batch["context_tokens"]

@@ -1,4 +1,4 @@
-"""Self-improvement at inference: Algorithm 2 with PIT or Self-Refine, and its stop criteria (4.7)."""
+"""Self-improvement at inference: Algorithm 2 by PIT or Self-Refine, and its stop criteria (4.7)."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ class ImproveConfig:
             raise ValueError(f"improve: got method={self.method!r}, expected one of {METHODS}")
         if self.iterations < 0:
             raise ValueError(f"improve: got iterations={self.iterations}, expected 0 or more")
+        for prompt in (self.feedback_prompt, self.refine_prompt):
+            try:
+                prompt.format(prompt="", response="", feedback="")
+            except (ValueError, LookupError) as error:
+                raise ValueError(
+                    f"improve: got the Self-Refine prompt {prompt!r}, expected {{prompt}}, "
+                    f"{{response}} and {{feedback}} as its only braces ({error!r})"
+                ) from error
 
 
 @dataclasses.dataclass
@@ -138,26 +146,21 @@ class Improver:
         return self.sampler.respond(self.model, built, width, rows, key, config.sampling)
 
     def self_refine(self, prompts, current, rows, key, config: ImproveConfig) -> list[Response]:
-        """Feedback, then a refinement, both by M_P (Madaan et al., 2023).
-
-        A row whose Self-Refine prompt doesn't fit the window keeps its response.
-        """
-        asked = [
-            config.feedback_prompt.format(prompt=p, response=self.decode(r.tokens))
-            for p, r in zip(prompts, current, strict=True)
-        ]
+        """Feedback, then a refinement, both by M_P (Madaan et al., 2023)."""
+        texts = [self.decode(response.tokens) for response in current]
         feedback_key, refine_key = jax.random.split(key)
+        asked = [
+            config.feedback_prompt.format(prompt=prompt, response=text)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
         feedback = self._answer(asked, rows, feedback_key, config)
         asked = [
             config.refine_prompt.format(
-                prompt=p,
-                response=self.decode(r.tokens),
-                feedback=self.decode(f.tokens) if f else "",
+                prompt=prompt, response=text, feedback=self.decode(advice.tokens)
             )
-            for p, r, f in zip(prompts, current, feedback, strict=True)
+            for prompt, text, advice in zip(prompts, texts, feedback, strict=True)
         ]
-        refined = self._answer(asked, rows, refine_key, config)
-        return [new or old for new, old in zip(refined, current, strict=True)]
+        return self._answer(asked, rows, refine_key, config)
 
     def gaps(self, prompts, improved, current) -> np.ndarray:
         """r_gap(x, y_{k+1}, y_k), float32 [n]."""
@@ -172,23 +175,11 @@ class Improver:
         """A response as y_ref: ids of plain text, cut to the reference window."""
         return self.clean(response.tokens)[: self.lengths.reference]
 
-    def _answer(self, texts, rows, key, config) -> list[Response | None]:
-        """M_P's answer to each text; None where the text doesn't fit the widest window."""
-        widths = self.layout.widths(self.lengths)
+    def _answer(self, texts, rows, key, config) -> list[Response]:
+        """M_P's answer to each text, at a width that holds the longest."""
         built = [self.layout.policy_prompt(text) for text in texts]
-        fitting = [i for i, tokens in enumerate(built) if len(tokens) <= widths.gap]
-        answers: list[Response | None] = [None] * len(texts)
-        sampled = self.sampler.respond(
-            self.model,
-            [built[i] for i in fitting],
-            widths.gap,
-            [rows[i] for i in fitting],
-            key,
-            config.sampling,
-        )
-        for i, response in zip(fitting, sampled, strict=True):
-            answers[i] = response
-        return answers
+        width = -(-max(map(len, built)) // 32) * 32
+        return self.sampler.respond(self.model, built, width, rows, key, config.sampling)
 
     def _settle(self, traces, active, improved, gaps, config: ImproveConfig) -> list[int]:
         """Records an iteration and returns the rows that go on."""

@@ -84,6 +84,7 @@ def gap_loss(scores: dict[str, jax.Array], weight_B: jax.Array, kind: str = "eq2
     Raises:
       ValueError: if `kind` is unknown.
     """
+    loss_B: jax.Array | float
     if kind == "eq2":
         loss_B = -sum(jax.nn.log_sigmoid(scores[a] - scores[b]) for a, b in GAP_INEQUALITIES)
     elif kind == "two_term":
@@ -97,7 +98,7 @@ def gap_loss(scores: dict[str, jax.Array], weight_B: jax.Array, kind: str = "eq2
 
 
 def centring_penalty(scores_NB: jax.Array, weight_B: jax.Array) -> Weighted:
-    """Mean squared score: keeps scores of a small reward model around 0 (an option, off by default).
+    """Mean squared score, an option that is off by default: keeps a small model's scores around 0.
 
     A difference-only loss leaves the scores' offset free (Eisenstein et al., 2023).
     """

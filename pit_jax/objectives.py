@@ -1,7 +1,7 @@
 """What each supervised stage minimises: a batch to a weighted loss and metrics.
 
 Each function has the signature `(params, batch) -> ((sum, weight), metrics)`, all metrics being
-(sum, weight) pairs. Stages are rows of `OBJECTIVES`.
+(sum, weight) pairs. `stages.objective` says which stage minimises which.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class RewardConfig:
     """How a reward model is read and trained.
 
     Attributes:
-      pooling: `last` reads the score at EOS (the paper); `sum` adds over the response's tokens, which
-        was measured to help small models.
+      pooling: `last` reads the score at EOS (the paper); `sum` adds over the response's tokens,
+        which was measured to help small models.
       centring: weight of the mean squared score; 0 in the paper.
       gap_loss: `eq2`, or an ablation of Appendix C; see `losses.gap_loss`.
     """

@@ -1,8 +1,9 @@
 """Meshes, logical-axis rules as plain data, and shardings of whole state trees.
 
 Every parameter and activation names its dimensions with *logical* axes (T5X's vocabulary of names);
-a table of rules maps those to the axes of the device mesh, `('data', 'model')`. The same table places
-parameters, optimizer state, KV cache, Experience and batches, so there is one source for shardings.
+a table of rules maps those to the axes of the device mesh, `('data', 'model')`. The same table
+places parameters, optimizer state, KV cache, Experience and batches, so there is one source for
+shardings.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pit_jax.errors import UserError
 
 Rules = tuple[tuple[str, str | None], ...]
 
@@ -61,16 +64,16 @@ class Partitioner:
       devices: the devices to use; all of `jax.devices()` by default.
 
     Raises:
-      ValueError: if the devices don't fill the mesh.
+      UserError: if the devices don't fill the mesh.
     """
 
     def __init__(self, config: MeshConfig, devices: Sequence[jax.Device] | None = None):
         devices = list(jax.devices() if devices is None else devices)
         if config.model < 1:
-            raise ValueError(f"mesh: got model={config.model}, expected 1 or more")
+            raise UserError(f"mesh: got model={config.model}, expected 1 or more")
         data = len(devices) // config.model if config.data == -1 else config.data
         if data * config.model != len(devices) or data < 1:
-            raise ValueError(
+            raise UserError(
                 f"mesh: got data={config.data} x model={config.model}, expected a product of "
                 f"{len(devices)}, the number of devices"
             )
@@ -159,7 +162,7 @@ _ACTIVE: contextvars.ContextVar[Partitioner | None] = contextvars.ContextVar("ac
 
 
 def constrain(array: jax.Array, *names: str | None) -> jax.Array:
-    """Fixes the sharding of an intermediate by logical names; does nothing outside a partitioner."""
+    """Fixes the sharding of an intermediate by logical names; nothing outside a partitioner."""
     partitioner = _ACTIVE.get()
     if partitioner is None or math.prod(partitioner.mesh.shape.values()) == 1:
         return array

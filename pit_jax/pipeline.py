@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
-import os
 import pathlib
-import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
-from pit_jax import curriculum, stages, trainer
+from pit_jax import curriculum, run_directory, stages, trainer
 from pit_jax import metrics as metrics_lib
 from pit_jax.checkpoints import Checkpoints
 from pit_jax.data.datasets import DatasetConfig
@@ -30,7 +27,6 @@ from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.data.vocabularies import Vocabulary
 from pit_jax.data.vocabularies import load as load_vocabulary
-from pit_jax.decode import SamplingConfig
 from pit_jax.errors import UserError
 from pit_jax.improve import ImproveConfig, Improver
 from pit_jax.models.config import NetworkConfig
@@ -98,18 +94,23 @@ class Run:
       data: the dataset's batches and texts.
       vocabulary, layout: of the data.
       partitioner: the mesh.
+      config_text: the configuration as the user's file has it; kept in the folder of each stage.
       sampler: decodes and scores in batches.
     """
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
         """Loads the data and sets up the mesh.
+
+        Args:
+          config: what it is made of.
+          devices: the devices to use; all of `jax.devices()` by default.
 
         Raises:
           UserError: for data, vocabulary or a network that don't fit each other.
         """
         self.config = config
         self.directory = pathlib.Path(config.model_dir)
-        self.partitioner = Partitioner(config.mesh)
+        self.partitioner = Partitioner(config.mesh, devices)
         words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
         extra = tuple(word for word in words.split() if not word.startswith("{"))
         self.vocabulary: Vocabulary = load_vocabulary(config.vocabulary, extra)
@@ -122,6 +123,7 @@ class Run:
         self.data = InputPipeline(config.dataset, self.vocabulary, config.lengths)
         response = self.layout.widths(config.lengths).response
         self.sampler = Sampler(config.network, self.partitioner, response, config.sampling_batch)
+        self.config_text = ""
         self._stages = {stage.name: stage for stage in config.stages}
 
     def stage(self, name: str) -> Stage:
@@ -165,6 +167,7 @@ class Run:
           UserError: if it isn't trained.
         """
         result = self.result(name)
+        run_directory.check_identity(self._folder(name), self._identity())
         scalar = result["task"] in stages.REWARD_TASKS
         init = stages.init_scalar_model if scalar else stages.init_language_model
         checkpoints = Checkpoints(self._folder(name) / "checkpoints", read_only=True)
@@ -175,16 +178,9 @@ class Run:
 
     def improver(self, pit: str, gap: str | None = None) -> Improver:
         """Algorithm 2 with the models of these stages."""
-        return Improver(
-            sampler=self.sampler,
-            layout=self.layout,
-            lengths=self.config.lengths,
-            clean=self.vocabulary.text_ids,
-            decode=self.vocabulary.decode,
-            model=self.model(pit),
-            gap_model=None if gap is None else self.model(gap),
-            pooling=self.pooling(gap) if gap else "last",
-        )
+        if gap is None:
+            return self._improver(self.model(pit))
+        return self._improver(self.model(pit), self.model(gap), self.pooling(gap))
 
     def pooling(self, reward_stage: str) -> str:
         """How a reward stage's score is read."""
@@ -204,13 +200,24 @@ class Run:
         """
         stage = self.stage(name)
         folder = self.directory / name
-        self._claim(folder, stage)
+        settings = run_directory.settings(self.config, stage)
+        run_directory.claim(folder, settings, self._identity())
         if self.is_complete(name):
             print(f"{name}: complete, skipped", flush=True)
             return self.result(name)
+        if jax.process_index() == 0:
+            (folder / "operative_config.gin").write_text(self.config_text)
         best = "accuracy" if isinstance(stage, RewardStage) else None
         keep_every = stage.keep_every if isinstance(stage, RLStage) else 0
         checkpoints = Checkpoints(folder / "checkpoints", best, keep_every)
+        try:
+            state, progress = self._fit(stage, checkpoints, keep_every)
+        finally:  # an interrupted run too leaves its last checkpoint whole
+            checkpoints.close()
+        return self._finish(stage, state, progress)
+
+    def _fit(self, stage: Stage, checkpoints: Checkpoints, keep_every: int):
+        name = stage.name
         state = stages.create_state(
             stage, self.config.network, self.partitioner, self.key("init", stage.task)
         )
@@ -234,8 +241,7 @@ class Run:
                 state = self._train_rl(stage, state, fit, progress)
             else:
                 state = self._train_supervised(stage, state, fit, progress)
-        checkpoints.close()
-        return self._finish(stage, state, progress)
+        return state, progress
 
     def _train_supervised(self, stage, state, fit, progress):
         loss = stages.objective(stage, self.config.network)
@@ -291,46 +297,28 @@ class Run:
         print(
             f"{stage.name}: sampling references of round {number} from {round_.source}", flush=True
         )
-        policy = self.model(round_.policy, policy_step)
-        examples = self.data.examples("train", "rl")
-        sampling = SamplingConfig(temperature=round_.temperature)
-        key = self.key("references", stage.name, number)
-        pit = state.train.params["actor"] if round_.source == "pit" else None
-        for start in range(writer.next_record, len(examples), self.config.shard_size):
-            part = examples[start : start + self.config.shard_size]
-            rows = [example.index for example in part]
-            prompts = [example.prompt for example in part]
-            responses = self.sampler.respond(
-                policy,
-                [self.layout.policy_prompt(prompt) for prompt in prompts],
-                self.layout.widths(self.config.lengths).policy,
-                rows,
-                key,
-                sampling,
-            )
-            if pit is not None:
-                improver = Improver(
-                    self.sampler,
-                    self.layout,
-                    self.config.lengths,
-                    self.vocabulary.text_ids,
-                    self.vocabulary.decode,
-                    pit,
-                )
-                config = ImproveConfig(iterations=round_.improvements, sampling=sampling)
-                improve_key = jax.random.fold_in(key, 1)
-                traces = improver(prompts, responses, rows, improve_key, config)
-                responses = [trace.responses[-1] for trace in traces]
-            writer.add(
-                {
-                    "index": example.index,
-                    "reference_tokens": self.vocabulary.text_ids(response.tokens),
-                    "text": self.vocabulary.decode(response.tokens),
-                }
-                for example, response in zip(part, responses, strict=True)
-            )
-        writer.close()
+        curriculum.sample_references(
+            round_,
+            writer,
+            self.data.examples("train", "rl"),
+            policy=self.model(round_.policy, policy_step),
+            improver=self._improver(state.train.params["actor"]),
+            key=self.key("references", stage.name, number),
+            shard_size=self.config.shard_size,
+        )
         return str(directory)
+
+    def _improver(self, model: Any, gap_model: Any = None, pooling: str = "last") -> Improver:
+        return Improver(
+            sampler=self.sampler,
+            layout=self.layout,
+            lengths=self.config.lengths,
+            clean=self.vocabulary.text_ids,
+            decode=self.vocabulary.decode,
+            model=model,
+            gap_model=gap_model,
+            pooling=pooling,
+        )
 
     def _start_from(self, stage: Stage, state: Any) -> Any:
         """The starting state with the parameters of the stages it builds on."""
@@ -380,6 +368,9 @@ class Run:
     def _folder(self, name: str) -> pathlib.Path:
         return pathlib.Path(name) if "/" in name else self.directory / name
 
+    def _identity(self) -> dict[str, str]:
+        return run_directory.identity(self.config, self.vocabulary)
+
     def _writer(self, stage: Stage, step: int) -> metrics_lib.MetricWriter:
         folder = self.directory / stage.name
         if jax.process_index():
@@ -391,39 +382,6 @@ class Run:
         if self.config.tensorboard:
             writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))
         return metrics_lib.MetricWriter(*writers)
-
-    def _claim(self, folder: pathlib.Path, stage: Stage) -> None:
-        """Refuses a folder whose stage was started with other settings."""
-        settings = self._settings(stage)
-        fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        path = folder / "stage.json"
-        if path.exists():
-            before = json.loads(path.read_text())
-            if before["fingerprint"] != fingerprint:
-                changed = [key for key in settings if before["settings"].get(key) != settings[key]]
-                raise UserError(
-                    f"{folder}: was started with other settings ({', '.join(changed)} changed); "
-                    "use another MODEL_DIR, or delete the folder to train the stage again"
-                )
-            return
-        _write_json(path, {"fingerprint": fingerprint, "settings": settings})
-
-    def _settings(self, stage: Stage) -> dict[str, str]:
-        """What determines a stage's result: its configuration and that of all it builds on."""
-        config = self.config
-        names = ("seed", "network", "vocabulary", "dataset", "lengths")
-        settings = {name: repr(getattr(config, name)) for name in names}
-        todo, seen = [stage.name], set()
-        while todo:
-            name = todo.pop()
-            if name in seen or name not in self._stages:
-                continue
-            seen.add(name)
-            each = self._stages[name]
-            settings[name] = re.sub(r", loop=LoopConfig\([^)]*\)", "", repr(each))
-            todo += [getattr(each, field, "") for field in ("initial", "reference", "reward_model")]
-            todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]
-        return settings
 
     def _finish(self, stage: Stage, state: Any, progress: trainer.Progress) -> dict[str, Any]:
         records = metrics_lib.read_jsonl(self.directory / stage.name / "metrics.jsonl")
@@ -441,15 +399,5 @@ class Run:
         }
         if isinstance(stage, RewardStage):
             result["pooling"] = stage.reward.pooling
-        _write_json(self.directory / stage.name / "result.json", result)
+        run_directory.write_json(self.directory / stage.name / "result.json", result)
         return result
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes whole or not at all."""
-    if jax.process_index():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(scratch, path)

@@ -20,7 +20,7 @@ CRITIC_STARTS = ("reward", "actor")
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """PPO's settings; defaults follow METHOD (TRL and OpenAI's lm-human-preferences practice).
+    """PPO's settings; defaults follow the practice of TRL and OpenAI's lm-human-preferences.
 
     Attributes:
       beta: weight of the KL penalty.
@@ -63,7 +63,8 @@ class PPOConfig:
     def __post_init__(self):
         if self.critic_start not in CRITIC_STARTS:
             raise ValueError(
-                f"PPOConfig: got critic_start={self.critic_start!r}, expected one of {CRITIC_STARTS}"
+                f"PPOConfig: got critic_start={self.critic_start!r}, expected one of "
+                f"{CRITIC_STARTS}"
             )
         if self.temperature <= 0:
             raise ValueError("PPOConfig: temperature must be above 0, PPO samples its episodes")
@@ -74,8 +75,7 @@ class PPOConfig:
             )
 
 
-@flax.struct.dataclass
-class Experience:
+class Experience(flax.struct.PyTreeNode):
     """A batch of episodes; prompts are left-padded, responses right-padded.
 
     Attributes:
@@ -210,7 +210,8 @@ def update(
     B = experience.mask_BR.shape[0]
     if B % config.minibatches:
         raise ValueError(
-            f"PPO: got a batch of {B} episodes, expected a multiple of minibatches={config.minibatches}"
+            f"PPO: got a batch of {B} episodes, expected a multiple of "
+            f"minibatches={config.minibatches}"
         )
     advantages_BR, returns_BR = gae(
         experience.rewards_BR,

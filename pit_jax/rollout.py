@@ -14,10 +14,10 @@ from pit_jax.forward import response_log_probs, response_scores, response_values
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
+from pit_jax.train_state import TrainState
 
 
-@flax.struct.dataclass
-class RLState:
+class RLState(flax.struct.PyTreeNode):
     """Everything a PPO step changes.
 
     Attributes:
@@ -26,7 +26,7 @@ class RLState:
       moments: of all scores so far, for reward scaling.
     """
 
-    train: object
+    train: TrainState
     beta: jax.Array
     moments: ppo.Moments
 

@@ -1,7 +1,7 @@
 """Lists of prompts in, lists of responses out: decoding for curriculum, improvement and evaluation.
 
-Rows are cut into batches of one fixed size (the last one filled up), so that each width compiles once.
-A row's sample depends on the key and on the number that names the row, not on its batch.
+Rows are cut into batches of one fixed size (the last one filled up), so that each width compiles
+once. A row's sample depends on the key and on the number that names the row, not on its batch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What each kind of stage is made of: configuration, starting state, training.
 
-Stage names are Algorithm 1's: `sft_policy`, `sft_pit`, `rm_policy`, `rm_gap`, `rl_policy`, `rl_pit`,
-and `pretrain`, a short language-model warm-up that stands in for a pre-trained model. A run may hold
-several stages of one task under different names, as ablations do.
+Stage names are Algorithm 1's: `sft_policy`, `sft_pit`, `rm_policy`, `rm_gap`, `rl_policy`,
+`rl_pit`, and `pretrain`, a short language-model warm-up that stands in for a pre-trained model. A
+run may hold several stages of one task under different names, as ablations do.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class SupervisedStage:
 
     def __post_init__(self):
         _check_task(self.name, self.task, SUPERVISED_TASKS)
+        _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,7 @@ class RewardStage:
 
     def __post_init__(self):
         _check_task(self.name, self.task, REWARD_TASKS)
+        _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +123,7 @@ class RLStage:
                     f"stage {self.name}: got a round of source {round_.source!r}; rl_policy takes "
                     "'none', rl_pit any other"
                 )
-        if self.batch_size % self.ppo.minibatches:
-            raise ValueError(
-                f"stage {self.name}: got batch_size={self.batch_size}, expected a multiple of "
-                f"minibatches={self.ppo.minibatches}"
-            )
+        _check_steps(self.name, self.steps, self.batch_size, self.ppo.minibatches, "minibatches")
 
     @property
     def steps(self) -> int:
@@ -139,6 +137,15 @@ Stage = SupervisedStage | RewardStage | RLStage
 def _check_task(name: str, task: str, choices: tuple[str, ...]) -> None:
     if task not in choices:
         raise ValueError(f"stage {name}: got task={task!r}, expected one of {choices}")
+
+
+def _check_steps(name: str, steps: int, batch_size: int, parts: int, what="microbatches") -> None:
+    if steps < 1:
+        raise ValueError(f"stage {name}: got steps={steps}, expected 1 or more")
+    if parts < 1 or batch_size < 1 or batch_size % parts:
+        raise ValueError(
+            f"stage {name}: got batch_size={batch_size}, expected a multiple of {what}={parts}"
+        )
 
 
 def objective(stage: SupervisedStage | RewardStage, network: NetworkConfig) -> Callable:
@@ -201,7 +208,7 @@ def abstract_model(init: Callable, partitioner: Partitioner) -> Any:
 
 
 def reward_from_language_model(scalar: Any, language_model: Any) -> Any:
-    """A reward model's parameters: the decoder of a language model, the head as it is in `scalar`."""
+    """A reward model's parameters: a language model's decoder, the head as it is in `scalar`."""
     decoder = {name: language_model["decoder"][name] for name in scalar["decoder"]}
     return {**scalar, "decoder": decoder}
 

@@ -121,7 +121,8 @@ def fit(
 
     Args:
       state: what a step changes; a TrainState or RLState.
-      step: (state, batch, step number) -> new state, metrics, and a function that gives sample texts.
+      step: (state, batch, step number) -> new state, metrics, and a function that gives sample
+        texts.
       batches: continue where `progress` stands.
       progress: changed in place.
       stop: number of the last step.
@@ -132,8 +133,8 @@ def fit(
       keep_every: also write a checkpoint at each multiple of this step.
 
     Raises:
-      NotFiniteError: after ten steps in a row without a finite gradient; the last checkpoint is from
-        before them.
+      NotFiniteError: after ten steps in a row without a finite gradient; the last checkpoint is
+        from before them.
     """
     pending: metrics_lib.Metrics = {}
     clock = time.monotonic()
@@ -178,6 +179,6 @@ def _check_finite(state: Any, step: int) -> None:
     skipped = int(train.skipped_in_row)
     if skipped >= MAX_SKIPPED_IN_ROW:
         raise NotFiniteError(
-            f"step {step}: loss or gradient was not finite in the last {skipped} steps; stopped, the "
-            "last good checkpoint is kept. Lower the learning rate, or look at the batch's data"
+            f"step {step}: loss or gradient was not finite in the last {skipped} steps; stopped, "
+            "the last good checkpoint is kept. Lower the learning rate, or look at the batch's data"
         )

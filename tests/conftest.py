@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 
 assert "jax" not in sys.modules, "jax was imported before tests/conftest.py could set it up"
 
@@ -13,11 +14,42 @@ if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     ).strip()
 
+# Programs that several tests, workers or processes of this session compile are compiled once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="pit_jax_tests_", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilation makes a first example slow, and a failure must come back when the test is run again.
 hypothesis.settings.register_profile("pit_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("pit_jax")
+
+
+@pytest.fixture(scope="module")
+def quick_compiling():
+    """Programs of whole runs are large and run a step or two: compiled without optimizations."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of a tiny run that the `run` command trained and evaluated; not to be changed.
+
+    Modules that ask for it use `quick_compiling` too, so that their programs are compiled once.
+    """
+    from tests import tiny_runs
+
+    def make(folder):
+        assert tiny_runs.command("run", folder) == 0
+
+    return tiny_runs.once(tiny_runs.shared_folder(tmp_path_factory) / "trained", make)

@@ -27,7 +27,7 @@ LAYERS = {
     2: ("losses", "decode", "forward", "objectives", "ppo", "data."),
     3: ("train_state", "checkpoints"),
     4: ("trainer", "rollout", "sampler", "curriculum", "improve"),
-    5: ("evaluation.", "stages", "pipeline"),
+    5: ("evaluation.", "stages", "run_directory", "pipeline"),
     6: ("plan", "cli", "__main__", "adapters."),
 }
 

@@ -142,7 +142,7 @@ def test_gap_ablations():
     pointwise, count = losses.gap_loss(scores, weight, "pointwise")
     expected = (row["wl"] - 1) ** 2 + row["lw"] ** 2
     expected += (row["ww"] - 0.5) ** 2 + (row["ll"] - 0.5) ** 2
-    assert float(pointwise) == pytest.approx(expected, rel=1e-6)
+    assert float(pointwise) == pytest.approx(expected / 4, rel=1e-6)
     assert float(count) == 1
 
 

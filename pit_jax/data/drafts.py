@@ -1,22 +1,22 @@
 """Synthetic family `drafts`: a long chain of steps whose partial answers are valid.
 
-A prompt gives a digit and a list of operations; after every operation only the last digit is kept:
+A prompt gives a digit and a list of operations; after each operation only the last digit is kept:
 
     from 4 do +3 x7 +5 x3
 
-A response is a work sheet with one line a step, *newest first*: the operation and its result, or `?`
-for a step that is not worked out yet:
+A response is a work sheet with one line a step, *newest first*: the operation and its result, or
+`?` for a step that is not worked out yet; the start stands at the bottom:
 
-    x3 ? +5 ? x7 9 +3 7
+    x3 ? +5 ? x7 9 +3 7 from 4
 
 Writing such a sheet in one pass means knowing the newest result before any of the older ones is
 written, so a small model can only reach a few steps. Editing a sheet is easy: the newest result
 stands in the draft, one more step carries it on, and a wrong line can be seen from its neighbours.
 
-The score of a sheet is the share of steps worked out if every given result is right, else 0. The
-chosen response carries the rejected one on by one to three right steps, or cuts it back to before its
-first mistake. Rejected sheets also bluff (results that were not worked out) and come malformed, as a
-reward model that never saw such answers is exploited by PPO.
+The score of a sheet is the share of its lines filled in if every given result is right, else 0.
+The chosen response carries the rejected one on by one to three right steps, or cuts it back to
+before its first mistake. Rejected sheets also bluff (results that were not worked out) and come
+malformed, as a reward model that never saw such answers is exploited by PPO.
 """
 
 from __future__ import annotations
@@ -96,105 +96,108 @@ def solve(start: int, operations: list[str]) -> list[int]:
     return results
 
 
-def sheet(operations: list[str], results: list[int]) -> str:
+def sheet(start: int, operations: list[str], results: list[int]) -> str:
     """Writes a work sheet, newest step first; steps beyond `results` (oldest first) are blank."""
     lines = [
         f"{operation} {results[step] if step < len(results) else BLANK}"
         for step, operation in enumerate(operations)
     ]
-    return " ".join(reversed(lines))
+    return " ".join([*reversed(lines), f"from {start}"])
 
 
 def check(prompt: str, response: str) -> Check:
     """Judges a sheet exactly.
 
     Returns:
-      Check whose `score` is the share of steps worked out, 0 if any given result is wrong or the
-      layout is broken; `met` lists the right steps before the first mistake; `content` says whether
-      the layout is whole.
+      Check whose `score` is the share of lines filled in, the start among them, and 0 if any result
+      is wrong or the layout is broken; `met` lists the right steps before the first mistake;
+      `content` says whether the layout is whole.
     """
     start, operations = parse_prompt(prompt)
     right = solve(start, operations)
     required = tuple(f"step {step + 1}" for step in range(len(operations)))
     words = response.split()
-    if words[::2] != operations[::-1] or len(words) != 2 * len(operations):
+    if words[::2] != [*operations[::-1], "from"] or words[-1:] != [str(start)]:
         return Check(0.0, (), required, False)
-    given = words[1::2][::-1]
+    given = words[1:-2:2][::-1]
     done = next((step for step, word in enumerate(given) if word == BLANK), len(given))
     if any(word != BLANK for word in given[done:]) or any(w not in DIGITS for w in given[:done]):
         return Check(0.0, (), required, False)
     correct = [int(word) == result for word, result in zip(given[:done], right)]
     first_mistake = next((step for step in range(done) if not correct[step]), done)
-    score = done / len(operations) if first_mistake == done else 0.0
+    score = (done + 1) / (len(operations) + 1) if first_mistake == done else 0.0
     return Check(score, required[:first_mistake], required, True)
 
 
 def generate(rng: np.random.Generator, config: DraftsConfig) -> dict[str, str]:
-    """One example: `prompt`, `chosen`, `rejected`, `reflection`."""
+    """One example: `prompt`, `chosen`, `rejected`, `reflection`.
+
+    The rejected sheet stands at an early step more often than at a late one, as first drafts do.
+    """
     n = int(rng.integers(config.min_steps, config.max_steps + 1))
     operations = [str(o) for o in rng.choice(OPERATIONS, size=n, replace=False)]
     start = int(rng.integers(10))
     right = solve(start, operations)
+    done = int(rng.integers(0, n, size=2).min())
     kind = rng.random()
     if kind < config.mistakes:
-        done = int(rng.integers(0, n))
         chosen = right[:done]
-        rejected = sheet(operations, _with_mistake(rng, operations, right, done))
+        rejected = sheet(start, operations, _with_mistake(rng, operations, right, done))
         reflection = f"cut back to step {done}"
     elif kind < config.mistakes + config.bluffs:
-        done = int(rng.integers(0, n))
-        chosen = right[: min(n, done + int(rng.integers(0, 2)))]
+        chosen = right[: done + int(rng.integers(0, 2))]
         filled = int(rng.integers(done + 1, n + 1))
         guesses = [int(g) for g in rng.integers(0, 10, size=filled - done)]
         guesses[0] = (right[done] + int(rng.integers(1, 10))) % 10
-        rejected = sheet(operations, right[:done] + guesses)
+        rejected = sheet(start, operations, right[:done] + guesses)
         reflection = f"cut back to step {done}"
     elif kind < config.mistakes + config.bluffs + config.malformed:
-        done = int(rng.integers(0, n + 1))
         chosen = right[:done]
-        rejected = _malformed(rng, operations, chosen)
+        rejected = _malformed(rng, start, operations, chosen)
         reflection = "rewrite the sheet"
     else:
-        done = int(rng.integers(0, n))
         ahead = int(rng.integers(1, config.max_ahead + 1))
         chosen = right[: done + ahead]
-        rejected = sheet(operations, right[:done])
+        rejected = sheet(start, operations, right[:done])
         reflection = f"carry on after step {done}"
     return {
         "prompt": f"from {start} do {' '.join(operations)}",
-        "chosen": sheet(operations, chosen),
+        "chosen": sheet(start, operations, chosen),
         "rejected": rejected,
         "reflection": reflection,
     }
 
 
 def _with_mistake(rng, operations, right, done) -> list[int]:
-    """A wrong result at step `done`; what follows is worked out from it, as a careless writer would."""
-    results = right[:done] + [(right[done] + int(rng.integers(1, 10))) % 10]
+    """A wrong result at step `done`, and what a careless writer works out from it."""
+    results = [*right[:done], (right[done] + int(rng.integers(1, 10))) % 10]
     end = int(rng.integers(done + 1, len(operations) + 1))
     for operation in operations[done + 1 : end]:
         results.append(apply(operation, results[-1]))
     return results
 
 
-def _malformed(rng, operations, results) -> str:
-    """A sheet with a broken layout: a line missing, doubled or out of place, a hole, or a stray word."""
-    words = sheet(operations, results).split()
+def _malformed(rng, start, operations, results) -> str:
+    """A sheet with a broken layout: a line missing, doubled, a hole, or a stray word."""
+    words = sheet(start, operations, results).split()
     n = len(operations)
     line = 2 * int(rng.integers(n))
-    kind = int(rng.integers(6))
+    kind = int(rng.integers(7))
     if kind == 0:
         del words[line : line + 2]
     elif kind == 1:
-        words[line:line] = words[line : line + 2]
+        after = (line + 2) % (2 * n)
+        words[after : after + 2] = words[line : line + 2]
     elif kind == 2:
         words[line] = str(rng.choice([o for o in OPERATIONS if o != words[line]]))
     elif kind == 3:
         del words[line + 1]
     elif kind == 4:
         words = words[: 2 * int(rng.integers(n))]
-    elif results and len(results) < n:
-        words[2 * (n - len(results)) - 1], words[-1] = words[-1], BLANK
+    elif kind == 5:
+        words[-1] = str((start + int(rng.integers(1, 10))) % 10)
+    elif len(results) > 1:
+        words[-3] = BLANK
     else:
         words[line + 1] = words[line]
     return " ".join(words)

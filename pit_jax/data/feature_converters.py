@@ -19,20 +19,23 @@ _SCALAR = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0)
 class SFTFeatureConverter(seqio.FeatureConverter):
     """Prompt and target in one decoder sequence, with seqio's names for a decoder's features.
 
+    A column's target is the next token of its own sequence, and no start token is put in front: the
+    model sees exactly the tokens it sees when it samples and when its samples are scored.
+
     Example, not packed, T = 4 + 3:
 
       {"inputs": [7, 8], "targets": [5, 1]}, lengths {"inputs": 4, "targets": 3} ->
-        decoder_target_tokens  [7, 8, 5, 1, 0, 0, 0]
-        decoder_input_tokens   [0, 7, 8, 5, 0, 0, 0]
-        decoder_loss_weights   [0, 0, 1, 1, 0, 0, 0]   float32
+        decoder_input_tokens   [7, 8, 5, 1, 0, 0, 0]
+        decoder_target_tokens  [8, 5, 1, 0, 0, 0, 0]
+        decoder_loss_weights   [0, 1, 1, 0, 0, 0, 0]   float32
         decoder_segment_ids    [1, 1, 1, 1, 0, 0, 0]
         decoder_positions      [0, 1, 2, 3, 0, 0, 0]
 
     Example, packed, with a second element {"inputs": [9], "targets": [6, 1]}:
 
-        decoder_target_tokens  [7, 8, 5, 1, 9, 6, 1]
-        decoder_input_tokens   [0, 7, 8, 5, 0, 9, 6]
-        decoder_loss_weights   [0, 0, 1, 1, 0, 1, 1]
+        decoder_input_tokens   [7, 8, 5, 1, 9, 6, 1]
+        decoder_target_tokens  [8, 5, 1, 0, 6, 1, 0]
+        decoder_loss_weights   [0, 1, 1, 0, 1, 1, 0]
         decoder_segment_ids    [1, 1, 1, 1, 2, 2, 2]
         decoder_positions      [0, 1, 2, 3, 0, 1, 2]
     """
@@ -71,12 +74,13 @@ class SFTFeatureConverter(seqio.FeatureConverter):
             tokens, marks = features["tokens"], features["marks"]
             segments = features.get("tokens_segment_ids", tf.cast(marks > 0, tf.int32))
             positions = features.get("tokens_positions", tf.range(length) * segments)
+            goes_on = tf.pad((segments[1:] == segments[:-1]) & (segments[1:] > 0), [[0, 1]])
+            targets = tf.where(goes_on, tf.roll(tokens, -1, axis=0), 0)
+            counts = goes_on & (tf.roll(marks, -1, axis=0) == 2)
             return {
-                "decoder_target_tokens": tokens,
-                "decoder_input_tokens": seqio.utils.make_autoregressive_inputs(
-                    tokens, sequence_id=segments
-                ),
-                "decoder_loss_weights": tf.cast(marks == 2, tf.float32),
+                "decoder_input_tokens": tokens,
+                "decoder_target_tokens": targets,
+                "decoder_loss_weights": tf.cast(counts, tf.float32),
                 "decoder_segment_ids": segments,
                 "decoder_positions": positions,
             }
@@ -99,7 +103,7 @@ class PretrainFeatureConverter(SFTFeatureConverter):
     Example, lengths {"inputs": 4, "targets": 3}:
 
       {"inputs": [7, 8], "targets": [5, 1]} ->
-        decoder_loss_weights   [1, 1, 1, 1, 0, 0, 0]   the other features as in SFTFeatureConverter
+        decoder_loss_weights   [1, 1, 1, 0, 0, 0, 0]   the other features as in SFTFeatureConverter
     """
 
     loss_on_inputs = True

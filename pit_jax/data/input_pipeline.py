@@ -8,7 +8,10 @@ one order. TensorFlow is imported when the first batch is made.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,9 +165,10 @@ class InputPipeline:
 
     def _source(self):
         if self._seqio is None:
-            import tensorflow as tf
+            with _quiet_stderr():
+                import tensorflow as tf
 
-            from pit_jax.data import sources, tasks
+                from pit_jax.data import sources, tasks
 
             # TensorFlow would otherwise take the accelerator's memory from JAX.
             tf.config.set_visible_devices([], "GPU")
@@ -289,6 +293,20 @@ def _packed(stage: str, lengths: dict[str, int], row: int) -> dict[str, int]:
             "longest example that fits the windows"
         )
     return {**lengths, "inputs": row - lengths["targets"]}
+
+
+@contextlib.contextmanager
+def _quiet_stderr():
+    """Keeps what native libraries print while they load out of the terminal; errors still raise."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _rows(table: Batch) -> int:

@@ -99,9 +99,15 @@ def build_sequences(
 
 
 def pretrain(layout: Layout, f: Features) -> list[Features]:
-    """Plain text of both responses: {inputs, targets} twice."""
-    inputs = layout.policy_prompt(f["prompt"])
-    return [{"inputs": inputs, "targets": layout.response(f[y])} for y in ("chosen", "rejected")]
+    """Plain text, with no word of which response is better: {inputs, targets} four times.
+
+    Each response alone, and each after the other one, so that a model knows both layouts.
+    """
+    parts: list[Features] = []
+    for y, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        for inputs in (layout.policy_prompt(f["prompt"]), layout.pit_prompt(f["prompt"], f[other])):
+            parts.append({"inputs": inputs, "targets": layout.response(f[y])})
+    return parts
 
 
 def sft_policy(layout: Layout, f: Features) -> list[Features]:

@@ -39,9 +39,9 @@ _RL = {"chosen": "response", "example_index": None}
 
 STAGES = {
     "pretrain": Stage(
-        None,
+        "sft",
         preprocessors.pretrain,
-        {"inputs": "policy", "targets": "response"},
+        {"inputs": "pit", "targets": "response"},
         feature_converters.PretrainFeatureConverter,
     ),
     "sft_policy": Stage(

@@ -27,6 +27,12 @@ class Judge(Protocol):
     ) -> np.ndarray: ...
 
 
+class ScoringJudge(Judge, Protocol):
+    """A judge that scores each response by itself, so that many can be ranked at once."""
+
+    def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class ExactJudge:
     """Judges by an exact checker, as the synthetic families have: no model, no noise.

@@ -1,14 +1,14 @@
 """The evaluation of a run: Tables 1 to 4 and Figures 2 to 4, as far as its judge can tell.
 
-The judge is the exact checker where the data has one, else the run's own R_P. Everything is measured
-on one split, looked at once, with 95% intervals over prompts.
+The judge is the exact checker where the data has one, else the run's own R_P. Everything is
+measured on one split, looked at once, with 95% intervals over prompts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +17,10 @@ import numpy as np
 from pit_jax import __version__, stages
 from pit_jax import metrics as metrics_lib
 from pit_jax.data import instructions
-from pit_jax.data.examples import Example
+from pit_jax.data.examples import SPLITS, Example
 from pit_jax.decode import SamplingConfig
 from pit_jax.evaluation import scoring
-from pit_jax.evaluation.judges import ExactJudge, Judge, RewardJudge
+from pit_jax.evaluation.judges import ExactJudge, RewardJudge, ScoringJudge
 from pit_jax.forward import gap_scores
 from pit_jax.improve import ImproveConfig, Trace
 from pit_jax.models.heads import ScalarModel
@@ -63,6 +63,17 @@ class EvaluationConfig:
     controls: tuple[tuple[str, str], ...] = ()
     ablations: tuple[tuple[str, str], ...] = ()
 
+    def __post_init__(self):
+        if self.split not in SPLITS or self.iterations < 1 or not self.temperatures:
+            expected = f"a split of {SPLITS}, iterations >= 1, one temperature or more"
+            raise ValueError(f"evaluation: expected {expected}; got {self}")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of all stages that are evaluated."""
+        others = (stage for _, stage in (*self.controls, *self.ablations))
+        return (self.sft, self.policy, self.pit, self.reward_model, self.gap_model, *others)
+
 
 class Suite:
     """Samples, judges and tables for one run.
@@ -80,7 +91,7 @@ class Suite:
         self._prompts = [e.prompt for e in self._examples]
         self._rows = [e.index for e in self._examples]
         dataset = run.config.dataset
-        self._judge: Judge
+        self._judge: ScoringJudge
         if dataset.kind == "instructions":
             family = dataset.family
             self._judge = ExactJudge(lambda p, r: instructions.check(family, p, r))
@@ -126,8 +137,8 @@ class Suite:
         """Results for saved generations: each iteration's text compared with the first one's.
 
         Args:
-          records: `prompt` and `responses` [y_0, y_1, …], all of the same length or stopped early (the
-            last one then stands for the later ones).
+          records: `prompt` and `responses` [y_0, y_1, …], all of the same length or stopped early
+            (the last one then stands for the later ones).
         """
         prompts = [record["prompt"] for record in records]
         depth = max(len(record["responses"]) for record in records)
@@ -284,7 +295,7 @@ class Suite:
         count = self._config.iterations + 1
         texts = [self._texts([t.responses[k] for t in traces]) for k in range(count)]
         scores_MN = np.stack([self._judge.scores(self._prompts, each) for each in texts])
-        verdict = scoring.win_lose_tie
+        verdict: Callable[[np.ndarray, np.ndarray], np.ndarray] = scoring.win_lose_tie
         if not isinstance(self._judge, ExactJudge):
             verdict = scoring.reward_judge_outcomes
         pairs, outcomes = scoring.pairwise_outcomes(scores_MN, verdict)

@@ -27,7 +27,8 @@ class NetworkConfig:
       rope_theta: base wavelength of the rotary positions.
       norm_epsilon: epsilon of RMSNorm.
       dtype: compute type, `float32` or `bfloat16`; parameters are float32.
-      remat: what the backward pass computes again: `none`, `full` or `dots` (all but matrix products).
+      remat: what the backward pass computes again: `none`, `full` or `dots` (all but matrix
+        products).
     """
 
     vocab_size: int
@@ -46,7 +47,14 @@ class NetworkConfig:
     remat: str
 
     def __post_init__(self):
-        for field in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "mlp_dim"):
+        for field in (
+            "vocab_size",
+            "embed_dim",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "mlp_dim",
+        ):
             if getattr(self, field) < 1:
                 raise ValueError(
                     f"NetworkConfig: got {field}={getattr(self, field)}, expected 1 or more"
@@ -67,5 +75,6 @@ class NetworkConfig:
         ):
             if getattr(self, field) not in choices:
                 raise ValueError(
-                    f"NetworkConfig: got {field}={getattr(self, field)!r}, expected one of {choices}"
+                    f"NetworkConfig: got {field}={getattr(self, field)!r}, expected one of "
+                    f"{choices}"
                 )

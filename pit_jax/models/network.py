@@ -113,5 +113,5 @@ class LanguageModel(nn.Module):
 
     def step(self, tokens_BT, positions_BT, mask_BTS, cache: KVCache, index):
         """Logits of the last column [B, V] and the cache with these tokens written at `index`."""
-        hidden_BTD, cache = self.decoder(tokens_BT, positions_BT, mask_BTS, cache, index)
-        return self.decoder.logits(hidden_BTD[:, -1:])[:, 0], cache
+        hidden_BTD, written = self.decoder(tokens_BT, positions_BT, mask_BTS, cache, index)
+        return self.decoder.logits(hidden_BTD[:, -1:])[:, 0], written

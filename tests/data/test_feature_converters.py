@@ -30,9 +30,9 @@ def test_sft():
     check(
         row,
         {
-            "decoder_target_tokens": [7, 8, 5, 1, 0, 0, 0],
-            "decoder_input_tokens": [0, 7, 8, 5, 0, 0, 0],
-            "decoder_loss_weights": [0, 0, 1, 1, 0, 0, 0],
+            "decoder_input_tokens": [7, 8, 5, 1, 0, 0, 0],
+            "decoder_target_tokens": [8, 5, 1, 0, 0, 0, 0],
+            "decoder_loss_weights": [0, 1, 1, 0, 0, 0, 0],
             "decoder_segment_ids": [1, 1, 1, 1, 0, 0, 0],
             "decoder_positions": [0, 1, 2, 3, 0, 0, 0],
         },
@@ -46,9 +46,9 @@ def test_sft_packed():
     check(
         rows[0],
         {
-            "decoder_target_tokens": [7, 8, 5, 1, 9, 6, 1],
-            "decoder_input_tokens": [0, 7, 8, 5, 0, 9, 6],
-            "decoder_loss_weights": [0, 0, 1, 1, 0, 1, 1],
+            "decoder_input_tokens": [7, 8, 5, 1, 9, 6, 1],
+            "decoder_target_tokens": [8, 5, 1, 0, 6, 1, 0],
+            "decoder_loss_weights": [0, 1, 1, 0, 1, 1, 0],
             "decoder_segment_ids": [1, 1, 1, 1, 2, 2, 2],
             "decoder_positions": [0, 1, 2, 3, 0, 1, 2],
         },
@@ -56,9 +56,9 @@ def test_sft_packed():
     check(
         rows[1],
         {
-            "decoder_target_tokens": [9, 6, 1, 0, 0, 0, 0],
-            "decoder_input_tokens": [0, 9, 6, 0, 0, 0, 0],
-            "decoder_loss_weights": [0, 1, 1, 0, 0, 0, 0],
+            "decoder_input_tokens": [9, 6, 1, 0, 0, 0, 0],
+            "decoder_target_tokens": [6, 1, 0, 0, 0, 0, 0],
+            "decoder_loss_weights": [1, 1, 0, 0, 0, 0, 0],
             "decoder_segment_ids": [1, 1, 1, 0, 0, 0, 0],
             "decoder_positions": [0, 1, 2, 0, 0, 0, 0],
         },
@@ -67,7 +67,7 @@ def test_sft_packed():
 
 
 def test_pretrain_puts_the_loss_on_every_token():
-    for pack, weights in ((False, [1, 1, 1, 1, 0, 0, 0]), (True, [1] * 7)):
+    for pack, weights in ((False, [1, 1, 1, 0, 0, 0, 0]), (True, [1, 1, 1, 0, 1, 1, 0])):
         row = convert(fc.PretrainFeatureConverter(pack=pack), [FIRST, SECOND], SFT_LENGTHS)[0]
         assert row["decoder_loss_weights"].tolist() == weights
 

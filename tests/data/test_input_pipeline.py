@@ -108,15 +108,15 @@ def test_every_stage_holds_its_layouts(pipeline):
         assert unpadded(rows["reward_prompt_tokens"][k]) == layout.gap_prompt(e.prompt, y)
 
 
-def test_pretrain_reads_both_responses_of_all_folds(pipeline):
+def test_pretrain_reads_each_response_alone_and_after_the_other(pipeline, folds):
     layout = Layout(WORDS)
     rows = whole(pipeline, "pretrain")
-    texts = [
-        layout.policy_prompt(e.prompt) + layout.response(y)
-        for e in pipeline.examples("train")
-        for y in (e.chosen, e.rejected)
-    ]
-    assert [unpadded(row) for row in rows["decoder_target_tokens"]] == texts
+    texts = []
+    for e in folds["sft"]:
+        for y, other in ((e.chosen, e.rejected), (e.rejected, e.chosen)):
+            texts.append(layout.policy_prompt(e.prompt) + layout.response(y))
+            texts.append(layout.pit_prompt(e.prompt, other) + layout.response(y))
+    assert [unpadded(row) for row in rows["decoder_input_tokens"]] == texts
     np.testing.assert_array_equal(
         rows["decoder_loss_weights"] > 0, rows["decoder_target_tokens"] > 0
     )

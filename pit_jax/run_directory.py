@@ -1,0 +1,100 @@
+"""What a stage's folder was made with: refuses to mix two runs in one directory.
+
+`stage.json` holds the settings that determine the stage's result, its own and those of every stage
+it builds on, and what gives its parameters their meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from pit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from pit_jax.data.vocabularies import Vocabulary
+    from pit_jax.pipeline import RunConfig
+    from pit_jax.stages import Stage
+
+
+def settings(config: RunConfig, stage: Stage) -> dict[str, str]:
+    """What determines a stage's result: its configuration and that of all it builds on."""
+    names = ("seed", "network", "vocabulary", "dataset", "lengths")
+    found = {name: repr(getattr(config, name)) for name in names}
+    table = {each.name: each for each in config.stages}
+    todo, seen = [stage.name], set()
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in table:
+            continue
+        seen.add(name)
+        each = table[name]
+        found[name] = re.sub(r", loop=LoopConfig\([^)]*\)", "", repr(each))
+        todo += [getattr(each, field, "") for field in ("initial", "reference", "reward_model")]
+        todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]
+    return found
+
+
+def identity(config: RunConfig, vocabulary: Vocabulary) -> dict[str, str]:
+    """What gives a model's parameters their meaning: the ids of words, and the architecture."""
+    words = " ".join(getattr(vocabulary, "words", ()))
+    network = dataclasses.replace(config.network, dtype="float32", remat="none")
+    return {
+        "vocabulary": f"{config.vocabulary} {zlib.crc32(words.encode()):08x}",
+        "network": repr(network),
+    }
+
+
+def claim(folder: pathlib.Path, settings: dict[str, str], identity: dict[str, str]) -> None:
+    """Writes `stage.json` into a stage's folder.
+
+    Raises:
+      UserError: if the folder holds a stage that was trained with other settings.
+    """
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    path, checkpoints = folder / "stage.json", folder / "checkpoints"
+    trained = checkpoints.is_dir() and any(c.name.isdigit() for c in checkpoints.iterdir())
+    if path.exists() and (trained or (folder / "references").exists()):
+        before = json.loads(path.read_text())
+        if before["fingerprint"] != fingerprint:
+            changed = [key for key in settings if before["settings"].get(key) != settings[key]]
+            raise UserError(
+                f"{folder}: was started with other settings ({', '.join(changed)} changed); "
+                "use another MODEL_DIR, or delete the folder to train the stage again"
+            )
+        return
+    write_json(path, {"fingerprint": fingerprint, "settings": settings, "model": identity})
+
+
+def check_identity(folder: pathlib.Path, identity: dict[str, str]) -> None:
+    """Refuses a model whose parameters mean something else here than where they were trained.
+
+    Raises:
+      UserError: if vocabulary or architecture differ.
+    """
+    path = folder / "stage.json"
+    trained = json.loads(path.read_text()).get("model", {}) if path.exists() else {}
+    for what, expected in trained.items():
+        if identity[what] != expected:
+            raise UserError(
+                f"{folder}: was trained with another {what}: got {identity[what]}, expected "
+                f"{expected} (the words of improve's prompts are part of a word vocabulary)"
+            )
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes whole or not at all; on the first host only."""
+    if jax.process_index():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    os.replace(scratch, path)

@@ -1,0 +1,258 @@
+"""The evaluation of a tiny trained run: each table from its own account of samples and scores."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pit_jax.data import instructions
+from pit_jax.evaluation.judges import ExactJudge, RewardJudge
+from pit_jax.evaluation.suite import PAIRS, EvaluationConfig, Suite
+from pit_jax.forward import gap_scores_separately
+from pit_jax.models.heads import ScalarModel
+from tests import tiny_runs
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
+CONFIG = EvaluationConfig(
+    split="dev",
+    num_prompts=12,
+    temperatures=(1.0,),
+    sweep=(1.0,),
+    iterations=2,
+    num_samples=3,
+    controls=(("SFT again", "sft_policy"),),
+    ablations=(("PIT's SFT", "sft_pit"),),
+)
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return tiny_runs.on_one_device(tiny_runs.config(trained))
+
+
+@pytest.fixture(scope="module")
+def suite(run):
+    return Suite(run, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def results(suite):
+    return suite.results()
+
+
+@pytest.fixture(scope="module")
+def examples(run):
+    return run.data.examples("dev")[:12]
+
+
+def scores_of(run, examples, responses):
+    texts = [run.vocabulary.decode(response.tokens) for response in responses]
+    return np.array(
+        [instructions.check("drafts", e.prompt, text).score for e, text in zip(examples, texts)]
+    )
+
+
+def test_only_the_prompts_asked_for_are_looked_at(results):
+    assert results["num_prompts"] == 12
+    assert "12 prompts of the dev split, judged by the checker; seed 0" in results["description"]
+    assert {row["n"] for row in results["comparisons"]} == {12}
+
+
+def test_comparisons_of_every_table(results):
+    names = {row["name"]: row["group"] for row in results["comparisons"]}
+    assert names == {
+        "RL vs SFT": "table1",
+        "Original vs y_w": "table1",
+        "PIT vs Original": "table1",
+        "Self-Refine vs Original": "table1",
+        "PIT vs Self-Refine": "table1",
+        "PIT's SFT vs Original": "table2",
+        "PIT vs PIT's SFT": "table2",
+        "Policy re-sampled vs Original": "control",
+        "PIT vs Policy re-sampled": "control",
+        "SFT again vs Original": "control",
+        "PIT vs SFT again": "control",
+    }
+    for row in results["comparisons"]:
+        assert row["win"] + row["lose"] + row["tie"] == pytest.approx(100)
+        assert row["delta"] == pytest.approx(row["win"] - row["lose"])
+        assert row["ci_low"] <= row["delta"] <= row["ci_high"]
+        assert row["temperature"] == 1.0 and row["judge"] == "checker"
+
+
+def test_the_original_against_the_chosen_response(results, suite, run, examples):
+    original = scores_of(run, examples, suite.policy("rl_policy", 1.0))
+    chosen = np.array([instructions.check("drafts", e.prompt, e.chosen).score for e in examples])
+    (row,) = [row for row in results["comparisons"] if row["name"] == "Original vs y_w"]
+    assert row["win"] == pytest.approx(100 * np.mean(original > chosen))
+    assert row["lose"] == pytest.approx(100 * np.mean(original < chosen))
+    assert row["lose"] > 0
+
+
+def test_scores_are_means_of_the_checker(results, suite, run, examples):
+    rows = {row["name"]: row for row in results["scores"]}
+    assert set(rows) == {"SFT policy", "RL policy (Original)", "PIT", "SFT again", "PIT's SFT"}
+    responses = suite.policy("rl_policy", 1.0)
+    row = rows["RL policy (Original)"]
+    assert row["mean_score"] == pytest.approx(scores_of(run, examples, responses).mean())
+    assert row["eos_rate"] == np.mean([response.ended for response in responses])
+    assert row["mean_length"] == np.mean([len(response.tokens) for response in responses])
+
+
+def test_samples_are_drawn_once_and_draws_differ(suite):
+    assert suite.policy("rl_policy", 1.0) is suite.policy("rl_policy", 1.0)
+    assert suite.policy("rl_policy", 1.0) != suite.policy("rl_policy", 1.0, draw=1)
+    assert suite.policy("rl_policy", 1.0) != suite.policy("sft_policy", 1.0)
+
+
+def test_iterations_improve_on_the_original(results, suite, run, examples):
+    ((table,),) = ([t for t in results["iterations"] if t["temperature"] == 1.0],)
+    assert [row["iteration"] for row in table["rows"]] == [0, 1, 2]
+    traces = suite.improved("rl_pit", 1.0, 2)
+    for k, row in enumerate(table["rows"]):
+        responses = [trace.responses[k] for trace in traces]
+        assert row["mean_score"] == pytest.approx(scores_of(run, examples, responses).mean())
+        if k:
+            changed = [t.responses[k].tokens != t.responses[k - 1].tokens for t in traces]
+            assert row["changed"] == np.mean(changed)
+            assert row["gap"] == pytest.approx(np.mean([t.gaps[k - 1] for t in traces]))
+    assert [trace.responses[0] for trace in traces] == suite.policy("rl_policy", 1.0)
+    # Ratings move around 1000 and sum up to what they started with.
+    assert np.mean([row["elo"] for row in table["rows"]]) == pytest.approx(1000)
+
+
+def test_table_4_reads_both_reward_models(results, run, examples):
+    policy, gap = results["reward_models"]
+    assert (policy["name"], policy["n"], gap["name"], gap["n"]) == ("R_P", 12, "R_PIT", 12)
+
+    batch = next(run.data.batches("rm_gap", "dev", 12, shuffle=False, num_epochs=1))
+    model = ScalarModel(run.config.network)
+    expected = gap_scores_separately(model, run.model("rm_gap"), batch, "sum")
+    for pair in PAIRS:
+        np.testing.assert_allclose(results["figure2"][pair], expected[pair], rtol=1e-4, atol=1e-4)
+        assert gap["means"][pair] == pytest.approx(np.asarray(expected[pair]).mean(), abs=1e-4)
+    assert gap["accuracy"] == np.mean(np.asarray(expected["wl"]) > np.asarray(expected["lw"]))
+
+    widths = run.layout.widths(run.config.lengths)
+    rewards = [
+        run.sampler.score(
+            run.model("rm_policy"),
+            [run.layout.reward_prompt(e.prompt) for e in examples],
+            widths.reward,
+            [_response(run, getattr(e, name)) for e in examples],
+            "sum",
+        )
+        for name in ("chosen", "rejected")
+    ]
+    assert policy["accuracy"] == np.mean(rewards[0] > rewards[1])
+
+
+def _response(run, text):
+    from pit_jax.sampler import Response
+
+    return Response(run.vocabulary.encode(text), True)
+
+
+def test_figures_show_steps_and_temperatures(results):
+    sweep = results["figure3"]
+    assert sweep["temperatures"] == [1.0]
+    assert set(sweep["series"]) == {"PIT vs Original", "Policy re-sampled vs Original"}
+    assert [curve["round"] for curve in results["figure4"]] == [
+        "round 0: references from data",
+        "round 1: references from policy",
+    ]
+    assert [curve["steps"] for curve in results["figure4"]] == [[1], [2, 3, 4]]
+    curves = {curve["stage"]: curve for curve in results["curves"]}
+    assert list(curves) == [stage.name for stage in tiny_runs.config("x").stages]
+    assert curves["rl_pit"]["metric"] == "score" and curves["rm_gap"]["metric"] == "loss"
+    assert curves["pretrain"]["steps"] == [1, 2, 3, 4]
+
+
+def test_samples_show_every_text_with_its_score(results, suite, run, examples):
+    assert len(results["samples"]) == 3
+    for sample, example, trace in zip(
+        results["samples"], examples, suite.improved("rl_pit", 1.0, 2)
+    ):
+        assert (sample["prompt"], sample["chosen"]) == (example.prompt, example.chosen)
+        texts = [run.vocabulary.decode(response.tokens) for response in trace.responses]
+        assert [sample["original"], *sample["iterations"]] == texts
+        expected = [instructions.check("drafts", example.prompt, text).score for text in texts]
+        assert sample["scores"] == expected
+
+
+def test_data_is_counted(results):
+    rows = dict(map(tuple, results["data"]["rows"]))
+    assert rows["examples read"] == 190
+    dropped = sum(n for name, n in rows.items() if name.startswith("dropped"))
+    splits = [rows[f"{split} split"] for split in ("train", "dev", "test")]
+    assert dropped + sum(splits) == 190
+    folds = [rows[f"fold {fold} of train"] for fold in ("sft", "rm", "rl")]
+    assert sum(folds) == splits[0]
+
+
+def test_data_without_a_checker_is_judged_by_the_reward_model(run, suite, examples):
+    assert isinstance(suite._judge, ExactJudge)
+    dataset = dataclasses.replace(run.config.dataset, kind="preferences", path="unused")
+    other = object.__new__(type(run))
+    other.__dict__.update(run.__dict__, config=dataclasses.replace(run.config, dataset=dataset))
+    judge = Suite(other, CONFIG)._judge
+    assert isinstance(judge, RewardJudge) and judge.name == "R_P (rm_policy)"
+    prompts, texts = [e.prompt for e in examples], [e.chosen for e in examples]
+    # Over the window: cut, and read where it ends.
+    long = " ".join(["from"] * 40)
+    scores = judge.scores(prompts, [long, *texts[1:]])
+    widths = run.layout.widths(run.config.lengths)
+    responses = [_response(run, text) for text in texts]
+    word = run.vocabulary.encode("from")[0]
+    responses[0] = dataclasses.replace(responses[0], tokens=[word] * widths.response, ended=False)
+    expected = run.sampler.score(
+        run.model("rm_policy"),
+        [run.layout.reward_prompt(prompt) for prompt in prompts],
+        widths.reward,
+        responses,
+        "sum",
+    )
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+def test_generations_of_different_depth(suite):
+    prompt = "from 4 do +3 x7"
+    right, half, wrong = "x7 9 +3 7 from 4", "x7 ? +3 7 from 4", "x7 8 +3 7 from 4"
+    results = suite.judge_generations(
+        [
+            {"prompt": prompt, "responses": [half, right, wrong]},
+            {"prompt": prompt, "responses": [half, right]},
+            {"prompt": prompt, "responses": [half]},
+        ]
+    )
+    rows = [(row["win"], row["lose"], row["tie"]) for row in results["comparisons"]]
+    third = 100 / 3
+    np.testing.assert_allclose(rows, [(2 * third, 0, third), (third, third, third)])
+    assert [row["name"] for row in results["scores"]] == [
+        "iteration 0",
+        "iteration 1",
+        "iteration 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"split": "prod"}, {"iterations": 0}, {"temperatures": ()}], ids=str
+)
+def test_mistakes_in_a_configuration_are_named(fields):
+    with pytest.raises(ValueError, match="evaluation: expected a split of .*; got Evaluation"):
+        EvaluationConfig(**fields)
+
+
+def test_all_stages_that_are_evaluated():
+    assert CONFIG.stages == (
+        "sft_policy",
+        "rl_policy",
+        "rl_pit",
+        "rm_policy",
+        "rm_gap",
+        "sft_policy",
+        "sft_pit",
+    )

@@ -1,0 +1,366 @@
+"""The command line: help, one clear line for each mistake, and what the commands write."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+
+from pit_jax import cli
+from tests import tiny_runs
+
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
+COMMANDS = ("run", "train", "improve", "evaluate")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    example = output.split("example:\n")[1].strip()
+    words = shlex.split(example)
+    assert words[:4] == ["python", "-m", "pit_jax", command]
+    arguments, bindings = cli._split_bindings(words[4:])
+    options = cli._parser().parse_args([command, *arguments])
+    assert options.gin_file == ["gin/runs/quickstart.gin"] and options.command == command
+    assert all(" = " in binding for binding in bindings)
+    for flag in ("--gin_file", "--gin.NAME", "--gin_search_paths", "--dry_run"):
+        assert flag in output
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    assert all(re.search(rf"^ +{command} +\w", output, re.M) for command in COMMANDS)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert re.fullmatch(r"pit_jax \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_bindings_are_taken_out_of_the_arguments():
+    arguments = ["run", "--gin.A.b=1", "--gin_file=x", "--gin.C", "'d = e'", "--gin.F='g=h'"]
+    rest, bindings = cli._split_bindings(arguments)
+    assert rest == ["run", "--gin_file=x"]
+    assert bindings == ["A.b = 1", "C = 'd = e'", "F = 'g=h'"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["walk"], "invalid choice: 'walk'"),
+        (["run", "--gin-file=x"], "unrecognized arguments: --gin-file=x"),
+        (["run", "--gin=x"], "unrecognized arguments: --gin=x"),
+        (["improve", "--gin_file=x"], "required: --input, --output"),
+    ],
+)
+def test_unknown_flags_exit_with_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def fails(tmp_path, capsys):
+    """Runs a command that must exit with 2, one line on stderr and no traceback."""
+
+    def run(message, name, *arguments, folder=None, gin=None):
+        folder = tmp_path / "run" if folder is None else folder
+        status = tiny_runs.command(name, folder, *map(str, arguments), gin=gin)
+        captured = capsys.readouterr()
+        lines = captured.err.splitlines()
+        assert status == 2, captured
+        assert len(lines) == 1 and lines[0].startswith(f"pit_jax {name}: "), captured.err
+        assert re.search(message, lines[0]), lines[0]
+
+    return run
+
+
+def test_a_missing_gin_file(capsys):
+    assert cli.main(["run"]) == 2
+    assert "run: expected at least one --gin_file=FILE" in capsys.readouterr().err
+    assert cli.main(["run", "--gin_file=gin/runs/none.gin"]) == 2
+    assert capsys.readouterr().err == "pit_jax run: --gin_file: gin/runs/none.gin not found\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gin.RunConfig.sede=1"], "gin: .*sede"),
+        (["--gin.RunConfg.seed=1"], "gin: .*RunConfg"),
+        (["--gin.nothing.Here.seed=1"], "gin: .*nothing"),
+        (["--gin.SEED=one"], "gin: .+"),
+        (["--gin.SEED"], "gin: .+"),
+        (["--gin.BATCH_SIZE=%gin.REQUIRED"], "gin: BATCH_SIZE.*not subsequently overridden"),
+        (["--gin.pipeline.RunConfig.stages=()", "--gin.MODEL_DIR=''"], "MODEL_DIR is empty"),
+        (["--gin.NetworkConfig.num_heads=3"], "num_heads=3, expected a multiple of num_kv_heads=2"),
+        (["--gin.NetworkConfig.vocab_size=8"], "got vocab_size=8, expected at least"),
+        (["--gin.NetworkConfig.dtype='int8'"], "got dtype='int8', expected one of"),
+        (
+            ["--gin.VOCABULARY='words:poems'"],
+            "vocabulary: got 'words:poems', expected one of bytes",
+        ),
+        (["--gin.DatasetConfig.family='poems'"], "got family 'poems', expected one of drafts"),
+        (["--gin.DatasetConfig.kind='csv'"], "got kind 'csv', expected one of instructions"),
+        (["--gin.DatasetConfig.train_size=99999999"], "about [0-9]+ different prompts"),
+        (["--gin.Lengths.prompt=0"], "Lengths: expected positive token counts"),
+        (["--gin.MeshConfig.model=3"], "mesh: got data=-1 x model=3, expected a product of 1"),
+        (["--gin.PPOConfig.critic_start='none'"], "got critic_start='none', expected one of"),
+        (["--gin.PPOConfig.minibatches=3"], "got batch_size=8, expected a multiple of minib"),
+        (["--gin.rl_pit_0/curriculum.Round.source='web'"], "got source='web', expected one of"),
+        (["--gin.EvaluationConfig.split='prod'"], "evaluation: expected a split of"),
+        (["--gin.EvaluationConfig.pit='rl_pt'"], "stage: got 'rl_pt', expected one of pretrain"),
+        (["--gin.RewardConfig.pooling='max'"], "got pooling='max', expected one of"),
+        (["--gin.BATCH_SIZE=4096"], "pretrain: [0-9]+ examples in split 'train'.*batch_size=4096"),
+        (
+            [
+                "--gin.INITIAL_CHECKPOINT_PATH='base'",
+                "--gin.rm_gap/stages.RewardStage.name='pretrain'",
+            ],
+            "stage names must differ",
+        ),
+    ],
+    ids=lambda value: value[0].removeprefix("--gin.") if isinstance(value, list) else "",
+)
+def test_mistakes_in_a_configuration(arguments, message, fails, tmp_path):
+    fails(message, "run", *arguments)
+    assert not list(tmp_path.rglob("checkpoints/[0-9]*"))
+
+
+def test_mistakes_in_gin_files(fails):
+    fails("gin: .*line 2", "run", gin="SEED = 0\nSEED = = 1\n")
+    fails("gin: .*no/such.gin", "run", gin="include 'no/such.gin'\n")
+    fails(
+        "gin: .*pit_jax.*nothing",
+        "run",
+        gin="from __gin__ import dynamic_registration\nfrom pit_jax import nothing\n",
+    )
+    fails(
+        "gin: .*(model_dir|required|missing)",
+        "run",
+        gin="from __gin__ import dynamic_registration\nfrom pit_jax import pipeline\n",
+    )
+
+
+def test_dry_run_shows_the_run_and_writes_nothing(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert tiny_runs.command("run", folder, "--dry_run") == 0
+    output = capsys.readouterr().out
+    assert not folder.exists()
+    assert f"run directory  {folder} (nothing is written)" in output
+    assert re.search(r"^data +190 read; dropped: none|dropped: [0-9]+ ", output, re.M)
+    assert re.search(r"'sft': \d+, 'rm': \d+, 'rl': \d+", output)
+    rows = re.findall(r"^(\w+) +(\w+) +(\d+) +(\d+) +([\d,]+) +[\d.]+ +(yes|no)$", output, re.M)
+    assert [row[0] for row in rows] == [s.name for s in tiny_runs.config(folder).stages]
+    pretrain, rl_pit = rows[0], rows[-1]
+    assert pretrain[1:] == ("pretrain", "4", "8", "2,864", "no")
+    # An actor and a critic: one has an output projection tied to its embedding, one a scalar head.
+    assert rl_pit[1:] == ("rl_pit", "4", "8", "5,744", "no")
+
+
+def test_dry_run_of_a_trained_run_says_so(trained, capsys):
+    assert tiny_runs.command("run", trained, "--dry_run") == 0
+    assert len(re.findall(r"  yes$", capsys.readouterr().out, re.M)) == 7
+
+
+def test_train_trains_one_stage(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "pretrain", folder / "pretrain")
+    assert tiny_runs.command("train", folder, "--gin.STAGE='sft_policy'") == 0
+    assert re.search(r"^sft_policy: 2 steps in \d+ s; .*loss [\d.]+", capsys.readouterr().out, re.M)
+    records = tiny_runs.records(folder / "sft_policy" / "metrics.jsonl")
+    assert records == tiny_runs.records(trained / "sft_policy" / "metrics.jsonl")
+    config = (folder / "sft_policy" / "operative_config.gin").read_text()
+    assert "sft_policy/train_state.OptimizerConfig.learning_rate = 0.003" in config
+    assert not (folder / "rm_gap").exists() and not (folder / "report.json").exists()
+
+
+def test_mistakes_in_train(fails):
+    fails("stage: got 'sft', expected one of pretrain, sft_policy", "train", "--gin.STAGE='sft'")
+    fails(
+        "rm_policy.*not found; train stage 'rm_policy' first",
+        "train",
+        "--gin.STAGE='rl_policy'",
+        "--gin.rl_policy/stages.RLStage.initial=''",
+        "--gin.rl_policy/stages.RLStage.reference='rm_policy'",
+    )
+
+
+def write_lines(path, *lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def prompts_of(trained, count):
+    run = tiny_runs.on_one_device(tiny_runs.config(trained))
+    return [example.prompt for example in run.data.examples("dev")[:count]]
+
+
+@pytest.fixture(scope="module")
+def improved(trained, tmp_path_factory):
+    """What `improve` makes of five prompts, the first two with responses."""
+    folder = tmp_path_factory.mktemp("improve")
+    prompts = prompts_of(trained, 5)
+    lines = [{"prompt": prompt} for prompt in prompts]
+    lines[0]["response"] = "+1 ? from 4"
+    lines[1]["response"] = ""
+    given = write_lines(folder / "in.jsonl", *map(json.dumps, lines), "")
+    out = folder / "out.jsonl"
+    arguments = (f"--input={given}", f"--output={out}", "--gin.ImproveConfig.iterations=2")
+    assert tiny_runs.command("improve", trained, *arguments) == 0
+    return prompts, out, arguments
+
+
+def test_improve_writes_every_iteration(improved):
+    prompts, out, _ = improved
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    for line in lines:
+        assert len(line["responses"]) == 3 and len(line["gaps"]) == 2
+        assert line["response"] == line["responses"][2] and line["stop_reason"] == "iterations"
+    assert [line["responses"][0] for line in lines[:2]] == ["+1 ? from 4", ""]
+
+
+def test_improve_draws_alike_again(improved, trained, capsys):
+    _, out, arguments = improved
+    before = out.read_text()
+    assert tiny_runs.command("improve", trained, *arguments) == 0
+    assert out.read_text() == before
+    assert f"5 prompts, 5 with an improved response -> {out}" in capsys.readouterr().out
+
+
+def test_improve_stops_by_the_gap(improved, trained, tmp_path):
+    prompts, _, _ = improved
+    given = write_lines(tmp_path / "in.jsonl", *(json.dumps({"prompt": p}) for p in prompts))
+    out = tmp_path / "out.jsonl"
+    arguments = (f"--input={given}", f"--output={out}", "--gin.ImproveConfig.min_gap=1e9")
+    assert tiny_runs.command("improve", trained, *arguments) == 0
+    for line in map(json.loads, out.read_text().splitlines()):
+        assert line["stop_reason"] == "gap" and len(line["responses"]) == 2
+        assert line["response"] == line["responses"][0]
+
+
+def test_evaluate_judges_saved_generations(improved, trained, tmp_path, capsys):
+    _, out, _ = improved
+    folder = tmp_path / "judged"
+    arguments = (f"--generations={out}", f"--output={folder}")
+    assert tiny_runs.command("evaluate", trained, *arguments) == 0
+    assert "Iteration 2 vs Original" in capsys.readouterr().out
+    results = json.loads((folder / "report.json").read_text())
+    assert results["num_prompts"] == 5
+    names = [row["name"] for row in results["comparisons"]]
+    assert names == ["Iteration 1 vs Original", "Iteration 2 vs Original"]
+    assert all(row["win"] + row["lose"] + row["tie"] == 100 for row in results["comparisons"])
+
+
+def test_evaluate_judges_by_the_checker(trained, tmp_path, capsys):
+    """Right and wrong sheets of one prompt, with known scores."""
+    lines = [
+        {"prompt": "from 4 do +3 x7", "responses": ["x7 ? +3 ? from 4", "x7 9 +3 7 from 4"]},
+        {"prompt": "from 4 do +3 x7", "responses": ["x7 9 +3 7 from 4", "x7 1 +3 7 from 4"]},
+        {"prompt": "from 4 do +3 x7", "responses": ["x7 9 +3 7 from 4"]},
+    ]
+    path = write_lines(tmp_path / "given.jsonl", *map(json.dumps, lines))
+    folder = tmp_path / "judged"
+    arguments = (f"--generations={path}", f"--output={folder}")
+    assert tiny_runs.command("evaluate", trained, *arguments) == 0
+    (row,) = json.loads((folder / "report.json").read_text())["comparisons"]
+    assert row["judge"] == "checker" and row["n"] == 3
+    third = pytest.approx(100 / 3)
+    assert (row["win"], row["lose"], row["tie"]) == (third, third, third)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"prompt": "a"}', "{"], r"given.jsonl:2: expected a JSON object"),
+        (["", '["prompt"]'], r"given.jsonl:2: expected 'prompt' to be a str"),
+        (['{"prompt": 3}'], r"given.jsonl:1: expected 'prompt' to be a str"),
+        (['{"text": "a"}'], r"given.jsonl:1: expected 'prompt' to be a str"),
+        (['{"prompt": "a", "response": 3}'], r"given.jsonl:1: expected 'response' to be a str"),
+        (['{"prompt": "a b c d e f g h"}'], r"given.jsonl:1: prompt of 10 tokens, .* at most 8"),
+        ([], r"given.jsonl: is empty, expected at least one JSON object"),
+    ],
+)
+def test_mistakes_in_the_input_of_improve(lines, message, fails, trained, tmp_path):
+    path = write_lines(tmp_path / "given.jsonl", *lines)
+    out = tmp_path / "out.jsonl"
+    fails(message, "improve", f"--input={path}", f"--output={out}", folder=trained)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"prompt": "a"}'], r"given.jsonl:1: expected 'responses' to be a list"),
+        (['{"prompt": "a", "responses": []}'], r"given.jsonl:1: expected 'responses' to be a list"),
+        (['{"prompt": "a", "responses": [3]}'], r"given.jsonl:1: expected 'responses' to be a l"),
+        (
+            ['{"prompt": "hello", "responses": ["a"]}'],
+            r"given.jsonl:1: drafts: got the prompt 'hello', expected",
+        ),
+    ],
+)
+def test_mistakes_in_saved_generations(lines, message, fails, trained, tmp_path):
+    path = write_lines(tmp_path / "given.jsonl", *lines)
+    fails(message, "evaluate", f"--generations={path}", folder=trained)
+
+
+def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
+    given = write_lines(tmp_path / "in.jsonl", '{"prompt": "from 4 do +3"}')
+    out = tmp_path / "out.jsonl"
+    missing = tmp_path / "none.jsonl"
+    fails("none.jsonl: can't be read", "improve", f"--input={missing}", f"--output={out}")
+    fails("can't be read", "improve", f"--input={tmp_path}", f"--output={out}")
+    fails(
+        "--output: can't write .*nowhere/out.jsonl",
+        "improve",
+        f"--input={given}",
+        f"--output={tmp_path}/nowhere/out.jsonl",
+        folder=trained,
+    )
+    fails(
+        "rl_policy.*not found; train stage 'rl_policy' first",
+        "improve",
+        f"--input={given}",
+        f"--output={out}",
+    )
+    fails("not found; train stage", "evaluate")
+    fails(
+        "got method='magic'",
+        "improve",
+        f"--input={given}",
+        f"--output={out}",
+        "--gin.ImproveConfig.method='magic'",
+    )
+    fails(
+        "trained with another vocabulary",
+        "improve",
+        f"--input={given}",
+        f"--output={out}",
+        "--gin.ImproveConfig.feedback_prompt='{prompt} {response} criticise'",
+        folder=trained,
+    )
+    fails("started with other settings .seed changed.", "run", "--gin.SEED=5", folder=trained)
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupt)
+    assert tiny_runs.command("run", tmp_path / "run") == 130
+    assert "the same command continues at the last checkpoint" in capsys.readouterr().err

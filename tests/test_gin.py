@@ -1,0 +1,186 @@
+"""The configs under gin/: their headers, and every run dry-run through the command line."""
+
+import functools
+import json
+import pathlib
+import re
+
+import pytest
+
+from pit_jax import cli
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
+RUNS = [name for name in FILES if name.startswith("gin/runs/")]
+TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
+SMALL = [f"--gin.DatasetConfig.{split}_size=16" for split in ("train", "dev", "test")]
+SIDES = ("chosen", "rejected")
+QUICKSTART = "gin/runs/quickstart.gin"
+
+
+@functools.cache
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def header(name: str) -> str:
+    lines = []
+    for line in text(name).splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return " ".join(lines)
+
+
+def includes(name: str) -> list[str]:
+    return re.findall(r"^include '(.*)'$", text(name), re.MULTILINE)
+
+
+def reached(name: str) -> set[str]:
+    """The file and all that it includes."""
+    return {name}.union(*(reached(included) for included in includes(name)))
+
+
+def assignments(name: str) -> dict[str, str]:
+    """What one file gives each macro and binding, `block:` lines taken apart; last wins."""
+    found, block = {}, ""
+    for line in text(name).splitlines():
+        if opened := re.fullmatch(r"([\w/.]+):", line):
+            block = opened[1]
+        elif given := re.fullmatch(r"( *)([\w/.]+) = (.*)", line):
+            found[f"{block}.{given[2]}" if given[1] else given[2]] = given[3]
+    return found
+
+
+def open_names(name: str) -> set[str]:
+    """What is left to be set by whoever uses the file: required, or referred to and not set."""
+    given: dict[str, str] = {}
+    for part in reached(name):
+        fresh = assignments(part)
+        given |= {k: v for k, v in fresh.items() if v != "%gin.REQUIRED" or k not in given}
+    bodies = "".join(text(part) for part in reached(name))
+    macros = set(re.findall(r"%([A-Z_]+)\b", bodies)) - set(given)
+    return {k for k, value in given.items() if value == "%gin.REQUIRED"} | macros
+
+
+def data_for(name: str, folder: pathlib.Path) -> list[str]:
+    """Arguments that give a run the files it asks for."""
+    if "HH_PATH" in open_names(name):
+        pairs = [
+            {side: f"\n\nHuman: question {i}\n\nAssistant: {side} {i}" for side in SIDES}
+            for i in range(80)
+        ]
+    elif "PREFERENCES_PATH" in open_names(name):
+        pairs = [
+            {"prompt": f"question {i}"} | {side: f"{side} {i}" for side in SIDES} for i in range(80)
+        ]
+    else:
+        return SMALL
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    macro = next(name for name in open_names(name) if name.endswith("_PATH"))
+    return [f"--gin.{macro}='{path}'"]
+
+
+def failure(capsys, *arguments: str) -> str:
+    """The one line on stderr of a command that ends with exit status 2."""
+    assert cli.main(["run", "--dry_run", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1, (out, err)
+    assert err.startswith("pit_jax run: ")
+    return err
+
+
+# --- headers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_opens_with_what_to_set(name):
+    first, *_ = header(name).split(": ")
+    assert first and "Commonly overridden: " in header(name)
+    assert max(map(len, text(name).splitlines())) <= 100
+    stated = re.search(r"Required to be set: (.*?) ?Commonly overridden", header(name))
+    required = open_names(name)
+    macros = {each for each in required if each.isupper()}
+    assert set(re.findall(r"\b[A-Z][A-Z_]+\b", stated[1] if stated else "")) == macros
+    assert bool(stated) == bool(required)
+    for field in {each.rpartition(".")[2] for each in required - macros}:
+        assert re.search(rf"\b{field}\b", stated[1]), field
+
+
+def test_every_file_is_part_of_a_run():
+    assert set().union(*(reached(run) for run in RUNS)) == set(FILES)
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_described_and_writes_nothing(name, tmp_path, capsys, monkeypatch):
+    arguments = data_for(name, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)  # configs are found from anywhere
+    argv = ["run", f"--gin_file={name}", f"--gin.MODEL_DIR='{tmp_path}/run'", "--dry_run"]
+    assert cli.main([*argv, *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"{tmp_path}/run (nothing is written)" in out
+    table = out[out.index("stage  ") :].splitlines()
+    assert table[0].split() == [
+        "stage",
+        "task",
+        "steps",
+        "batch",
+        "parameters",
+        "state",
+        "MB",
+        "done",
+    ]
+    rows = [line.split() for line in table[1:]]
+    assert tuple(row[1] for row in rows)[: len(TASKS)] == TASKS  # then controls, if any
+    for row in rows:
+        steps, batch, parameters = (int(cell.replace(",", "")) for cell in row[2:5])
+        assert steps > 0 and batch > 0 and parameters > 10_000
+        assert float(row[5]) > 0.95 * 3 * 4e-6 * parameters  # weights and two moments, float32
+        assert row[6] == "no"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_binding_of_the_command_line_wins(tmp_path, capsys):
+    overridden = "--gin.rm_gap/RewardStage.steps=7"
+    argv = ["run", f"--gin_file={QUICKSTART}", f"--gin.MODEL_DIR='{tmp_path}/run'", "--dry_run"]
+    assert cli.main([*argv, *SMALL, overridden, "--gin.SEED", "3"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("rm_gap"))
+    assert row.split()[:3] == ["rm_gap", "rm_gap", "7"]
+
+
+# --- mistakes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--gin_file"),
+        (["--gin_file=gin/runs/absent.gin"], "gin/runs/absent.gin not found"),
+        ([f"--gin_file={QUICKSTART}", "--gin.NoSuchConfig.steps=1"], "NoSuchConfig"),
+        ([f"--gin_file={QUICKSTART}", "--gin.RunConfig.no_such_field=1"], "no_such_field"),
+        ([f"--gin_file={QUICKSTART}", "--gin.SED=1"], "--gin.SED: no such macro, expected one of"),
+        ([f"--gin_file={QUICKSTART}", "--gin.SEED=%NO_SUCH_MACRO"], "NO_SUCH_MACRO/gin.macro'\n"),
+        ([f"--gin_file={QUICKSTART}", "--gin.SEED=1 +"], "gin: --gin.SEED = 1 +: "),
+        ([f"--gin_file={QUICKSTART}", "--gin.MODEL_DIR=''"], "MODEL_DIR is empty"),
+        (["--gin_file=gin/runs/hh.gin"], "HH_PATH"),
+        (["--gin_file=gin/runs/preferences.gin"], "PREFERENCES_PATH"),
+        (["--gin_file=gin/runs/hh.gin", "--gin.HH_PATH='absent.jsonl'"], "absent.jsonl"),
+        (["--gin_file=gin/stages/all.gin"], "gin: No bindings specified for 'VOCABULARY"),
+    ],
+)
+def test_a_mistake_ends_with_status_2_and_one_line(arguments, named, capsys):
+    assert named in failure(capsys, *arguments, *(SMALL if QUICKSTART in str(arguments) else []))
+
+
+def test_a_config_with_a_mistake_is_named(tmp_path, capsys):
+    broken = tmp_path / "broken.gin"
+    broken.write_text("include 'gin/runs/quickstart.gin'\nSEED = [1\n")
+    assert "broken.gin" in failure(capsys, f"--gin_file={broken}")
+    broken.write_text("include 'gin/models/absent.gin'\n")
+    assert "gin/models/absent.gin" in failure(capsys, f"--gin_file={broken}")
