@@ -26,7 +26,8 @@ from pit_jax.models.heads import ScalarModel
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    sizes = {"batch": 8, "prompt": 64, "reference": 64, "response": 64, "embed": 64, "layers": 3}
+    # Those of gin/runs/quickstart.gin, about.
+    sizes = {"batch": 64, "prompt": 12, "reference": 14, "response": 14, "embed": 64, "layers": 3}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--pairs", type=int, default=15, help="paired runs; default 15")

@@ -19,7 +19,6 @@ from pit_jax.decode import SamplingConfig
 from pit_jax.errors import UserError
 from tests import tiny_runs
 
-
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 

@@ -60,6 +60,8 @@ class DraftsConfig:
                 f"drafts: got min_steps={self.min_steps}, max_steps={self.max_steps}; expected "
                 f"1 <= min_steps <= max_steps <= {len(OPERATIONS)}"
             )
+        if self.max_ahead < 1:
+            raise ValueError(f"drafts: got max_ahead={self.max_ahead}, expected 1 or more")
         if self.mistakes + self.bluffs + self.malformed > 1:
             raise ValueError("drafts: mistakes + bluffs + malformed is over 1")
 
@@ -151,6 +153,8 @@ def generate(rng: np.random.Generator, config: DraftsConfig) -> dict[str, str]:
         guesses[0] = (right[done] + int(rng.integers(1, 10))) % 10
         rejected = sheet(start, operations, right[:done] + guesses)
         reflection = f"cut back to step {done}"
+        if len(chosen) > done:
+            reflection = f"carry on after step {done}"
     elif kind < config.mistakes + config.bluffs + config.malformed:
         chosen = right[:done]
         rejected = _malformed(rng, start, operations, chosen)
@@ -178,14 +182,18 @@ def _with_mistake(rng, operations, right, done) -> list[int]:
 
 
 def _malformed(rng, start, operations, results) -> str:
-    """A sheet with a broken layout: a line missing, doubled, a hole, or a stray word."""
+    """A sheet with a broken layout.
+
+    A line is missing, stands in the place of the next one or names another operation; a result is
+    missing; the sheet is cut short; its start is wrong; or it has a hole, or else a stray word.
+    """
     words = sheet(start, operations, results).split()
     n = len(operations)
     line = 2 * int(rng.integers(n))
     kind = int(rng.integers(7))
     if kind == 0:
         del words[line : line + 2]
-    elif kind == 1:
+    elif kind == 1 and n > 1:
         after = (line + 2) % (2 * n)
         words[after : after + 2] = words[line : line + 2]
     elif kind == 2:

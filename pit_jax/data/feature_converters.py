@@ -98,7 +98,7 @@ class SFTFeatureConverter(seqio.FeatureConverter):
 
 
 class PretrainFeatureConverter(SFTFeatureConverter):
-    """SFTFeatureConverter with the loss on every token.
+    """SFTFeatureConverter with the loss on every token but the first of its text.
 
     Example, lengths {"inputs": 4, "targets": 3}:
 

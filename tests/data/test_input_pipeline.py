@@ -15,13 +15,14 @@ from pit_jax.data.input_pipeline import InputPipeline, batch_indices
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.errors import UserError
 
-LENGTHS = Lengths(prompt=12, reference=12, response=13)
+LENGTHS = Lengths(prompt=12, reference=14, response=15)
 WORDS = vocabularies.load("words:drafts")
 LEVEL = drafts.DraftsConfig(
     min_steps=5, max_steps=6, max_ahead=3, mistakes=0.25, bluffs=0.15, malformed=0.1
 )
 CONFIG = DatasetConfig("instructions", 200, 21, 10, family="drafts", level=LEVEL)
 FOLD_OF_STAGE = {
+    "pretrain": "sft",
     "sft_policy": "sft",
     "sft_pit": "sft",
     "rm_policy": "rm",
@@ -45,6 +46,11 @@ def whole(pipeline, stage, split="train", **kwargs):
 
 def unpadded(row):
     return [int(token) for token in row if token]
+
+
+def sft_columns(rows):
+    names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+    return [rows[name] for name in names]
 
 
 def same(one, other):
@@ -71,11 +77,9 @@ def test_every_stage_holds_its_layouts(pipeline):
         ("sft_pit", lambda e: layout.pit_prompt(e.prompt, e.rejected)),
     ):
         rows = whole(pipeline, stage)
-        for row, weights, e in zip(
-            rows["decoder_target_tokens"], rows["decoder_loss_weights"], folds["sft"], strict=True
-        ):
-            assert unpadded(row) == prompt(e) + layout.response(e.chosen)
-            assert row[weights > 0].tolist() == layout.response(e.chosen)
+        for inputs, targets, weights, e in zip(*sft_columns(rows), folds["sft"], strict=True):
+            assert unpadded(inputs) == prompt(e) + layout.response(e.chosen)
+            assert targets[weights > 0].tolist() == layout.response(e.chosen)
 
     rows = whole(pipeline, "rm_policy")
     for k, e in enumerate(folds["rm"]):
@@ -108,11 +112,11 @@ def test_every_stage_holds_its_layouts(pipeline):
         assert unpadded(rows["reward_prompt_tokens"][k]) == layout.gap_prompt(e.prompt, y)
 
 
-def test_pretrain_reads_each_response_alone_and_after_the_other(pipeline, folds):
+def test_pretrain_reads_each_response_alone_and_after_the_other(pipeline):
     layout = Layout(WORDS)
     rows = whole(pipeline, "pretrain")
     texts = []
-    for e in folds["sft"]:
+    for e in pipeline.examples("train", "sft"):
         for y, other in ((e.chosen, e.rejected), (e.rejected, e.chosen)):
             texts.append(layout.policy_prompt(e.prompt) + layout.response(y))
             texts.append(layout.pit_prompt(e.prompt, other) + layout.response(y))
@@ -126,14 +130,14 @@ def test_shapes_and_types(pipeline):
     batch = next(pipeline.batches("rm_gap", "train", 8))
     assert {name: array.shape for name, array in batch.items()} == {
         "context_tokens": (8, 12),
-        "chosen_reference": (8, 14),
-        "rejected_reference": (8, 14),
-        "chosen_tokens": (8, 13),
-        "rejected_tokens": (8, 13),
+        "chosen_reference": (8, 16),
+        "rejected_reference": (8, 16),
+        "chosen_tokens": (8, 15),
+        "rejected_tokens": (8, 15),
     }
     assert {array.dtype for array in batch.values()} == {np.dtype(np.int32)}
     batch = next(pipeline.batches("sft_pit", "train", 8))
-    assert batch["decoder_target_tokens"].shape == (8, 12 + 14 + 13)
+    assert batch["decoder_target_tokens"].shape == (8, 12 + 16 + 15)
 
 
 def test_restart_at_any_batch_is_exact(pipeline):
@@ -193,36 +197,40 @@ def test_batch_indices(size, data):
 
 
 def test_packed_rows_hold_the_same_examples(pipeline):
-    packed = InputPipeline(CONFIG, WORDS, LENGTHS, packed_length=64)
+    packed = InputPipeline(CONFIG, WORDS, LENGTHS, packed_length=96)
     rows, plain = whole(packed, "sft_pit"), whole(pipeline, "sft_pit")
-    assert rows["decoder_target_tokens"].shape[1] == 64
-    assert len(rows["decoder_target_tokens"]) < len(plain["decoder_target_tokens"])
+    assert rows["decoder_input_tokens"].shape[1] == 96
+    assert len(rows["decoder_input_tokens"]) < len(plain["decoder_input_tokens"])
     segments = [
         unpadded(row[ids == segment])
-        for row, ids in zip(rows["decoder_target_tokens"], rows["decoder_segment_ids"])
+        for row, ids in zip(rows["decoder_input_tokens"], rows["decoder_segment_ids"])
         for segment in range(1, ids.max() + 1)
     ]
-    assert segments == [unpadded(row) for row in plain["decoder_target_tokens"]]
+    assert segments == [unpadded(row) for row in plain["decoder_input_tokens"]]
     assert rows["decoder_loss_weights"].sum() == plain["decoder_loss_weights"].sum()
     same(whole(packed, "rm_gap"), whole(pipeline, "rm_gap"))
-    short = InputPipeline(CONFIG, WORDS, LENGTHS, packed_length=38)
-    with pytest.raises(UserError, match="sft_pit: got packed_length=38, expected at least 39"):
+    short = InputPipeline(CONFIG, WORDS, LENGTHS, packed_length=42)
+    with pytest.raises(UserError, match="sft_pit: got packed_length=42, expected at least 43"):
         short.num_rows("sft_pit", "train")
 
 
-def test_reflection_is_part_of_the_target_and_of_the_window():
+def test_reflection_is_part_of_the_target_and_of_the_window(pipeline):
     layout = Layout(WORDS)
-    lengths = Lengths(prompt=12, reference=12, response=17)
-    pipeline = InputPipeline(CONFIG, WORDS, lengths, reflection=True)
-    rows = whole(pipeline, "sft_pit")
-    examples = pipeline.examples("train", "sft")
-    for row, weights, e in zip(
-        rows["decoder_target_tokens"], rows["decoder_loss_weights"], examples, strict=True
-    ):
+    # <<Improved>>, a sheet of 12 or 14 words and EOS: with a reflection of 5 words 19 or 21 tokens,
+    # with one of 3 words 17 or 19.
+    lengths = Lengths(prompt=12, reference=14, response=19)
+    reflecting = InputPipeline(CONFIG, WORDS, lengths, reflection=True)
+    rows = whole(reflecting, "sft_pit")
+    examples = reflecting.examples("train", "sft")
+    for inputs, targets, weights, e in zip(*sft_columns(rows), examples, strict=True):
         target = layout.reflected_response(e.reflection, e.chosen)
-        assert row[weights > 0].tolist() == target
-        assert len(target) <= 17
-    assert pipeline.report()["dropped"]["reflection too long"] > 0
+        assert unpadded(inputs) == layout.pit_prompt(e.prompt, e.rejected) + target
+        assert targets[weights > 0].tolist() == target
+    fits = {5: lambda e: True, 6: lambda e: e.reflection == "rewrite the sheet"}
+    everything = pipeline.examples("train", "sft")
+    assert examples == [e for e in everything if fits[len(e.prompt.split()) - 3](e)]
+    assert len({len(layout.reflected_response(e.reflection, e.chosen)) for e in examples}) == 2
+    assert reflecting.report()["dropped"]["reflection too long"] > 0
 
 
 def test_report_counts_every_pair_once(tmp_path):
@@ -283,7 +291,7 @@ def test_references_of_a_store(pipeline, tmp_path):
     examples = pipeline.examples("train", "rl")
     control = WORDS.control_tokens
     forged = [control.candidate, *WORDS.encode("+1"), 0, control.improved, 1, 7]
-    samples = [WORDS.encode("x3 7 +1 5"), [], forged, [5] * 13]
+    samples = [WORDS.encode("x3 7 +1 5"), [], forged, [5] * 15]
     writer = ReferenceWriter(tmp_path / "store", 16, ReferenceMeta(1, "rl_policy", "last", 0))
     for k, e in enumerate(examples):
         tokens = samples[k % 4]
@@ -291,7 +299,7 @@ def test_references_of_a_store(pipeline, tmp_path):
     writer.close()
     store = str(tmp_path / "store")
     rows = whole(pipeline, "rl_pit", references=store)
-    # Control ids, padding and what follows EOS are no part of a reference; 13 tokens are too many.
+    # Control ids, padding and what follows EOS are no part of a reference; 15 tokens are too many.
     texts = ["x3 7 +1 5", "", "+1"]
     expected = [(e, texts[k % 4]) for k, e in enumerate(examples) if k % 4 < 3]
     assert len(rows["prompt_tokens"]) == len(expected)
@@ -335,7 +343,7 @@ def test_tasks_are_in_the_registry():
     for stage, row in tasks.STAGES.items():
         task = seqio.TaskRegistry.get(f"instructions_drafts_{stage}")
         assert "train_rl" in task.splits
-        assert row.fold == FOLD_OF_STAGE.get(stage)
+        assert row.fold == FOLD_OF_STAGE[stage]
         for feature in task.output_features.values():
             assert isinstance(feature.vocabulary, seqio.Vocabulary)
     elements = seqio.get_mixture_or_task("instructions_drafts_rm_policy").get_dataset(
