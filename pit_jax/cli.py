@@ -19,7 +19,7 @@ from typing import Any
 
 import gin
 from pit_jax import __version__
-from pit_jax.errors import UserError
+from pit_jax.errors import NotFiniteError, UserError
 
 _EXAMPLES = {
     "run": (
@@ -44,7 +44,7 @@ _SUMMARIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, or 2 for a user's mistake."""
+    """Runs a command; exit status 0, 2 for a user's mistake, 1 when training broke off."""
     arguments, bindings = _split_bindings(list(sys.argv[1:] if argv is None else argv))
     options = _parser().parse_args(arguments)
     try:
@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"pit_jax {options.command}: {error}", file=sys.stderr)
         return 2
+    except NotFiniteError as error:
+        print(f"pit_jax {options.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues at the last checkpoint", file=sys.stderr)
         return 130

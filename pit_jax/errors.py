@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message is one line that says what was wrong, what was got and what was expected. The
     command line prints it without a traceback and exits with status 2.
     """
+
+
+class NotFiniteError(RuntimeError):
+    """Ten steps in a row had a loss or gradient that wasn't finite."""

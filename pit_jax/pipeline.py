@@ -262,6 +262,12 @@ class Run:
         return fit(state, placed, batches, stop=stage.steps, held_out=held_out)
 
     def _train_rl(self, stage: RLStage, state, fit, progress):
+        expected = {"rl_policy": "rm_policy", "rl_pit": "rm_gap"}[stage.task]
+        if (task := self.result(stage.reward_model)["task"]) != expected:
+            raise UserError(
+                f"stage {stage.name}: reward_model {stage.reward_model!r} is of task {task}, whose "
+                f"layout differs; expected one of task {expected}"
+            )
         frozen = {
             "reference": self.model(stage.reference),
             "reward": self.model(stage.reward_model),

@@ -54,6 +54,9 @@ def make_ppo_step(
     """
     actor, scalar = LanguageModel(network), ScalarModel(reward_network)
 
+    # Rematerialised, so that the update's forward pass keeps nothing for its backward pass: only
+    # then does it compile to the arithmetic of a forward pass, and the first ratio is exactly 1.
+    @jax.checkpoint
     def log_probs_fn(params, episodes: ppo.Experience):
         return response_log_probs(
             actor,

@@ -16,14 +16,11 @@ import jax.numpy as jnp
 
 from pit_jax import metrics as metrics_lib
 from pit_jax.checkpoints import Checkpoints
+from pit_jax.errors import NotFiniteError
 from pit_jax.partitioning import Partitioner
 from pit_jax.train_state import TrainState
 
 MAX_SKIPPED_IN_ROW = 10
-
-
-class NotFiniteError(RuntimeError):
-    """Ten steps in a row had a loss or gradient that wasn't finite."""
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """What every test runs with: eight simulated devices, strict shapes, repeatable examples."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -32,24 +33,31 @@ hypothesis.settings.register_profile("pit_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("pit_jax")
 
 
-@pytest.fixture(scope="module")
-def quick_compiling():
-    """Programs of whole runs are large and run a step or two: compiled without optimizations."""
-    before = jax.config.jax_disable_most_optimizations
+@contextlib.contextmanager
+def _quick_compiling():
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def quick_compiling():
+    """Programs of whole runs are large and run a step or two: compiled without optimizations."""
+    with _quick_compiling():
+        yield
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The folder of a tiny run that the `run` command trained and evaluated; not to be changed.
 
-    Modules that ask for it use `quick_compiling` too, so that their programs are compiled once.
+    Compiled as by `quick_compiling`; what is to equal it bit for bit must be so too.
     """
     from tests import tiny_runs
 
     def make(folder):
-        assert tiny_runs.command("run", folder) == 0
+        with _quick_compiling():
+            assert tiny_runs.command("run", folder) == 0
 
     return tiny_runs.once(tiny_runs.shared_folder(tmp_path_factory) / "trained", make)

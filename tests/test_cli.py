@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 from pit_jax import cli
+from pit_jax.errors import NotFiniteError
 from tests import tiny_runs
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -355,6 +356,16 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
         folder=trained,
     )
     fails("started with other settings .seed changed.", "run", "--gin.SEED=5", folder=trained)
+
+
+def test_training_that_breaks_off_exits_with_1(monkeypatch, tmp_path, capsys):
+    def break_off(*_):
+        raise NotFiniteError("step 13: loss or gradient was not finite")
+
+    monkeypatch.setattr(cli, "_run", break_off)
+    assert tiny_runs.command("run", tmp_path / "run") == 1
+    expected = "pit_jax run: step 13: loss or gradient was not finite\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_an_interrupt_says_how_to_go_on(monkeypatch, tmp_path, capsys):

@@ -354,6 +354,14 @@ def test_mistakes_in_a_run_are_named(trained, tmp_path):
         run.model("rl_policy", 7)
 
 
+def test_a_reward_model_of_the_other_layout_is_refused(trained, tmp_path):
+    config = start_from(trained, tmp_path, "pretrain", "sft_pit", "rm_policy")
+    stage = tiny_runs.rl("rl_pit", (Round("data", 1),), reward_model="rm_policy")
+    message = "reward_model 'rm_policy' is of task rm_policy.*expected one of task rm_gap"
+    with pytest.raises(UserError, match=message):
+        train(tiny_runs.with_stages(config, stage), "rl_pit")
+
+
 def test_keys_of_different_purposes_differ():
     run = object.__new__(pipeline.Run)
     run.config = tiny_runs.config("unused")

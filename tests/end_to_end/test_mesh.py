@@ -76,15 +76,20 @@ def test_a_reward_step_has_the_loss_of_one_device(name, trained):
     assert one.keys() == eight.keys()
     for key, value in one.items():
         np.testing.assert_allclose(value, eight[key], **CLOSE, err_msg=key)
-    # Adam's first step is the gradient's sign times the rate: compare where the sign is certain.
+    # Adam's first step is the gradient's sign times the rate, and a sign of about 0 may turn.
     for leaf, same in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True):
         assert np.mean(np.abs(leaf - same) > 1e-4) < 0.01
 
 
 def test_a_ppo_step_has_the_episodes_and_losses_of_one_device(trained):
-    """The rollout draws the same tokens, and the update reports the same losses."""
+    """The rollout draws the same tokens, and the update reports the same losses.
+
+    One gradient step only: Adam's first step is the gradient's sign, which rounding turns where a
+    gradient is 0.
+    """
     run = tiny_runs.on_one_device(tiny_runs.config(trained))
-    stage = tiny_runs.rl("rl_pit", (Round("data", 1),))
+    ppo = dataclasses.replace(tiny_runs.PPO, epochs=1, minibatches=1)
+    stage = tiny_runs.rl("rl_pit", (Round("data", 1),), ppo=ppo)
     batch = next(run.data.batches("rl_pit", "train", stage.batch_size))
     results = []
     for partitioner in partitioners():
@@ -108,14 +113,9 @@ def test_a_ppo_step_has_the_episodes_and_losses_of_one_device(trained):
     (one, texts), (eight, other_texts) = results
     assert texts["sample_0"] == other_texts["sample_0"]
     assert one.keys() == eight.keys()
-    assert one["first_ratio_error"] == 0.0
-    assert eight["first_ratio_error"] < 1e-5
-    # The second epoch's steps come after Adam's, whose first step is a sign: a bit looser.
-    loose = ("grad_norm", "entropy", "approx_kl", "ratio", "ratio_squared", "policy_loss")
     for name, value in one.items():
-        close = {"rtol": 1e-3, "atol": 1e-3} if name in loose else CLOSE
-        if name != "first_ratio_error":
-            np.testing.assert_allclose(value, eight[name], **close, err_msg=name)
+        np.testing.assert_allclose(value, eight[name], **CLOSE, err_msg=name)
+    assert one["first_ratio_error"] == eight["first_ratio_error"] == 0.0
 
 
 def random_model(init, partitioner, seed):
