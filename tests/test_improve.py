@@ -1,8 +1,6 @@
-"""Algorithm 2 with a scripted model: stop criteria, traces, prompts, Self-Refine's fallback."""
+"""Algorithm 2 with a scripted model: stop criteria, traces, prompts, Self-Refine."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import jax
 import numpy as np
@@ -153,33 +151,20 @@ def test_self_refine_asks_for_feedback_and_then_for_a_better_response():
     script = Script([["advice", "advice"], ["c", "d"]])
     traces = run(script, REFINE)
     assert [texts(trace) for trace in traces] == [["a", "c"], ["b", "d"]]
-    width = LAYOUT.widths(LENGTHS).gap
     asked = [["p a", "q b"], ["p a advice", "q b advice"]]
     for call, expected in zip(script.calls, asked, strict=True):
         assert call[1] == [LAYOUT.policy_prompt(words) for words in expected]
-        assert call[2] == width
+        assert call[0] == "model" and call[3] == [7, 8]
+    # The two draws of a row are independent.
     assert script.calls[0][4] != script.calls[1][4]
 
 
-def test_self_refine_keeps_a_response_when_its_prompt_does_not_fit():
-    """The window holds eight words besides the roles; the first row's second prompt has nine."""
-    window = LAYOUT.widths(LENGTHS).gap - 2
-    long = " ".join(["p"] * (window - 1))
-    script = Script([["advice", "advice"], ["d"]])
-    traces = run(script, REFINE, prompts=(long, "q"))
-    assert [texts(trace) for trace in traces] == [["a", "a"], ["b", "d"]]
-    assert [len(call[1]) for call in script.calls] == [2, 1]
-    assert script.calls[1][3] == [8]
-
-
-def test_self_refine_goes_on_without_feedback_that_does_not_fit():
-    window = LAYOUT.widths(LENGTHS).gap - 2
-    long = " ".join(["p"] * window)
-    config = dataclasses.replace(REFINE, refine_prompt="{prompt}{feedback}")
-    script = Script([["advice"], ["c", "d"]])
-    traces = run(script, config, prompts=(long, "q"))
-    assert [texts(trace) for trace in traces] == [["a", "c"], ["b", "d"]]
-    assert script.calls[0][3] == [8] and script.calls[1][3] == [7, 8]
+def test_self_refine_widens_its_window_to_hold_the_longest_prompt():
+    """In steps, so that few widths are compiled; a prompt holds two words besides the text."""
+    script = Script([["advice", "a"], ["c", "d"]])
+    run(script, REFINE, prompts=("p " * 29, "q"))
+    assert [call[2] for call in script.calls] == [32, 64]
+    assert [max(map(len, call[1])) for call in script.calls] == [32, 33]
 
 
 @pytest.mark.parametrize(

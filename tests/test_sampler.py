@@ -15,7 +15,7 @@ from pit_jax.sampler import Response, Sampler, pad_left, pad_right
 from tests.tiny_models import TINY, random_params
 
 WIDTH, R = 4, 5
-KEY = jax.random.key(3)
+KEY = jax.random.key(6)
 SAMPLING = SamplingConfig(temperature=1.3)
 PROMPTS = [[5, 6, 7], [4], [9, 9, 3, 2], [5, 6, 7], [8, 2], [4], [10, 3]]
 ROWS = [11, 12, 13, 14, 15, 12, 16]

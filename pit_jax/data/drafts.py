@@ -154,7 +154,7 @@ def generate(rng: np.random.Generator, config: DraftsConfig) -> dict[str, str]:
         rejected = sheet(start, operations, right[:done] + guesses)
         reflection = f"cut back to step {done}"
         if len(chosen) > done:
-            reflection = f"carry on after step {done}"
+            reflection += " carry on"
     elif kind < config.mistakes + config.bluffs + config.malformed:
         chosen = right[:done]
         rejected = _malformed(rng, start, operations, chosen)

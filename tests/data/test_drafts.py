@@ -194,9 +194,12 @@ def test_mistakes_are_cut_back():
 def test_bluffs_are_cut_back_and_may_go_a_step_on():
     seen, on, guessed = set(), set(), 0
     for fields, start, operations, right in generated(600, **{**KINDS, "bluffs": 1}):
-        done = int(fields["reflection"].removeprefix("cut back to step "))
+        carried_on = fields["reflection"].endswith(" carry on")
+        advice = fields["reflection"].removesuffix(" carry on")
+        done = int(advice.removeprefix("cut back to step "))
         steps = len(given_results(fields["chosen"]))
         assert fields["chosen"] == sheet(start, operations, right[:steps])
+        assert carried_on == (steps > done)
         results = given_results(fields["rejected"])
         assert fields["rejected"] == sheet(start, operations, results)
         assert results[:done] == right[:done]

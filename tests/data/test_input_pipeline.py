@@ -216,8 +216,8 @@ def test_packed_rows_hold_the_same_examples(pipeline):
 
 def test_reflection_is_part_of_the_target_and_of_the_window(pipeline):
     layout = Layout(WORDS)
-    # <<Improved>>, a sheet of 12 or 14 words and EOS: with a reflection of 5 words 19 or 21 tokens,
-    # with one of 3 words 17 or 19.
+    # <<Improved>>, a sheet of 12 or 14 words and EOS: with a reflection of 3 words 17 or 19 tokens,
+    # with one of 5 words 19 or 21, with one of 7 words more.
     lengths = Lengths(prompt=12, reference=14, response=19)
     reflecting = InputPipeline(CONFIG, WORDS, lengths, reflection=True)
     rows = whole(reflecting, "sft_pit")
@@ -226,9 +226,12 @@ def test_reflection_is_part_of_the_target_and_of_the_window(pipeline):
         target = layout.reflected_response(e.reflection, e.chosen)
         assert unpadded(inputs) == layout.pit_prompt(e.prompt, e.rejected) + target
         assert targets[weights > 0].tolist() == target
-    fits = {5: lambda e: True, 6: lambda e: e.reflection == "rewrite the sheet"}
+    longest = {5: 5, 6: 3}  # steps of the prompt -> words of a reflection that still fits
     everything = pipeline.examples("train", "sft")
-    assert examples == [e for e in everything if fits[len(e.prompt.split()) - 3](e)]
+    fitting = [
+        e for e in everything if len(e.reflection.split()) <= longest[len(e.prompt.split()) - 3]
+    ]
+    assert examples == fitting
     assert len({len(layout.reflected_response(e.reflection, e.chosen)) for e in examples}) == 2
     assert reflecting.report()["dropped"]["reflection too long"] > 0
 
