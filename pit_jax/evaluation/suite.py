@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pit_jax import __version__, stages
+from pit_jax import __version__, curriculum, stages
 from pit_jax import metrics as metrics_lib
 from pit_jax.data import instructions
 from pit_jax.data.examples import SPLITS, Example
@@ -27,8 +27,6 @@ from pit_jax.models.heads import ScalarModel
 from pit_jax.pipeline import Run
 from pit_jax.sampler import Response
 from pit_jax.stages import RewardStage, RLStage
-
-PAIRS = ("wl", "ww", "ll", "lw")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,14 +336,14 @@ class Suite:
         )
         stage = run.stage(name)
         assert isinstance(stage, RewardStage)
-        found: dict[str, list[np.ndarray]] = {pair: [] for pair in PAIRS}
+        found: dict[str, list[np.ndarray]] = {pair: [] for pair in scoring.GAP_PAIRS}
         batches = run.data.batches(
             "rm_gap", self._config.split, stage.batch_size, shuffle=False, num_epochs=1
         )
         for batch in batches:
             real = batch.pop("weight") > 0
             scores = score(run.model(name), run.partitioner.shard_batch(batch))
-            for pair in PAIRS:
+            for pair in scoring.GAP_PAIRS:
                 found[pair].append(np.asarray(scores[pair])[real])
         values = {p: np.concatenate(v)[: len(self._prompts)] for p, v in found.items()}
         moved = np.abs(values["wl"] - values["ww"]) + np.abs(values["ll"] - values["lw"])
@@ -385,9 +383,8 @@ class Suite:
     def _reward_curves(self) -> list[dict[str, Any]]:
         stage = self._run.stage(self._config.pit)
         assert isinstance(stage, RLStage)
-        curves, first = [], 0
-        for number, round_ in enumerate(stage.rounds):
-            last = first + round_.steps
+        curves = []
+        for number, round_, first, last in curriculum.locate(stage.rounds, 0):
             records = [r for r in self._records(stage.name) if first < r["step"] <= last]
             curves.append(
                 {
@@ -396,7 +393,6 @@ class Suite:
                     "reward": [r["score"] for r in records],
                 }
             )
-            first = last
         return curves
 
     def _learning_curves(self) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ import pytest
 
 from pit_jax.data import instructions
 from pit_jax.evaluation.judges import ExactJudge, RewardJudge
-from pit_jax.evaluation.suite import PAIRS, EvaluationConfig, Suite
+from pit_jax.evaluation.scoring import GAP_PAIRS
+from pit_jax.evaluation.suite import EvaluationConfig, Suite
 from pit_jax.forward import gap_scores_separately
 from pit_jax.models.heads import ScalarModel
 from tests import tiny_runs
@@ -131,7 +132,7 @@ def test_table_4_reads_both_reward_models(results, run, examples):
     batch = next(run.data.batches("rm_gap", "dev", 12, shuffle=False, num_epochs=1))
     model = ScalarModel(run.config.network)
     expected = gap_scores_separately(model, run.model("rm_gap"), batch, "sum")
-    for pair in PAIRS:
+    for pair in GAP_PAIRS:
         np.testing.assert_allclose(results["figure2"][pair], expected[pair], rtol=1e-4, atol=1e-4)
         assert gap["means"][pair] == pytest.approx(np.asarray(expected[pair]).mean(), abs=1e-4)
     assert gap["accuracy"] == np.mean(np.asarray(expected["wl"]) > np.asarray(expected["lw"]))
