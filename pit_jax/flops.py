@@ -71,17 +71,18 @@ class Work:
     def flops(self, network: NetworkConfig, rematerialised: bool = False) -> float:
         """Floating-point operations; with `rematerialised` those that are done twice too."""
         c = network
-        matrices = matrix_parameters(c)
+        matrices = float(matrix_parameters(c))  # as integers, counts would overflow under jit
+        unembed = 2.0 * c.embed_dim * c.vocab_size
         if self.steps is not None:
             keys = self.tokens + self.steps / 2
             token = 2 * matrices + 4 * c.num_layers * c.num_heads * c.head_dim * keys
-            one = self.rows * self.steps * (token + 2 * c.embed_dim * c.vocab_size)
+            one = self.rows * self.steps * (token + unembed)
             return self.times * one
         # Attention looks at half of a row's square.
         attention = 2 * c.num_layers * c.num_heads * c.head_dim * self.tokens
         tokens = self.rows * self.tokens
         blocks = tokens * (2 * matrices + attention)
-        logits = self.rows * self.logits * 2 * c.embed_dim * c.vocab_size
+        logits = self.rows * self.logits * unembed
         total = (3 if self.backward else 1) * (blocks + logits)
         if rematerialised and self.backward:
             total += {"none": 0, "dots": tokens * attention, "full": blocks}[c.remat]

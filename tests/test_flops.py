@@ -102,6 +102,16 @@ def test_a_ppo_step_counts_the_tokens_it_wrote(eos):
     np.testing.assert_allclose(metrics["model_flops"][0], flops.total(works, NETWORK), rtol=1e-6)
 
 
+def test_counts_of_large_networks_can_be_traced():
+    large = dataclasses.replace(NETWORK, embed_dim=4608, num_layers=46, mlp_dim=36864)
+
+    def count(written):
+        works = flops.ppo_collect(512, 512, 1024, 512, PPOConfig(), written)
+        return flops.total((*works, *flops.training_step(512, 4096, True)), large)
+
+    np.testing.assert_allclose(jax.jit(count)(jnp.float32(500)), count(500), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kinds", "expected"),
     [

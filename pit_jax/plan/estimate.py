@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from pit_jax.flops import matrix_parameters, total
+from pit_jax.flops import matrix_parameters
 from pit_jax.models.config import NetworkConfig
 from pit_jax.plan.hlo import Collective
 from pit_jax.plan.programs import Program
@@ -41,16 +41,19 @@ class Estimate:
       compute: arithmetic at the machine's peak.
       memory: traffic with the memory at its bandwidth.
       communication: collectives at the interconnect's bandwidth.
+      passes: of all passes, the larger of a pass's arithmetic and traffic: a prefill waits for the
+        one, the decoding after it for the other.
     """
 
     compute: float
     memory: float
     communication: float
+    passes: float
 
     @property
     def seconds(self) -> float:
-        """Arithmetic and memory traffic go side by side; collectives are taken not to."""
-        return max(self.compute, self.memory) + self.communication
+        """Passes, which go one after the other, and collectives, taken to go beside none."""
+        return self.passes + self.communication
 
 
 def estimate(
@@ -71,15 +74,19 @@ def estimate(
       devices: of the mesh.
       model_axis: devices that share a layer's weights.
     """
-    operations = total(program.work, network, rematerialised=True)
-    traffic = sum(
-        _traffic(work, network, devices, model_axis) for work in program.work
-    ) + _optimizer_traffic(program, devices)
+    compute = [
+        work.flops(network, rematerialised=True) / devices / machine.flops for work in program.work
+    ]
+    memory = [
+        _traffic(work, network, devices, model_axis) / machine.bandwidth for work in program.work
+    ]
+    optimizer = _optimizer_traffic(program, devices) / machine.bandwidth
     moved = sum(each.bytes * each.times for each in collectives)
     return Estimate(
-        compute=operations / devices / machine.flops,
-        memory=traffic / machine.bandwidth,
+        compute=sum(compute),
+        memory=sum(memory) + optimizer,
         communication=moved / machine.interconnect if devices > 1 else 0.0,
+        passes=sum(map(max, compute, memory)) + optimizer,
     )
 
 

@@ -92,6 +92,30 @@ def test_an_estimate_by_hand():
     assert cost.seconds == max(cost.compute, cost.memory) + cost.communication
 
 
+def test_an_estimate_of_passes_one_after_the_other_by_hand():
+    """The prefill waits for arithmetic, the decoding for the memory, the update for both."""
+    prefill, decoding = Work(8, 4, 1), Work(8, 4, steps=2, cache=3)
+    x = jax.ShapeDtypeStruct((5,), jnp.float32)
+    roles = {"parameters": x, "optimizer": x}
+    program = Program("p", "s", None, (), roles, {}, (prefill, decoding), 32, 1)
+    machine = Machine(flops=1e6, bandwidth=1e5, interconnect=1.0)
+
+    def cost(*works):
+        changed = dataclasses.replace(program, work=works)
+        return estimate(changed, NETWORK, [], machine, devices=1, model_axis=1)
+
+    # A token's weights, and keys and values of 7 columns, 2 heads of 8, for 8 rows.
+    bytes_ = 2 * ((1792 + 1024) * 4 + 2 * 16 * 7 * 8 * 4)
+    assert cost(decoding).memory == pytest.approx(bytes_ / 1e5)
+    assert cost(decoding).passes == cost(decoding).memory > cost(decoding).compute
+    both = cost(prefill, decoding)
+    assert both.passes == pytest.approx(cost(prefill).passes + cost(decoding).passes)
+    # Three passes and the one that is done again; then 28 bytes for each of 5 parameters.
+    update = dataclasses.replace(prefill, backward=True, checkpointed=True)
+    assert cost(update).memory == pytest.approx(4 * cost(prefill).memory + 28 * 5 / 1e5)
+    assert cost(update).compute == pytest.approx(4 * cost(prefill).compute)
+
+
 def test_partitioner_of_another_size():
     partitioner = Partitioner(MeshConfig(data=2, model=2), jax.devices()[:4])
     found = list(programs(tiny_runs.config("unused"), partitioner))
