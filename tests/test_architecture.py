@@ -73,6 +73,7 @@ RECORDS = {
     "Collective",
     "Comparison",
     "EloRatings",
+    "Estimate",
     "Example",
     "Mean",
     "ReferenceMeta",
