@@ -99,6 +99,14 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="resolve the config, count the data, show shapes and memory; write nothing",
             )
+        if name in ("run", "train"):
+            command.add_argument(
+                "--profile",
+                nargs="?",
+                const="10:12",
+                metavar="FIRST:LAST",
+                help="trace these steps of each stage that is trained; 10:12 by default",
+            )
         if name == "data":
             command.add_argument(
                 "--examples", type=int, default=0, metavar="N", help="rows to show of each task"
@@ -141,9 +149,11 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
     _quieten()
-    from pit_jax import commands, pipeline
+    from pit_jax import commands, pipeline, profiling
     from pit_jax.evaluation import suite
 
+    profile = getattr(options, "profile", None)
+    window = None if profile is None else profiling.parse(profile)
     _parse_gin(options, bindings)
     config = _configured(pipeline.RunConfig)
     evaluation = _configured(suite.EvaluationConfig)
@@ -154,6 +164,7 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     if options.command == "train":
         options.stage = _macro("STAGE")
     run = pipeline.Run(config)
+    run.profile = window
     if options.dry_run:
         commands.describe(run)
     else:

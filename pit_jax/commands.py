@@ -210,7 +210,7 @@ def describe(run) -> None:
     print(f"data           {report['read']} read; dropped: {dropped}")
     print(f"               {report['splits']}, folds of train {report['folds']}")
     print(
-        f"{'stage':24}{'task':12}{'steps':>8}{'batch':>8}{'parameters':>14}{'state MB':>10}  done"
+        f"{'stage':24}{'task':12}{'steps':>8}{'batch':>8}{'parameters':>16}{'state MB':>12}  done"
     )
     for stage in run.config.stages:
         state = stages.abstract_state(stage, run.config.network, run.partitioner)
@@ -218,6 +218,6 @@ def describe(run) -> None:
         count = sum(x.size for x in jax.tree.leaves(params))
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / 1e6
         print(
-            f"{stage.name:24}{stage.task:12}{stage.steps:>8}{stage.batch_size:>8}{count:>14,}"
-            f"{size:>10.1f}  {'yes' if run.is_complete(stage.name) else 'no'}"
+            f"{stage.name:24}{stage.task:12}{stage.steps:>8}{stage.batch_size:>8}{count:>16,}"
+            f"{size:>12,.1f}  {'yes' if run.is_complete(stage.name) else 'no'}"
         )

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from pit_jax import flops
 from pit_jax import metrics as metrics_lib
 from pit_jax.data.examples import Example
 from pit_jax.data.reference_store import ReferenceWriter
@@ -128,7 +130,8 @@ def make_programs(
 
     Returns:
       collect(state, frozen, batch, key) -> Experience, beta, moments, metrics, Generation; and
-      improve(state, experience, key) -> new state, metrics, which donates the state.
+      improve(state, experience, key) -> new state, metrics, which donates the state. The metric
+      `model_flops` counts both.
     """
     collect, improve = make_ppo_step(network, network, config, pooling, response_length)
 
@@ -136,6 +139,12 @@ def make_programs(
     def collect_episodes(state, frozen, batch, key):
         # Without the parameters among the results, which would be a copy of them.
         experience, state, metrics, generation = collect(state, frozen, batch, key)
+        B, R = generation.mask_BR.shape
+        P, Q = batch["prompt_tokens"].shape[1], batch["reward_prompt_tokens"].shape[1]
+        # Decoding ends with the longest response.
+        written = jnp.sum(jnp.any(generation.mask_BR, axis=0).astype(jnp.float32))
+        works = flops.ppo_collect(B, P, Q, R, config, written), flops.ppo_update(B, P, Q, R, config)
+        metrics["model_flops"] = (sum(flops.total(work, network) for work in works), 1.0)
         return experience, state.beta, state.moments, metrics, generation
 
     return collect_episodes, partitioner.jit(improve, donate_argnums=0)

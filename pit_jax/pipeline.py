@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from pit_jax import curriculum, run_directory, stages, trainer
+from pit_jax import curriculum, flops, profiling, run_directory, stages, trainer
 from pit_jax import metrics as metrics_lib
 from pit_jax.checkpoints import Checkpoints
 from pit_jax.data.batching import BatchingConfig
@@ -106,6 +106,7 @@ class Run:
       vocabulary, layout: of the data.
       partitioner: the mesh.
       config_text: the configuration as the user's file has it; kept in the folder of each stage.
+      profile: steps of each stage to trace.
       sampler: decodes and scores in batches.
     """
 
@@ -122,6 +123,7 @@ class Run:
         self.config = config
         self.directory = pathlib.Path(config.model_dir)
         self.partitioner = Partitioner(config.mesh, devices)
+        self._peak = flops.peak(device.device_kind for device in self.partitioner.mesh.devices.flat)
         words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
         extra = tuple(word for word in words.split() if not word.startswith("{"))
         self.vocabulary: Vocabulary = load_vocabulary(
@@ -137,6 +139,7 @@ class Run:
         response = self.layout.widths(config.lengths).response
         self.sampler = Sampler(config.network, self.partitioner, response, config.sampling_batch)
         self.config_text = ""
+        self.profile: profiling.Window | None = None
         self._stages = {stage.name: stage for stage in config.stages}
 
     def stage(self, name: str) -> Stage:
@@ -246,7 +249,10 @@ class Run:
             print(f"{name}: continues at step {progress.step}", flush=True)
         else:
             state = self._start_from(stage, state)
-        with self._writer(stage, progress.step) as writer:
+        with (
+            self._writer(stage, progress.step) as writer,
+            self._profiler(stage, progress) as profiler,
+        ):
             fit = functools.partial(
                 trainer.fit,
                 progress=progress,
@@ -254,6 +260,8 @@ class Run:
                 writer=writer,
                 checkpoints=checkpoints,
                 keep_every=keep_every,
+                peak=self._peak,
+                wrap=profiler.wrap,
             )
             if isinstance(stage, RLStage):
                 state = self._train_rl(stage, state, fit, progress)
@@ -275,7 +283,13 @@ class Run:
 
         def placed(state, batch, number):
             del number
-            return (*step(state, self.partitioner.shard_batch(batch)), dict)
+            batch = self.partitioner.shard_batch(batch)
+            state, metrics = step(state, batch)
+            rows, width = jax.tree.leaves(batch)[0].shape
+            is_text = isinstance(stage, SupervisedStage)
+            work = flops.training_step(rows, width, is_text, stage.microbatches)
+            done = flops.total(work, self.config.network)
+            return state, metrics | {"model_flops": (done, 1.0)}, dict
 
         return fit(state, placed, batches, stop=stage.steps, held_out=held_out)
 
@@ -399,13 +413,17 @@ class Run:
     def _identity(self) -> dict[str, str]:
         return run_directory.identity(self.config, self.vocabulary)
 
+    def _profiler(self, stage: Stage, progress: trainer.Progress) -> profiling.Profiler:
+        window = self.profile and self.profile.within(stage.steps - progress.step)
+        return profiling.Profiler(window, self.directory / stage.name / "profile")
+
     def _writer(self, stage: Stage, step: int) -> metrics_lib.MetricWriter:
         folder = self.directory / stage.name
         if jax.process_index():
             return metrics_lib.MetricWriter()
         writers: list[metrics_lib.Writer] = [
             metrics_lib.JsonlWriter(folder / "metrics.jsonl", resume_step=step),
-            metrics_lib.Console(stage.name, stage.steps, _SHOWN[stage.task], step),
+            metrics_lib.Console(stage.name, stage.steps, (*_SHOWN[stage.task], "mfu"), step),
         ]
         if self.config.tensorboard:
             writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))
@@ -420,7 +438,9 @@ class Run:
             "steps": progress.step,
             "seconds": progress.seconds,
             "tokens": progress.tokens,
-            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+            **trainer.rates(
+                progress.tokens, progress.flops, max(progress.seconds, 1e-9), self._peak
+            ),
             "parameters": sum(x.size for x in jax.tree.leaves(params)),
             "model_step": int(progress.best.get("step", progress.step)),
             "final": {k: v for k, v in records[-1].items() if isinstance(v, float) and v == v},

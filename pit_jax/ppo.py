@@ -230,39 +230,19 @@ def update(
     )
     data = (experience, whiten(advantages_BR, experience.mask_BR), returns_BR)
 
-    def loss_fn(params, batch, weight):
-        """Of some episodes of a minibatch that has `weight` tokens."""
-        episodes, advantages, returns = batch
-        mask = episodes.mask_BR
-        log_probs, entropy = log_probs_fn(params["actor"], episodes)
-        values = values_fn(params["critic"], episodes)
-        (policy, count), policy_metrics = ppo_policy_loss(
-            log_probs, episodes.log_probs_BR, advantages, mask, config.clip
-        )
-        (value, _), value_metrics = ppo_value_loss(
-            values, episodes.values_BR, returns, mask, config.value_clip
-        )
-        metrics = {
-            **policy_metrics,
-            **value_metrics,
-            "policy_loss": (policy, count),
-            "value_loss": (value, count),
-            "entropy": (jnp.sum(entropy * mask), count),
-        }
-        deviation = jnp.max(jnp.abs(jnp.exp((log_probs - episodes.log_probs_BR) * mask) - 1))
-        total = (policy + config.value_coefficient * value) / jnp.maximum(weight, 1)
-        return total, (metrics, deviation)
-
     def minibatch_step(state, batch):
         weight = jnp.sum(batch[0].mask_BR)
 
         def gradients(part):
-            gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            (loss, (metrics, deviation)), grads = gradient(state.params, part, weight)
-            return (grads, loss, metrics), deviation
+            def total(params):
+                return loss(params, part, weight, config, log_probs_fn, values_fn)
 
-        (grads, loss, metrics), deviations = accumulate(gradients, batch, config.microbatches)
-        state, step_metrics = state.apply_gradients(grads, loss)
+            gradient = jax.value_and_grad(total, has_aux=True)
+            (value, (metrics, deviation)), grads = gradient(state.params)
+            return (grads, value, metrics), deviation
+
+        (grads, value, metrics), deviations = accumulate(gradients, batch, config.microbatches)
+        state, step_metrics = state.apply_gradients(grads, value)
         return state, ({**metrics, **step_metrics}, jnp.max(deviations))
 
     def epoch(state, key):
@@ -278,6 +258,40 @@ def update(
         "explained_variance": (explained, one),
         "first_ratio_error": (deviation[0, 0], one),
     }
+
+
+def loss(params, part, weight, config: PPOConfig, log_probs_fn: Callable, values_fn: Callable):
+    """PPO's loss of some episodes of a minibatch.
+
+    Args:
+      params: {'actor', 'critic'}.
+      part: (Experience, advantages_BR, returns_BR).
+      weight: tokens of the whole minibatch, which the sums are divided by.
+      config, log_probs_fn, values_fn: see `update`.
+
+    Returns:
+      the loss, and the metrics with the largest distance of a ratio from 1.
+    """
+    episodes, advantages, returns = part
+    mask = episodes.mask_BR
+    log_probs, entropy = log_probs_fn(params["actor"], episodes)
+    values = values_fn(params["critic"], episodes)
+    (policy, count), policy_metrics = ppo_policy_loss(
+        log_probs, episodes.log_probs_BR, advantages, mask, config.clip
+    )
+    (value, _), value_metrics = ppo_value_loss(
+        values, episodes.values_BR, returns, mask, config.value_clip
+    )
+    metrics = {
+        **policy_metrics,
+        **value_metrics,
+        "policy_loss": (policy, count),
+        "value_loss": (value, count),
+        "entropy": (jnp.sum(entropy * mask), count),
+    }
+    deviation = jnp.max(jnp.abs(jnp.exp((log_probs - episodes.log_probs_BR) * mask) - 1))
+    total = (policy + config.value_coefficient * value) / jnp.maximum(weight, 1)
+    return total, (metrics, deviation)
 
 
 def explained_variance(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array):

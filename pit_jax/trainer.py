@@ -32,6 +32,7 @@ class Progress:
       step: steps done.
       seconds: wall time spent on them, over all interruptions.
       tokens: real tokens processed.
+      flops: model FLOPs done, see flops.py.
       best: highest `accuracy` seen on held-out data, with the step it was at.
       accuracy: of the newest evaluation; -1 before the first.
     """
@@ -39,6 +40,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     tokens: float = 0.0
+    flops: float = 0.0
     best: dict[str, float] = dataclasses.field(default_factory=dict)
     accuracy: float = -1.0
 
@@ -103,13 +105,15 @@ def fit(
     checkpoints: Checkpoints,
     held_out: Callable[[Any], dict[str, float]] | None = None,
     keep_every: int = 0,
+    peak: float = 0.0,
+    wrap: Callable[[Callable], Callable] = lambda step: step,
 ) -> Any:
     """Runs steps `progress.step` to `stop`, and writes a checkpoint at the end.
 
     Args:
       state: what a step changes; a TrainState or RLState.
       step: (state, batch, step number) -> new state, metrics, and a function that gives sample
-        texts.
+        texts. The sums of the metrics `tokens` and `model_flops` become rates.
       batches: continue where `progress` stands.
       progress: changed in place.
       stop: number of the last step.
@@ -118,11 +122,14 @@ def fit(
       checkpoints: where the state goes.
       held_out: state -> metrics on held-out data; its `accuracy` chooses the best checkpoint.
       keep_every: also write a checkpoint at each multiple of this step.
+      peak: operations a second of all devices; 0 where it isn't known.
+      wrap: goes around the step, as a profiler does.
 
     Raises:
       NotFiniteError: after ten steps in a row without a finite gradient; the last checkpoint is
         from before them.
     """
+    step = wrap(step)
     pending: metrics_lib.Metrics = {}
     clock = time.monotonic()
     while progress.step < stop:
@@ -136,11 +143,12 @@ def fit(
         if not (saving or _due(progress.step, loop.log_every)):
             continue
         _check_finite(state, progress.step)
-        tokens, _ = pending.pop("tokens")
+        tokens, flops = (float(pending.pop(name)[0]) for name in ("tokens", "model_flops"))
         seconds, clock = time.monotonic() - clock, time.monotonic()
         progress.seconds += seconds
-        progress.tokens += float(tokens)
-        scalars = metrics_lib.compute(pending) | {"tokens_per_second": float(tokens) / seconds}
+        progress.tokens += tokens
+        progress.flops += flops
+        scalars = metrics_lib.compute(pending) | rates(tokens, flops, seconds, peak)
         pending = {}
         if evaluating and held_out is not None:
             results = held_out(state)
@@ -155,6 +163,15 @@ def fit(
         clock = time.monotonic()
     checkpoints.wait()
     return state
+
+
+def rates(tokens: float, flops: float, seconds: float, peak: float) -> dict[str, float]:
+    """Real tokens and model TFLOPs a second; `mfu`, the share of the devices' peak, if known."""
+    found = {
+        "tokens_per_second": tokens / seconds,
+        "model_tflops_per_second": flops / seconds / 1e12,
+    }
+    return found | ({"mfu": flops / seconds / peak} if peak else {})
 
 
 def _due(step: int, every: int) -> bool:

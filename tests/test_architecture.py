@@ -22,9 +22,9 @@ PACKAGE = ROOT / "pit_jax"
 # A module imports from lower layers and from its own, never from a higher one. A name that ends in
 # a dot stands for a folder. A module that is not here has no place yet: give it one.
 LAYERS = {
-    0: ("__init__", "errors", "partitioning", "microbatches", "metrics"),
+    0: ("__init__", "errors", "partitioning", "microbatches", "metrics", "profiling"),
     1: ("models.",),
-    2: ("losses", "decode", "forward", "objectives", "ppo", "data."),
+    2: ("losses", "decode", "flops", "forward", "objectives", "ppo", "data."),
     3: ("train_state", "checkpoints"),
     4: ("trainer", "rollout", "sampler", "curriculum", "improve"),
     5: ("evaluation.", "stages", "run_directory", "pipeline", "data_report"),
@@ -73,6 +73,7 @@ RECORDS = {
     "Collective",
     "Comparison",
     "EloRatings",
+    "Estimate",
     "Example",
     "Mean",
     "ReferenceMeta",

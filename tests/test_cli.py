@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pathlib
 import re
@@ -196,6 +197,32 @@ def test_train_trains_one_stage(trained, tmp_path, capsys):
     config = (folder / "sft_policy" / "operative_config.gin").read_text()
     assert "sft_policy/train_state.OptimizerConfig.learning_rate = 0.003" in config
     assert not (folder / "rm_gap").exists() and not (folder / "report.json").exists()
+
+
+def test_a_profile_has_the_steps_and_their_programs(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    for stage in ("pretrain", "sft_policy", "rm_policy"):
+        shutil.copytree(trained / stage, folder / stage)
+    settings = ("--gin.STAGE='rl_policy'", "--gin.rl_policy/curriculum.Round.steps=3")
+    assert tiny_runs.command("train", folder, *settings, "--profile=2:3") == 0
+    traces = folder / "rl_policy" / "profile"
+    assert f"profile: {traces}" in capsys.readouterr().out
+    (trace,) = traces.rglob("perfetto_trace.json.gz")
+    assert len(list(traces.rglob("*.xplane.pb"))) == 1
+    with gzip.open(trace) as file:
+        events = json.load(file)["traceEvents"]
+    steps = [e["args"]["step_num"] for e in events if e.get("name") == "train"]
+    assert sorted(steps) == ["2", "3"]
+    names = " ".join(e.get("name", "") for e in events)
+    assert "collect_episodes" in names and "improve" in names
+    # A stage that is shorter than the default window has its last steps traced.
+    assert tiny_runs.command("train", folder, "--gin.STAGE='sft_pit'", "--profile") == 0
+    assert len(list((folder / "sft_pit" / "profile").rglob("*.xplane.pb"))) == 1
+
+
+def test_mistakes_in_a_window_of_steps(fails):
+    for name, text in (("train", "3"), ("run", "9:8")):
+        fails(f"--profile: got '{text}', expected FIRST:LAST", name, f"--profile={text}")
 
 
 def test_mistakes_in_train(fails):

@@ -17,7 +17,8 @@ QUOTED = sorted(set(re.findall(r"`([^`\n]+)`", PROSE)))
 DOTTED = [
     name
     for name in QUOTED
-    if re.fullmatch(r"\w+(\.\w+)+", name) and not name.endswith((".json", ".jsonl", ".py", ".txt"))
+    if re.fullmatch(r"\w+(\.\w+)+", name)
+    and not name.endswith((".json", ".jsonl", ".py", ".txt", ".gz"))
 ]
 # Files of a run directory and of this repository.
 WRITTEN = {"stage.json", "metrics.jsonl", "result.json"}

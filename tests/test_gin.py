@@ -1,5 +1,6 @@
 """The configs under gin/: their headers, and every run dry-run through the command line."""
 
+import ast
 import functools
 import json
 import pathlib
@@ -9,10 +10,13 @@ import pytest
 
 from pit_jax import cli
 from pit_jax.data import build
+from tests import tiny_tokenizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
 RUNS = [name for name in FILES if name.startswith("gin/runs/")]
+LARGE = [name for name in RUNS if name.endswith("b.gin")]  # from a base model, on a pod
+SMALL_RUNS = sorted(set(RUNS) - set(LARGE))
 TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 SMALL = [f"--gin.DatasetConfig.{split}_size=16" for split in ("train", "dev", "test")]
 SIDES = ("chosen", "rejected")
@@ -132,7 +136,36 @@ def test_every_file_is_part_of_a_run():
 # --- runs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.mesh
+@pytest.mark.parametrize("name", LARGE)
+def test_a_run_for_a_pod_is_described(name, tmp_path, capsys):
+    """With data, and a tokenizer that has the reserved pieces that the file names."""
+    files = [
+        flag
+        for flag in data_for("gin/runs/hh_and_summaries.gin", tmp_path)
+        if re.search(rf"^{flag[6 : flag.index('=')]} = ", text(name), re.MULTILINE)
+    ]
+    whole = "".join(map(text, reached(name)))
+    reserved = ast.literal_eval(re.search(r"control_tokens = (.*)", whole)[1])
+    pad = re.search(r"pad_token = '(.*)'", whole)
+    tokenizer = tiny_tokenizers.byte_level_bpe()
+    tokenizer.add_special_tokens(["<eos>", "<pad>", *reserved, *(pad.groups() if pad else ())])
+    config = {"eos_token": "<eos>"} | ({} if pad else {"pad_token": "<pad>"})
+    tiny_tokenizers.save(tmp_path / "base", tokenizer, config)
+    vocabulary = f"--gin.VOCABULARY='tokenizer:{tmp_path}/base'"
+    argv = ["run", f"--gin_file={name}", vocabulary, "--dry_run", *files]
+    assert cli.main([*argv, *SMALL]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "(nothing is written)" in out
+    rows = [line.split() for line in out[out.index("stage  ") :].splitlines()[1:]]
+    assert [row[1] for row in rows] == list(TASKS[1:])
+    size = float(re.search(r"_(\d+)b\.gin", name)[1])
+    for row in rows:
+        models = 2 if row[1].startswith("rl") else 1  # actor and critic
+        assert 0.9 * size < int(row[4].replace(",", "")) / 1e9 / models < 1.3 * size
+
+
+@pytest.mark.parametrize("name", SMALL_RUNS)
 def test_a_run_is_described_and_writes_nothing(name, tmp_path, capsys, monkeypatch):
     arguments = data_for(name, tmp_path)
     capsys.readouterr()
@@ -159,7 +192,9 @@ def test_a_run_is_described_and_writes_nothing(name, tmp_path, capsys, monkeypat
     for row in rows:
         steps, batch, parameters = (int(cell.replace(",", "")) for cell in row[2:5])
         assert steps > 0 and batch > 0 and parameters > 10_000
-        assert float(row[5]) > 0.95 * 3 * 4e-6 * parameters  # weights and two moments, float32
+        assert (
+            float(row[5].replace(",", "")) > 0.95 * 3 * 4e-6 * parameters
+        )  # weights and two moments, float32
         assert row[6] == "no"
     assert sorted(tmp_path.iterdir()) == before
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as Spec
 from pit_jax import decode
 from pit_jax.losses import sft_loss
 from pit_jax.models.network import LanguageModel
-from pit_jax.partitioning import DEFAULT_RULES, MeshConfig, Partitioner, constrain
+from pit_jax.partitioning import DEFAULT_RULES, MeshConfig, OnHost, Partitioner, constrain
 from pit_jax.train_state import OptimizerConfig, TrainState
 from tests.tiny_models import TINY, abstract_params, inputs_of, random_params
 
@@ -129,6 +129,17 @@ def test_constrain_inside_a_partitioner_shards(mesh):
     result = mesh.jit(lambda x: constrain(x * 1, "batch", "mlp"))(jnp.ones((8, 2)))
     assert result.sharding.spec == Spec("data", "model")
     assert constrain(result, "batch", "mlp") is result  # the partitioner is inactive again
+
+
+def test_arrays_wait_on_the_host_and_come_back(mesh):
+    sharding = mesh.sharding(("embed", "mlp"), (8, 4))
+    array = jax.device_put(np.arange(32.0).reshape(8, 4), sharding)
+    waiting = OnHost({"kernel": array})
+    (kept,) = jax.tree.leaves(waiting._tree)
+    assert kept.sharding.memory_kind == "pinned_host" and kept.sharding.spec == sharding.spec
+    back = waiting()["kernel"]
+    assert back.sharding == sharding
+    np.testing.assert_array_equal(back, array)
 
 
 def test_shard_batch_splits_rows(mesh):

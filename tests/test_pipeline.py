@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from pit_jax import metrics, pipeline, stages
+from pit_jax import flops, metrics, pipeline, stages
 from pit_jax.checkpoints import Checkpoints
 from pit_jax.curriculum import Round
 from pit_jax.data.reference_store import ReferenceStore, ReferenceWriter
@@ -324,9 +324,34 @@ def test_results_say_what_was_done(trained):
     np.testing.assert_allclose(
         result["tokens_per_second"], result["tokens"] / result["seconds"], rtol=1e-6
     )
+    for stage in run.config.stages:
+        for record in map(json.loads, (trained / stage.name / "metrics.jsonl").open()):
+            assert record["model_tflops_per_second"] > 0 and "mfu" not in record
     last = tiny_runs.records(trained / "rl_pit" / "metrics.jsonl")[-1]
     assert result["final"]["score"] == last["score"]
     assert any("→" in text for text in last["texts"].values())
+
+
+def test_the_share_of_the_peak_is_recorded_where_the_peak_is_known(tmp_path, monkeypatch):
+    monkeypatch.setitem(flops.PEAKS, "cpu", 1e9)
+    both = (tiny_runs.supervised("pretrain"), tiny_runs.reward("rm_policy"))
+    run = tiny_runs.on_one_device(tiny_runs.config(tmp_path, stages=both))
+    run.train_all()
+    for stage, logits in zip(both, (True, False), strict=True):
+        result = run.result(stage.name)
+        widths = [
+            jax.tree.leaves(batch)[0].shape[1]
+            for batch, _ in zip(run._batches(stage, 0), range(stage.steps), strict=False)
+        ]
+        done = sum(
+            flops.total(flops.training_step(8, width, logits), run.config.network)
+            for width in widths
+        )
+        seconds = result["seconds"]
+        np.testing.assert_allclose(result["model_tflops_per_second"], done / seconds / 1e12)
+        np.testing.assert_allclose(result["mfu"], done / seconds / 1e9)
+        for record in map(json.loads, (tmp_path / stage.name / "metrics.jsonl").open()):
+            assert record["mfu"] == pytest.approx(record["model_tflops_per_second"] * 1e3)
 
 
 def test_ppo_starts_each_update_at_a_ratio_of_exactly_1(trained):

@@ -318,6 +318,22 @@ def test_update_matches_numpy(result):
     assert float(metrics["skipped_steps"][1]) == 4
 
 
+def test_microbatches_add_up_to_a_minibatch(result):
+    """Their token counts differ, so a mean of means would not."""
+    params, experience, expected, metrics = result
+    state = TrainState.create(jax.tree.map(jnp.asarray, params), OPTIMIZER.build())
+    config = dataclasses.replace(PPO, microbatches=2)
+    program = jax.jit(lambda s, e, k: ppo.update(s, e, k, config, log_probs_fn, values_fn))
+    parts, part_metrics = program(state, experience, jax.random.key(3))
+    assert int(parts.step) == int(expected.step)
+    for one, two in zip(jax.tree.leaves(expected), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    assert metrics.keys() == part_metrics.keys()
+    for name, pair in metrics.items():
+        np.testing.assert_allclose(pair, part_metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert float(part_metrics["first_ratio_error"][0]) == 0.0
+
+
 def test_first_ratio_is_exactly_one(result):
     *_, metrics = result
     assert float(metrics["first_ratio_error"][0]) == 0.0
@@ -335,7 +351,7 @@ def test_first_ratio_error_shows_log_probs_of_another_function():
 def test_update_needs_whole_minibatches():
     params, experience = case()
     config = dataclasses.replace(PPO, minibatches=3)
-    with pytest.raises(ValueError, match="got a batch of 8 episodes, expected a multiple of .*=3"):
+    with pytest.raises(ValueError, match="got a batch of 8 episodes, expected a multiple of .*= 3"):
         ppo.update(
             TrainState.create(params, OPTIMIZER.build()),
             experience,

@@ -12,8 +12,9 @@ import pytest
 
 from pit_jax import forward, objectives, stages
 from pit_jax.curriculum import Round
+from pit_jax.errors import UserError
 from pit_jax.models.heads import ScalarModel
-from pit_jax.models.network import LanguageModel
+from pit_jax.models.network import LanguageModel, in_compute_type
 from pit_jax.partitioning import MeshConfig, Partitioner
 from pit_jax.ppo import PPOConfig
 from pit_jax.rollout import RLState
@@ -47,7 +48,7 @@ NO_REFERENCE = (Round("none", 1),)
         ),
         (
             lambda: tiny_runs.rl("rl_pit", DATA, ppo=PPOConfig(minibatches=3)),
-            "got batch_size=8, expected a multiple of minibatches=3",
+            "got batch_size=8, expected a multiple of minibatches x microbatches=3",
         ),
     ],
 )
@@ -158,3 +159,40 @@ def test_each_task_has_its_objective():
         (tiny_runs.reward("rm_gap"), objectives.gap_reward),
     ):
         assert stages.objective(stage, TINY).__qualname__ == f"{make.__name__}.<locals>.loss"
+
+
+@pytest.mark.mesh
+def test_a_batch_must_split_over_the_mesh():
+    stage = tiny_runs.supervised("sft_policy", 1, batch_size=8, microbatches=2)
+    stages.check_rows(stage, Partitioner(MeshConfig(model=2)))
+    with pytest.raises(
+        UserError, match="got batch_size=8 in 2 parts, expected a multiple of 2 x 8"
+    ):
+        stages.check_rows(stage, Partitioner(MeshConfig()))
+    ppo = dataclasses.replace(tiny_runs.PPO, minibatches=2, microbatches=2)
+    with pytest.raises(UserError, match="stage rl_policy: got batch_size=8 in 4 parts"):
+        stages.check_rows(
+            tiny_runs.rl("rl_policy", (Round("none", 1),), ppo=ppo),
+            Partitioner(MeshConfig(model=2)),
+        )
+
+
+def test_frozen_models_have_their_matrices_in_the_compute_type():
+    network = dataclasses.replace(tiny_runs.NETWORK, dtype="bfloat16")
+    partitioner = Partitioner(MeshConfig(), jax.devices()[:1])
+    init = stages.init_scalar_model(network)
+    frozen = stages.abstract_frozen(init, network, partitioner)
+    types = {
+        jax.tree_util.keystr(path): str(x.dtype)
+        for path, x in jax.tree_util.tree_leaves_with_path(frozen)
+    }
+    assert types.pop("['head']['kernel']") == "float32"  # scores are computed in float32
+    norms = {name for name, dtype in types.items() if dtype == "float32"}
+    assert norms and all("norm" in name for name in norms) and len(norms) < len(types)
+    params = nn.meta.unbox(jax.jit(init)(jax.random.key(0)))
+    given = jnp.array([[3, 4, 5]]), jnp.array([[0, 1, 2]]), jnp.tril(jnp.ones((1, 3, 3), bool))
+    score = ScalarModel(network).apply
+    whole = score({"params": params}, *given)
+    np.testing.assert_array_equal(
+        whole, score({"params": in_compute_type(params, network)}, *given)
+    )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pit_jax.models.network import LanguageModel
+from pit_jax.partitioning import MeshConfig, Partitioner
 from pit_jax.train_state import OptimizerConfig, TrainState
 from tests import reference
 from tests.tiny_models import TINY, abstract_params
@@ -147,6 +148,7 @@ def test_every_field_of_the_config_changes_the_result():
         "epsilon": 0.1,
         "weight_decay": 0.5,
         "clip_norm": 0.01,
+        "kind": "adafactor",
     }
     assert set(changes) == {field.name for field in dataclasses.fields(OptimizerConfig)}
 
@@ -159,3 +161,42 @@ def test_every_field_of_the_config_changes_the_result():
     base = final(CONFIG)
     for name, value in changes.items():
         assert not np.allclose(final(dataclasses.replace(CONFIG, **{name: value})), base), name
+
+
+def test_adafactor_keeps_one_row_and_one_column_of_a_matrix():
+    """Against the paper's update (Algorithm 4 of Shazeer and Stern, 2018) in float64."""
+    rng = np.random.default_rng(0)
+    value, grad = rng.normal(size=(2, 128, 160))
+    config = OptimizerConfig(learning_rate=0.01, clip_norm=1e9, kind="adafactor")
+    params = {"w": jnp.asarray(value, jnp.float32)}
+    state = TrainState.create(params, config.build())
+    kept = sum(x.size for x in jax.tree.leaves(state.opt_state))
+    assert kept < 128 + 160 + 10
+    state, _ = state.apply_gradients({"w": jnp.asarray(grad, jnp.float32)}, jnp.float32(0))
+    square = grad**2 + 1e-30  # of the first step, whose decay is 0
+    second = np.outer(square.mean(1), square.mean(0)) / square.mean()
+    update = grad / np.sqrt(second)
+    update /= max(1.0, np.sqrt(np.mean(update**2)))
+    size = max(1e-3, np.sqrt(np.mean(value**2)))
+    np.testing.assert_allclose(state.params["w"], value - 0.01 * size * update, rtol=2e-5)
+
+
+@pytest.mark.mesh
+def test_adafactors_state_is_placed_on_a_mesh():
+    config = dataclasses.replace(TINY, embed_dim=128, mlp_dim=128)
+    partitioner = Partitioner(MeshConfig(model=2))
+    boxed = abstract_params(LanguageModel(config))
+    optimizer = OptimizerConfig(kind="adafactor").build()
+    state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), boxed)
+    shardings = partitioner.tree_shardings(state)
+    shapes = nn.meta.unbox(state)
+    factored = 0
+    for x, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
+        sharding.shard_shape(x.shape)  # fits
+        factored += x.ndim == 2 and x.shape == (config.num_layers, 128)
+    assert factored >= 6  # rows and columns of the MLP's three matrices, a layer each
+
+
+def test_an_optimizer_that_is_none():
+    with pytest.raises(ValueError, match="got kind='sgd', expected one of .*adamw.*adafactor"):
+        OptimizerConfig(kind="sgd")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def squared_error(params, batch):
     """A weighted mean of squared errors of a line; rows of weight 0 only fill the batch."""
     error_B = (batch["x"] @ params["slope"] - batch["y"]) ** 2
     pair = jnp.sum(error_B * batch["weight"]), jnp.sum(batch["weight"])
-    return pair, {"loss": pair, "tokens": (pair[1], 1.0)}
+    return pair, {"loss": pair, "tokens": (pair[1], 1.0), "model_flops": (6e12, 1.0)}
 
 
 def make_state():
@@ -135,6 +136,30 @@ def test_a_record_is_the_mean_since_the_one_before(tmp_path):
     (record,) = third.recorder.records
     np.testing.assert_allclose(record["loss"], np.mean(losses), rtol=1e-6)
     assert "tokens" not in record and record["tokens_per_second"] > 0
+
+
+def test_rates_are_those_of_the_steps_alone(tmp_path, monkeypatch):
+    """A clock that each look moves on by a second, and an evaluation by a hundred."""
+    now = [0.0]
+
+    def look():
+        now[0] += 1.0
+        return now[0]
+
+    def held_out(state):
+        now[0] += 100.0
+        return {"accuracy": 1.0}
+
+    monkeypatch.setattr(trainer, "time", types.SimpleNamespace(monotonic=look))
+    loop = Loop(tmp_path)
+    loop.run(batches(), 4, log_every=2, eval_every=2, held_out=held_out, peak=16e12)
+    for record in loop.recorder.records:  # two steps of 2.5 tokens and 6 TFLOP a second
+        assert record["tokens_per_second"] == 5.0
+        assert record["model_tflops_per_second"] == pytest.approx(12.0)
+        assert record["mfu"] == pytest.approx(0.75)
+        assert "model_flops" not in record
+    assert loop.progress.flops == pytest.approx(24e12)
+    assert "mfu" not in trainer.rates(1.0, 1.0, 1.0, 0.0)
 
 
 def test_checkpoints_of_certain_steps_are_kept(tmp_path):

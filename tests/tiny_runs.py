@@ -27,7 +27,7 @@ from pit_jax.train_state import OptimizerConfig
 from pit_jax.trainer import LoopConfig
 
 # All that may differ between two runs of one seed: what depends on the clock.
-TIMES = ("tokens_per_second", "seconds")
+TIMES = ("tokens_per_second", "model_tflops_per_second", "seconds")
 
 NETWORK = NetworkConfig(
     vocab_size=64,

@@ -7,7 +7,7 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
 
   title, description, command, seed, versions, device, num_prompts, config_text
   data           {'rows': [[name, value]]}
-  stages         [{name, steps, seconds, tokens, tokens_per_second, parameters,
+  stages         [{name, steps, seconds, tokens, tokens_per_second, mfu, parameters,
                    final: {metric: value}}]
   comparisons    [{name, temperature, judge, win, lose, tie, delta, ci_low, ci_high, n,
                    group: 'table1' | 'table2' | 'control', paper}]

@@ -390,6 +390,10 @@ def _training(results: Results, drawings: Drawings) -> Section | None:
             for row in stages
         ]
         columns = ["Stage", "At the end", "Parameters", "Steps", "Tokens", "Time", "Tokens/s"]
+        if any(known(row.get("mfu")) for row in stages):
+            columns.append("MFU %")
+            for row, line in zip(stages, cells, strict=True):
+                line.append(share(row.get("mfu")))
         device = f" on {results['device']}" if results.get("device") else ""
         caption = f"Training stages in order{device}; metrics of the last record of each."
         blocks.append(Table(columns, cells, caption, labels=2))

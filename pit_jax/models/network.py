@@ -31,7 +31,9 @@ class Block(nn.Module):
         c = self.config
         x_BTD, cache = carry
         attention = Attention(c, name="attention")
-        whole_BTD = constrain(RMSNorm(c.norm_epsilon, c.dtype, name="attention_norm")(x_BTD), *WHOLE)
+        whole_BTD = constrain(
+            RMSNorm(c.norm_epsilon, c.dtype, name="attention_norm")(x_BTD), *WHOLE
+        )
         out_BTD, cache = attention(whole_BTD, positions_BT, mask, cache, layer, index)
         x_BTD = x_BTD + constrain(out_BTD, *RESIDUAL)
         whole_BTD = constrain(RMSNorm(c.norm_epsilon, c.dtype, name="mlp_norm")(x_BTD), *WHOLE)

@@ -1,6 +1,6 @@
 """TPU chips and slices under the names users know, such as `v4-128`.
 
-Capacity, peak and bandwidth are those of the pages on TPU versions in Google Cloud's documentation;
+Capacity and bandwidth are those of the pages on TPU versions in Google Cloud's documentation;
 an interconnect that they give for both directions together counts half here.
 """
 
@@ -11,6 +11,7 @@ import os
 import re
 
 from pit_jax.errors import UserError
+from pit_jax.flops import PEAKS
 
 GB = 1e9
 GIB = 2**30
@@ -42,10 +43,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * GIB, 275e12, 1228 * GB, 300 * GB, 2, "v4"),
-        Chip("v5e", 16 * GIB, 197e12, 819 * GB, 200 * GB, 1, "v5e"),
-        Chip("v5p", 95 * GIB, 459e12, 2765 * GB, 600 * GB, 2, "v5p"),
-        Chip("v6e", 32 * GIB, 918e12, 1638 * GB, 400 * GB, 1, "v6e"),
+        Chip("v4", 32 * GIB, PEAKS["TPU v4"], 1228 * GB, 300 * GB, 2, "v4"),
+        Chip("v5e", 16 * GIB, PEAKS["TPU v5e"], 819 * GB, 200 * GB, 1, "v5e"),
+        Chip("v5p", 95 * GIB, PEAKS["TPU v5p"], 2765 * GB, 600 * GB, 2, "v5p"),
+        Chip("v6e", 32 * GIB, PEAKS["TPU v6e"], 1638 * GB, 400 * GB, 1, "v6e"),
     )
 }
 _ALIASES = {"v5litepod": "v5e"}

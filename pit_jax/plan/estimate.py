@@ -6,9 +6,10 @@ import dataclasses
 
 import jax
 
+from pit_jax.flops import matrix_parameters
 from pit_jax.models.config import NetworkConfig
 from pit_jax.plan.hlo import Collective
-from pit_jax.plan.programs import Program, matrix_parameters
+from pit_jax.plan.programs import Program
 
 # Bytes that an activation of a block costs the memory in one pass, in units of its own size: reads
 # and writes of the residual, norms, projections and gates that aren't fused away.
@@ -40,16 +41,19 @@ class Estimate:
       compute: arithmetic at the machine's peak.
       memory: traffic with the memory at its bandwidth.
       communication: collectives at the interconnect's bandwidth.
+      passes: of all passes, the larger of a pass's arithmetic and traffic: a prefill waits for the
+        one, the decoding after it for the other.
     """
 
     compute: float
     memory: float
     communication: float
+    passes: float
 
     @property
     def seconds(self) -> float:
-        """Arithmetic and memory traffic go side by side; collectives are taken not to."""
-        return max(self.compute, self.memory) + self.communication
+        """Passes, which go one after the other, and collectives, taken to go beside none."""
+        return self.passes + self.communication
 
 
 def estimate(
@@ -70,15 +74,19 @@ def estimate(
       devices: of the mesh.
       model_axis: devices that share a layer's weights.
     """
-    operations = sum(work.flops(network, rematerialised=True) for work in program.work)
-    traffic = sum(
-        _traffic(work, network, devices, model_axis) for work in program.work
-    ) + _optimizer_traffic(program, devices)
+    compute = [
+        work.flops(network, rematerialised=True) / devices / machine.flops for work in program.work
+    ]
+    memory = [
+        _traffic(work, network, devices, model_axis) / machine.bandwidth for work in program.work
+    ]
+    optimizer = _optimizer_traffic(program, devices) / machine.bandwidth
     moved = sum(each.bytes * each.times for each in collectives)
     return Estimate(
-        compute=operations / devices / machine.flops,
-        memory=traffic / machine.bandwidth,
+        compute=sum(compute),
+        memory=sum(memory) + optimizer,
         communication=moved / machine.interconnect if devices > 1 else 0.0,
+        passes=sum(map(max, compute, memory)) + optimizer,
     )
 
 
@@ -88,11 +96,12 @@ def _traffic(work, network: NetworkConfig, devices: int, model_axis: int) -> flo
     width = 2 if c.dtype == "bfloat16" else 4
     vocabulary = c.embed_dim * c.vocab_size
     weights = (matrix_parameters(c) + vocabulary) * width
-    if work.steps:
-        keys = work.tokens + work.steps / 2
+    if work.steps is not None:
+        # Every step reads the whole cache, columns that nothing is written to yet too.
+        keys = work.tokens + work.cache
         cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * keys * work.rows * width
         return work.times * work.steps * (weights + cache) / devices
-    passes = (4 if c.remat != "none" else 3) if work.backward else 1
+    passes = 3 + (c.remat != "none") + work.checkpointed if work.backward else 1
     activations = work.rows * work.tokens * c.embed_dim * c.num_layers * width
     logits = work.rows * work.logits * c.vocab_size * 4
     moved = weights / model_axis + (activations * _ACTIVATION_TRAFFIC + 2 * logits) / devices

@@ -71,6 +71,11 @@ class Program:
                 found.append(Collective(kind, tuple(shapes), size, times, depth))
         return found
 
+    def instructions(self) -> Iterator[tuple[str, int]]:
+        """Every instruction that runs, and how many loops it is inside."""
+        for line, _, depth, _ in self._walk(self._entry, 1, 0):
+            yield line, depth
+
     def _walk(self, name: str, times: int, depth: int) -> Iterator[tuple[str, int, int, str]]:
         """(instruction, times it runs, loops around it, computation), of all that is called."""
         for line in self._lines.get(name, ()):

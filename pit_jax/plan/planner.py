@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pit_jax.errors import UserError
+from pit_jax.flops import total
 from pit_jax.partitioning import Partitioner
 from pit_jax.pipeline import RunConfig
 from pit_jax.plan import chips, hlo
@@ -106,7 +107,7 @@ def _measured(
         "roles": {role: size_on_a_chip(tree) for role, tree in program.roles.items()},
         "beside": beside,
         "tokens": program.tokens,
-        "flops": sum(work.flops(config.network) for work in program.work),
+        "flops": total(program.work, config.network),
     }
     try:
         compiled = program.function.lower(*program.arguments).compile()

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pit_jax import curriculum, stages, trainer
+from pit_jax import curriculum, flops, stages, trainer
 from pit_jax.data import formats
 from pit_jax.decode import SamplingConfig
-from pit_jax.models.config import NetworkConfig
+from pit_jax.flops import Work
 from pit_jax.partitioning import Partitioner
 from pit_jax.pipeline import RunConfig
 from pit_jax.sampler import Sampler
@@ -21,45 +21,6 @@ from pit_jax.stages import RewardStage, RLStage, SupervisedStage
 
 # A tokenizer's space between two pieces of a layout: one token in most, none in some.
 _SPACE = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Passes of a network over rows of tokens, forwards and backwards.
-
-    Attributes:
-      rows: rows of all chips together.
-      tokens: tokens of a row.
-      logits: columns of a row that logits are computed of.
-      backward: whether gradients follow.
-      steps: 0 for a pass over whole rows; of decoding, how many tokens are written after `tokens`,
-        one at a time.
-      times: how often.
-    """
-
-    rows: int
-    tokens: int
-    logits: int = 0
-    backward: bool = False
-    steps: int = 0
-    times: int = 1
-
-    def flops(self, network: NetworkConfig, rematerialised: bool = False) -> float:
-        """Floating-point operations; with `rematerialised` those that are done twice too."""
-        c = network
-        matrices = matrix_parameters(c)
-        if self.steps:
-            keys = self.tokens + self.steps / 2
-            token = 2 * matrices + 4 * c.num_layers * c.num_heads * c.head_dim * keys
-            one = self.rows * self.steps * (token + 2 * c.embed_dim * c.vocab_size)
-            return self.times * one
-        # Attention looks at half of a row's square.
-        attention = 2 * c.num_layers * c.num_heads * c.head_dim * self.tokens
-        blocks = self.rows * self.tokens * (2 * matrices + attention)
-        logits = self.rows * self.logits * 2 * c.embed_dim * c.vocab_size
-        passes = 3 if self.backward else 1
-        again = blocks if rematerialised and self.backward and c.remat != "none" else 0
-        return self.times * (passes * (blocks + logits) + again)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +56,6 @@ class Program:
         return f"{self.name} {self.work} {shapes}"
 
 
-def matrix_parameters(network: NetworkConfig) -> int:
-    """Parameters that a token is multiplied with, but for embedding and logits."""
-    c = network
-    attention = c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    return c.num_layers * (attention + 3 * c.embed_dim * c.mlp_dim)
-
-
 def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
     """The programs of every stage, in the order they run."""
     for stage in config.stages:
@@ -133,8 +87,6 @@ def _supervised(
     abstract = _batch(batch, partitioner)
     step = trainer.make_step(loss, partitioner, stage.microbatches)
     roles = {"parameters": state.params, "optimizer": state.opt_state}
-    parts = stage.microbatches
-    work = Work(B // parts, width, logits, backward=True, times=parts)
     yield Program(
         "training step",
         stage.name,
@@ -142,7 +94,7 @@ def _supervised(
         (state, abstract),
         roles,
         {},
-        (work,),
+        flops.training_step(B, width, logits > 0, stage.microbatches),
         B * width,
         stage.steps,
     )
@@ -188,8 +140,6 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         partitioner,
     )
     key = _key(partitioner)
-    parts = stage.ppo.parts
-    updates = parts * stage.ppo.epochs
     steps = sum(round_.steps for round_ in stage.rounds)
     yield Program(
         "PPO: sample and score",
@@ -198,13 +148,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         (state, models, batch, key),
         resident | {"frozen models": models},
         {},
-        (
-            Work(B, P, 1),
-            Work(B, P, steps=R),
-            Work(B // parts, P + R, R, times=2 * parts),
-            Work(B // parts, Q + R, times=parts),
-            Work(B, Q + R, times=2 if stage.ppo.subtract_chosen else 1),
-        ),
+        flops.ppo_collect(B, P, Q, R, stage.ppo),
         B * (P + R),
         steps,
     )
@@ -216,10 +160,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         (state, experience, key),
         resident,
         {} if stage.offload_frozen else {"frozen models": models},
-        (
-            Work(B // parts, P + R, R, backward=True, times=updates),
-            Work(B // parts, Q + R, backward=True, times=updates),
-        ),
+        flops.ppo_update(B, P, Q, R, stage.ppo),
         stage.ppo.epochs * B * (P + R),
         steps,
     )
@@ -246,7 +187,7 @@ def _sampling(
         (models["reference"], _batch(shapes, partitioner), _key(partitioner)),
         {"policy": models["reference"]},
         beside,
-        (Work(B, P, 1), Work(B, P, steps=R)),
+        flops.sampling(B, P, R),
         B * (P + R),
         batches,
     )

@@ -54,6 +54,7 @@ def _results():
                 "seconds": 83.0,
                 "tokens": 1_234_567,
                 "tokens_per_second": 14874.0,
+                "mfu": 0.4321,
                 "parameters": 1_204_331,
                 "final": {"loss": 0.3125},
             }

@@ -41,16 +41,16 @@ def plan(config, tmp_path_factory):
 
 
 def test_a_plan(plan):
-    assert plan["fits"] and plan["mesh"] == {"data": 4, "model": 1}
+    assert plan["fits"] and plan["mesh"] == {"slice": 1, "data": 4, "model": 1}
     step, collect, update = plan["programs"]
     assert step["runs"] == 10 and step["tokens"] == 64 * 21
     for row in (step, collect, update):
         kept = sum(row["roles"].values()) + row["beside"]
         assert kept < row["peak"] < 1e8
-        assert row["seconds"] == pytest.approx(
-            max(row["estimate"]["compute"], row["estimate"]["memory"])
-            + row["estimate"]["communication"]
-        )
+        parts = row["estimate"]
+        assert row["seconds"] == pytest.approx(parts["passes"] + parts["communication"])
+        assert max(parts["compute"], parts["memory"]) <= parts["passes"] * (1 + 1e-9)
+        assert parts["passes"] <= parts["compute"] + parts["memory"]
     # The optimizer has two moments of each parameter; frozen models stay beside an update.
     assert step["roles"]["optimizer"] == pytest.approx(2 * step["roles"]["parameters"], rel=0.01)
     assert update["beside"] == collect["roles"]["frozen models"]
@@ -63,8 +63,9 @@ def test_a_plan(plan):
 
 def test_its_text(plan):
     text = planner.to_text(plan)
-    assert "v4-8: 4 chips of 32 GiB, mesh data 4 x model 1" in text
-    assert text.count("\nrl_policy ") == 2 and "Doesn't fit" not in text
+    assert "v4-8: 4 chips of 32 GiB, mesh slice 1 x data 4 x model 1" in text
+    assert text.count("\nrl_policy   PPO: ") == 2 and "rl_policy   frozen models" in text
+    assert "Doesn't fit" not in text
     told = planner.explain(plan, "update")
     assert told.startswith("rl_policy: PPO: update\n") and "all-gather" in told
     assert "frozen models" in planner.explain(plan, "sample")

@@ -7,41 +7,15 @@ import jax.numpy as jnp
 import pytest
 
 from pit_jax import stages
-from pit_jax.models.network import LanguageModel
+from pit_jax.flops import Work
 from pit_jax.partitioning import MeshConfig, Partitioner
 from pit_jax.pipeline import Run
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.hlo import Collective
-from pit_jax.plan.programs import Program, Work, matrix_parameters, programs, size_on_a_chip
+from pit_jax.plan.programs import Program, programs, size_on_a_chip
 from tests import tiny_runs
-from tests.tiny_models import random_params
 
 NETWORK = tiny_runs.NETWORK  # D 16, L 1, H = K 2, E 8, F 16, V 64
-
-
-def test_arithmetic_by_hand():
-    # Query, key, value, out: 4 of 16 x 16; gate, up, down: 3 of 16 x 16.
-    assert matrix_parameters(NETWORK) == 7 * 256
-    # 8 tokens: 2 x 1792 and, over 4 keys by halves, 2 x 16 x 4; logits 2 x 16 x 64.
-    forward = 8 * (3584 + 128) + 8 * 2048
-    assert Work(2, 4, 4).flops(NETWORK) == forward
-    assert Work(2, 4, 4, backward=True, times=5).flops(NETWORK) == 5 * 3 * forward
-    full = dataclasses.replace(NETWORK, remat="full")
-    again = Work(2, 4, 4, backward=True).flops(full, rematerialised=True)
-    assert again == 3 * forward + 8 * (3584 + 128)
-    # 6 tokens one at a time, each looking at 4 to 7 keys: 5.5.
-    assert Work(2, 4, steps=3).flops(NETWORK) == 6 * (3584 + 4 * 16 * 5.5 + 2048)
-
-
-def test_arithmetic_is_the_compilers():
-    network = dataclasses.replace(NETWORK, embed_dim=128, mlp_dim=512, vocab_size=256)
-    model = LanguageModel(network)
-    tokens = jnp.zeros((4, 64), jnp.int32)
-    mask = jnp.tril(jnp.ones((64, 64), bool))[None].repeat(4, axis=0)
-    params = random_params(model)
-    compiled = jax.jit(model.apply).lower({"params": params}, tokens, tokens, mask).compile()
-    counted = compiled.cost_analysis()["flops"]
-    assert Work(4, 64, 64).flops(network) == pytest.approx(counted, rel=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +90,30 @@ def test_an_estimate_by_hand():
     assert cost.memory == pytest.approx((weights + activations + logits) / 1e5)
     assert cost.communication == pytest.approx(160 / 1e3)
     assert cost.seconds == max(cost.compute, cost.memory) + cost.communication
+
+
+def test_an_estimate_of_passes_one_after_the_other_by_hand():
+    """The prefill waits for arithmetic, the decoding for the memory, the update for both."""
+    prefill, decoding = Work(8, 4, 1), Work(8, 4, steps=2, cache=3)
+    x = jax.ShapeDtypeStruct((5,), jnp.float32)
+    roles = {"parameters": x, "optimizer": x}
+    program = Program("p", "s", None, (), roles, {}, (prefill, decoding), 32, 1)
+    machine = Machine(flops=1e6, bandwidth=1e5, interconnect=1.0)
+
+    def cost(*works):
+        changed = dataclasses.replace(program, work=works)
+        return estimate(changed, NETWORK, [], machine, devices=1, model_axis=1)
+
+    # A token's weights, and keys and values of 7 columns, 2 heads of 8, for 8 rows.
+    bytes_ = 2 * ((1792 + 1024) * 4 + 2 * 16 * 7 * 8 * 4)
+    assert cost(decoding).memory == pytest.approx(bytes_ / 1e5)
+    assert cost(decoding).passes == cost(decoding).memory > cost(decoding).compute
+    both = cost(prefill, decoding)
+    assert both.passes == pytest.approx(cost(prefill).passes + cost(decoding).passes)
+    # Three passes and the one that is done again; then 28 bytes for each of 5 parameters.
+    update = dataclasses.replace(prefill, backward=True, checkpointed=True)
+    assert cost(update).memory == pytest.approx(4 * cost(prefill).memory + 28 * 5 / 1e5)
+    assert cost(update).compute == pytest.approx(4 * cost(prefill).compute)
 
 
 def test_partitioner_of_another_size():
