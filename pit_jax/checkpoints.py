@@ -7,11 +7,12 @@ spent). Checkpoints are written asynchronously, committed atomically, and restor
 
 from __future__ import annotations
 
-import pathlib
+import os
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from pit_jax.errors import UserError
@@ -50,7 +51,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: str | os.PathLike[str],
         best_metric: str | None = None,
         keep_every: int = 0,
         read_only: bool = False,
@@ -68,7 +69,7 @@ class Checkpoints:
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
         self._best_metric = best_metric
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = epath.Path(directory).resolve()
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("model", "rest", "extra"),

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from pit_jax import metrics as metrics_lib
 from pit_jax.checkpoints import Checkpoints
-from pit_jax.errors import NotFiniteError
+from pit_jax.errors import Interrupted, NotFiniteError
 from pit_jax.partitioning import Partitioner
+from pit_jax.signals import Signals
 from pit_jax.train_state import TrainState
 
 MAX_SKIPPED_IN_ROW = 10
@@ -113,6 +114,7 @@ def fit(
     checkpoints: Checkpoints,
     held_out: Callable[[Any], dict[str, float]] | None = None,
     keep_every: int = 0,
+    signals: Signals | None = None,
 ) -> Any:
     """Runs steps `progress.step` to `stop`, and writes a checkpoint at the end.
 
@@ -128,10 +130,12 @@ def fit(
       checkpoints: where the state goes.
       held_out: state -> metrics on held-out data; its `accuracy` chooses the best checkpoint.
       keep_every: also write a checkpoint at each multiple of this step.
+      signals: asked after every step whether to stop; None never stops.
 
     Raises:
       NotFiniteError: after ten steps in a row without a finite gradient; the last checkpoint is
         from before them.
+      Interrupted: by a signal, once the checkpoint of its step is written.
     """
     pending: metrics_lib.Metrics = {}
     clock = time.monotonic()
@@ -140,9 +144,10 @@ def fit(
         progress.step += 1
         pending = metrics_lib.merge(pending, metrics)
         last = progress.step == stop
+        stopping = signals.asked(wait=last) if signals else 0
         evaluating = held_out is not None and (last or _due(progress.step, loop.eval_every))
         saving = last or evaluating or _due(progress.step, loop.checkpoint_every)
-        saving = saving or _due(progress.step, keep_every)
+        saving = saving or stopping > 0 or _due(progress.step, keep_every)
         if not (saving or _due(progress.step, loop.log_every)):
             continue
         _check_finite(state, progress.step)
@@ -160,9 +165,13 @@ def fit(
                 progress.best = {"accuracy": progress.accuracy, "step": progress.step}
         writer.write(progress.step, scalars, texts())
         if saving:
+            writer.flush()
             checkpoints.save(progress.step, state, dataclasses.asdict(progress))
         progress.seconds += time.monotonic() - clock
         clock = time.monotonic()
+        if stopping:
+            checkpoints.wait()
+            raise Interrupted(stopping, progress.step)
     checkpoints.wait()
     return state
 
