@@ -1,5 +1,4 @@
-"""The launchers of TPUs: what they print and do. Stand-ins for gcloud, kubectl and xpk log their
-words and play the cloud; a worker is a folder where the commands sent to it really run."""
+"""The launchers of TPUs: what they print, refuse and do, in a cloud of stand-ins."""
 
 import base64
 import os
@@ -18,135 +17,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.tiny_cloud import PYTHON, ROOT, SCRIPTS, Cloud, make_checkout, steps
+
 GOLDEN = ROOT / "tests/golden/launch"
-SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 COMMANDS = [path for path in SCRIPTS if "switches=" in path.read_text()]
 SECRET = "it's $hidden"
 RUN = ("--gin_file=gin/runs/hh.gin", "--gin.MODEL_DIR='gs://bucket/run one'")
 MACHINE = ("--project=p", "--zone=z", "--name=pit")
-
-# Answers a `describe` with the next line of $CLOUD/states and, with $CLOUD/runs, a question for the
-# run's state with the next of those, for every worker. Without that file the command of an ssh runs
-# in the home of each worker, one after the other and all with this standard input, as for gcloud.
-# A call that matches a line of $CLOUD/failures fails and takes the line away.
-GCLOUD = r"""#!/bin/bash
-printf '%s\n' "$(printf '<%s>' "$@")" >>"$CLOUD/log"
-next() { head -n 1 "$1"; [ "$(wc -l <"$1")" = 1 ] || sed -i 1d "$1"; }
-failure=$(head -n 1 "$CLOUD/failures" 2>/dev/null)
-if [ -n "$failure" ] && [[ $* == *$failure* ]]; then sed -i 1d "$CLOUD/failures"; exit 1; fi
-node=all worker=all command=
-for word; do
-  case $word in
-    --node=*) node=${word#*=} ;;
-    --worker=*) worker=${word#*=} ;;
-    --command=*) command=${word#*=} ;;
-  esac
-done
-homes=()
-for home in "$CLOUD"/workers/*; do
-  if [[ $home == */${node/all/*}-${worker/all/*} ]]; then homes+=("$home"); fi
-done
-case $4 in
-  describe)
-    state=$(next "$CLOUD/states")
-    case $state in
-      NOT_FOUND | UNREACHABLE) echo "ERROR: (gcloud.compute) $state: pit" >&2; exit 1 ;;
-      *) echo "$state" ;;
-    esac
-    ;;
-  scp) for home in "${homes[@]}"; do cp "$5" "$6" "$home"; done ;;
-  ssh)
-    if [ -e "$CLOUD/runs" ]; then
-      [[ $command == *'tpu_worker.sh state'* ]] || exit 0
-      state=$(next "$CLOUD/runs")
-      for home in "${homes[@]}"; do [ "$state" = silent ] || echo "host: $state"; done
-      exit 0
-    fi
-    status=0
-    for home in "${homes[@]}"; do (cd "$home"; HOME=$home bash -c "$command") || status=$?; done
-    exit "$status"
-    ;;
-esac
-"""
-KUBECTL = r"""#!/bin/bash
-printf '%s\n' "$(printf '<%s>' "$@")" >>"$CLOUD/log"
-if [ "$1" = apply ]; then cat >>"$CLOUD/applied"; echo --- >>"$CLOUD/applied"; fi
-"""
-XPK = r"""#!/bin/bash
-printf '%s\n' "$(printf '<%s>' "$@")" >>"$CLOUD/log"
-for word; do [[ $word != --env-file=* ]] || cp "${word#*=}" "$CLOUD/names"; done
-"""
-# Python on a worker: pit_jax runs until its home has a file `end`, with that exit status.
-PYTHON = r"""#!/bin/bash
-if [ "$1" = -c ]; then exit 0; fi
-echo "$PWD: $*" >>"$HOME/python.log"
-case "$1 $2" in
-  '-m venv') mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-  '-m pit_jax')
-    echo "$JAX_PLATFORMS"
-    printf %s "$WANDB_API_KEY" >"$HOME/key"
-    trap 'echo saved; exit 0' TERM
-    until [ -e "$HOME/end" ]; do sleep 0.02; done
-    exit "$(cat "$HOME/end")"
-    ;;
-esac
-"""
-
-
-class Cloud:
-    """A checkout with the scripts, a PATH of stand-ins, and folders that are workers."""
-
-    def __init__(self, folder: pathlib.Path, workers: tuple[str, ...]):
-        self.root, self.folder, self.bin = folder / "check out", folder / "cloud", folder / "bin"
-        for made in (self.root / "launch", self.folder, self.bin, folder / "temporary"):
-            made.mkdir(parents=True)
-        for path in SCRIPTS:
-            shutil.copy(path, self.root / "launch")
-        for name, script in (("gcloud", GCLOUD), ("kubectl", KUBECTL), ("xpk", XPK)):
-            self.write_program(name, script)
-        self.write_program("python3.13", PYTHON)
-        self.workers = [self.folder / "workers" / name for name in workers]
-        for worker in self.workers:
-            worker.mkdir(parents=True)
-        self.environment = {
-            "PATH": f"{self.bin}:/usr/bin:/bin",
-            "HOME": str(folder),
-            "CLOUD": str(self.folder),
-            "TMPDIR": str(folder / "temporary"),
-            "LANG": "C.UTF-8",
-        }
-
-    def write_program(self, name: str, script: str) -> None:
-        (self.bin / name).write_text(script)
-        (self.bin / name).chmod(0o755)
-
-    def write(self, name: str, *lines: str) -> None:
-        (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
-
-    def run(self, script: str, *arguments: str, shell=("bash",), **environment: str):
-        return self.bash(*shell, f"{self.root}/launch/{script}", *arguments, **environment)
-
-    def bash(self, *words: str, **environment: str):
-        return subprocess.run(
-            words,
-            capture_output=True,
-            text=True,
-            cwd=self.root,
-            timeout=60,
-            env=self.environment | environment,
-        )
-
-    def calls(self) -> list[str]:
-        """What the stand-ins were asked for since the last look."""
-        log = self.folder / "log"
-        lines = log.read_text().splitlines() if log.exists() else []
-        log.unlink(missing_ok=True)
-        return lines
-
-    def close(self) -> None:
-        for worker in self.workers:
-            (worker / "end").write_text("0")
 
 
 def make_cloud(folder, *workers):
@@ -164,23 +41,6 @@ def cloud(tmp_path):
 def slices(tmp_path):
     """Two slices of two workers."""
     yield from make_cloud(tmp_path, "0-0", "0-1", "1-0", "1-1")
-
-
-def make_checkout(cloud) -> None:
-    """A checkout with an untracked, an ignored and a removed file."""
-    for name in ("setup.py", "constraints.txt", "gone", "ignored"):
-        (cloud.root / name).write_text(name)
-    (cloud.root / ".gitignore").write_text("ignored\n")
-    for command in (("init", "-q"), ("add", "setup.py", "gone")):
-        assert cloud.bash("git", *command).returncode == 0
-    (cloud.root / "gone").unlink()
-
-
-def steps(calls: list[str]) -> list[str]:
-    """What changes something, a word each."""
-    words = ("create", "delete", "scp", "install", "start", "secrets", "stop")
-    found = [[word for word in words if re.search(rf"[< ]{word}[> ]", call)] for call in calls]
-    return [words[-1] for words in found if words]
 
 
 # --- what is printed ------------------------------------------------------------------------
@@ -331,7 +191,7 @@ TYPE = "--type=v4-16"
         ("gke.sh", ("run", "--name=p", "--type=v5p-24", "--image=i", *RUN), "expected --topology"),
         ("gke.sh", ("run", "--name=p", TYPE, "--topology=2x2x4", "--image=i", *RUN), "the 8 chips"),
         ("gke.sh", ("run", "--name=p", TYPE, "--topology=cube", "--image=i", *RUN), "a shape such"),
-        ("gke.sh", ("run", *"--name=p --type=v4-8 --slices=2 --image=i".split()), "several hosts"),
+        ("gke.sh", ("run", "--name=p", "--type=v4-8", "--slices=2", "--image=i"), "several hosts"),
         ("xpk.sh", ("create",), "unknown command 'create'"),
         ("xpk.sh", ("run", *MACHINE), "missing --cluster"),
         ("xpk.sh", ("delete", *MACHINE, "--cluster=c"), "say --yes"),
@@ -403,6 +263,8 @@ def test_a_run_from_setup_to_stop_on_every_worker(slices):
         words = ("-m", "pit_jax", "run", "--distributed", *RUN, "--profile")
         assert started == f"{worker}/pit_jax: {' '.join(words)}"
         assert not (worker / "pit_jax_run/secrets").exists()
+        process = int((worker / "pit_jax_run/pid").read_text())
+        assert os.getsid(process) != os.getsid(0)  # the end of the connection isn't its end
     again = slices.run("tpu_vm.sh", "run", *MACHINE, *flags)
     assert again.returncode == 1 and "a run is under way; stop it first" in again.stderr
     setup = slices.run("tpu_vm.sh", "setup", *MACHINE)
@@ -545,6 +407,7 @@ SET_UP = ["scp", "stop", "start"]  # `stop KILL && install` counts as stop
         ("running silent lost running finished", "", [*SET_UP], None),
         # The news of the preemption come after the failure they caused; or a real failure.
         ("running failed SUSPENDED idle running finished", "", ["delete", "create", *SET_UP], None),
+        ("failed failed SUSPENDED idle finished", "", [*SET_UP, "delete", "create", *SET_UP], None),
         ("running failed failed", "", [], "the run failed"),
         ("idle failed failed", "", SET_UP, "the run failed"),
         ("running stopped", "", [], "the run was stopped"),
@@ -552,6 +415,7 @@ SET_UP = ["scp", "stop", "start"]  # `stop KILL && install` counts as stop
         ("FAILED", "", [], "the request failed"),
         # gcloud out of reach: before the run it is a reason to end, later it isn't.
         ("UNREACHABLE", "", [], "gave up after three attempts"),
+        ("UNREACHABLE UNREACHABLE PROVISIONING UNREACHABLE idle finished", "", SET_UP, None),
         ("running UNREACHABLE UNREACHABLE UNREACHABLE UNREACHABLE finished", "", [], None),
         # Steps that fail are tried again, twice.
         ("idle idle finished", "scp", ["scp", *SET_UP], None),
@@ -562,7 +426,7 @@ SET_UP = ["scp", "stop", "start"]  # `stop KILL && install` counts as stop
             ["delete", "create", "create", *SET_UP],
             None,
         ),
-        ("idle stopped finished", "start", [*SET_UP, *SET_UP], None),
+        ("running lost stopped finished", "start", [*SET_UP, *SET_UP], None),
     ],
 )
 def test_watching_brings_a_run_to_its_end(cloud, states, failures, expected, message):
@@ -577,6 +441,16 @@ def test_watching_brings_a_run_to_its_end(cloud, states, failures, expected, mes
     assert done == expected
     assert (result.returncode == 0) == (message is None), result.stderr
     assert message is None or message in result.stderr.splitlines()[-1]
+
+
+def test_watching_believes_only_all_workers_together(slices):
+    make_checkout(slices)
+    slices.write("states", "ACTIVE")
+    slices.write("runs", "running", "one:finished", "one:lost", "running", "finished")
+    arguments = ("--type=v4-16", "--slices=2", "--watch", "--poll=0", *RUN)
+    assert slices.run("tpu_vm.sh", "run", *MACHINE, *arguments).returncode == 0
+    asked = [call for call in slices.calls() if "tpu_worker.sh state" in call]
+    assert len(asked) == 5
 
 
 def test_watching_machines_that_are_new(slices):
@@ -618,7 +492,7 @@ def test_scripts_are_clean(path):
 
 
 def test_commands_of_the_readme_are_understood(cloud):
-    """All that begin with `bash launch/`, but local.sh's, in the environment they are told to set."""
+    """All but local.sh's, in the environment that the lines before set."""
     make_checkout(cloud)
     text = (ROOT / "launch/README.md").read_text().replace("\\\n", "")
     commands = re.findall(
