@@ -4,7 +4,7 @@
 #   install        unpack pit_jax.tar.gz and install it
 #   secrets        keep the NAME=VALUE lines of standard input for the next start
 #   start [FLAG …] start `python -m pit_jax run --distributed FLAG …`; output: pit_jax_run/log
-#   state          one line: idle, running, finished, failed, stopped, lost (the machine went down)
+#   state          one line: idle, running, finished, failed, stopped, lost (the machine goes down)
 #   stop [SIGNAL]  send the run a signal, TERM by default, and wait for its end
 set -euo pipefail
 
@@ -45,7 +45,7 @@ install() {
   tar -xzf pit_jax.tar.gz -C "$tree"
   "$venv/bin/python" -m pip --version >/dev/null 2>&1 || make_venv
   cd "$tree"
-  "../$venv/bin/python" -m pip install --quiet -e '.[tpu]' -c constraints.txt
+  "../$venv/bin/python" -m pip install --quiet -e '.[tpu,wandb]' -c constraints.txt
   echo "$(hostname): installed"
 }
 
@@ -96,8 +96,11 @@ state() {
   elif [[ -e $run/stopped ]]; then
     state=stopped
   elif [[ -e $run/exit ]]; then
-    state="failed, exit status $(<"$run/exit")"
-    if [[ $state == *' 0' ]]; then state=finished; fi
+    case $(<"$run/exit") in
+      0) state=finished ;;
+      143) ;; # SIGTERM that `stop` didn't send: the machine is taken away, or that of another worker
+      *) state="failed, exit status $(<"$run/exit")" ;;
+    esac
   elif [[ ! -e $run/started ]]; then
     state=idle
   fi

@@ -230,7 +230,7 @@ class WandbWriter:
         done again stand there twice.
 
     Raises:
-      UserError: wandb isn't installed, or refuses, as without a key.
+      UserError: wandb isn't installed, or has no key or a wrong one.
     """
 
     def __init__(self, project: str, name: str):
@@ -243,8 +243,8 @@ class WandbWriter:
         id_ = hashlib.sha256(name.encode()).hexdigest()[:16]
         try:
             self._run = wandb.init(project=project, name=name, id=id_, resume="allow")
-        except wandb.Error as error:
-            reason = str(error).splitlines()[0]
+        except (wandb.UsageError, wandb.errors.AuthenticationError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(f"wandb_project: {reason}; expected a valid WANDB_API_KEY") from error
         self._run.define_metric("*", step_metric="training_step")
 

@@ -248,7 +248,7 @@ def test_a_run_from_setup_to_stop_on_every_worker(slices):
         assert (worker / "pit_jax/setup.py").read_text() == "setup.py"
         venv, pip = (worker / "python.log").read_text().splitlines()
         assert venv == f"{worker}: -m venv pit_jax_venv"
-        assert pip == f"{worker}/pit_jax: -m pip install --quiet -e .[tpu] -c constraints.txt"
+        assert pip == f"{worker}/pit_jax: -m pip install --quiet -e .[tpu,wandb] -c constraints.txt"
 
     ask = ("tpu_vm.sh", "status", *MACHINE)
     assert slices.run(*ask).stdout.count(": idle\n") == 4
@@ -286,7 +286,8 @@ def test_a_worker_tells_how_its_run_ended(cloud):
     def do(*arguments: str) -> str:
         return cloud.bash("bash", f"{worker}/tpu_worker.sh", *arguments, HOME=str(worker)).stdout
 
-    for status, told in (("0", ": finished\n"), ("3", ": failed, exit status 3\n")):
+    ends = {"0": ": finished\n", "3": ": failed, exit status 3\n", "143": ": lost\n"}
+    for status, told in ends.items():
         assert do("start").endswith(": started\n")
         (worker / "end").write_text(status)
         wait_for(lambda: "running" not in do("state"))

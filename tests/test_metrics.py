@@ -257,8 +257,10 @@ def test_events_in_a_bucket(tmp_path, monkeypatch):
 class Wandb(types.ModuleType):
     """A stand-in for wandb that notes what it is told."""
 
-    class Error(Exception):
+    class UsageError(Exception):
         pass
+
+    errors = types.SimpleNamespace(AuthenticationError=PermissionError)
 
     def __init__(self, key="key"):
         super().__init__("wandb")
@@ -266,7 +268,7 @@ class Wandb(types.ModuleType):
 
     def init(self, **options):
         if not self._key:
-            raise self.Error("No API key configured.\nUse wandb login")
+            raise self.UsageError("No API key configured.\nUse wandb login")
         self.told.append(("init", options))
         return self
 
@@ -295,7 +297,7 @@ def test_metrics_go_to_weights_and_biases(monkeypatch):
 
 def test_mistakes_with_weights_and_biases(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Wandb(key=""))
-    with pytest.raises(UserError, match=r"^wandb_project: No API key configured\.; expected a va"):
+    with pytest.raises(UserError, match=r"^wandb_project: No API key configured; expected a va"):
         metrics.WandbWriter("pit", "run")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"^wandb_project: wandb isn't installed .*pip install"):
