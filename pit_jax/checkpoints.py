@@ -16,6 +16,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from pit_jax.errors import UserError
+from pit_jax.files import is_local
 
 
 def split_model(state: Any) -> tuple[Any, Any]:
@@ -69,7 +70,9 @@ class Checkpoints:
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
         self._best_metric = best_metric
-        self.directory = epath.Path(directory).resolve()
+        self.directory = epath.Path(directory)
+        if is_local(self.directory):
+            self.directory = self.directory.resolve()
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("model", "rest", "extra"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from pit_jax import processes
+from pit_jax import files, processes
 from pit_jax.errors import UserError
 
 
@@ -130,8 +130,8 @@ def improve(run, evaluation, options) -> None:
     from pit_jax.sampler import Response
 
     records = _read_records(options.input, {"prompt": str})
-    output = pathlib.Path(options.output)
-    if output.is_dir() or not output.absolute().parent.is_dir():
+    output = epath.Path(options.output)
+    if output.is_dir() or (files.is_local(output) and not output.absolute().parent.is_dir()):
         raise UserError(f"--output: can't write {output}, expected a file in a folder there is")
     widths = run.layout.widths(run.config.lengths)
     built = [run.layout.policy_prompt(record["prompt"]) for record in records]
@@ -165,17 +165,18 @@ def improve(run, evaluation, options) -> None:
     traces = improver(prompts, responses, rows, key, run.config.improve)
     if not processes.is_first():
         return
-    with open(options.output, "w", encoding="utf-8") as file:
-        for record, trace in zip(records, traces, strict=True):
-            texts = [run.vocabulary.decode(r.tokens) for r in trace.responses]
-            line = {
-                "prompt": record["prompt"],
-                "responses": texts,
-                "gaps": trace.gaps,
-                "response": texts[trace.final],
-                "stop_reason": trace.stop_reason,
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    lines = []
+    for record, trace in zip(records, traces, strict=True):
+        texts = [run.vocabulary.decode(r.tokens) for r in trace.responses]
+        line = {
+            "prompt": record["prompt"],
+            "responses": texts,
+            "gaps": trace.gaps,
+            "response": texts[trace.final],
+            "stop_reason": trace.stop_reason,
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    files.write_whole(output, "".join(lines))
     changed = sum(trace.final > 0 for trace in traces)
     print(f"{len(traces)} prompts, {changed} with an improved response -> {options.output}")
 

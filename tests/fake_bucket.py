@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
+import orbax.checkpoint as ocp
 from etils.epath import backend, gpath
-
-from pit_jax import pipeline
-from pit_jax.checkpoints import Checkpoints
 
 
 class Bucket(backend._OsPathBackend):
@@ -51,9 +49,10 @@ def install(patch, folder: pathlib.Path) -> Bucket:
     patch.setattr(gpath, "_is_tf_installed", lambda: False)
     patch.setitem(gpath._PREFIX_TO_BACKEND, "gs", bucket)
 
-    def checkpoints(directory, *arguments, **options):
-        assert str(directory).startswith("gs://bucket/"), directory
-        return Checkpoints(bucket.path(directory), *arguments, **options)
-
-    patch.setattr(pipeline, "Checkpoints", checkpoints)
+    manager = ocp.CheckpointManager
+    patch.setattr(
+        ocp,
+        "CheckpointManager",
+        lambda directory, **options: manager(bucket.path(directory), **options),
+    )
     return bucket
