@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -62,8 +61,8 @@ sys.exit(cli.main())
 """
 
 
-def together(folder, *arguments, **environment):
-    """The `run` command as two processes: exit statuses, and what each printed: output, errors."""
+def together(folder, *arguments, command="run", **environment):
+    """A command as two processes: exit statuses, and what each printed: output, errors."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -73,11 +72,11 @@ def together(folder, *arguments, **environment):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    command = [sys.executable, "-c", DRIVER, "run", "--distributed"]
-    command += [f"--gin_file={folder.with_name('short.gin')}", f"--gin.MODEL_DIR='{folder}'"]
+    words = [sys.executable, "-c", DRIVER, command, "--distributed"]
+    words += [f"--gin_file={folder.with_name('short.gin')}", f"--gin.MODEL_DIR='{folder}'"]
     started = [
         subprocess.Popen(
-            [*command, *arguments],
+            [*words, *arguments],
             env={**os.environ, **environment, "PIT_JAX_PROCESS_INDEX": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -123,8 +122,8 @@ def assert_equal_metrics(one, two, stages):
                     np.testing.assert_allclose(value, b[key], rtol=1e-5, atol=1e-5, err_msg=key)
         result = json.loads((two / name / "result.json").read_text())
         assert result["steps"] == first[-1]["step"]
-    shards = "rl_pit/references/round-1/shard-00000.jsonl"
-    assert (one / shards).read_text() == (two / shards).read_text()
+        for shard in (one / name).glob("references/*/shard-*.jsonl"):
+            assert shard.read_text() == (two / shard.relative_to(one)).read_text()
 
 
 def test_two_processes_are_one_also_when_interrupted(tmp_path):
@@ -146,18 +145,20 @@ def test_two_processes_are_one_also_when_interrupted(tmp_path):
     assert "rl_pit: continues at step 3" in printed[0][0] and is_silent(printed[1][0])
     assert_equal_metrics(one, two, STAGES)
 
-    # A model axis over both processes: each holds half of the rows' model, not half of the rows.
-    shutil.rmtree(two)
-    statuses, printed = together(two, "--gin.MeshConfig.model=4")
+    # With the model axis over both processes, each holds a part of the model and every row.
+    three = tmp_path / "three"
+    arguments = ("--gin.MeshConfig.model=4", "--gin.STAGE='pretrain'")
+    statuses, printed = together(three, *arguments, command="train")
     assert statuses == [0, 0], printed
-    assert_equal_metrics(one, two, STAGES)
+    assert_equal_metrics(one, three, ["pretrain"])
 
 
 @pytest.mark.slow
-def test_every_stage_and_the_report_of_two_processes(tmp_path):
+@pytest.mark.parametrize("model", [1, 4])
+def test_every_stage_and_the_report_of_two_processes(model, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     alone(one, tiny_runs.GIN)
-    statuses, printed = together(two, REPORT="1")
+    statuses, printed = together(two, f"--gin.MeshConfig.model={model}", REPORT="1")
     assert statuses == [0, 0], printed
     assert f"report: {two / 'report.html'}" in printed[0][0] and is_silent(printed[1][0])
     assert_equal_metrics(one, two, [stage.name for stage in tiny_runs.config(one).stages])
