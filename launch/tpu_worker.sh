@@ -98,7 +98,7 @@ state() {
   elif [[ -e $run/exit ]]; then
     case $(<"$run/exit") in
       0) state=finished ;;
-      143) ;; # SIGTERM that `stop` didn't send: the machine is taken away, or that of another worker
+      143) ;; # a SIGTERM that `stop` didn't send: this machine, or another's, is taken away
       *) state="failed, exit status $(<"$run/exit")" ;;
     esac
   elif [[ ! -e $run/started ]]; then

@@ -147,7 +147,7 @@ def make_step(
     pooling: str,
     response_length: int,
     partitioner: Partitioner,
-    frozen: dict[str, Any],
+    frozen: Callable[[], dict[str, Any]],
     key: jax.Array,
     decode: Callable[[Any], str],
 ) -> Callable[
@@ -161,7 +161,7 @@ def make_step(
       pooling: of the reward model.
       response_length: R.
       partitioner: places the programs.
-      frozen: parameters of `reference` and `reward`.
+      frozen: gives the parameters of `reference` and `reward`.
       key: base key of the stage; step i uses fold_in(key, i).
       decode: ids to text, for the samples that are logged.
     """
@@ -174,7 +174,7 @@ def make_step(
         prompts = batch["prompt_tokens"]
         batch = partitioner.shard_batch(batch)
         experience, beta, moments, metrics, generation = collect_episodes(
-            state, frozen, batch, rollout_key
+            state, frozen(), batch, rollout_key
         )
         state = state.replace(beta=beta, moments=moments)
         state, update_metrics = improve(state, experience, update_key)

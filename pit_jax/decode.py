@@ -13,9 +13,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from pit_jax import partitioning
 from pit_jax.losses import token_log_probs
-from pit_jax.models.attention import KVCache, causal_mask, positions_of
-from pit_jax.models.network import LanguageModel
+from pit_jax.models.attention import CausalRows, KVCache, positions_of
+from pit_jax.models.network import LanguageModel, in_compute_type
 
 PAD, EOS = 0, 1
 
@@ -111,7 +112,7 @@ def prefill(model: LanguageModel, params, prompt_BP: jax.Array, response_length:
         {"params": params},
         prompt_BP,
         positions_of(valid_BP),
-        causal_mask(valid_BP.astype(jnp.int32)),
+        CausalRows(valid_BP.astype(jnp.int32)),
         cache,
         0,
         method=LanguageModel.step,
@@ -138,6 +139,7 @@ def generate(
     """
     B, P = prompt_BP.shape
     R = response_length
+    params = in_compute_type(params, model.config)
     logits_BV, cache = prefill(model, params, prompt_BP, R)
     prompt_valid_BP = prompt_BP != PAD
     count_B = jnp.sum(prompt_valid_BP, axis=1)
@@ -167,15 +169,16 @@ def generate(
         """Feeds column t - 1, samples column t."""
         t, generation, done_B, token_B, cache = carry
         sees_BS = prompt_valid_BS | ((columns_S >= P) & (columns_S < P + t))[None]
-        logits_BV, cache = model.apply(
-            {"params": params},
-            token_B[:, None],
-            (count_B + t - 1)[:, None],
-            sees_BS[:, None],
-            cache,
-            P + t - 1,
-            method=LanguageModel.step,
-        )
+        with partitioning.decoding():
+            logits_BV, cache = model.apply(
+                {"params": params},
+                token_B[:, None],
+                (count_B + t - 1)[:, None],
+                sees_BS[:, None],
+                cache,
+                P + t - 1,
+                method=LanguageModel.step,
+            )
         generation, done_B, token_B = draw(t, logits_BV, generation, done_B)
         return t + 1, generation, done_B, token_B, cache
 

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 
 from pit_jax.decode import PAD
 from pit_jax.losses import token_log_probs
-from pit_jax.models.attention import causal_mask, positions_of, tree_mask, tree_positions
+from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
 from pit_jax.models.heads import ScalarModel, pool
 from pit_jax.models.network import LanguageModel
 
 
 def join(prompt_BP: jax.Array, response_BR: jax.Array, mask_BR: jax.Array):
-    """One row a sequence: tokens_BT, positions_BT and mask_BTT with T = P + R."""
+    """One row a sequence: tokens_BT, positions_BT and their mask, with T = P + R."""
     tokens_BT = jnp.concatenate([prompt_BP, response_BR], axis=1)
     valid_BT = jnp.concatenate([prompt_BP != PAD, mask_BR > 0], axis=1)
-    return tokens_BT, positions_of(valid_BT), causal_mask(valid_BT.astype(jnp.int32))
+    return tokens_BT, positions_of(valid_BT), CausalRows(valid_BT.astype(jnp.int32))
 
 
 def response_log_probs(
@@ -47,14 +47,8 @@ def response_log_probs(
     Returns:
       log_probs_BR and entropy_BR, float32, 0 on padding.
     """
-    tokens_BT, positions_BT, mask_BTT = join(prompt_BP, response_BR, mask_BR)
-    logits_BRV = model.apply(
-        {"params": params},
-        tokens_BT[:, :-1],
-        positions_BT[:, :-1],
-        mask_BTT[:, :-1, :-1],
-        first=prompt_BP.shape[1] - 1,
-    )
+    rows = join(prompt_BP, response_BR[:, :-1], mask_BR[:, :-1])
+    logits_BRV = model.apply({"params": params}, *rows, first=prompt_BP.shape[1] - 1)
     log_probs_BR, entropy_BR = token_log_probs(logits_BRV, response_BR, temperature)
     return jnp.where(mask_BR > 0, log_probs_BR, 0.0), jnp.where(mask_BR > 0, entropy_BR, 0.0)
 
@@ -69,10 +63,8 @@ def response_scores(
 
 def response_values(model: ScalarModel, params, prompt_BP, response_BR, mask_BR) -> jax.Array:
     """V(state before each token of the response), float32 [B, R], 0 on padding."""
-    tokens_BT, positions_BT, mask_BTT = join(prompt_BP, response_BR, mask_BR)
-    scalars_BT = model.apply(
-        {"params": params}, tokens_BT[:, :-1], positions_BT[:, :-1], mask_BTT[:, :-1, :-1]
-    )
+    rows = join(prompt_BP, response_BR[:, :-1], mask_BR[:, :-1])
+    scalars_BT = model.apply({"params": params}, *rows)
     return jnp.where(mask_BR > 0, scalars_BT[:, prompt_BP.shape[1] - 1 :], 0.0)
 
 

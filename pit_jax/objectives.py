@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pit_jax import losses
 from pit_jax.forward import GAP_TREE, PAIR_TREE, tree_scores
-from pit_jax.models.attention import causal_mask
+from pit_jax.models.attention import CausalRows
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import POOLINGS, ScalarModel
 from pit_jax.models.network import LanguageModel
@@ -52,7 +52,7 @@ def supervised(network: NetworkConfig) -> Callable:
             {"params": params},
             batch["decoder_input_tokens"],
             batch["decoder_positions"],
-            causal_mask(batch["decoder_segment_ids"]),
+            CausalRows(batch["decoder_segment_ids"]),
         )
         targets_BT = batch["decoder_target_tokens"]
         weights_BT = batch["decoder_loss_weights"]

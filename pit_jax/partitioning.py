@@ -1,9 +1,13 @@
 """Meshes, logical-axis rules as plain data, and shardings of whole state trees.
 
 Every parameter and activation names its dimensions with *logical* axes (T5X's vocabulary of names);
-a table of rules maps those to the axes of the device mesh, `('data', 'model')`. The same table
-places parameters, optimizer state, KV cache, Experience and batches, so there is one source for
-shardings.
+a table of rules maps those to the axes of the device mesh, `('slice', 'data', 'model')`. The same
+table places parameters, optimizer state, KV cache, Experience and batches, so there is one source
+for shardings.
+
+Parameters and optimizer state are split over `data` (along `embed`) and `model`, and are whole on
+every slice: only gradients cross the slow network between slices. Rows are split over `slice` and
+`data`.
 """
 
 from __future__ import annotations
@@ -22,12 +26,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pit_jax.errors import UserError
 
-Rules = tuple[tuple[str, str | None], ...]
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
-# Parameters are fully sharded over `data` along `embed`; activations name their width
-# `activation_embed`, which stays whole.
+AXES = ("slice", "data", "model")
+
+# The residual stream names its dims `activation_batch`, `activation_length`, `activation_embed`.
 DEFAULT_RULES: Rules = (
-    ("batch", "data"),
+    ("batch", ("slice", "data")),
     ("vocab", "model"),
     ("embed", "data"),
     ("heads", "model"),
@@ -36,8 +41,18 @@ DEFAULT_RULES: Rules = (
     ("mlp", "model"),
     ("layers", None),
     ("length", None),
+    ("activation_batch", ("slice", "data")),
+    ("activation_length", None),
     ("activation_embed", None),
+    ("norm", None),
     ("scalar", None),
+)
+# One token at a time, a row's activations are far smaller than a layer's weights: these stay where
+# they are, and activations, split along `embed` as the weights are, go to them. The KV cache and
+# attention stay split by rows.
+DECODE_RULES: Rules = (
+    ("activation_batch", None),
+    ("activation_embed", "data"),
 )
 
 
@@ -46,14 +61,21 @@ class MeshConfig:
     """Shape of the device mesh.
 
     Attributes:
-      data: size of the data axis; -1 takes the devices the model axis leaves.
+      data: size of the data axis; -1 takes the devices the other axes leave.
       model: size of the model axis (heads, mlp and vocabulary are split over it).
-      rules: logical axis -> mesh axis; the first match counts.
+      slices: size of the slice axis, the number of TPU slices.
+      rules: logical axis -> mesh axis, or several; the first match counts.
+      decode_rules: rows that go before `rules` where one token is decoded at a time.
+      sequence_parallel: split the residual stream along its length over the model axis, where it
+        would be a copy on each of its devices.
     """
 
     data: int = -1
     model: int = 1
+    slices: int = 1
     rules: Rules = DEFAULT_RULES
+    decode_rules: Rules = DECODE_RULES
+    sequence_parallel: bool = False
 
 
 class Partitioner:
@@ -69,43 +91,62 @@ class Partitioner:
 
     def __init__(self, config: MeshConfig, devices: Sequence[jax.Device] | None = None):
         devices = list(jax.devices() if devices is None else devices)
-        if config.model < 1:
-            raise UserError(f"mesh: got model={config.model}, expected 1 or more")
-        data = len(devices) // config.model if config.data == -1 else config.data
-        if data * config.model != len(devices) or data < 1:
+        for field in ("model", "slices"):
+            if getattr(config, field) < 1:
+                raise UserError(f"mesh: got {field}={getattr(config, field)}, expected 1 or more")
+        others = config.slices * config.model
+        data = len(devices) // others if config.data == -1 else config.data
+        if data * others != len(devices) or data < 1:
             raise UserError(
-                f"mesh: got data={config.data} x model={config.model}, expected a product of "
-                f"{len(devices)}, the number of devices"
+                f"mesh: got slices={config.slices} x data={config.data} x model={config.model}, "
+                f"expected a product of {len(devices)}, the number of devices"
             )
-        self.rules = config.rules
+        rules = config.rules
+        if config.sequence_parallel:
+            rules = (("activation_length", "model"), *rules)
+        self._table = dict(reversed(rules))
+        self._decode_table = dict(reversed((*config.decode_rules, *rules)))
         self.mesh = Mesh(
-            np.asarray(devices).reshape(data, config.model),
-            ("data", "model"),
-            axis_types=(AxisType.Auto, AxisType.Auto),
+            _arranged(devices, (config.slices, data, config.model)),
+            AXES,
+            axis_types=(AxisType.Auto,) * len(AXES),
         )
 
-    def spec(self, names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    @property
+    def platform(self) -> str:
+        """Of the devices: `cpu`, `gpu` or `tpu`."""
+        return self.mesh.devices.flat[0].platform
+
+    def spec(
+        self, names: Sequence[str | None], shape: Sequence[int], decoding: bool = False
+    ) -> PartitionSpec:
         """Mesh axes for dimensions of these logical names; one that doesn't divide stays whole.
 
         Raises:
           ValueError: for a logical name that has no rule.
         """
-        table = dict(reversed(self.rules))
-        axes: list[str | None] = []
+        table = self._decode_table if decoding else self._table
+        axes: list[str | tuple[str, ...] | None] = []
+        taken: set[str] = set()
         for name, size in zip(names, shape, strict=True):
             if name is not None and name not in table:
                 raise ValueError(
                     f"no rule for the logical axis {name!r}, expected one of {sorted(table)}"
                 )
-            axis = None if name is None else table[name]
-            used = axis is not None and axis in axes
-            fits = axis is not None and size % self.mesh.shape[axis] == 0
-            axes.append(axis if fits and not used else None)
+            rule = None if name is None else table[name]
+            wanted = (rule,) if isinstance(rule, str) else rule or ()
+            free = tuple(axis for axis in wanted if axis not in taken and self.mesh.shape[axis] > 1)
+            if size % math.prod(self.mesh.shape[axis] for axis in free):
+                free = ()
+            taken.update(free)
+            axes.append(free[0] if len(free) == 1 else free or None)
         return PartitionSpec(*axes)
 
-    def sharding(self, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    def sharding(
+        self, names: Sequence[str | None], shape: Sequence[int], decoding: bool = False
+    ) -> NamedSharding:
         """NamedSharding for dimensions of these logical names."""
-        return NamedSharding(self.mesh, self.spec(names, shape))
+        return NamedSharding(self.mesh, self.spec(names, shape, decoding))
 
     @property
     def replicated(self) -> NamedSharding:
@@ -115,12 +156,14 @@ class Partitioner:
     def tree_shardings(self, boxed: Any) -> Any:
         """Shardings of a tree of (abstract) arrays, some in `nn.LogicallyPartitioned` boxes.
 
-        Arrays without a box (step counters, optimizer scalars) are replicated. The result has the
-        structure of the unboxed tree.
+        Arrays without a box (step counters, optimizer scalars) are replicated, and so are those
+        whose box names other dims than they have (Adafactor's factored moments, which are small).
+        The result has the structure of the unboxed tree.
         """
 
         def one(leaf):
-            if isinstance(leaf, nn.LogicallyPartitioned):
+            boxed = isinstance(leaf, nn.LogicallyPartitioned)
+            if boxed and len(leaf.names) == leaf.value.ndim:
                 return self.sharding(leaf.names, leaf.value.shape)
             return self.replicated
 
@@ -160,11 +203,63 @@ class Partitioner:
 
 
 _ACTIVE: contextvars.ContextVar[Partitioner | None] = contextvars.ContextVar("active", default=None)
+_DECODING: contextvars.ContextVar[bool] = contextvars.ContextVar("decoding", default=False)
+
+
+def active() -> Partitioner | None:
+    """The partitioner of the program that is traced, if it has more than one device."""
+    partitioner = _ACTIVE.get()
+    return partitioner if partitioner is not None and partitioner.mesh.size > 1 else None
+
+
+@contextlib.contextmanager
+def decoding():
+    """Makes `constrain` follow the rules of decoding one token at a time."""
+    token = _DECODING.set(True)
+    try:
+        yield
+    finally:
+        _DECODING.reset(token)
 
 
 def constrain(array: jax.Array, *names: str | None) -> jax.Array:
     """Fixes the sharding of an intermediate by logical names; nothing outside a partitioner."""
-    partitioner = _ACTIVE.get()
-    if partitioner is None or math.prod(partitioner.mesh.shape.values()) == 1:
+    partitioner = active()
+    if partitioner is None:
         return array
-    return jax.lax.with_sharding_constraint(array, partitioner.sharding(names, array.shape))
+    sharding = partitioner.sharding(names, array.shape, _DECODING.get())
+    return jax.lax.with_sharding_constraint(array, sharding)
+
+
+def constrain_rows(tree: Any) -> Any:
+    """Splits the rows (dim 0) of every array of a tree over the mesh, as batches are."""
+    return jax.tree.map(lambda x: constrain(x, "batch", *([None] * (x.ndim - 1))), tree)
+
+
+class OnHost:
+    """A tree of arrays in the memory of the hosts, brought to the devices when it is asked for."""
+
+    def __init__(self, tree: Any):
+        self._shardings = jax.tree.map(lambda x: x.sharding, tree)
+        host = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), self._shardings)
+        self._tree = jax.device_put(tree, host)
+
+    def __call__(self) -> Any:
+        """A copy on the devices, which goes when the caller drops it."""
+        return jax.device_put(self._tree, self._shardings)
+
+
+def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    """Devices so that neighbours along an axis are neighbours on the interconnect of a TPU."""
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    from jax.experimental import mesh_utils
+
+    try:
+        if shape[0] == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return mesh_utils.create_hybrid_device_mesh(
+            (1, *shape[1:]), (shape[0], 1, 1), devices, allow_split_physical_axes=True
+        )
+    except ValueError as error:
+        raise UserError(f"mesh: {shape} doesn't suit these slices: {error}") from error

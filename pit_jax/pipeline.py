@@ -32,7 +32,8 @@ from pit_jax.errors import UserError
 from pit_jax.files import write_whole
 from pit_jax.improve import ImproveConfig, Improver
 from pit_jax.models.config import NetworkConfig
-from pit_jax.partitioning import MeshConfig, Partitioner
+from pit_jax.models.network import in_compute_type
+from pit_jax.partitioning import MeshConfig, OnHost, Partitioner
 from pit_jax.sampler import Sampler
 from pit_jax.signals import Signals
 from pit_jax.stages import RewardStage, RLStage, Stage, SupervisedStage
@@ -175,6 +176,10 @@ class Run:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - a Run lives as long as its process
     def model(self, name: str, step: int | None = None) -> Any:
+        """`load`, remembered: for evaluations, which come back to the same few models."""
+        return self.load(name, step)
+
+    def load(self, name: str, step: int | None = None) -> Any:
         """Parameters a stage ended with: its last checkpoint, or a reward model's best one.
 
         Args:
@@ -217,6 +222,7 @@ class Run:
             trained.
         """
         stage = self.stage(name)
+        stages.check_rows(stage, self.partitioner)
         folder = self.directory / name
         settings = run_directory.settings(self.config, stage, self.vocabulary)
         run_directory.claim(folder, settings, self._identity())
@@ -290,8 +296,8 @@ class Run:
                 f"layout differs; expected one of task {expected}"
             )
         frozen = {
-            "reference": self.model(stage.reference),
-            "reward": self.model(stage.reward_model),
+            "reference": self._load_frozen(stage.reference),
+            "reward": self._load_frozen(stage.reward_model),
         }
         step = curriculum.make_step(
             self.config.network,
@@ -299,7 +305,7 @@ class Run:
             self.pooling(stage.reward_model),
             self.layout.widths(self.config.lengths).response,
             self.partitioner,
-            frozen,
+            OnHost(frozen) if stage.offload_frozen else lambda: frozen,
             self.key("ppo", stage.name),
             self.vocabulary.decode,
         )
@@ -333,13 +339,17 @@ class Run:
             round_,
             writer,
             self.data.examples("train", "rl"),
-            policy=self.model(round_.policy, policy_step),
+            policy=self._load_frozen(round_.policy, policy_step),
             improver=self._improver(state.train.params["actor"]),
             key=self.key("references", stage.name, number),
             shard_size=self.config.shard_size,
         )
         processes.any_process()  # the first one has closed the store
         return str(directory)
+
+    def _load_frozen(self, name: str, step: int | None = None) -> Any:
+        """A model that isn't trained, in the compute type."""
+        return in_compute_type(self.load(name, step), self.config.network)
 
     def _improver(self, model: Any, gap_model: Any = None, pooling: str = "last") -> Improver:
         return Improver(
@@ -357,7 +367,7 @@ class Run:
         """The starting state with the parameters of the stages it builds on."""
         if not stage.initial:
             return state
-        initial = stages.own_copy(self.model(stage.initial))
+        initial = self.load(stage.initial)
         if isinstance(stage, SupervisedStage):
             return state.replace(params=initial)
         if isinstance(stage, RewardStage):
@@ -365,10 +375,10 @@ class Run:
         critic = state.train.params["critic"]
         if stage.ppo.critic_start == "reward":
             pooling = self.pooling(stage.reward_model)
-            critic = stages.critic_from_reward_model(self.model(stage.reward_model), pooling)
+            critic = stages.critic_from_reward_model(self.load(stage.reward_model), pooling)
         else:
-            critic = stages.critic_from_actor(critic, initial)
-        params = {"actor": initial, "critic": stages.own_copy(critic)}
+            critic = stages.own_copy(stages.critic_from_actor(critic, initial))
+        params = {"actor": initial, "critic": critic}
         return state.replace(train=state.train.replace(params=params))
 
     def _batches(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pit_jax.losses import ppo_policy_loss, ppo_value_loss
+from pit_jax.microbatches import accumulate
 
 CRITIC_STARTS = ("reward", "actor")
 
@@ -32,7 +33,8 @@ class PPOConfig:
       value_clip: range of the value's change.
       value_coefficient: weight of the value loss.
       epochs: passes over each batch of episodes.
-      minibatches: parts of a batch, reshuffled each epoch.
+      minibatches: parts of a batch, reshuffled each epoch; each gives one gradient step.
+      microbatches: parts of a minibatch whose gradients are added up.
       missing_eos_penalty: score of a response that didn't end within its window.
       subtract_chosen: subtract the score of y_w from each episode's score, a per-prompt constant
         (an option that helps small models).
@@ -53,6 +55,7 @@ class PPOConfig:
     value_coefficient: float = 0.1
     epochs: int = 4
     minibatches: int = 4
+    microbatches: int = 1
     missing_eos_penalty: float = -1.0
     subtract_chosen: bool = False
     scale_rewards: bool = False
@@ -68,11 +71,16 @@ class PPOConfig:
             )
         if self.temperature <= 0:
             raise ValueError("PPOConfig: temperature must be above 0, PPO samples its episodes")
-        if self.epochs < 1 or self.minibatches < 1:
-            raise ValueError(
-                f"PPOConfig: got epochs={self.epochs}, minibatches={self.minibatches}, expected "
-                "1 or more"
-            )
+        for field in ("epochs", "minibatches", "microbatches"):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"PPOConfig: got {field}={getattr(self, field)}, expected 1 or more"
+                )
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that pass through the network one after the other."""
+        return self.minibatches * self.microbatches
 
 
 class Experience(flax.struct.PyTreeNode):
@@ -208,10 +216,10 @@ def update(
       distance from 1 of the first minibatch's ratios.
     """
     B = experience.mask_BR.shape[0]
-    if B % config.minibatches:
+    if B % config.parts:
         raise ValueError(
-            f"PPO: got a batch of {B} episodes, expected a multiple of "
-            f"minibatches={config.minibatches}"
+            f"PPO: got a batch of {B} episodes, expected a multiple of minibatches x microbatches ="
+            f" {config.parts}"
         )
     advantages_BR, returns_BR = gae(
         experience.rewards_BR,
@@ -222,12 +230,13 @@ def update(
     )
     data = (experience, whiten(advantages_BR, experience.mask_BR), returns_BR)
 
-    def loss_fn(params, batch):
+    def loss_fn(params, batch, weight):
+        """Of some episodes of a minibatch that has `weight` tokens."""
         episodes, advantages, returns = batch
         mask = episodes.mask_BR
         log_probs, entropy = log_probs_fn(params["actor"], episodes)
         values = values_fn(params["critic"], episodes)
-        (policy, weight), policy_metrics = ppo_policy_loss(
+        (policy, count), policy_metrics = ppo_policy_loss(
             log_probs, episodes.log_probs_BR, advantages, mask, config.clip
         )
         (value, _), value_metrics = ppo_value_loss(
@@ -236,19 +245,25 @@ def update(
         metrics = {
             **policy_metrics,
             **value_metrics,
-            "policy_loss": (policy, weight),
-            "value_loss": (value, weight),
-            "entropy": (jnp.sum(entropy * mask), weight),
+            "policy_loss": (policy, count),
+            "value_loss": (value, count),
+            "entropy": (jnp.sum(entropy * mask), count),
         }
         deviation = jnp.max(jnp.abs(jnp.exp((log_probs - episodes.log_probs_BR) * mask) - 1))
         total = (policy + config.value_coefficient * value) / jnp.maximum(weight, 1)
         return total, (metrics, deviation)
 
     def minibatch_step(state, batch):
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (metrics, deviation)), grads = gradient(state.params, batch)
+        weight = jnp.sum(batch[0].mask_BR)
+
+        def gradients(part):
+            gradient = jax.value_and_grad(loss_fn, has_aux=True)
+            (loss, (metrics, deviation)), grads = gradient(state.params, part, weight)
+            return (grads, loss, metrics), deviation
+
+        (grads, loss, metrics), deviations = accumulate(gradients, batch, config.microbatches)
         state, step_metrics = state.apply_gradients(grads, loss)
-        return state, ({**metrics, **step_metrics}, deviation)
+        return state, ({**metrics, **step_metrics}, jnp.max(deviations))
 
     def epoch(state, key):
         order = jax.random.permutation(key, B).reshape(config.minibatches, -1)

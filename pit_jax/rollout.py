@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from pit_jax import ppo
 from pit_jax.decode import EOS, Generation, SamplingConfig, generate, row_keys
 from pit_jax.forward import response_log_probs, response_scores, response_values
+from pit_jax.microbatches import split
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
+from pit_jax.partitioning import constrain_rows
 from pit_jax.train_state import TrainState
 
 
@@ -87,13 +89,13 @@ def make_ppo_step(
         unscored = ppo.Experience(
             prompt_BP, critic_prompt_BQ, generation.tokens_BR, mask_BR, *([mask_BR] * 3)
         )
-        log_probs_BR, _ = in_minibatches(
+        log_probs_BR, _ = in_parts(
             lambda part: log_probs_fn(state.train.params["actor"], part), unscored, config
         )
-        values_BR = in_minibatches(
+        values_BR = in_parts(
             lambda part: values_fn(state.train.params["critic"], part), unscored, config
         )
-        ref_log_probs_BR, _ = in_minibatches(
+        ref_log_probs_BR, _ = in_parts(
             lambda part: log_probs_fn(frozen["reference"], part), unscored, config
         )
         raw_B = response_scores(
@@ -152,12 +154,12 @@ def shape_scores(raw_B, generation: Generation, batch, scalar, frozen, moments, 
     return jnp.where(ended_B, scores_B, config.missing_eos_penalty), moments, ended_B
 
 
-def in_minibatches(function: Callable, episodes: ppo.Experience, config: ppo.PPOConfig):
-    """Applies a per-episode function in parts of the update's minibatch size.
+def in_parts(function: Callable, episodes: ppo.Experience, config: ppo.PPOConfig):
+    """Applies a per-episode function in parts of the size that the update uses.
 
     The same shapes as in the update give the same floating-point results, so the first ratio of
     an update is exactly 1, and no more activations live at once than in the update.
     """
-    parts = jax.tree.map(lambda x: x.reshape(config.minibatches, -1, *x.shape[1:]), episodes)
-    out = jax.lax.map(function, parts)
+    parts = split(episodes, config.parts)
+    out = jax.lax.map(lambda part: function(constrain_rows(part)), parts)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)

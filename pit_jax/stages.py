@@ -17,9 +17,10 @@ import jax.numpy as jnp
 
 from pit_jax import objectives
 from pit_jax.curriculum import Round
+from pit_jax.errors import UserError
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
-from pit_jax.models.network import LanguageModel
+from pit_jax.models.network import LanguageModel, in_compute_type
 from pit_jax.objectives import RewardConfig
 from pit_jax.partitioning import Partitioner
 from pit_jax.ppo import Moments, PPOConfig
@@ -60,6 +61,11 @@ class SupervisedStage:
         _check_task(self.name, self.task, SUPERVISED_TASKS)
         _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
 
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that pass through the network one after the other."""
+        return self.microbatches
+
 
 @dataclasses.dataclass(frozen=True)
 class RewardStage:
@@ -87,6 +93,11 @@ class RewardStage:
         _check_task(self.name, self.task, REWARD_TASKS)
         _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
 
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that pass through the network one after the other."""
+        return self.microbatches
+
 
 @dataclasses.dataclass(frozen=True)
 class RLStage:
@@ -99,6 +110,7 @@ class RLStage:
       reference: the stage whose model the KL penalty refers to.
       reward_model: the stage that trained the reward model.
       ppo: PPO's settings.
+      offload_frozen: keep the frozen models in the hosts' memory between their uses.
       keep_every: also keep the checkpoint of each multiple of this step, so that later rounds can
         sample from it; 0 keeps none.
     """
@@ -112,6 +124,7 @@ class RLStage:
     reference: str
     reward_model: str
     ppo: PPOConfig = PPOConfig()
+    offload_frozen: bool = False
     keep_every: int = 0
     loop: LoopConfig = LoopConfig()
 
@@ -123,12 +136,18 @@ class RLStage:
                     f"stage {self.name}: got a round of source {round_.source!r}; rl_policy takes "
                     "'none', rl_pit any other"
                 )
-        _check_steps(self.name, self.steps, self.batch_size, self.ppo.minibatches, "minibatches")
+        what = "minibatches x microbatches"
+        _check_steps(self.name, self.steps, self.batch_size, self.ppo.parts, what)
 
     @property
     def steps(self) -> int:
         """PPO steps of all rounds."""
         return sum(round_.steps for round_ in self.rounds)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that pass through the network one after the other."""
+        return self.ppo.parts
 
 
 Stage = SupervisedStage | RewardStage | RLStage
@@ -145,6 +164,21 @@ def _check_steps(name: str, steps: int, batch_size: int, parts: int, what="micro
     if parts < 1 or batch_size < 1 or batch_size % parts:
         raise ValueError(
             f"stage {name}: got batch_size={batch_size}, expected a multiple of {what}={parts}"
+        )
+
+
+def check_rows(stage: Stage, partitioner: Partitioner) -> None:
+    """Refuses a batch that the mesh can't split: every device would do all of its work.
+
+    Raises:
+      UserError: what the batch must be a multiple of.
+    """
+    rows = partitioner.mesh.shape["slice"] * partitioner.mesh.shape["data"]
+    if stage.batch_size % (stage.parts * rows):
+        raise UserError(
+            f"stage {stage.name}: got batch_size={stage.batch_size} in {stage.parts} parts, "
+            f"expected a multiple of {stage.parts} x {rows}: rows are split over slices x data of "
+            f"the mesh"
         )
 
 
@@ -213,6 +247,17 @@ def abstract_state(
 def abstract_model(init: Callable, partitioner: Partitioner) -> Any:
     """Shapes and shardings of a model's parameters, to restore into."""
     return _abstract(init, partitioner)
+
+
+def abstract_frozen(init: Callable, network: NetworkConfig, partitioner: Partitioner) -> Any:
+    """The same of a model that isn't trained, which is kept in the compute type."""
+    abstract = abstract_model(init, partitioner)
+    typed = jax.eval_shape(lambda params: in_compute_type(params, network), abstract)
+    return jax.tree.map(
+        lambda x, new: jax.ShapeDtypeStruct(x.shape, new.dtype, sharding=x.sharding),
+        abstract,
+        typed,
+    )
 
 
 def _abstract(create: Callable, partitioner: Partitioner) -> Any:

@@ -11,19 +11,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
+OPTIMIZERS = ("adamw", "adafactor")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with global-norm clipping, linear warm-up and decay.
+    """AdamW or Adafactor with global-norm clipping, linear warm-up and decay.
 
     Attributes:
+      kind: `adamw`, or `adafactor` (Shazeer and Stern, 2018) with T5X's settings: factored second
+        moments, no first ones, steps in proportion to each parameter's size; its statistics are
+        those of all layers of a parameter together.
       learning_rate: peak.
       warmup_steps: gradient steps from `learning_rate / warmup_steps` to the peak.
       decay_steps: gradient steps of the whole schedule; 0 keeps the peak.
       final_fraction: share of the peak that the decay ends at.
       b1, b2: AdamW's moment decays.
       epsilon: AdamW's epsilon.
-      weight_decay: decoupled weight decay.
+      weight_decay: AdamW's decoupled weight decay.
       clip_norm: largest global norm of a gradient.
     """
 
@@ -36,6 +41,13 @@ class OptimizerConfig:
     epsilon: float = 1e-5
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    kind: str = "adamw"
+
+    def __post_init__(self):
+        if self.kind not in OPTIMIZERS:
+            raise ValueError(
+                f"OptimizerConfig: got kind={self.kind!r}, expected one of {OPTIMIZERS}"
+            )
 
     def schedule(self) -> optax.Schedule:
         """Learning rate of each gradient step."""
@@ -53,16 +65,17 @@ class OptimizerConfig:
 
     def build(self) -> optax.GradientTransformation:
         """The optax chain."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(
+        if self.kind == "adafactor":
+            rule = optax.adafactor(self.schedule())
+        else:
+            rule = optax.adamw(
                 self.schedule(),
                 b1=self.b1,
                 b2=self.b2,
                 eps=self.epsilon,
                 weight_decay=self.weight_decay,
-            ),
-        )
+            )
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from pit_jax import metrics as metrics_lib
 from pit_jax.checkpoints import Checkpoints
 from pit_jax.errors import Interrupted, NotFiniteError
+from pit_jax.microbatches import accumulate
 from pit_jax.partitioning import Partitioner
 from pit_jax.signals import Signals
 from pit_jax.train_state import TrainState
@@ -67,26 +68,15 @@ def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -
       microbatches: parts of the batch whose gradients are added up before the one division.
     """
 
-    def gradients(params, batch):
-        def total(params):
-            (total, weight), metrics = loss(params, batch)
-            return total, (total, weight, metrics)
-
-        return jax.grad(total, has_aux=True)(params)
-
     def step(state: TrainState, batch):
-        if microbatches == 1:
-            grads, (total, weight, metrics) = gradients(state.params, batch)
-        else:
-            parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        def gradients(part):
+            def total(params):
+                (total, weight), metrics = loss(params, part)
+                return total, (total, weight, metrics)
 
-            def add(carry, part):
-                return jax.tree.map(jnp.add, carry, gradients(state.params, part)), None
+            return jax.grad(total, has_aux=True)(state.params), ()
 
-            first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(gradients, state.params, first)
-            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (grads, (total, weight, metrics)), _ = jax.lax.scan(add, zero, parts)
+        (grads, (total, weight, metrics)), _ = accumulate(gradients, batch, microbatches)
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-8), grads)
         state, step_metrics = state.apply_gradients(grads, total)
         return state, {**metrics, **step_metrics}

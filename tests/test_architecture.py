@@ -22,7 +22,16 @@ PACKAGE = ROOT / "pit_jax"
 # A module imports from lower layers and from its own, never from a higher one. A name that ends in
 # a dot stands for a folder. A module that is not here has no place yet: give it one.
 LAYERS = {
-    0: ("__init__", "errors", "files", "processes", "signals", "partitioning", "metrics"),
+    0: (
+        "__init__",
+        "errors",
+        "files",
+        "processes",
+        "signals",
+        "partitioning",
+        "microbatches",
+        "metrics",
+    ),
     1: ("models.",),
     2: ("losses", "decode", "forward", "objectives", "ppo", "data."),
     3: ("train_state", "checkpoints"),

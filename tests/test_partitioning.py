@@ -40,21 +40,22 @@ def single():
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (8, 1)),
-        (MeshConfig(model=2), (4, 2)),
-        (MeshConfig(data=2, model=4), (2, 4)),
-        (MeshConfig(model=8), (1, 8)),
+        (MeshConfig(), (1, 8, 1)),
+        (MeshConfig(model=2), (1, 4, 2)),
+        (MeshConfig(data=2, model=4), (1, 2, 4)),
+        (MeshConfig(model=8), (1, 1, 8)),
+        (MeshConfig(slices=2, model=2), (2, 2, 2)),
     ],
 )
 def test_mesh_shape(config, shape):
     mesh = Partitioner(config).mesh
-    assert mesh.axis_names == ("data", "model")
+    assert mesh.axis_names == ("slice", "data", "model")
     assert mesh.devices.shape == shape
 
 
 @pytest.mark.parametrize(("data", "model"), [(3, 2), (-1, 3), (-1, 16), (4, 4)])
 def test_mesh_that_does_not_fit_is_rejected(data, model):
-    message = rf"got data={data} x model={model}, expected a product of 8, the number of devices"
+    message = rf"got slices=1 x data={data} x model={model}, expected a product of 8, the number"
     with pytest.raises(ValueError, match=message):
         Partitioner(MeshConfig(data=data, model=model))
 
@@ -81,7 +82,7 @@ def test_spec(mesh, names, shape, expected):
 
 def test_unknown_axis_names_the_choices(mesh):
     with pytest.raises(
-        ValueError, match=r"no rule for the logical axis 'colour', expected one of \['activation_e"
+        ValueError, match=r"no rule for the logical axis 'colour', expected one of \['activation_b"
     ):
         mesh.spec(("colour",), (8,))
 
@@ -94,6 +95,28 @@ def test_names_and_dims_must_pair_up(mesh):
 def test_first_rule_of_a_name_counts():
     rules = (("batch", None), *DEFAULT_RULES)
     assert Partitioner(MeshConfig(model=2, rules=rules)).spec(("batch",), (8,)) == Spec(None)
+
+
+def test_rows_go_over_slices_and_data_but_parameters_stay_on_a_slice():
+    mesh = Partitioner(MeshConfig(slices=2, model=2))
+    assert mesh.spec(("batch", "length"), (8, 5)) == Spec(("slice", "data"), None)
+    assert mesh.spec(("embed", "mlp"), (8, 6)) == Spec("data", "model")
+    assert mesh.spec(("batch",), (6,)) == Spec(None)  # 6 rows over 4 parts don't
+
+
+def test_decoding_splits_activations_as_parameters_are(mesh):
+    names, shape = ("activation_batch", "activation_length", "activation_embed"), (8, 1, 8)
+    assert mesh.spec(names, shape) == Spec("data", None, None)
+    assert mesh.spec(names, shape, decoding=True) == Spec(None, None, "data")
+    own = MeshConfig(model=2, decode_rules=(("activation_embed", None),))
+    assert Partitioner(own).spec(names, shape, decoding=True) == Spec("data", None, None)
+
+
+def test_sequence_parallelism_splits_the_residual_stream():
+    mesh = Partitioner(MeshConfig(model=2, sequence_parallel=True))
+    names = ("activation_batch", "activation_length", "activation_embed")
+    assert mesh.spec(names, (8, 6, 8)) == Spec("data", "model", None)
+    assert mesh.spec(names, (8, 5, 8)) == Spec("data", None, None)
 
 
 def test_constrain_outside_a_partitioner_does_nothing():

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pit_jax.models import kernels
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import Dense, rotary
 from pit_jax.partitioning import constrain
@@ -54,6 +55,21 @@ class KVCache:
             jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
             for x in (self.k_LBSKE, self.v_LBSKE)
         )
+
+
+@flax.struct.dataclass
+class CausalRows:
+    """The mask of whole rows by `causal_mask`, in a form that fused kernels take too.
+
+    Attributes:
+      segments_BT: int32 segment of each token, 0 for padding.
+    """
+
+    segments_BT: jax.Array
+
+    def dense(self) -> jax.Array:
+        """The mask itself, bool [B, T, T]."""
+        return causal_mask(self.segments_BT)
 
 
 def causal_mask(segments_BT: jax.Array) -> jax.Array:
@@ -154,13 +170,34 @@ def attend_causal(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_
     )
 
 
+def attend_in_turn(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array):
+    """`attend` by the same parts of queries, each with all keys, in a loop: one part in memory.
+
+    For accelerators, where what `attend_causal` writes out eight times over takes minutes to
+    compile, and gigabytes.
+    """
+    B, T, H, E = q_BTHE.shape
+    part = max(_SHORTEST_PART, -(-T // 8))
+    extra = -T % part
+    q = jnp.pad(q_BTHE, ((0, 0), (0, extra), (0, 0), (0, 0))).reshape(B, -1, part, H, E)
+    mask = jnp.pad(mask_BTT, ((0, 0), (0, extra), (0, 0))).reshape(B, -1, part, T)
+
+    @jax.checkpoint
+    def one(queries):
+        q_BPHE, mask_BPT = queries
+        return attend(q_BPHE, k_BTKE, v_BTKE, mask_BPT)
+
+    out = jax.lax.map(one, (jnp.moveaxis(q, 1, 0), jnp.moveaxis(mask, 1, 0)))
+    return jnp.moveaxis(out, 0, 1).reshape(B, -1, H, E)[:, :T]
+
+
 class Attention(nn.Module):
     """Self-attention of one block, with or without a cache."""
 
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, mask_BTS, cache: KVCache | None, layer, index):
+    def __call__(self, x_BTD, positions_BT, mask, cache: KVCache | None, layer, index):
         c = self.config
         D, H, K, E = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
 
@@ -171,13 +208,21 @@ class Attention(nn.Module):
         k_BTKE = rotary(project("key", K, "kv_heads"), positions_BT, c.rope_theta)
         v_BTKE = project("value", K, "kv_heads")
         q_BTHE = constrain(q_BTHE, "batch", "length", "heads", "kv")
+        k_BTKE = constrain(k_BTKE, "batch", "length", "kv_heads", "kv")
+        v_BTKE = constrain(v_BTKE, "batch", "length", "kv_heads", "kv")
         if cache is not None:
             cache = cache.write(k_BTKE, v_BTKE, layer, index)
-        if mask_BTS.shape[2] == x_BTD.shape[1]:
-            out_BTHE = attend_causal(q_BTHE, k_BTKE, v_BTKE, mask_BTS)
+        if isinstance(mask, CausalRows):
+            kernel = kernels.choose(c)
+            out_BTHE = kernels.fused(kernel, q_BTHE, k_BTKE, v_BTKE, mask.segments_BT)
+        elif mask.shape[2] == x_BTD.shape[1]:
+            whole = attend_causal if kernels.platform() == "cpu" else attend_in_turn
+            out_BTHE = whole(q_BTHE, k_BTKE, v_BTKE, mask)
         else:  # decoding: look at what the cache holds
             assert cache is not None
             k_BSKE, v_BSKE = cache.layer(layer)
-            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask_BTS)
+            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask)
+        out_BTHE = constrain(out_BTHE, "batch", "length", "heads", "kv")
+        out_BTHE = constrain(out_BTHE, "activation_batch", "length", "heads", "kv")
         out = Dense((H, E, D), ("heads", "kv", "embed"), 2, c.dtype, name="out")(out_BTHE)
         return out, cache

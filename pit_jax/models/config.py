@@ -7,11 +7,12 @@ import dataclasses
 ACTIVATIONS = ("silu", "gelu")
 DTYPES = ("float32", "bfloat16")
 REMATERIALISATION = ("none", "full", "dots")
+ATTENTION = ("auto", "xla", "splash", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """A decoder-only transformer; no value has a default, a gin file states them all.
+    """A decoder-only transformer; what it computes has no default, a gin file states it all.
 
     Attributes:
       vocab_size: rows of the embedding, at least the vocabulary's size.
@@ -29,6 +30,7 @@ class NetworkConfig:
       dtype: compute type, `float32` or `bfloat16`; parameters are float32.
       remat: what the backward pass computes again: `none`, `full` or `dots` (all but matrix
         products).
+      attention: kernel for whole rows, see kernels.py; `auto` takes the platform's.
     """
 
     vocab_size: int
@@ -45,6 +47,7 @@ class NetworkConfig:
     norm_epsilon: float
     dtype: str
     remat: str
+    attention: str = "auto"
 
     def __post_init__(self):
         for field in (
@@ -72,6 +75,7 @@ class NetworkConfig:
             ("activation", ACTIVATIONS),
             ("dtype", DTYPES),
             ("remat", REMATERIALISATION),
+            ("attention", ATTENTION),
         ):
             if getattr(self, field) not in choices:
                 raise ValueError(

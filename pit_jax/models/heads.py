@@ -23,9 +23,9 @@ class ScalarModel(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, tokens_BT, positions_BT, mask_BTS) -> jax.Array:
+    def __call__(self, tokens_BT, positions_BT, mask) -> jax.Array:
         """Scalars, float32 [B, T]."""
-        hidden_BTD, _ = Decoder(self.config, name="decoder")(tokens_BT, positions_BT, mask_BTS)
+        hidden_BTD, _ = Decoder(self.config, name="decoder")(tokens_BT, positions_BT, mask)
         head = Dense((self.config.embed_dim, 1), ("embed", "scalar"), 1, "float32", name="head")
         return head(hidden_BTD.astype(jnp.float32))[..., 0]
 

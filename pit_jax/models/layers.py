@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from pit_jax.models.config import NetworkConfig
 from pit_jax.partitioning import constrain
 
+RESIDUAL = ("activation_batch", "activation_length", "activation_embed")
+WHOLE = ("activation_batch", "length", "activation_embed")  # the input of a layer's products
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _EMBED_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
@@ -66,7 +68,7 @@ class Embed(nn.Module):
         x_BTD = self.embedding.astype(self.config.dtype)[tokens_BT]
         if self.config.scale_embeddings:
             x_BTD = x_BTD * jnp.asarray(self.config.embed_dim**0.5, self.config.dtype)
-        return constrain(x_BTD, "batch", "length", "activation_embed")
+        return constrain(x_BTD, *RESIDUAL)
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         """Logits of tied embeddings, float32 [B, T, V]."""
@@ -84,7 +86,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         scale_D = self.param(
             "scale",
-            nn.with_logical_partitioning(nn.initializers.ones_init(), ("activation_embed",)),
+            nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",)),
             (x_BTD.shape[-1],),
             jnp.float32,
         )
@@ -105,7 +107,7 @@ class GatedMLP(nn.Module):
         gate_BTF = Dense(shape, axes, 1, c.dtype, name="gate")(x_BTD)
         up_BTF = Dense(shape, axes, 1, c.dtype, name="up")(x_BTD)
         hidden_BTF = getattr(jax.nn, c.activation)(gate_BTF) * up_BTF
-        hidden_BTF = constrain(hidden_BTF, "batch", "length", "mlp")
+        hidden_BTF = constrain(hidden_BTF, "activation_batch", "length", "mlp")
         return Dense(shape[::-1], axes[::-1], 1, c.dtype, name="down")(hidden_BTF)
 
 

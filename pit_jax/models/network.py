@@ -14,9 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pit_jax.models.attention import Attention, KVCache
+from pit_jax.models import kernels
+from pit_jax.models.attention import Attention, CausalRows, KVCache
 from pit_jax.models.config import NetworkConfig
-from pit_jax.models.layers import Dense, Embed, GatedMLP, RMSNorm
+from pit_jax.models.layers import RESIDUAL, WHOLE, Dense, Embed, GatedMLP, RMSNorm
 from pit_jax.partitioning import constrain
 
 
@@ -26,16 +27,16 @@ class Block(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, carry, layer, positions_BT, mask_BTS, index):
+    def __call__(self, carry, layer, positions_BT, mask, index):
         c = self.config
         x_BTD, cache = carry
         attention = Attention(c, name="attention")
-        norm = RMSNorm(c.norm_epsilon, c.dtype, name="attention_norm")
-        out_BTD, cache = attention(norm(x_BTD), positions_BT, mask_BTS, cache, layer, index)
-        x_BTD = constrain(x_BTD + out_BTD, "batch", "length", "activation_embed")
-        norm = RMSNorm(c.norm_epsilon, c.dtype, name="mlp_norm")
-        x_BTD = x_BTD + GatedMLP(c, name="mlp")(norm(x_BTD))
-        return (constrain(x_BTD, "batch", "length", "activation_embed"), cache), None
+        whole_BTD = constrain(RMSNorm(c.norm_epsilon, c.dtype, name="attention_norm")(x_BTD), *WHOLE)
+        out_BTD, cache = attention(whole_BTD, positions_BT, mask, cache, layer, index)
+        x_BTD = x_BTD + constrain(out_BTD, *RESIDUAL)
+        whole_BTD = constrain(RMSNorm(c.norm_epsilon, c.dtype, name="mlp_norm")(x_BTD), *WHOLE)
+        x_BTD = x_BTD + constrain(GatedMLP(c, name="mlp")(whole_BTD), *RESIDUAL)
+        return (constrain(x_BTD, *RESIDUAL), cache), None
 
 
 class Decoder(nn.Module):
@@ -67,7 +68,7 @@ class Decoder(nn.Module):
         self,
         tokens_BT: jax.Array,
         positions_BT: jax.Array,
-        mask_BTS: jax.Array,
+        mask: jax.Array | CausalRows,
         cache: KVCache | None = None,
         index: int | jax.Array = 0,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -76,8 +77,8 @@ class Decoder(nn.Module):
         Args:
           tokens_BT: int32 token ids.
           positions_BT: int32 position of each token.
-          mask_BTS: bool, True where a query sees a key. S = T attends within the tokens; S = the
-            cache's length attends to the cache.
+          mask: bool [B, T, S], True where a query sees a key. S = T attends within the tokens; S =
+            the cache's length attends to the cache. Or CausalRows, for the platform's kernel.
           cache: written at `index` in place, if given.
           index: column of the cache where the first of the T tokens goes.
 
@@ -85,8 +86,10 @@ class Decoder(nn.Module):
           hidden_BTD in the compute type, and the cache.
         """
         x_BTD = self.embed(tokens_BT)
+        if isinstance(mask, CausalRows) and kernels.choose(self.config) == "xla":
+            mask = mask.dense()  # here, once, and not in each layer
         layers_L = jnp.arange(self.config.num_layers)
-        (x_BTD, cache), _ = self.layers((x_BTD, cache), layers_L, positions_BT, mask_BTS, index)
+        (x_BTD, cache), _ = self.layers((x_BTD, cache), layers_L, positions_BT, mask, index)
         return self.final_norm(x_BTD), cache
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
@@ -106,12 +109,26 @@ class LanguageModel(nn.Module):
     def setup(self):
         self.decoder = Decoder(self.config)
 
-    def __call__(self, tokens_BT, positions_BT, mask_BTS, first: int = 0) -> jax.Array:
+    def __call__(self, tokens_BT, positions_BT, mask, first: int = 0) -> jax.Array:
         """Logits [B, T - first, V] of the columns from `first` on."""
-        hidden_BTD, _ = self.decoder(tokens_BT, positions_BT, mask_BTS)
+        hidden_BTD, _ = self.decoder(tokens_BT, positions_BT, mask)
         return self.decoder.logits(hidden_BTD[:, first:])
 
-    def step(self, tokens_BT, positions_BT, mask_BTS, cache: KVCache, index):
+    def step(self, tokens_BT, positions_BT, mask, cache: KVCache, index):
         """Logits of the last column [B, V] and the cache with these tokens written at `index`."""
-        hidden_BTD, written = self.decoder(tokens_BT, positions_BT, mask_BTS, cache, index)
+        hidden_BTD, written = self.decoder(tokens_BT, positions_BT, mask, cache, index)
         return self.decoder.logits(hidden_BTD[:, -1:])[:, 0], written
+
+
+def in_compute_type(params, config: NetworkConfig):
+    """Parameters with their decoder's matrices in the compute type, to which every use casts them.
+
+    Halves what frozen models and decoding read and keep, without a change of any result.
+    """
+
+    def one(path, x):
+        name = jax.tree_util.keystr(path)
+        matrix = name.startswith("['decoder']") and name.endswith(("['kernel']", "['embedding']"))
+        return x.astype(config.dtype) if matrix else x
+
+    return jax.tree_util.tree_map_with_path(one, params)

@@ -124,6 +124,7 @@ def devices(slice_: Slice):
     """
     # No questions to a cloud about this machine, and no warnings that it has none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
     from jax.experimental import topologies

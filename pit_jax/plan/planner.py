@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
+import os
 import pathlib
 import re
 import time
@@ -16,9 +18,12 @@ from pit_jax.pipeline import RunConfig
 from pit_jax.plan import chips, hlo
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.programs import Program, programs, size_on_a_chip
+from pit_jax.stages import RLStage, Stage
 
 SHARE = 0.95  # of a chip's memory that a program may take
 _GIB = 2**30
+_MOST_AT_ONCE = 4  # compilations, each of which takes some gigabytes
+_PARTS = (1, 2, 4, 8, 16, 32)
 
 
 def make_plan(
@@ -42,13 +47,13 @@ def make_plan(
     """
     partitioner = Partitioner(config.mesh, devices)
     chip = slice_.chip
-    rows, known = [], {}
-    for program in programs(config, partitioner):
-        if program.key not in known:
-            say(f"compiling {program.stage}: {program.name}")
-            known[program.key] = _measured(program, config, partitioner, slice_, save)
-        rows.append({"stage": program.stage, "program": program.name} | known[program.key])
-        rows[-1]["runs"] = program.runs
+    found = list(programs(config, partitioner))
+    rows = [
+        {"stage": program.stage, "program": program.name} | row | {"runs": program.runs}
+        for program, row in zip(
+            found, _measure(found, config, partitioner, slice_, say, save), strict=True
+        )
+    ]
     seconds = [row["seconds"] * row["runs"] for row in rows if "seconds" in row]
     return {
         "topology": slice_.name,
@@ -64,6 +69,27 @@ def make_plan(
         "hours": sum(seconds) / 3600,
         "fits": all(row["share"] <= SHARE for row in rows),
     }
+
+
+def _measure(
+    found: list[Program],
+    config: RunConfig,
+    partitioner: Partitioner,
+    slice_: chips.Slice,
+    say: Callable[[str], None],
+    save: pathlib.Path | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of these programs, equal ones compiled once, as many at a time as there are cores."""
+
+    def one(program):
+        say(f"compiling {program.stage}: {program.name}")
+        return _measured(program, config, partitioner, slice_, save)
+
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_AT_ONCE)) as pool:
+        # In reverse, so that the first of equal ones is the one that is compiled.
+        wanted = {program.key: program for program in reversed(found)}
+        rows = {key: pool.submit(one, wanted[key]) for key in reversed(wanted)}
+        return [rows[program.key].result() for program in found]
 
 
 def _measured(
@@ -130,31 +156,60 @@ def _measured(
     }
 
 
-def proposals(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    """(flags, configuration) of settings that take less memory, the mildest first."""
-    replace = dataclasses.replace
+def proposals(config: RunConfig, failing: set[str], chips_: int) -> Iterator[tuple[str, RunConfig]]:
+    """(flags, configuration) of settings that take less memory, the mildest first.
+
+    Args:
+      config: the run that doesn't fit.
+      failing: names of the stages that don't.
+      chips_: of all slices together.
+    """
+    flags: list[str] = []
     if config.network.remat != "full":
-        network = replace(config.network, remat="full")
-        yield "--gin.NetworkConfig.remat=\"'full'\"", replace(config, network=network)
-        config = replace(config, network=network)
-    for parts in (2, 4, 8):
-        stages = tuple(
-            replace(stage, microbatches=stage.microbatches * parts)
-            if hasattr(stage, "microbatches")
-            and stage.batch_size % (stage.microbatches * parts) == 0
-            else stage
-            for stage in config.stages
-        )
-        flags = " ".join(
-            f"--gin.{stage.name}/{type(stage).__name__}.microbatches={stage.microbatches}"
-            for stage in stages
-            if hasattr(stage, "microbatches")
-        )
-        yield flags, replace(config, stages=stages)
-    for model in (2, 4, 8):
-        if config.network.num_kv_heads % (config.mesh.model * model) == 0:
-            mesh = replace(config.mesh, model=config.mesh.model * model)
-            yield f"--gin.MeshConfig.model={mesh.model}", replace(config, mesh=mesh)
+        network = dataclasses.replace(config.network, remat="full")
+        config = dataclasses.replace(config, network=network)
+        flags.append("--gin.NetworkConfig.remat=\"'full'\"")
+        yield " ".join(flags), config
+    offloaded = [_offloaded(stage) if stage.name in failing else stage for stage in config.stages]
+    if offloaded != list(config.stages):
+        config = dataclasses.replace(config, stages=tuple(offloaded))
+        names = [s.name for s in offloaded if s.name in failing and isinstance(s, RLStage)]
+        flags += [f"--gin.{name}/RLStage.offload_frozen=True" for name in names]
+        yield " ".join(flags), config
+    for wider in (1, 2, 4, 8):
+        mesh = dataclasses.replace(config.mesh, model=config.mesh.model * wider)
+        if config.network.num_kv_heads % mesh.model:
+            continue
+        split = [f"--gin.MeshConfig.model={mesh.model}"] if wider > 1 else []
+        for more in _PARTS if wider > 1 else _PARTS[1:]:
+            parts = {s.name: s.parts * (more if s.name in failing else 1) for s in config.stages}
+            rows = chips_ // mesh.model
+            if any(stage.batch_size % (parts[stage.name] * rows) for stage in config.stages):
+                continue
+            cut = [_cut(stage, more) for stage in config.stages if stage.name in failing]
+            changed = {stage.name: stage for stage, _ in cut}
+            stages = tuple(changed.get(stage.name, stage) for stage in config.stages)
+            wanted = flags + split + [flag for _, flag in cut if flag]
+            yield " ".join(wanted), dataclasses.replace(config, mesh=mesh, stages=stages)
+
+
+def _offloaded(stage: Stage) -> Stage:
+    if isinstance(stage, RLStage):
+        return dataclasses.replace(stage, offload_frozen=True)
+    return stage
+
+
+def _cut(stage: Stage, more: int) -> tuple[Stage, str]:
+    """The stage with `more` times its microbatches, and the flag that says so."""
+    if more == 1:
+        return stage, ""
+    if isinstance(stage, RLStage):
+        ppo = dataclasses.replace(stage.ppo, microbatches=stage.ppo.microbatches * more)
+        flag = f"--gin.{stage.name}/PPOConfig.microbatches={ppo.microbatches}"
+        return dataclasses.replace(stage, ppo=ppo), flag
+    parts = stage.microbatches * more
+    flag = f"--gin.{stage.name}/{type(stage).__name__}.microbatches={parts}"
+    return dataclasses.replace(stage, microbatches=parts), flag
 
 
 def propose(
@@ -166,17 +221,11 @@ def propose(
 ) -> tuple[str, float] | None:
     """The first of `proposals` that makes what doesn't fit fit; None if there is none."""
     failing = {(row["stage"], row["program"]) for row in plan["programs"] if row["share"] > SHARE}
-    for flags, other in proposals(config):
+    for flags, other in proposals(config, {stage for stage, _ in failing}, len(devices)):
         say(f"trying {flags}")
-        try:
-            partitioner = Partitioner(other.mesh, devices)
-        except UserError:
-            continue
-        rows = [
-            _measured(program, other, partitioner, slice_, None)
-            for program in programs(other, partitioner)
-            if (program.stage, program.name) in failing
-        ]
+        partitioner = Partitioner(other.mesh, devices)
+        found = [p for p in programs(other, partitioner) if (p.stage, p.name) in failing]
+        rows = _measure(found, other, partitioner, slice_, lambda text: None)
         if all(row["share"] <= SHARE for row in rows):
             return flags, max(row["peak"] for row in rows)
     return None
@@ -206,6 +255,13 @@ def to_text(plan: dict[str, Any]) -> str:
             f"{row['flops'] / 1e15:>8.2f}{moved / _GIB:>8.2f}{row['seconds']:>9.3f}"
             f"{row['tokens_per_second']:>10,.0f}{row['mfu']:>6.0%}{row['runs']:>9,.0f}"
         )
+    lines += ["", f"{'stage':<12}{'what stays on each chip':<36}{'GiB':>7}"]
+    for stage, role, size in dict.fromkeys(
+        (row["stage"], role, size)
+        for row in plan["programs"]
+        for role, size in row["roles"].items()
+    ):
+        lines.append(f"{stage:<12}{role:<36}{size / _GIB:>7.2f}")
     lines += [
         "",
         "GiB on each chip: kept = parameters, optimizers and frozen models; temp = what a program "

@@ -105,6 +105,7 @@ def matrix_parameters(network: NetworkConfig) -> int:
 def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
     """The programs of every stage, in the order they run."""
     for stage in config.stages:
+        stages.check_rows(stage, partitioner)
         if isinstance(stage, RLStage):
             yield from _rl(config, stage, partitioner)
         else:
@@ -166,8 +167,10 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
     B, R = stage.batch_size, widths.response
     P, Q = (widths.policy, widths.reward) if stage.task == "rl_policy" else (widths.pit, widths.gap)
     models = {
-        "reference": stages.abstract_model(stages.init_language_model(network), partitioner),
-        "reward": stages.abstract_model(stages.init_scalar_model(network), partitioner),
+        "reference": stages.abstract_frozen(
+            stages.init_language_model(network), network, partitioner
+        ),
+        "reward": stages.abstract_frozen(stages.init_scalar_model(network), network, partitioner),
     }
     state: Any = stages.abstract_state(stage, network, partitioner)
     resident = {"parameters": state.train.params, "optimizer": state.train.opt_state}
@@ -185,7 +188,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         partitioner,
     )
     key = _key(partitioner)
-    parts = stage.ppo.minibatches
+    parts = stage.ppo.parts
     updates = parts * stage.ppo.epochs
     steps = sum(round_.steps for round_ in stage.rounds)
     yield Program(
@@ -212,7 +215,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         improve,
         (state, experience, key),
         resident,
-        {"frozen models": models},
+        {} if stage.offload_frozen else {"frozen models": models},
         (
             Work(B // parts, P + R, R, backward=True, times=updates),
             Work(B // parts, Q + R, backward=True, times=updates),

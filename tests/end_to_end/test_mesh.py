@@ -1,9 +1,11 @@
-"""Eight simulated devices compute what one does: a 4 x 2 mesh (data x model) against one device."""
+"""Eight simulated devices compute what one does, in every layout, every kind of stage."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -11,19 +13,35 @@ import pytest
 from pit_jax import curriculum, stages, trainer
 from pit_jax.curriculum import Round
 from pit_jax.metrics import compute
-from pit_jax.partitioning import MeshConfig, Partitioner
+from pit_jax.partitioning import MeshConfig, OnHost, Partitioner
 from pit_jax.pipeline import Run
 from tests import tiny_runs
 
 pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("quick_compiling")]
 
 MESH = MeshConfig(data=4, model=2)
+NETWORK = tiny_runs.NETWORK
 # Sums in another order, in float32.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def partitioners():
-    return Partitioner(MeshConfig(), jax.devices()[:1]), Partitioner(MESH)
+LAYOUTS = {
+    "data": MeshConfig(),
+    "data_and_model": MESH,
+    "model": MeshConfig(model=8),
+    "slices": MeshConfig(slices=2, data=2, model=2),
+    "sequence_parallel": MeshConfig(data=4, model=2, sequence_parallel=True),
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request):
+    return Partitioner(LAYOUTS[request.param])
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return tiny_runs.on_one_device(tiny_runs.config(trained))
 
 
 @pytest.fixture(scope="module")
@@ -61,67 +79,89 @@ def test_a_stage_trained_on_eight_devices_goes_on_on_one(on_mesh):
         assert len(one.sharding.device_set) == 1
 
 
-@pytest.mark.parametrize("name", ["rm_policy", "rm_gap"])
-def test_a_reward_step_has_the_loss_of_one_device(name, trained):
-    run = tiny_runs.on_one_device(tiny_runs.config(trained))
-    stage = run.stage(name)
-    batch = next(run.data.batches(name, "train", stage.batch_size))
-    results = []
-    for partitioner in partitioners():
-        state = stages.create_state(stage, run.config.network, partitioner, jax.random.key(0))
-        step = trainer.make_step(stages.objective(stage, run.config.network), partitioner)
-        state, metrics = step(state, partitioner.shard_batch(batch))
-        results.append((compute(metrics), jax.device_get(state.params)))
-    (one, params), (eight, other) = results
+def supervised_step(run, stage, partitioner):
+    """Metrics of one step, and the parameters after it."""
+    batch = next(run.data.batches(stage.task, "train", stage.batch_size))
+    state = stages.create_state(stage, NETWORK, partitioner, jax.random.key(0))
+    loss = stages.objective(stage, NETWORK)
+    step = trainer.make_step(loss, partitioner, stage.microbatches)
+    state, metrics = step(state, partitioner.shard_batch(batch))
+    metrics["tokens"] = metrics["tokens"][0], 1.0  # a count, not a mean over microbatches
+    return compute(metrics), jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(run):
+    """Stage -> the same of one device, each computed once."""
+    one = Partitioner(MeshConfig(), jax.devices()[:1])
+
+    @functools.cache
+    def step(name):
+        if name in ("rl_policy", "rl_pit"):
+            return ppo_step(run, name, one)
+        return supervised_step(run, run.stage(name), one)
+
+    return step
+
+
+def same(one, eight):
     assert one.keys() == eight.keys()
     for key, value in one.items():
         np.testing.assert_allclose(value, eight[key], **CLOSE, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["sft_policy", "sft_pit", "rm_policy", "rm_gap"])
+def test_a_supervised_step_has_the_loss_of_one_device(name, layout, run, on_one_device):
+    metrics, params = on_one_device(name)
+    parts = 2 if layout.mesh.shape["data"] < 8 else 1
+    stage = dataclasses.replace(run.stage(name), microbatches=parts)
+    others, other_params = supervised_step(run, stage, layout)
+    same(metrics, others)
     # Adam's first step is the gradient's sign times the rate, and a sign of about 0 may turn.
-    for leaf, same in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True):
-        assert np.mean(np.abs(leaf - same) > 1e-4) < 0.01
+    for leaf, other in zip(jax.tree.leaves(params), jax.tree.leaves(other_params), strict=True):
+        assert np.mean(np.abs(leaf - other) > 1e-4) < 0.01
 
 
-def test_a_ppo_step_has_the_episodes_and_losses_of_one_device(trained):
-    """The rollout draws the same tokens, and the update reports the same losses.
+def ppo_step(run, name, partitioner):
+    """Metrics and sampled texts of a PPO step of one gradient step.
 
-    One gradient step only: Adam's first step is the gradient's sign, which rounding turns where a
-    gradient is 0.
+    One only: Adam's first step is the gradient's sign, which rounding turns where a gradient is 0.
     """
-    run = tiny_runs.on_one_device(tiny_runs.config(trained))
     ppo = dataclasses.replace(tiny_runs.PPO, epochs=1, minibatches=1)
-    stage = tiny_runs.rl("rl_pit", (Round("data", 1),), ppo=ppo)
-    batch = next(run.data.batches("rl_pit", "train", stage.batch_size))
-    results = []
-    for partitioner in partitioners():
-        frozen = {
-            "reference": random_model(stages.init_language_model, partitioner, 1),
-            "reward": random_model(stages.init_scalar_model, partitioner, 2),
-        }
-        state = stages.create_state(stage, run.config.network, partitioner, jax.random.key(0))
-        step = curriculum.make_step(
-            run.config.network,
-            stage.ppo,
-            "sum",
-            run.layout.widths(run.config.lengths).response,
-            partitioner,
-            frozen,
-            jax.random.key(5),
-            run.vocabulary.decode,
-        )
-        _, metrics, texts = step(state, batch, 0)
-        results.append((compute(metrics), texts()))
-    (one, texts), (eight, other_texts) = results
-    assert texts["sample_0"] == other_texts["sample_0"]
-    assert one.keys() == eight.keys()
-    for name, value in one.items():
-        np.testing.assert_allclose(value, eight[name], **CLOSE, err_msg=name)
-    assert one["first_ratio_error"] == eight["first_ratio_error"] == 0.0
+    source = "none" if name == "rl_policy" else "data"
+    stage = tiny_runs.rl(name, (Round(source, 1),), ppo=ppo)
+    batch = next(run.data.batches(name, "train", stage.batch_size))
+    frozen = {
+        "reference": random_model(stages.init_language_model, partitioner, 1),
+        "reward": random_model(stages.init_scalar_model, partitioner, 2),
+    }
+    state = stages.create_state(stage, NETWORK, partitioner, jax.random.key(0))
+    step = curriculum.make_step(
+        NETWORK,
+        stage.ppo,
+        "sum",
+        run.layout.widths(run.config.lengths).response,
+        partitioner,
+        OnHost(frozen),
+        jax.random.key(5),
+        run.vocabulary.decode,
+    )
+    _, metrics, texts = step(state, batch, 0)
+    return compute(metrics), texts()["sample_0"]
+
+
+@pytest.mark.parametrize("name", ["rl_policy", "rl_pit"])
+def test_a_ppo_step_has_the_episodes_and_losses_of_one_device(name, layout, run, on_one_device):
+    """The rollout draws the same tokens, and the update reports the same losses."""
+    metrics, text = on_one_device(name)
+    others, other_text = ppo_step(run, name, layout)
+    assert text == other_text
+    same(metrics, others)
+    assert metrics["first_ratio_error"] == others["first_ratio_error"] == 0.0
 
 
 def random_model(init, partitioner, seed):
-    make = init(tiny_runs.NETWORK)
+    make = init(NETWORK)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, stages.abstract_model(make, partitioner))
-    import flax.linen as nn
-
     build = partitioner.jit(lambda key: nn.meta.unbox(make(key)), out_shardings=shardings)
     return build(jax.random.key(seed))

@@ -16,6 +16,7 @@ from pit_jax.models.attention import (
     KVCache,
     attend,
     attend_causal,
+    attend_in_turn,
     causal_mask,
     positions_of,
     tree_mask,
@@ -113,8 +114,9 @@ def test_causal_attention_in_parts_is_attention(length):
     segments = np.sort(rng.integers(0, 3, (2, length)), axis=1)
     mask = causal_mask(jnp.asarray(segments))
     expected = attend(*map(jnp.asarray, (q, k, v)), mask)
-    out = attend_causal(*map(jnp.asarray, (q, k, v)), mask)
-    np.testing.assert_allclose(out, expected, atol=1e-6)
+    for whole in (attend_causal, attend_in_turn):
+        out = whole(*map(jnp.asarray, (q, k, v)), mask)
+        np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
 def test_tree_mask_gives_each_branch_what_it_gets_alone():

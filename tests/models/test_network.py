@@ -192,7 +192,9 @@ def test_config_rejects(change, message):
         dataclasses.replace(TINY, **change)
 
 
-def test_config_has_no_defaults():
+def test_what_a_config_computes_has_no_default():
     for field in dataclasses.fields(NetworkConfig):
+        if field.name == "attention":
+            continue  # a kernel: the same results on another platform
         assert field.default is dataclasses.MISSING, field.name
         assert field.default_factory is dataclasses.MISSING, field.name

@@ -1,0 +1,113 @@
+"""Attention kernels by platform, for whole rows in which tokens see earlier ones of their segment.
+
+`xla` is plain array code (`attention.attend_causal`) and runs everywhere; `splash` is JAX's Pallas
+kernel for TPUs; `cudnn` is NVIDIA's. They agree on real tokens and differ on padding, which nothing
+reads. Masks of another kind (trees, the KV cache) always take `xla`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pit_jax import partitioning
+from pit_jax.models.config import NetworkConfig
+
+_LANES = 128  # of a TPU's vector registers; splash wants rows and heads of multiples of it
+_LARGEST_BLOCK = 512
+
+
+def platform() -> str:
+    """Of the devices that the program which is traced is for: `cpu`, `gpu` or `tpu`."""
+    partitioner = partitioning.active()
+    return partitioner.platform if partitioner else jax.default_backend()
+
+
+def choose(config: NetworkConfig) -> str:
+    """The kernel for the devices at hand: `xla`, `splash` or `cudnn`."""
+    if config.attention != "auto":
+        return config.attention
+    if platform() == "tpu" and config.head_dim % _LANES == 0:
+        return "splash"
+    if platform() == "gpu" and config.dtype == "bfloat16" and config.head_dim in range(8, 129, 8):
+        return "cudnn"
+    return "xla"
+
+
+def fused(
+    kernel: str, q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, segments_BT: jax.Array
+) -> jax.Array:
+    """Causal attention within segments by one of the fused kernels.
+
+    Args:
+      kernel: `splash` or `cudnn`.
+      q_BTHE: queries.
+      k_BTKE: keys.
+      v_BTKE: values.
+      segments_BT: int32 segment of each token, 0 for padding.
+
+    Returns:
+      [B, T, H, E] in the type of `q_BTHE`; anything finite on padding.
+    """
+    T = q_BTHE.shape[1]
+    multiple = _LANES if T <= _LARGEST_BLOCK else 2 * _LANES
+    extra = -T % multiple
+    q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q_BTHE, k_BTKE, v_BTKE))
+    segments = jnp.pad(segments_BT, ((0, 0), (0, extra)))
+    out = {"splash": _splash, "cudnn": _cudnn}[kernel](q, k, v, segments)
+    return out[:, :T]
+
+
+def _cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT):
+    same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return jax.nn.dot_product_attention(
+        q_BTHE, k_BTKE, v_BTKE, mask=same_BTT[:, None], is_causal=True, implementation="cudnn"
+    )
+
+
+def _splash(q_BTHE, k_BTKE, v_BTKE, segments_BT, interpret: bool = False):
+    q_BHTE, k_BKTE, v_BKTE = (jnp.swapaxes(x, 1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
+    q_BHTE = q_BHTE * jnp.asarray(q_BHTE.shape[-1] ** -0.5, q_BHTE.dtype)
+
+    def rows(q, k, v, segments):
+        kernel = _splash_kernel(q.shape[1], q.shape[2], interpret)
+        return jax.vmap(lambda q, k, v, s: kernel(q, k, v, (s, s)))(q, k, v, segments)
+
+    partitioner = partitioning.active()
+    if partitioner is not None:  # the compiler can't split a Pallas kernel by itself
+        shapes = (
+            (("batch", "heads", "length", "kv"), q_BHTE),
+            (("batch", "kv_heads", "length", "kv"), k_BKTE),
+            (("batch", "kv_heads", "length", "kv"), v_BKTE),
+            (("batch", "length"), segments_BT),
+        )
+        specs = tuple(partitioner.spec(names, x.shape) for names, x in shapes)
+        rows = jax.shard_map(
+            rows, mesh=partitioner.mesh, in_specs=specs, out_specs=specs[0], check_vma=False
+        )
+    return jnp.swapaxes(rows(q_BHTE, k_BKTE, v_BKTE, segments_BT), 1, 2)
+
+
+def _splash_kernel(heads: int, length: int, interpret: bool):
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    block = next(b for b in range(_LARGEST_BLOCK, 0, -_LANES) if length % b == 0)
+    mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
+    sizes = splash_attention.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    kernel = splash_attention.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+
+    def call(q, k, v, segments):
+        return kernel(q, k, v, segment_ids=splash_attention.SegmentIds(*segments))
+
+    return call
