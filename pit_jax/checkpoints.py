@@ -7,14 +7,16 @@ spent). Checkpoints are written asynchronously, committed atomically, and restor
 
 from __future__ import annotations
 
-import pathlib
+import os
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from pit_jax.errors import UserError
+from pit_jax.files import is_local
 
 
 def split_model(state: Any) -> tuple[Any, Any]:
@@ -50,7 +52,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: str | os.PathLike[str],
         best_metric: str | None = None,
         keep_every: int = 0,
         read_only: bool = False,
@@ -68,7 +70,9 @@ class Checkpoints:
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
         self._best_metric = best_metric
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = epath.Path(directory)
+        if is_local(self.directory):
+            self.directory = self.directory.resolve()
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("model", "rest", "extra"),

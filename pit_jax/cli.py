@@ -18,7 +18,7 @@ from typing import Any
 
 import gin
 from pit_jax import __version__
-from pit_jax.errors import NotFiniteError, UserError
+from pit_jax.errors import Interrupted, NotFiniteError, UserError
 
 _EXAMPLES = {
     "run": (
@@ -47,10 +47,30 @@ _SUMMARIES = {
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
     "evaluate": "judge, table and plot the models of a run, or saved generations",
 }
+_ON_DEVICES = ("run", "train", "improve", "evaluate")
+_SEVERAL_HOSTS = """
+several hosts:
+  --distributed joins the processes of all hosts; each is given the same command. On TPU pods they
+  find each other. Processes that are started by hand need these environment variables:
+    PIT_JAX_COORDINATOR     HOST:PORT, a free port of the first process's host
+    PIT_JAX_PROCESS_COUNT   how many there are
+    PIT_JAX_PROCESS_INDEX   which one this is, from 0
+  The first process prints and writes. Hosts that share no disk need MODEL_DIR in a bucket,
+  gs://BUCKET/FOLDER.
+
+signals:
+  After SIGTERM or SIGINT (^C), a stage in training finishes its step, writes a checkpoint and ends
+  with exit status 143 or 130; at any other time the process ends at once.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; exit status 0, 2 for a user's mistake, 1 when training broke off."""
+    """Runs a command.
+
+    Returns:
+      the exit status: 0, 2 for a user's mistake, 1 when training broke off, 143 or 130 when it was
+      ended by SIGTERM or SIGINT.
+    """
     arguments, bindings = _split_bindings(list(sys.argv[1:] if argv is None else argv))
     options = _parser().parse_args(arguments)
     try:
@@ -61,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NotFiniteError as error:
         print(f"pit_jax {options.command}: {error}", file=sys.stderr)
         return 1
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         print("interrupted; the same command continues at the last checkpoint", file=sys.stderr)
         return 130
@@ -79,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
-            epilog=f"example:\n  {_EXAMPLES[name]}",
+            epilog=(_SEVERAL_HOSTS if name in _ON_DEVICES else "")
+            + f"\nexample:\n  {_EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -106,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
                 const="10:12",
                 metavar="FIRST:LAST",
                 help="trace these steps of each stage that is trained; 10:12 by default",
+            )
+        if name in _ON_DEVICES:
+            command.add_argument(
+                "--distributed",
+                action="store_true",
+                help="join the processes of several hosts; see below",
             )
         if name == "data":
             command.add_argument(
@@ -149,7 +179,7 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
     _quieten()
-    from pit_jax import commands, pipeline, profiling
+    from pit_jax import commands, pipeline, processes, profiling, signals
     from pit_jax.evaluation import suite
 
     profile = getattr(options, "profile", None)
@@ -163,12 +193,17 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
         return commands.plan(config, options)
     if options.command == "train":
         options.stage = _macro("STAGE")
-    run = pipeline.Run(config)
-    run.profile = window
-    if options.dry_run:
-        commands.describe(run)
-    else:
-        getattr(commands, options.command)(run, evaluation, options)
+    if options.dry_run or options.command not in _ON_DEVICES:
+        run = pipeline.Run(config)
+        commands.describe(run) if options.dry_run else commands.data(run, evaluation, options)
+        return 0
+    with signals.Signals() as caught, open(os.devnull, "w") as silence:
+        if options.distributed:
+            processes.initialize()
+        with contextlib.redirect_stdout(sys.stdout if processes.is_first() else silence):
+            run = pipeline.Run(config)
+            run.signals, run.profile = caught, window
+            getattr(commands, options.command)(run, evaluation, options)
     return 0
 
 

@@ -10,6 +10,9 @@ import pathlib
 import sys
 from typing import Any
 
+from etils import epath
+
+from pit_jax import files, processes
 from pit_jax.errors import UserError
 
 
@@ -75,7 +78,7 @@ def evaluate(run, evaluation, options) -> None:
     if options.generations:
         _evaluate_generations(run, evaluation, options)
         return
-    directory = pathlib.Path(options.output) if options.output else run.directory
+    directory = epath.Path(options.output) if options.output else run.directory
     _report(run, evaluation, directory, options.config_text, options)
 
 
@@ -88,9 +91,10 @@ def _report(run, evaluation, directory, config_text: str, options) -> None:
     results["command"] = f"python -m pit_jax {options.command} " + " ".join(
         f"--gin_file={file}" for file in options.gin_file
     )
-    paths = report.write_report(results, directory)
-    print(report.format_summary(results))
-    print(f"report: {paths['html']}")
+    if processes.is_first():
+        paths = report.write_report(results, directory)
+        print(report.format_summary(results))
+        print(f"report: {paths['html']}")
 
 
 def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
@@ -100,7 +104,7 @@ def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
       UserError: `file:line: what was expected`.
     """
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        lines = epath.Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read: {error}") from None
     records = []
@@ -126,8 +130,8 @@ def improve(run, evaluation, options) -> None:
     from pit_jax.sampler import Response
 
     records = _read_records(options.input, {"prompt": str})
-    output = pathlib.Path(options.output)
-    if output.is_dir() or not output.absolute().parent.is_dir():
+    output = epath.Path(options.output)
+    if output.is_dir() or (files.is_local(output) and not output.absolute().parent.is_dir()):
         raise UserError(f"--output: can't write {output}, expected a file in a folder there is")
     widths = run.layout.widths(run.config.lengths)
     built = [run.layout.policy_prompt(record["prompt"]) for record in records]
@@ -159,17 +163,20 @@ def improve(run, evaluation, options) -> None:
     key = run.key("improve", method)
     prompts = [record["prompt"] for record in records]
     traces = improver(prompts, responses, rows, key, run.config.improve)
-    with open(options.output, "w", encoding="utf-8") as file:
-        for record, trace in zip(records, traces, strict=True):
-            texts = [run.vocabulary.decode(r.tokens) for r in trace.responses]
-            line = {
-                "prompt": record["prompt"],
-                "responses": texts,
-                "gaps": trace.gaps,
-                "response": texts[trace.final],
-                "stop_reason": trace.stop_reason,
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    if not processes.is_first():
+        return
+    lines = []
+    for record, trace in zip(records, traces, strict=True):
+        texts = [run.vocabulary.decode(r.tokens) for r in trace.responses]
+        line = {
+            "prompt": record["prompt"],
+            "responses": texts,
+            "gaps": trace.gaps,
+            "response": texts[trace.final],
+            "stop_reason": trace.stop_reason,
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    files.write_whole(output, "".join(lines))
     changed = sum(trace.final > 0 for trace in traces)
     print(f"{len(traces)} prompts, {changed} with an improved response -> {options.output}")
 
@@ -192,7 +199,7 @@ def _evaluate_generations(run, evaluation, options) -> None:
                 raise UserError(f"{place}: {error}") from None
     results = suite.Suite(run, evaluation).judge_generations(records)
     print(report.format_summary(results))
-    if options.output:
+    if options.output and processes.is_first():
         paths = report.write_report(results, options.output)
         print(f"report: {paths['html']}")
 

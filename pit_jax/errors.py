@@ -11,3 +11,15 @@ class UserError(ValueError):
 
 class NotFiniteError(RuntimeError):
     """Ten steps in a row had a loss or gradient that wasn't finite."""
+
+
+class Interrupted(Exception):
+    """A stage was told to stop by a signal, and wrote a checkpoint.
+
+    Attributes:
+      number: of the signal.
+    """
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"interrupted; the same command continues at step {step}")
+        self.number = number

@@ -7,20 +7,26 @@ means. The tree is plain tuples in a dict: it passes through jit, scan and psum 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 import numpy as np
+from etils import epath
+
+from pit_jax import files
+from pit_jax.errors import UserError
 
 Metrics = dict[str, tuple[Any, Any]]
 
 _RESERVED_KEYS = ("step", "texts")
+_UPLOAD_SECONDS = 60.0
 
 
 def merge(a: Mapping[str, tuple[Any, Any]], b: Mapping[str, tuple[Any, Any]]) -> Metrics:
@@ -70,7 +76,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       FileNotFoundError: there is no such file.
       ValueError: a line before the last one is not a JSON object.
     """
-    lines = pathlib.Path(path).read_bytes().split(b"\n")
+    lines = epath.Path(path).read_bytes().split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
     records = []
@@ -96,14 +102,17 @@ class Writer(Protocol):
         self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
     ) -> None: ...
 
+    def flush(self) -> None: ...
+
     def close(self) -> None: ...
 
 
 class JsonlWriter:
     """One JSON object a line: `{"step": 10, "loss": 1.5, "texts": {"sample": "..."}}`.
 
-    Every line is flushed when it is written. A value that is not finite is stored as null, so that
-    every line is standard JSON.
+    On a disk every line is flushed when it is written. In a bucket, where nothing can be appended,
+    the file is written anew when `flush` or `close` is called, and by the first `write` after a
+    minute. A value that is not finite is stored as null, so that every line is standard JSON.
 
     Args:
       path: the file; it and its folder are made when absent.
@@ -112,25 +121,23 @@ class JsonlWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None):
-        self._path = pathlib.Path(path)
+        self._path = epath.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.exists():
-            self._repair(resume_step)
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-
-    def _repair(self, resume_step: int | None) -> None:
-        kept = [
-            record
-            for record in read_jsonl(self._path)
+        records = read_jsonl(self._path) if self._path.exists() else []
+        self._lines = [
+            _json_line(record)
+            for record in records
             if resume_step is None or record.get("step", 0) <= resume_step
         ]
-        # Replaced whole, so a crash here leaves either the old file or the new one.
-        scratch = self._path.with_name(self._path.name + ".tmp")
-        with open(scratch, "w", encoding="utf-8") as file:
-            file.writelines(_json_line(record) for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, self._path)
+        self._file: TextIO | None = None
+        self._upload()
+        if files.is_local(self._path):
+            self._lines = []
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+
+    def _upload(self) -> None:
+        files.write_whole(self._path, "".join(self._lines))
+        self._uploaded, self._changed = time.monotonic(), False
 
     def write(
         self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
@@ -142,11 +149,23 @@ class JsonlWriter:
         record.update((name, float(value)) for name, value in scalars.items())
         if texts:
             record["texts"] = dict(texts)
-        self._file.write(_json_line(record))
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(_json_line(record))
+            self._file.flush()
+            return
+        self._lines.append(_json_line(record))
+        self._changed = True
+        if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self._upload()
+
+    def flush(self) -> None:
+        if self._changed:
+            self._upload()
 
     def close(self) -> None:
-        self._file.close()
+        self.flush()
+        if self._file is not None:
+            self._file.close()
 
 
 def _json_line(record: Mapping[str, Any]) -> str:
@@ -161,15 +180,20 @@ class TensorBoardWriter:
     """Scalars and texts as TensorBoard events (needs tensorboardX).
 
     Args:
-      log_dir: the folder of the event files.
+      log_dir: the folder of the event files; to a bucket they are copied by `flush` and `close`.
       resume_step: the step the run continues from; TensorBoard hides events of later steps.
     """
 
     def __init__(self, log_dir: str | os.PathLike[str], resume_step: int | None = None):
         import tensorboardX
 
+        self._folder = epath.Path(log_dir)
+        self._scratch: tempfile.TemporaryDirectory | None = None
+        if not files.is_local(self._folder):
+            self._scratch = tempfile.TemporaryDirectory(prefix="pit_jax_tensorboard_")
         self._writer = tensorboardX.SummaryWriter(
-            str(log_dir), purge_step=None if resume_step is None else resume_step + 1
+            self._scratch.name if self._scratch else str(log_dir),
+            purge_step=None if resume_step is None else resume_step + 1,
         )
 
     def write(
@@ -181,8 +205,59 @@ class TensorBoardWriter:
             # TensorBoard renders Markdown; an indented block shows a model's text as it is.
             self._writer.add_text(name, "    " + text.replace("\n", "\n    "), step)
 
+    def flush(self) -> None:
+        self._writer.flush()
+        self._upload()
+
     def close(self) -> None:
         self._writer.close()
+        self._upload()
+        if self._scratch:
+            self._scratch.cleanup()
+
+    def _upload(self) -> None:
+        if self._scratch:
+            for file in epath.Path(self._scratch.name).iterdir():
+                files.write_whole(self._folder / file.name, file.read_bytes())
+
+
+class WandbWriter:
+    """Scalars and texts in a run of Weights & Biases (needs wandb, which reads WANDB_API_KEY).
+
+    Args:
+      project: of Weights & Biases.
+      name: of the run. A stage that is continued goes on in the run of its name: steps that are
+        done again stand there twice.
+
+    Raises:
+      UserError: wandb isn't installed, or has no key or a wrong one.
+    """
+
+    def __init__(self, project: str, name: str):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                f"wandb_project: wandb isn't installed ({error}), expected `pip install wandb`"
+            ) from error
+        id_ = hashlib.sha256(name.encode()).hexdigest()[:16]
+        try:
+            self._run = wandb.init(project=project, name=name, id=id_, resume="allow")
+        except (wandb.UsageError, wandb.errors.AuthenticationError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(f"wandb_project: {reason}; expected a valid WANDB_API_KEY") from error
+        self._run.define_metric("*", step_metric="training_step")
+
+    def write(
+        self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
+    ) -> None:
+        self._run.log({"training_step": step, **scalars, **(texts or {})})
+
+    def flush(self) -> None:
+        """Does nothing: wandb sends what it has by itself."""
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 class Console:
@@ -248,6 +323,9 @@ class Console:
             text += f" (about {_duration(elapsed / done * left)} left)"
         return text
 
+    def flush(self) -> None:
+        """Does nothing: every line is shown at once."""
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -274,6 +352,11 @@ class MetricWriter:
         """Records one step. `scalars` are floats, `texts` sample outputs by name."""
         for writer in self._writers:
             writer.write(step, scalars, texts)
+
+    def flush(self) -> None:
+        """Brings what was written so far to where it is kept; called before a checkpoint."""
+        for writer in self._writers:
+            writer.flush()
 
     def close(self) -> None:
         """Closes all of them, also when one fails to close."""

@@ -170,19 +170,10 @@ class Partitioner:
         return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
     def shard_batch(self, batch: Any) -> Any:
-        """Puts this process's rows of a batch (dim 0) on the mesh; rows are split over `data`."""
+        """Puts a batch on the mesh, its rows (dim 0) split over `data`.
 
-        def put(array):
-            array = np.asarray(array)
-            rows = array.shape[0] * jax.process_count()
-            names = ("batch", *([None] * (array.ndim - 1)))
-            sharding = self.sharding(names, (rows, *array.shape[1:]))
-            return jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
-
-        return jax.tree.map(put, batch)
-
-    def shard_whole(self, batch: Any) -> Any:
-        """Puts a batch that every process holds whole on the mesh; rows are split over `data`."""
+        Every process holds the batch whole, and its devices take the rows that are theirs.
+        """
 
         def put(array):
             array = np.asarray(array)

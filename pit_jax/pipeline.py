@@ -11,14 +11,14 @@ import dataclasses
 import functools
 import itertools
 import json
-import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
-from pit_jax import curriculum, flops, profiling, run_directory, stages, trainer
+from pit_jax import curriculum, flops, processes, profiling, run_directory, stages, trainer
 from pit_jax import metrics as metrics_lib
 from pit_jax.checkpoints import Checkpoints
 from pit_jax.data.batching import BatchingConfig
@@ -29,11 +29,13 @@ from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.data.vocabularies import Vocabulary
 from pit_jax.data.vocabularies import load as load_vocabulary
 from pit_jax.errors import UserError
+from pit_jax.files import write_whole
 from pit_jax.improve import ImproveConfig, Improver
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.network import in_compute_type
 from pit_jax.partitioning import MeshConfig, OnHost, Partitioner
 from pit_jax.sampler import Sampler
+from pit_jax.signals import Signals
 from pit_jax.stages import RewardStage, RLStage, Stage, SupervisedStage
 
 _SHOWN = {
@@ -52,7 +54,7 @@ class RunConfig:
     """Everything a run is made of.
 
     Attributes:
-      model_dir: the run directory.
+      model_dir: the run directory, on a disk or in a bucket: `gs://BUCKET/FOLDER`.
       seed: of initial weights, data order and sampling.
       network: of every role.
       vocabulary: `bytes`, `words:FAMILY`, `sentencepiece:PATH` or `tokenizer:PATH`.
@@ -69,6 +71,7 @@ class RunConfig:
       shard_size: records in a shard of a reference store.
       improve: iterations and stop criteria of the `improve` command.
       tensorboard: whether to write TensorBoard events.
+      wandb_project: where Weights & Biases shows the metrics too; empty: nowhere.
     """
 
     model_dir: str
@@ -87,6 +90,7 @@ class RunConfig:
     shard_size: int = 1024
     improve: ImproveConfig = ImproveConfig()
     tensorboard: bool = False
+    wandb_project: str = ""
 
     def __post_init__(self):
         names = [stage.name for stage in self.stages]
@@ -97,7 +101,7 @@ class RunConfig:
 
 
 class Run:
-    """A run on this machine's devices.
+    """A run on the devices of all processes.
 
     Attributes:
       config: what it is made of.
@@ -108,6 +112,7 @@ class Run:
       config_text: the configuration as the user's file has it; kept in the folder of each stage.
       profile: steps of each stage to trace.
       sampler: decodes and scores in batches.
+      signals: that end the training of a stage early; entered by the command line.
     """
 
     def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
@@ -121,7 +126,7 @@ class Run:
           UserError: for data, vocabulary or a network that don't fit each other.
         """
         self.config = config
-        self.directory = pathlib.Path(config.model_dir)
+        self.directory = epath.Path(config.model_dir)
         self.partitioner = Partitioner(config.mesh, devices)
         self._peak = flops.peak(device.device_kind for device in self.partitioner.mesh.devices.flat)
         words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
@@ -140,6 +145,7 @@ class Run:
         self.sampler = Sampler(config.network, self.partitioner, response, config.sampling_batch)
         self.config_text = ""
         self.profile: profiling.Window | None = None
+        self.signals = Signals()
         self._stages = {stage.name: stage for stage in config.stages}
 
     def stage(self, name: str) -> Stage:
@@ -226,8 +232,8 @@ class Run:
         if self.is_complete(name):
             print(f"{name}: complete, skipped", flush=True)
             return self.result(name)
-        if jax.process_index() == 0:
-            (folder / "operative_config.gin").write_text(self.config_text)
+        if processes.is_first():
+            write_whole(folder / "operative_config.gin", self.config_text)
         best = "accuracy" if isinstance(stage, RewardStage) else None
         keep_every = stage.keep_every if isinstance(stage, RLStage) else 0
         checkpoints = Checkpoints(folder / "checkpoints", best, keep_every)
@@ -235,7 +241,8 @@ class Run:
             state, progress = self._fit(stage, checkpoints, keep_every)
         finally:  # an interrupted run too leaves its last checkpoint whole
             checkpoints.close()
-        return self._finish(stage, state, progress)
+        self._finish(stage, state, progress)
+        return self.result(name)
 
     def _fit(self, stage: Stage, checkpoints: Checkpoints, keep_every: int):
         name = stage.name
@@ -262,6 +269,7 @@ class Run:
                 keep_every=keep_every,
                 peak=self._peak,
                 wrap=profiler.wrap,
+                signals=self.signals,
             )
             if isinstance(stage, RLStage):
                 state = self._train_rl(stage, state, fit, progress)
@@ -291,7 +299,8 @@ class Run:
             done = flops.total(work, self.config.network)
             return state, metrics | {"model_flops": (done, 1.0)}, dict
 
-        return fit(state, placed, batches, stop=stage.steps, held_out=held_out)
+        with self.signals.training():
+            return fit(state, placed, batches, stop=stage.steps, held_out=held_out)
 
     def _train_rl(self, stage: RLStage, state, fit, progress):
         expected = {"rl_policy": "rm_policy", "rl_pit": "rm_gap"}[stage.task]
@@ -319,7 +328,8 @@ class Run:
             if round_.is_sampled:
                 store = self._sample_references(stage, number, round_, state)
             batches = self._batches(stage, progress.step - first, number, store)
-            state = fit(state, step, batches, stop=last)
+            with self.signals.training():
+                state = fit(state, step, batches, stop=last)
         return state
 
     def _sample_references(self, stage, number, round_, state) -> str:
@@ -329,7 +339,11 @@ class Run:
         meta = ReferenceMeta(
             number, round_.source, f"{round_.policy}@{policy_step}", self.config.seed
         )
-        writer = ReferenceWriter(directory, self.config.shard_size, meta)
+        open_writer = functools.partial(ReferenceWriter, directory, self.config.shard_size, meta)
+        writer = open_writer(write=False)
+        processes.any_process()  # all have read how far the store is
+        if processes.is_first():
+            writer = open_writer()
         if writer.closed:
             return str(directory)
         print(
@@ -344,6 +358,7 @@ class Run:
             key=self.key("references", stage.name, number),
             shard_size=self.config.shard_size,
         )
+        processes.any_process()  # the first one has closed the store
         return str(directory)
 
     def _load_frozen(self, name: str, step: int | None = None) -> Any:
@@ -389,26 +404,18 @@ class Run:
             stage.batch_size,
             seed=zlib.crc32(f"{self.config.seed} {stage.task} {round_number}".encode()),
             start_batch=start_batch,
-            num_hosts=jax.process_count(),
-            host_index=jax.process_index(),
             **({"references": store} if store else {}),
         )
 
     def _dev_batches(self, stage: RewardStage) -> Iterator:
         batches = self.data.batches(
-            stage.task,
-            "dev",
-            stage.batch_size,
-            shuffle=False,
-            num_epochs=1,
-            num_hosts=jax.process_count(),
-            host_index=jax.process_index(),
+            stage.task, "dev", stage.batch_size, shuffle=False, num_epochs=1
         )
         count = -(-stage.held_out // stage.batch_size) if stage.held_out else None
         return itertools.islice(batches, count)
 
-    def _folder(self, name: str) -> pathlib.Path:
-        return pathlib.Path(name) if "/" in name else self.directory / name
+    def _folder(self, name: str) -> epath.Path:
+        return epath.Path(name) if "/" in name else self.directory / name
 
     def _identity(self) -> dict[str, str]:
         return run_directory.identity(self.config, self.vocabulary)
@@ -419,7 +426,7 @@ class Run:
 
     def _writer(self, stage: Stage, step: int) -> metrics_lib.MetricWriter:
         folder = self.directory / stage.name
-        if jax.process_index():
+        if not processes.is_first():
             return metrics_lib.MetricWriter()
         writers: list[metrics_lib.Writer] = [
             metrics_lib.JsonlWriter(folder / "metrics.jsonl", resume_step=step),
@@ -427,9 +434,13 @@ class Run:
         ]
         if self.config.tensorboard:
             writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))
+        if self.config.wandb_project:
+            writers.append(metrics_lib.WandbWriter(self.config.wandb_project, str(folder)))
         return metrics_lib.MetricWriter(*writers)
 
-    def _finish(self, stage: Stage, state: Any, progress: trainer.Progress) -> dict[str, Any]:
+    def _finish(self, stage: Stage, state: Any, progress: trainer.Progress) -> None:
+        """Writes the stage's result, for all processes to read."""
+        processes.any_process()  # the first one has closed the metrics
         records = metrics_lib.read_jsonl(self.directory / stage.name / "metrics.jsonl")
         params = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
         result = {
@@ -448,4 +459,4 @@ class Run:
         if isinstance(stage, RewardStage):
             result["pooling"] = stage.reward.pooling
         run_directory.write_json(self.directory / stage.name / "result.json", result)
-        return result
+        processes.any_process()

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
 import re
 from typing import TYPE_CHECKING, Any
 
-import jax
+from etils import epath
 
+from pit_jax import files, processes
 from pit_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,11 +51,12 @@ def identity(config: RunConfig, vocabulary: Vocabulary) -> dict[str, str]:
     }
 
 
-def claim(folder: pathlib.Path, settings: dict[str, str], identity: dict[str, str]) -> None:
+def claim(folder: epath.Path, settings: dict[str, str], identity: dict[str, str]) -> None:
     """Writes `stage.json` into a stage's folder.
 
     Raises:
-      UserError: if the folder holds a stage that was trained with other settings.
+      UserError: if the folder holds a stage that was trained with other settings, or not every
+        process sees what the first one writes.
     """
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path, checkpoints = folder / "stage.json", folder / "checkpoints"
@@ -69,11 +69,17 @@ def claim(folder: pathlib.Path, settings: dict[str, str], identity: dict[str, st
                 f"{folder}: was started with other settings ({', '.join(changed)} changed); "
                 "use another MODEL_DIR, or delete the folder to train the stage again"
             )
-        return
-    write_json(path, {"fingerprint": fingerprint, "settings": settings, "model": identity})
+    else:
+        write_json(path, {"fingerprint": fingerprint, "settings": settings, "model": identity})
+    processes.any_process()  # the first one has written
+    if processes.any_process(not path.exists()):
+        raise UserError(
+            f"{folder}: not every process sees the first one's files; hosts that share no disk "
+            "need a MODEL_DIR in a bucket, gs://BUCKET/FOLDER"
+        )
 
 
-def check_identity(folder: pathlib.Path, identity: dict[str, str]) -> None:
+def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:
     """Refuses a model whose parameters mean something else here than where they were trained.
 
     Raises:
@@ -90,11 +96,7 @@ def check_identity(folder: pathlib.Path, identity: dict[str, str]) -> None:
             )
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes whole or not at all; on the first host only."""
-    if jax.process_index():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(scratch, path)
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes whole or not at all; by the first process only."""
+    if processes.is_first():
+        files.write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

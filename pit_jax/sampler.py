@@ -89,7 +89,7 @@ class Sampler:
                 "prompts": pad_left([prompts[i] for i in chosen], width),
                 "rows": numbers[chosen],
             }
-            generation = run(params, self._partitioner.shard_whole(batch), key)
+            generation = run(params, self._partitioner.shard_batch(batch), key)
             tokens_BR = _on_host(generation.tokens_BR)
             mask_BR = _on_host(generation.mask_BR)
             count = min(self._batch_size, len(prompts) - start)
@@ -118,7 +118,7 @@ class Sampler:
                 "responses": pad_right(rows, self._response_length),
                 "mask": (np.arange(self._response_length)[None] < lengths[:, None]),
             }
-            scores.append(_on_host(run(params, self._partitioner.shard_whole(batch))))
+            scores.append(_on_host(run(params, self._partitioner.shard_batch(batch))))
         return np.concatenate(scores)[: len(prompts)] if scores else np.zeros(0, np.float32)
 
     def respond_program(self, sampling: SamplingConfig) -> Callable:

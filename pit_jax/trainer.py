@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from pit_jax import metrics as metrics_lib
 from pit_jax.checkpoints import Checkpoints
-from pit_jax.errors import NotFiniteError
+from pit_jax.errors import Interrupted, NotFiniteError
 from pit_jax.microbatches import accumulate
 from pit_jax.partitioning import Partitioner
+from pit_jax.signals import Signals
 from pit_jax.train_state import TrainState
 
 MAX_SKIPPED_IN_ROW = 10
@@ -107,6 +108,7 @@ def fit(
     keep_every: int = 0,
     peak: float = 0.0,
     wrap: Callable[[Callable], Callable] = lambda step: step,
+    signals: Signals | None = None,
 ) -> Any:
     """Runs steps `progress.step` to `stop`, and writes a checkpoint at the end.
 
@@ -124,10 +126,12 @@ def fit(
       keep_every: also write a checkpoint at each multiple of this step.
       peak: operations a second of all devices; 0 where it isn't known.
       wrap: goes around the step, as a profiler does.
+      signals: asked after every step whether to stop; None never stops.
 
     Raises:
       NotFiniteError: after ten steps in a row without a finite gradient; the last checkpoint is
         from before them.
+      Interrupted: by a signal, once the checkpoint of its step is written.
     """
     step = wrap(step)
     pending: metrics_lib.Metrics = {}
@@ -137,9 +141,10 @@ def fit(
         progress.step += 1
         pending = metrics_lib.merge(pending, metrics)
         last = progress.step == stop
+        stopping = signals.asked(wait=last) if signals else 0
         evaluating = held_out is not None and (last or _due(progress.step, loop.eval_every))
         saving = last or evaluating or _due(progress.step, loop.checkpoint_every)
-        saving = saving or _due(progress.step, keep_every)
+        saving = saving or stopping > 0 or _due(progress.step, keep_every)
         if not (saving or _due(progress.step, loop.log_every)):
             continue
         _check_finite(state, progress.step)
@@ -158,9 +163,13 @@ def fit(
                 progress.best = {"accuracy": progress.accuracy, "step": progress.step}
         writer.write(progress.step, scalars, texts())
         if saving:
+            writer.flush()
             checkpoints.save(progress.step, state, dataclasses.asdict(progress))
         progress.seconds += time.monotonic() - clock
         clock = time.monotonic()
+        if stopping:
+            checkpoints.wait()
+            raise Interrupted(stopping, progress.step)
     checkpoints.wait()
     return state
 

@@ -22,7 +22,17 @@ PACKAGE = ROOT / "pit_jax"
 # A module imports from lower layers and from its own, never from a higher one. A name that ends in
 # a dot stands for a folder. A module that is not here has no place yet: give it one.
 LAYERS = {
-    0: ("__init__", "errors", "partitioning", "microbatches", "metrics", "profiling"),
+    0: (
+        "__init__",
+        "errors",
+        "files",
+        "processes",
+        "signals",
+        "partitioning",
+        "microbatches",
+        "metrics",
+        "profiling",
+    ),
     1: ("models.",),
     2: ("losses", "decode", "flops", "forward", "objectives", "ppo", "data."),
     3: ("train_state", "checkpoints"),
@@ -327,7 +337,7 @@ def test_requirements_are_what_is_imported():
         "orbax": "orbax-checkpoint",
         "tensorflow_datasets": "tensorflow-datasets",
     }
-    optional = {"t5x"}
+    optional = {"t5x", "wandb"}
     imported = {
         names.get(found.package, found.package).lower()
         for _, found in all_imports()

@@ -8,10 +8,11 @@ import pathlib
 import re
 import shlex
 import shutil
+import sys
 
 import pytest
 
-from pit_jax import cli, commands
+from pit_jax import cli, commands, processes
 from pit_jax.errors import NotFiniteError
 from tests import tiny_runs
 
@@ -411,3 +412,24 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(commands, "run", interrupt)
     assert tiny_runs.command("run", tmp_path / "run") == 130
     assert "the same command continues at the last checkpoint" in capsys.readouterr().err
+
+
+def test_metrics_of_a_stage_go_to_weights_and_biases(tmp_path, monkeypatch, fails):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    arguments = ("--gin.STAGE='pretrain'", "--gin.RunConfig.wandb_project='pit'")
+    fails("wandb_project: wandb isn't installed", "train", *arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_that_compute_on_devices_join_several_hosts(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    output = capsys.readouterr().out
+    for word in ("--distributed", processes.COORDINATOR, processes.COUNT, processes.INDEX):
+        assert (word in output) == (command in ("run", "train", "improve", "evaluate"))
+
+
+def test_a_mistake_in_joining_hosts_is_one_line(monkeypatch, fails):
+    monkeypatch.setenv("PIT_JAX_PROCESS_COUNT", "2")
+    message = "--distributed: PIT_JAX_PROCESS_COUNT set, expected PIT_JAX_COORDINATOR too"
+    fails(message, "evaluate", "--distributed")

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pit_jax import metrics
+from pit_jax.errors import UserError
+from tests import fake_bucket
 
 FLOATS = st.floats(-1e3, 1e3)
 PAIRS = st.dictionaries(
@@ -207,3 +211,94 @@ def test_metric_writer_closes_when_the_run_fails():
     with pytest.raises(KeyboardInterrupt), metrics.MetricWriter(recorder):
         raise KeyboardInterrupt
     assert recorder.closed
+
+
+def test_a_file_in_a_bucket_is_written_by_flush_close_and_after_a_minute(tmp_path, monkeypatch):
+    fake_bucket.install(monkeypatch, tmp_path)
+    file = tmp_path / "bucket" / "run" / "metrics.jsonl"
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+
+    def steps():
+        return [json.loads(line)["step"] for line in file.read_text().splitlines()]
+
+    writer = metrics.JsonlWriter("gs://bucket/run/metrics.jsonl")
+    writer.write(1, {"loss": 1.0})
+    assert steps() == []
+    writer.flush()
+    assert steps() == [1]
+    writer.write(2, {"loss": 1.0})
+    now[0] += 59
+    writer.write(3, {"loss": 1.0})
+    assert steps() == [1]
+    now[0] += 2
+    writer.write(4, {"loss": 1.0})
+    assert steps() == [1, 2, 3, 4]
+    writer.write(5, {"loss": 1.0})
+    writer.close()
+    assert steps() == [1, 2, 3, 4, 5]
+    writer = metrics.JsonlWriter("gs://bucket/run/metrics.jsonl", resume_step=3)
+    writer.write(4, {"loss": 2.0})
+    writer.close()
+    assert steps() == [1, 2, 3, 4]
+
+
+def test_events_in_a_bucket(tmp_path, monkeypatch):
+    fake_bucket.install(monkeypatch, tmp_path)
+    writer = metrics.TensorBoardWriter("gs://bucket/run/tensorboard")
+    writer.write(1, {"loss": 1.0}, {"sample": "a text"})
+    writer.flush()
+    (file,) = (tmp_path / "bucket" / "run" / "tensorboard").iterdir()
+    assert b"brain.Event" in file.read_bytes()
+    writer.close()
+    assert b"loss" in file.read_bytes() and b"a text" in file.read_bytes()
+
+
+class Wandb(types.ModuleType):
+    """A stand-in for wandb that notes what it is told."""
+
+    class UsageError(Exception):
+        pass
+
+    errors = types.SimpleNamespace(AuthenticationError=PermissionError)
+
+    def __init__(self, key="key"):
+        super().__init__("wandb")
+        self.told, self._key = [], key
+
+    def init(self, **options):
+        if not self._key:
+            raise self.UsageError("No API key configured.\nUse wandb login")
+        self.told.append(("init", options))
+        return self
+
+    def __getattr__(self, name):
+        return lambda *arguments, **options: self.told.append((name, *arguments, options))
+
+
+def test_metrics_go_to_weights_and_biases(monkeypatch):
+    stand_in = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    for _ in range(2):  # a stage and its continuation: one run of W&B
+        writer = metrics.WandbWriter("pit", "gs://bucket/run/rl_pit")
+        writer.write(3, {"loss": 0.5}, {"sample": "text"})
+        writer.flush()
+        writer.close()
+    (one, *rest), again = stand_in.told[:4], stand_in.told[4:]
+    assert stand_in.told[:4] == again
+    assert one[1]["project"] == "pit" and one[1]["name"] == "gs://bucket/run/rl_pit"
+    assert one[1]["resume"] == "allow" and len(one[1]["id"]) == 16
+    assert rest == [
+        ("define_metric", "*", {"step_metric": "training_step"}),
+        ("log", {"training_step": 3, "loss": 0.5, "sample": "text"}, {}),
+        ("finish", {}),
+    ]
+
+
+def test_mistakes_with_weights_and_biases(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Wandb(key=""))
+    with pytest.raises(UserError, match=r"^wandb_project: No API key configured; expected a va"):
+        metrics.WandbWriter("pit", "run")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"^wandb_project: wandb isn't installed .*pip install"):
+        metrics.WandbWriter("pit", "run")

@@ -50,6 +50,9 @@ class Recorder:
         self.records.append({"step": step, **scalars})
         self.texts.append(texts)
 
+    def flush(self):
+        pass
+
     def close(self):
         pass
 

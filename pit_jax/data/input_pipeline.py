@@ -2,8 +2,8 @@
 
 Examples flow through seqio once a process (source, preprocessors, feature converter) into arrays;
 batches are gathered from these by index. So the k-th batch is a function of (seed, k) alone: a run
-restarted at batch k sees the very batches of an uninterrupted one, and any number of hosts share
-one order. TensorFlow is imported when the first batch is made.
+restarted at batch k sees the very batches of an uninterrupted one, and every host the same ones.
+TensorFlow is imported when the first batch is made.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class _Table:
     widths: np.ndarray
     buckets: np.ndarray
 
-    def batch(self, numbers: np.ndarray, mine: slice) -> Batch:
-        """This host's part of the rows of these numbers, as wide as the whole batch needs."""
-        rows = {name: array[numbers[mine]] for name, array in self.rows.items()}
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """The rows of these numbers, as wide as the batch needs."""
+        rows = {name: array[numbers] for name, array in self.rows.items()}
         if not len(self.widths):
             return rows
         width = self.widths[self.buckets[numbers].max()]
@@ -112,8 +112,6 @@ class InputPipeline:
         shuffle: bool = True,
         start_batch: int = 0,
         num_epochs: int | None = None,
-        num_hosts: int = 1,
-        host_index: int = 0,
         references: str = DATA_REFERENCES,
     ) -> Iterator[Batch]:
         """Batches of a stage; their keys and shapes are in the docstrings of feature_converters.py.
@@ -126,24 +124,17 @@ class InputPipeline:
         Args:
           stage: a key of tasks.STAGES.
           split: `train`, `dev` or `test`.
-          batch_size: rows of a batch, of all hosts together.
+          batch_size: rows of a batch.
           fold: `sft`, `rm`, `rl` or `all`; None means the stage's own fold in train, else all.
           seed: of the shuffles.
           shuffle: whether to draw a new order every epoch.
           start_batch: how many batches of the run to skip.
           num_epochs: None for ever.
-          num_hosts: number of hosts that share a batch; must divide it.
-          host_index: which rows to return: the host_index-th of num_hosts equal parts.
           references: for `rl_pit`: `data`, or the directory of a reference store.
 
         Raises:
           UserError: if there is less than one batch of examples, or the store isn't sound.
         """
-        if batch_size % num_hosts or not 0 <= host_index < num_hosts:
-            raise ValueError(
-                f"hosts: got batch_size={batch_size}, num_hosts={num_hosts}, host_index="
-                f"{host_index}; expected num_hosts to divide batch_size and host_index below it"
-            )
         table = self._table(stage, split, fold, references)
         size = sum(table.sources)
         evaluating = not shuffle and num_epochs == 1
@@ -154,10 +145,8 @@ class InputPipeline:
                 f"{stage}: {size} {what} in split {split!r} (fold {fold or 'of the stage'}), "
                 f"expected at least batch_size={batch_size}; {self.report()}"
             )
-        part = batch_size // num_hosts
-        mine = slice(host_index * part, (host_index + 1) * part)
         if evaluating:
-            return _evaluation_batches(table, batch_size, mine, start_batch)
+            return _evaluation_batches(table, batch_size, start_batch)
         rates = self._rates if len(table.sources) > 1 else ()
         if rates and min(table.sources) == 0:
             empty = [d.name for d, n in zip(self._datasets, table.sources, strict=True) if not n]
@@ -172,7 +161,7 @@ class InputPipeline:
             start_batch=start_batch,
             num_epochs=num_epochs,
         )
-        return (table.batch(numbers, mine) for numbers in order)
+        return (table.batch(numbers) for numbers in order)
 
     def num_rows(
         self, stage: str, split: str, fold: str | None = None, references: str = DATA_REFERENCES
@@ -364,15 +353,13 @@ class InputPipeline:
         return _Table(rows, counts, widths, np.searchsorted(widths, lengths))
 
 
-def _evaluation_batches(
-    table: _Table, batch_size: int, mine: slice, start_batch: int
-) -> Iterator[Batch]:
+def _evaluation_batches(table: _Table, batch_size: int, start_batch: int) -> Iterator[Batch]:
     size = sum(table.sources)
     for start in range(start_batch * batch_size, size, batch_size):
         rows = np.arange(start, start + batch_size)
         weight = (rows < size).astype(np.float32)
-        batch = table.batch(np.where(rows < size, rows, start), mine)
-        yield {**batch, "weight": weight[mine]}
+        batch = table.batch(np.where(rows < size, rows, start))
+        yield {**batch, "weight": weight}
 
 
 def _materialise(task, source_split: str, converter, lengths: dict[str, int]) -> Batch:

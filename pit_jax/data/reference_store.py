@@ -14,9 +14,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from pit_jax import files
 from pit_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -49,21 +51,29 @@ class ReferenceWriter:
         writer expects the records from this position on.
     """
 
-    def __init__(self, directory: str | os.PathLike, shard_size: int, meta: ReferenceMeta):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        shard_size: int,
+        meta: ReferenceMeta,
+        write: bool = True,
+    ):
         """Opens a new or an interrupted store.
 
         Args:
           directory: made if missing.
           shard_size: records in every shard but the last.
           meta: must agree with what an existing manifest says.
+          write: False only counts: for a process beside the one that writes, which gets the same
+            records.
 
         Raises:
           UserError: if the directory holds another store, or one of its shards is damaged.
         """
         if shard_size < 1:
             raise ValueError(f"shard_size: expected 1 or more, got {shard_size}")
-        self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory = epath.Path(directory)
+        self._write = files.write_whole if write else _discard
         self._pending: list[str] = []
         expected = {
             "format": _FORMAT,
@@ -126,7 +136,7 @@ class ReferenceWriter:
     def _write_shard(self) -> None:
         data = "".join(line + "\n" for line in self._pending).encode()
         name = f"shard-{len(self._manifest['shards']):05d}.jsonl"
-        _write_atomically(self.directory / name, data)
+        self._write(self.directory / name, data)
         self._manifest["shards"].append(
             {"file": name, "count": len(self._pending), "sha256": hashlib.sha256(data).hexdigest()}
         )
@@ -135,7 +145,7 @@ class ReferenceWriter:
 
     def _write_manifest(self) -> None:
         data = json.dumps(self._manifest, indent=1, sort_keys=True).encode()
-        _write_atomically(self.directory / MANIFEST, data)
+        self._write(self.directory / MANIFEST, data)
 
 
 class ReferenceStore:
@@ -152,7 +162,7 @@ class ReferenceStore:
         Raises:
           UserError: if the store is missing, not closed, or a shard is missing or damaged.
         """
-        self.directory = Path(directory)
+        self.directory = epath.Path(directory)
         self.manifest = _read_manifest(self.directory)
         if not self.manifest["closed"]:
             count = sum(shard["count"] for shard in self.manifest["shards"])
@@ -177,7 +187,7 @@ class ReferenceStore:
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
+def _read_manifest(directory: epath.Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
@@ -191,7 +201,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_shard(directory: Path, shard: Mapping[str, Any]) -> list[bytes]:
+def _read_shard(directory: epath.Path, shard: Mapping[str, Any]) -> list[bytes]:
     path = directory / shard["file"]
     try:
         data = path.read_bytes()
@@ -207,16 +217,5 @@ def _read_shard(directory: Path, shard: Mapping[str, Any]) -> list[bytes]:
     return lines
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    # The rename itself survives a power cut only once the directory is synced.
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _discard(path: epath.Path, data: bytes) -> None:
+    del path, data

@@ -107,6 +107,6 @@ class ReferenceSource(seqio.DataSource):
 def _refuse_shards(shard_info) -> None:
     if shard_info is not None and shard_info.num_shards > 1:
         raise ValueError(
-            f"shard_info: got {shard_info}, expected None or one shard; hosts take their rows of "
-            "each batch from the same order (input_pipeline.py)"
+            f"shard_info: got {shard_info}, expected None or one shard; every host makes the "
+            "whole of each batch (input_pipeline.py)"
         )

@@ -13,12 +13,12 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from pit_jax.data.formats import ControlTokens
 from pit_jax.data.vocabulary_base import EOS_ID, PAD_ID, Vocabulary
@@ -138,7 +138,7 @@ class SentencePieceVocabulary(SubwordVocabulary):
         except ImportError as error:
             raise _not_installed(path, "sentencepiece protobuf", error) from error
 
-        content = _read(pathlib.Path(path))
+        content = _read(epath.Path(path))
         messages: Any = sentencepiece_model_pb2
         piece_type = messages.ModelProto.SentencePiece
         try:
@@ -222,7 +222,7 @@ class TokenizerVocabulary(SubwordVocabulary):
         except ImportError as error:
             raise _not_installed(path, "tokenizers", error) from error
 
-        file = pathlib.Path(path)
+        file = epath.Path(path)
         if file.is_dir():
             file /= "tokenizer.json"
         content = _read(file)
@@ -272,7 +272,7 @@ class TokenizerVocabulary(SubwordVocabulary):
 
 
 def _roles(
-    place: str | pathlib.Path,
+    place: str | epath.Path,
     ids: Mapping[str, int],
     reserved: Set[str],
     unknown: str | None,
@@ -333,7 +333,7 @@ def _swapped(size: int, pad: int, eos: int) -> np.ndarray:
 
 
 def _unknown(
-    file: pathlib.Path, tokenizer: Any, model: Mapping[str, Any], taken: Sequence[str]
+    file: epath.Path, tokenizer: Any, model: Mapping[str, Any], taken: Sequence[str]
 ) -> str | None:
     """The name of the unknown token; None for a BPE that leaves out what it can't read."""
     if "unk_id" in model:
@@ -372,7 +372,7 @@ def _close(tokenizer: Any, names: Set[str]) -> None:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([before, cut] if before else [cut])
 
 
-def _special_names(path: pathlib.Path) -> dict[str, str]:
+def _special_names(path: epath.Path) -> dict[str, str]:
     """The names of a `tokenizer_config.json`, if there is one: `eos_token`, `pad_token`."""
     if not path.exists():
         return {}
@@ -392,7 +392,7 @@ def _fingerprint(kind: str, content: bytes, roles: Sequence[str]) -> str:
     return f"{kind} {digest.hexdigest()[:16]}"
 
 
-def _read(path: pathlib.Path) -> bytes:
+def _read(path: epath.Path) -> bytes:
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:
@@ -400,7 +400,7 @@ def _read(path: pathlib.Path) -> bytes:
         raise UserError(f"{path}: can't be read ({reason}), expected a tokenizer's file") from error
 
 
-def _unreadable(path: str | pathlib.Path, expected: str, error: Exception) -> UserError:
+def _unreadable(path: str | epath.Path, expected: str, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [repr(error)])[0][:200]
     return UserError(f"{path}: expected {expected}, which it isn't: {reason}")
 

@@ -31,11 +31,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from pit_jax.evaluation import plots, sections, templates
 from pit_jax.evaluation.formatting import (
@@ -50,6 +50,7 @@ from pit_jax.evaluation.formatting import (
     three_digits,
     whole,
 )
+from pit_jax.files import write_whole
 
 _SHARES = {"scores": ("eos_rate",), "reward_models": ("accuracy", "ci_low", "ci_high")}
 
@@ -66,28 +67,26 @@ def write_report(results: Mapping[str, Any], run_dir: str | os.PathLike[str]) ->
     Raises:
       ValueError: a figure of the results isn't in the unit this module asks for.
     """
-    folder = pathlib.Path(run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(run_dir)
     paths = {
         "json": folder / "report.json",
         "markdown": folder / "report.md",
         "html": folder / "report.html",
     }
     plain = _plain(results)
-    _write(paths["json"], json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(paths["json"], text)
     _check_units(plain)
 
     parts, figures = sections.build(plain)
     title, description = plain.get("title", "PIT report"), plain.get("description", "")
     vector = {name: plots.render(figure, "svg") for name, figure in figures.items()}
-    _write(paths["html"], templates.to_html(title, description, parts, vector))
+    write_whole(paths["html"], templates.to_html(title, description, parts, vector))
 
     image_paths = {name: f"figures/{name}.png" for name in figures}
-    if figures:
-        (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
-        (folder / image_paths[name]).write_bytes(plots.render(figure, "png"))
-    _write(paths["markdown"], templates.to_markdown(title, description, parts, image_paths))
+        write_whole(folder / image_paths[name], plots.render(figure, "png"))
+    write_whole(paths["markdown"], templates.to_markdown(title, description, parts, image_paths))
     return {name: str(path) for name, path in paths.items()}
 
 
@@ -211,10 +210,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     return str(value)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Replaces a file whole, so that a reader or a crash never meets half a report."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)

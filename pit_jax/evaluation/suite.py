@@ -343,7 +343,7 @@ class Suite:
         )
         for batch in batches:
             real = batch.pop("weight") > 0
-            scores = score(run.model(name), run.partitioner.shard_whole(batch))
+            scores = score(run.model(name), run.partitioner.shard_batch(batch))
             for pair in scoring.GAP_PAIRS:
                 found[pair].append(np.asarray(scores[pair])[real])
         values = {p: np.concatenate(v)[: len(self._prompts)] for p, v in found.items()}

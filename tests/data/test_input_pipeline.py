@@ -154,28 +154,6 @@ def test_restart_at_any_batch_is_exact(pipeline):
         same(run[0], next(pipeline.batches("rl_pit", "train", 32, seed=6)))
 
 
-@pytest.mark.parametrize("num_hosts", [2, 4])
-@pytest.mark.parametrize("stage", ["sft_pit", "rm_gap", "rl_pit"])
-def test_hosts_together_are_one_host(num_hosts, stage):
-    pipeline = InputPipeline(CONFIG, WORDS, LENGTHS, BatchingConfig(96, 3))
-    for kwargs in ({"seed": 1}, {"shuffle": False, "num_epochs": 1}):
-        one = list(itertools.islice(pipeline.batches(stage, "train", 16, **kwargs), 9))
-        hosts = [
-            list(
-                itertools.islice(
-                    pipeline.batches(
-                        stage, "train", 16, num_hosts=num_hosts, host_index=i, **kwargs
-                    ),
-                    9,
-                )
-            )
-            for i in range(num_hosts)
-        ]
-        assert {len(host) for host in hosts} == {len(one)}
-        for batch, *parts in zip(one, *hosts):
-            same(batch, {k: np.concatenate([part[k] for part in parts]) for k in batch})
-
-
 def test_evaluation_keeps_every_row_once(pipeline):
     batches = list(pipeline.batches("rl_policy", "dev", 8, shuffle=False, num_epochs=1))
     assert [batch["weight"].tolist() for batch in batches] == [[1] * 8, [1] * 8, [1] * 5 + [0] * 3]
@@ -410,8 +388,6 @@ def test_mistakes_are_told_at_once(pipeline):
         pipeline.batches("rm", "train", 8)
     with pytest.raises(ValueError, match="split, fold: got 'valid', 'all'; expected one of train"):
         pipeline.batches("rm_gap", "valid", 8)
-    with pytest.raises(ValueError, match="expected num_hosts to divide batch_size"):
-        pipeline.batches("rm_gap", "train", 8, num_hosts=3)
     with pytest.raises(ValueError, match="references: got '/tmp/x' for rm_gap, expected rl_pit"):
         pipeline.batches("rm_gap", "train", 8, references="/tmp/x")
 
