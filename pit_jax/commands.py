@@ -41,7 +41,8 @@ def plan(config, options) -> int:
     from pit_jax.plan import chips, planner
 
     def say(text: str) -> None:
-        print(f"{text} …", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{text} …\n")  # whole, also from several threads
+        sys.stderr.flush()
 
     slice_ = chips.parse(options.topology)
     devices = chips.devices(slice_)

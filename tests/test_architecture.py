@@ -37,7 +37,7 @@ LAYERS = {
     2: ("losses", "decode", "flops", "forward", "objectives", "ppo", "data."),
     3: ("train_state", "checkpoints"),
     4: ("trainer", "rollout", "sampler", "curriculum", "improve"),
-    5: ("evaluation.", "stages", "run_directory", "pipeline", "data_report"),
+    5: ("evaluation.", "stages", "run_directory", "pipeline", "training", "data_report"),
     6: ("plan.", "commands", "cli", "__main__", "adapters."),
 }
 

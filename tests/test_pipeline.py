@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from pit_jax import flops, metrics, pipeline, stages
+from pit_jax import flops, metrics, pipeline, stages, training
 from pit_jax.checkpoints import Checkpoints
 from pit_jax.curriculum import Round
 from pit_jax.data.reference_store import ReferenceStore, ReferenceWriter
@@ -341,7 +342,7 @@ def test_the_share_of_the_peak_is_recorded_where_the_peak_is_known(tmp_path, mon
         result = run.result(stage.name)
         widths = [
             jax.tree.leaves(batch)[0].shape[1]
-            for batch, _ in zip(run._batches(stage, 0), range(stage.steps), strict=False)
+            for batch in itertools.islice(training.train_batches(run, stage, 0), stage.steps)
         ]
         done = sum(
             flops.total(flops.training_step(8, width, logits), run.config.network)
