@@ -5,12 +5,15 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import json
 import os
 import pathlib
 import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import jax
 
 from pit_jax.errors import UserError
 from pit_jax.flops import total
@@ -41,11 +44,16 @@ def make_plan(
       slice_: the machine.
       devices: of the slice.
       say: told what is being compiled.
-      save: folder that the compiled programs' texts are written to.
+      save: folder that the compiled programs are written to, as text with their options as JSON.
 
     Returns:
       JSON values: `topology`, `mesh`, `assumptions`, `programs` (a row each), `hours`, `fits`.
     """
+    if slice_.slices != config.mesh.slices:
+        raise UserError(
+            f"--topology: {slice_.name} has {slice_.slices} slices, the configuration's mesh "
+            f"{config.mesh.slices}; give --gin.MeshConfig.slices={slice_.slices}"
+        )
     partitioner = Partitioner(config.mesh, devices)
     chip = slice_.chip
     found = list(programs(config, partitioner))
@@ -87,9 +95,10 @@ def _measure(
         return _measured(program, config, partitioner, slice_, save)
 
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_AT_ONCE)) as pool:
-        # In reverse, so that the first of equal ones is the one that is compiled.
+        # The first of equal ones; those that do most, and take longest to compile, before others.
         wanted = {program.key: program for program in reversed(found)}
-        rows = {key: pool.submit(one, wanted[key]) for key in reversed(wanted)}
+        largest = sorted(wanted, key=lambda key: -total(wanted[key].work, config.network))
+        rows = {key: pool.submit(one, wanted[key]) for key in largest}
         return [rows[program.key].result() for program in found]
 
 
@@ -127,9 +136,7 @@ def _measured(
     )
     text = compiled.as_text()
     if save:
-        save.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"\W+", "-", f"{program.stage} {program.name}")
-        (save / f"{name}.hlo.txt").write_text(text)
+        _save(save, program, compiled, text, partitioner)
     collectives = hlo.Program(text).collectives()
     chip = slice_.chip
     cost = estimate(
@@ -155,6 +162,26 @@ def _measured(
         "mfu": row["flops"] / seconds / slice_.chips / chip.flops,
         "compile_seconds": time.monotonic() - started,
     }
+
+
+def _save(folder: pathlib.Path, program: Program, compiled, text: str, partitioner) -> None:
+    """Writes a compiled program's text, and as JSON what it was compiled from and takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"\W+", "-", f"{program.stage} {program.name}")
+    (folder / f"{name}.hlo.txt").write_text(text)
+    leaves = jax.tree_util.tree_leaves_with_path(program.arguments)
+    memory = compiled.memory_analysis()
+    sizes = [field for field in dir(memory) if field.endswith("_size_in_bytes")]
+    options = {
+        "jax": jax.__version__,
+        "mesh": dict(partitioner.mesh.shape),
+        "arguments": {
+            jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)} {x.sharding.spec}"
+            for path, x in leaves
+        },
+        "memory": {field: getattr(memory, field) for field in sizes},
+    }
+    (folder / f"{name}.json").write_text(json.dumps(options, indent=1) + "\n")
 
 
 def proposals(config: RunConfig, failing: set[str], chips_: int) -> Iterator[tuple[str, RunConfig]]:

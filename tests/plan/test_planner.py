@@ -31,12 +31,15 @@ def plan(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     said: list[str] = []
     found = planner.make_plan(config, SLICE, jax.devices()[:4], said.append, folder)
-    assert said == [
-        "compiling sft_policy: training step",
+    assert sorted(said) == [
         "compiling rl_policy: PPO: sample and score",
         "compiling rl_policy: PPO: update",
+        "compiling sft_policy: training step",
     ]
     assert len(list(folder.glob("*.hlo.txt"))) == 3
+    options = json.loads((folder / "sft_policy-training-step.json").read_text())
+    assert options["arguments"]["[1]['decoder_loss_weights']"].startswith("float32[64, 21] ")
+    assert options["memory"]["temp_size_in_bytes"] > 0 and options["mesh"]["data"] == 4
     return found
 
 
