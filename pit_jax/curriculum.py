@@ -189,9 +189,10 @@ def make_step(
         state, update_metrics = improve(state, experience, update_key)
 
         def texts():
-            responses = jax.device_get(generation.tokens_BR.addressable_shards[0].data)
+            shard = generation.tokens_BR.addressable_shards[0]
+            first, responses = shard.index[0].start or 0, jax.device_get(shard.data)
             return {
-                f"sample_{i}": f"{decode(prompts[i])} → {decode(responses[i])}"
+                f"sample_{i}": f"{decode(prompts[first + i])} → {decode(responses[i])}"
                 for i in range(min(3, len(responses)))
             }
 

@@ -170,7 +170,7 @@ class Partitioner:
         return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
     def shard_batch(self, batch: Any) -> Any:
-        """Puts a batch on the mesh, its rows (dim 0) split over `data`.
+        """Puts a batch on the mesh, its rows (dim 0) split over slices and `data`.
 
         Every process holds the batch whole, and its devices take the rows that are theirs.
         """

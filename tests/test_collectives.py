@@ -11,7 +11,7 @@ import pytest
 from pit_jax import decode, stages, trainer
 from pit_jax.models.network import LanguageModel
 from pit_jax.partitioning import DECODE_RULES, MeshConfig, Partitioner
-from pit_jax.plan import hlo
+from pit_jax.plan import chips, hlo
 from pit_jax.train_state import OptimizerConfig
 from tests.tiny_models import TINY
 
@@ -47,16 +47,16 @@ def rows(partitioner, shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def decoding(rules) -> str:
+def decoding(rules, network=NETWORK, devices=None) -> str:
     """The compiled text of `generate`."""
-    partitioner = Partitioner(MeshConfig(data=4, model=2, decode_rules=rules))
-    model = LanguageModel(NETWORK)
+    partitioner = Partitioner(MeshConfig(model=2, decode_rules=rules), devices)
+    model = LanguageModel(network)
 
     def program(params, prompts, rows):
         keys = decode.row_keys(jax.random.key(0), rows)
         return decode.generate(model, params, prompts, keys, R, decode.SamplingConfig())
 
-    params = stages.abstract_model(stages.init_language_model(NETWORK), partitioner)
+    params = stages.abstract_model(stages.init_language_model(network), partitioner)
     prompts = rows(partitioner, (B, P))
     return (
         partitioner.jit(program).lower(params, prompts, rows(partitioner, (B,))).compile().as_text()
@@ -110,6 +110,29 @@ def test_the_cache_is_written_in_place(decoder):
     ]
     assert collections.Counter(made)["dynamic-update-slice", 2] >= 2  # keys and values
     assert not [kind for kind, depth in made if depth and kind in ("copy", "broadcast")]
+
+
+@pytest.mark.tpu_compiler
+def test_the_tpus_compiler_gathers_no_weights_and_copies_no_cache():
+    network = dataclasses.replace(
+        NETWORK, embed_dim=1024, head_dim=128, mlp_dim=2048, vocab_size=4096, dtype="bfloat16"
+    )
+    text = decoding(DECODE_RULES, network, chips.devices(chips.parse("v4-8")))
+    moved = in_layers(text, 2)
+    assert moved and all(c.times == 3 * R for c in moved)
+    smallest = 1024 * 2 * 128  # the keys of one of two devices
+    assert max(elements(shape) for c in moved for shape in c.shapes) <= B * 1024 < smallest
+    cache = rf"= bf16\[3,{B // 2},{P + R},2,128\]\S* ([\w-]+)\("
+    made = {
+        (found[1], depth)
+        for line, depth in hlo.Program(text).instructions()
+        if (found := re.search(cache, line))
+    }
+    assert ("fusion", 2) in made or ("dynamic-update-slice", 2) in made
+    assert not [kind for kind, depth in made if depth and kind in ("copy", "broadcast")]
+    # With the rules of training it would gather every matrix of every layer.
+    other = in_layers(decoding((), network, chips.devices(chips.parse("v4-8"))), 2)
+    assert max(elements(shape) for c in other for shape in c.shapes) >= smallest
 
 
 def training(**mesh) -> str:

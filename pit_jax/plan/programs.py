@@ -126,9 +126,9 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
     }
     state: Any = stages.abstract_state(stage, network, partitioner)
     resident = {"parameters": state.train.params, "optimizer": state.train.opt_state}
+    waiting = {} if stage.offload_frozen else {"frozen models": models}
     if any(round_.is_sampled for round_ in stage.rounds):
-        beside = resident | {"frozen models": models}
-        yield from _sampling(config, stage.name, models, beside, partitioner)
+        yield from _sampling(config, stage.name, models, resident | waiting, partitioner)
     collect, improve = curriculum.make_programs(network, stage.ppo, "last", R, partitioner)
     batch = _batch(
         {
@@ -159,7 +159,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         improve,
         (state, experience, key),
         resident,
-        {} if stage.offload_frozen else {"frozen models": models},
+        waiting,
         flops.ppo_update(B, P, Q, R, stage.ppo),
         stage.ppo.epochs * B * (P + R),
         steps,

@@ -99,3 +99,26 @@ def test_what_nothing_helps(config, plan):
     tiny = small(1000.0)
     found = planner.make_plan(only, tiny, jax.devices()[:4], lambda text: None)
     assert planner.propose(only, tiny, jax.devices()[:4], found, lambda text: None) is None
+
+
+def test_proposals_are_tried_the_mildest_first(config):
+    """As far as rows and heads go: 8 episodes in 2 minibatches, 2 heads of keys."""
+    network = dataclasses.replace(config.network, remat="none")
+    offload = "--gin.rl_policy/RLStage.offload_frozen=True"
+    remat = "--gin.NetworkConfig.remat=\"'full'\""
+    found = list(planner.proposals(dataclasses.replace(config, network=network), {"rl_policy"}, 4))
+    assert [flags.removeprefix(f"{remat} {offload} ") for flags, _ in found] == [
+        remat,
+        f"{remat} {offload}",
+        "--gin.MeshConfig.model=2",
+        "--gin.MeshConfig.model=2 --gin.rl_policy/PPOConfig.microbatches=2",
+    ]
+    last = found[-1][1]
+    assert last.network.remat == "full" and last.mesh.model == 2
+    assert last.stages[1].offload_frozen and last.stages[1].ppo.microbatches == 2
+    assert last.stages[0] == config.stages[0]  # it fits as it is
+
+
+def test_slices_must_be_those_of_the_mesh(config):
+    with pytest.raises(UserError, match="2xv4-8 has 2 slices, .* mesh 1; give --gin.MeshConfig.sl"):
+        planner.make_plan(config, chips.parse("2xv4-8"), jax.devices(), lambda text: None)
