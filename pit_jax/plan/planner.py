@@ -298,7 +298,8 @@ def to_text(plan: dict[str, Any]) -> str:
     ]
     for row in plan["programs"]:
         if row["share"] > SHARE:
-            role, size = max(row["roles"].items(), key=lambda item: item[1])
+            sizes = row["roles"] | {"temporary": row.get("temporary", 0)}
+            role, size = max(sizes.items(), key=lambda item: item[1])
             lines.append(
                 f"Doesn't fit: {row['stage']}, {row['program']}: {row['peak'] / _GIB:.1f} GiB, "
                 f"{row['share']:.0%} of a chip; largest: {role}, {size / _GIB:.1f} GiB"
