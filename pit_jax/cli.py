@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
 import sys
 import tokenize
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -73,6 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments, bindings = _split_bindings(list(sys.argv[1:] if argv is None else argv))
     options = _parser().parse_args(arguments)
+    status = _status(options, bindings)
+    if status and getattr(options, "distributed", False):
+        # At once: other processes wait in a collective, and this one would wait for them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(options: argparse.Namespace, bindings: list[str]) -> int:
     try:
         return _dispatch(options, bindings)
     except UserError as error:
@@ -85,8 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(stop, file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
-        print("interrupted; the same command continues at the last checkpoint", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
+    except Exception:
+        if not getattr(options, "distributed", False):
+            raise
+        traceback.print_exc()
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
                 nargs="?",
                 const="10:12",
                 metavar="FIRST:LAST",
-                help="trace these steps of each stage that is trained; 10:12 by default",
+                help="trace these steps of each stage that is trained, 10:12 by default, into its folder",
             )
         if name in _ON_DEVICES:
             command.add_argument(
@@ -181,6 +198,7 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     _quieten()
     from pit_jax import commands, pipeline, processes, profiling, signals
     from pit_jax.evaluation import suite
+    from pit_jax.partitioning import MeshConfig
 
     profile = getattr(options, "profile", None)
     window = None if profile is None else profiling.parse(profile)
@@ -194,6 +212,8 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     if options.command == "train":
         options.stage = _macro("STAGE")
     if options.dry_run or options.command not in _ON_DEVICES:
+        if not options.dry_run:
+            config = dataclasses.replace(config, mesh=MeshConfig())  # data needs no devices
         run = pipeline.Run(config)
         commands.describe(run) if options.dry_run else commands.data(run, evaluation, options)
         return 0

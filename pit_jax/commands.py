@@ -47,22 +47,20 @@ def plan(config, options) -> int:
     slice_ = chips.parse(options.topology)
     devices = chips.devices(slice_)
     save = pathlib.Path(options.save) if options.save else None
-    found = planner.make_plan(config, slice_, devices, say, save)
-    if options.json:
-        print(json.dumps(found, indent=1))
-    else:
+    if options.json and options.explain:
+        raise UserError("--explain: the JSON has it all, expected one of --json and --explain")
+    found = planner.make_plan(config, slice_, devices, say, save, options.explain)
+    if not options.json:
         print(planner.to_text(found))
         if options.explain:
             print("\n" + planner.explain(found, options.explain))
-    if found["fits"]:
-        return 0
-    proposal = planner.propose(config, slice_, devices, found, say)
-    if proposal is None:
-        print("No setting that was tried makes it fit: take more chips.", file=sys.stderr)
-    else:
-        flags, size = proposal
-        print(f"It fits with {flags}: {size / 2**30:.1f} GiB a chip.", file=sys.stderr)
-    return 1
+    if not found["fits"]:
+        found["proposal"] = planner.propose(config, slice_, devices, found, say)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    elif not found["fits"]:
+        print(planner.advice(found["proposal"]))
+    return 0 if found["fits"] else 1
 
 
 def train(run, evaluation, options) -> None:

@@ -22,7 +22,7 @@ from pit_jax.data.reference_store import ReferenceWriter
 from pit_jax.decode import SamplingConfig
 from pit_jax.improve import ImproveConfig, Improver
 from pit_jax.models.config import NetworkConfig
-from pit_jax.partitioning import Partitioner
+from pit_jax.partitioning import Partitioner, constrain_rows
 from pit_jax.ppo import PPOConfig
 from pit_jax.rollout import RLState, make_ppo_step
 
@@ -139,6 +139,7 @@ def make_programs(
     def collect_episodes(state, frozen, batch, key):
         # Without the parameters among the results, which would be a copy of them.
         experience, state, metrics, generation = collect(state, frozen, batch, key)
+        generation = constrain_rows(generation)
         B, R = generation.mask_BR.shape
         P, Q = batch["prompt_tokens"].shape[1], batch["reward_prompt_tokens"].shape[1]
         # Decoding ends with the longest response.
@@ -182,6 +183,8 @@ def make_step(
         rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
         prompts = batch["prompt_tokens"]
         batch = partitioner.shard_batch(batch)
+        # Models that wait on the hosts come only once the update before is done with the memory.
+        jax.block_until_ready(state.train.step)
         experience, beta, moments, metrics, generation = collect_episodes(
             state, frozen(), batch, rollout_key
         )

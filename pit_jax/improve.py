@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pit_jax import processes
 from pit_jax.decode import SamplingConfig
 from pit_jax.sampler import Response, Sampler, Tokens
 
@@ -121,7 +122,8 @@ class Improver:
         traces = [Trace([response], []) for response in responses]
         active = list(range(len(prompts)))
         for iteration in range(config.iterations):
-            if config.time_budget and time.monotonic() - started > config.time_budget:
+            late = time.monotonic() - started > config.time_budget
+            if config.time_budget and processes.any_process(late):
                 for i in active:
                     traces[i].stop_reason = "time"
                 break

@@ -7,13 +7,13 @@ means. The tree is plain tuples in a dict: it passes through jit, scan and psum 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
@@ -226,21 +226,24 @@ class WandbWriter:
 
     Args:
       project: of Weights & Biases.
-      name: of the run. A stage that is continued goes on in the run of its name: steps that are
-        done again stand there twice.
+      name: of the run.
+      id_file: where the run's id is kept. A stage that is continued goes on in its run: steps that
+        are done again stand there twice.
 
     Raises:
       UserError: wandb isn't installed, or has no key or a wrong one.
     """
 
-    def __init__(self, project: str, name: str):
+    def __init__(self, project: str, name: str, id_file: epath.Path):
         try:
             import wandb
         except ImportError as error:
             raise UserError(
                 f"wandb_project: wandb isn't installed ({error}), expected `pip install wandb`"
             ) from error
-        id_ = hashlib.sha256(name.encode()).hexdigest()[:16]
+        if not id_file.exists():
+            files.write_whole(id_file, uuid.uuid4().hex[:16])
+        id_ = id_file.read_text()
         try:
             self._run = wandb.init(project=project, name=name, id=id_, resume="allow")
         except (wandb.UsageError, wandb.errors.AuthenticationError) as error:

@@ -51,7 +51,7 @@ DEFAULT_RULES: Rules = (
 # they are, and activations, split along `embed` as the weights are, go to them. The KV cache and
 # attention stay split by rows.
 DECODE_RULES: Rules = (
-    ("activation_batch", None),
+    ("activation_batch", "slice"),
     ("activation_embed", "data"),
 )
 
@@ -99,7 +99,8 @@ class Partitioner:
         if data * others != len(devices) or data < 1:
             raise UserError(
                 f"mesh: got slices={config.slices} x data={config.data} x model={config.model}, "
-                f"expected a product of {len(devices)}, the number of devices"
+                f"expected a product of {len(devices)}, the number of devices (`plan` and `data` need "
+                "none)"
             )
         rules = config.rules
         if config.sequence_parallel:
@@ -111,6 +112,11 @@ class Partitioner:
             AXES,
             axis_types=(AxisType.Auto,) * len(AXES),
         )
+
+    @property
+    def row_shards(self) -> int:
+        """Parts that the rows of a batch are split into."""
+        return self.mesh.shape["slice"] * self.mesh.shape["data"]
 
     @property
     def platform(self) -> str:
@@ -253,6 +259,8 @@ def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndar
     """Devices so that neighbours along an axis are neighbours on the interconnect of a TPU."""
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
+    if (slices := len({device.slice_index for device in devices})) != shape[0]:
+        raise UserError(f"mesh: got slices={shape[0]}, expected {slices}, the slices there are")
     from jax.experimental import mesh_utils
 
     try:

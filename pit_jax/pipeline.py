@@ -167,8 +167,8 @@ class Run:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - a Run lives as long as its process
     def model(self, name: str, step: int | None = None) -> Any:
-        """`load`, remembered: for evaluations, which come back to the same few models."""
-        return self.load(name, step)
+        """`load_frozen`, remembered: for evaluations, which come back to the same few models."""
+        return self.load_frozen(name, step)
 
     def load(self, name: str, step: int | None = None) -> Any:
         """Parameters a stage ended with: its last checkpoint, or a reward model's best one.
@@ -202,6 +202,7 @@ class Run:
 
     def train_all(self) -> None:
         """Runs every stage that isn't complete, in order."""
+        self.check_rows()
         for stage in self.config.stages:
             self.train(stage.name)
 
@@ -213,7 +214,7 @@ class Run:
             trained.
         """
         stage = self.stage(name)
-        stages.check_rows(stage, self.partitioner)
+        self.check_rows()
         folder = self.directory / name
         settings = run_directory.settings(self.config, stage, self.vocabulary)
         run_directory.claim(folder, settings, self.identity())
@@ -224,6 +225,21 @@ class Run:
             write_whole(folder / "operative_config.gin", self.config_text)
         training.train(self, stage)
         return self.result(name)
+
+    def check_rows(self) -> None:
+        """Refuses batches, of any stage, that the mesh can't split.
+
+        Raises:
+          UserError: what the batch must be a multiple of.
+        """
+        for stage in self.config.stages:
+            stages.check_rows(stage, self.partitioner)
+        rows = self.partitioner.row_shards
+        if self.config.sampling_batch % rows:
+            raise UserError(
+                f"run: got sampling_batch={self.config.sampling_batch}, expected a multiple of "
+                f"{rows}: rows are split over slices x data of the mesh"
+            )
 
     def load_frozen(self, name: str, step: int | None = None) -> Any:
         """A model that isn't trained, in the compute type."""

@@ -1,7 +1,7 @@
 """Several processes, usually one a host, that run one program together.
 
 Every process makes the same calls in the same order. The first one alone prints and writes files;
-where the others read what it wrote, `any_process` makes them wait.
+where the others read what it wrote, `wait` makes them wait.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ def _check(given: Mapping[str, str]) -> None:
 def is_first() -> bool:
     """Whether this process prints and writes for all."""
     return jax.process_index() == 0
+
+
+def wait() -> None:
+    """Returns when all processes have called it."""
+    any_process()
 
 
 def any_process(flag: bool = False) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from pit_jax import processes
 from pit_jax.errors import UserError
 
 
@@ -89,7 +90,7 @@ class Profiler:
     def _stop(self) -> None:
         self._running = False
         jax.profiler.stop_trace()
-        if jax.process_index() == 0:
+        if processes.is_first():
             print(f"profile: {self._folder}", flush=True)
 
     def __enter__(self) -> Profiler:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[str, str]:
     """What determines a stage's result: its configuration and that of all it builds on."""
     names = ("seed", "network", "dataset", "lengths", "batching")
-    found = {name: repr(getattr(config, name)) for name in names}
+    found = {name: _that_counts(repr(getattr(config, name))) for name in names}
     found["vocabulary"] = vocabulary.fingerprint
     table = {each.name: each for each in config.stages}
     todo, seen = [stage.name], set()
@@ -36,7 +36,7 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
             continue
         seen.add(name)
         each = table[name]
-        found[name] = re.sub(r", loop=LoopConfig\([^)]*\)", "", repr(each))
+        found[name] = _that_counts(repr(each))
         todo += [getattr(each, field, "") for field in ("initial", "reference", "reward_model")]
         todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]
     return found
@@ -47,8 +47,14 @@ def identity(config: RunConfig, vocabulary: Vocabulary) -> dict[str, str]:
     network = dataclasses.replace(config.network, dtype="float32", remat="none")
     return {
         "vocabulary": vocabulary.fingerprint,
-        "network": repr(network),
+        "network": re.sub(", attention='\\w+'", "", repr(network)),
     }
+
+
+def _that_counts(text: str) -> str:
+    """A configuration's text without what says how and not what is computed, or logged."""
+    fields = r"loop=LoopConfig\([^)]*\)|(remat|attention)='\w+'|microbatches=\d+|offload_frozen=\w+"
+    return re.sub(f", ({fields})", "", text)
 
 
 def claim(folder: epath.Path, settings: dict[str, str], identity: dict[str, str]) -> None:
@@ -71,7 +77,7 @@ def claim(folder: epath.Path, settings: dict[str, str], identity: dict[str, str]
             )
     else:
         write_json(path, {"fingerprint": fingerprint, "settings": settings, "model": identity})
-    processes.any_process()  # the first one has written
+    processes.wait()  # the first one has written
     if processes.any_process(not path.exists()):
         raise UserError(
             f"{folder}: not every process sees the first one's files; hosts that share no disk "

@@ -90,8 +90,8 @@ class Sampler:
                 "rows": numbers[chosen],
             }
             generation = run(params, self._partitioner.shard_batch(batch), key)
-            tokens_BR = _on_host(generation.tokens_BR)
-            mask_BR = _on_host(generation.mask_BR)
+            tokens_BR = np.asarray(generation.tokens_BR)
+            mask_BR = np.asarray(generation.mask_BR)
             count = min(self._batch_size, len(prompts) - start)
             responses += [
                 _response(t, m) for t, m in zip(tokens_BR[:count], mask_BR[:count], strict=True)
@@ -118,7 +118,7 @@ class Sampler:
                 "responses": pad_right(rows, self._response_length),
                 "mask": (np.arange(self._response_length)[None] < lengths[:, None]),
             }
-            scores.append(_on_host(run(params, self._partitioner.shard_batch(batch))))
+            scores.append(np.asarray(run(params, self._partitioner.shard_batch(batch))))
         return np.concatenate(scores)[: len(prompts)] if scores else np.zeros(0, np.float32)
 
     def respond_program(self, sampling: SamplingConfig) -> Callable:
@@ -182,10 +182,6 @@ def pad_right(rows: Sequence[Tokens], width: int) -> np.ndarray:
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
     return padded
-
-
-def _on_host(array: jax.Array) -> np.ndarray:
-    return np.asarray(array)
 
 
 def _response(tokens_R: np.ndarray, mask_R: np.ndarray) -> Response:

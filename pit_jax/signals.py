@@ -93,6 +93,6 @@ class Signals:
 def end_at_once(number: int) -> None:
     """Ends this process as interrupted, without waiting for anything."""
     with contextlib.suppress(Exception):
-        print("interrupted; the same command continues at the last checkpoint", file=sys.stderr)
+        print("interrupted; what was written stays, the same command goes on", file=sys.stderr)
         sys.stdout.flush()
     os._exit(128 + number)

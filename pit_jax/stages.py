@@ -173,7 +173,7 @@ def check_rows(stage: Stage, partitioner: Partitioner) -> None:
     Raises:
       UserError: what the batch must be a multiple of.
     """
-    rows = partitioner.mesh.shape["slice"] * partitioner.mesh.shape["data"]
+    rows = partitioner.row_shards
     if stage.batch_size % (stage.parts * rows):
         raise UserError(
             f"stage {stage.name}: got batch_size={stage.batch_size} in {stage.parts} parts, "

@@ -20,8 +20,8 @@ class OptimizerConfig:
 
     Attributes:
       kind: `adamw`, or `adafactor` (Shazeer and Stern, 2018) with T5X's settings: factored second
-        moments, no first ones, steps in proportion to each parameter's size; its statistics are
-        those of all layers of a parameter together.
+        moments, no first ones, steps in proportion to each parameter's size; clipping and size are
+        those of all layers of a parameter together. It takes no b1, b2, epsilon or weight decay.
       learning_rate: peak.
       warmup_steps: gradient steps from `learning_rate / warmup_steps` to the peak.
       decay_steps: gradient steps of the whole schedule; 0 keeps the peak.
@@ -47,6 +47,10 @@ class OptimizerConfig:
         if self.kind not in OPTIMIZERS:
             raise ValueError(
                 f"OptimizerConfig: got kind={self.kind!r}, expected one of {OPTIMIZERS}"
+            )
+        if self.kind == "adafactor" and self.weight_decay:
+            raise ValueError(
+                f"OptimizerConfig: got weight_decay={self.weight_decay}, expected 0 with adafactor"
             )
 
     def schedule(self) -> optax.Schedule:

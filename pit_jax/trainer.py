@@ -87,7 +87,7 @@ def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -
 
 
 def evaluate(loss: Callable, params: Any, batches: Iterable, partitioner: Partitioner) -> dict:
-    """Metrics over held-out batches, by name; `loss` is jitted by `jit_evaluation`."""
+    """Metrics over held-out batches, by name; `loss` is jitted."""
     totals: metrics_lib.Metrics = {}
     for batch in batches:
         _, metrics = loss(params, partitioner.shard_batch(batch))

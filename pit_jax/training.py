@@ -47,14 +47,15 @@ def train(run: Run, stage: Stage) -> None:
 
 
 def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
-    key = run.key("init", stage.task)
-    state = stages.create_state(stage, run.config.network, run.partitioner, key)
     progress = trainer.Progress()
     if checkpoints.latest_step() is not None:
-        state, extra = checkpoints.restore(state)
+        abstract = stages.abstract_state(stage, run.config.network, run.partitioner)
+        state, extra = checkpoints.restore(abstract)
         progress = trainer.Progress(**extra)
         print(f"{stage.name}: continues at step {progress.step}", flush=True)
     else:
+        key = run.key("init", stage.task)
+        state = stages.create_state(stage, run.config.network, run.partitioner, key)
         state = _start_from(run, stage, state)
     window = run.profile and run.profile.within(stage.steps - progress.step)
     profiler = profiling.Profiler(window, run.directory / stage.name / "profile")
@@ -166,7 +167,7 @@ def _sample_references(run: Run, stage: RLStage, number: int, round_: Round, sta
     meta = ReferenceMeta(number, round_.source, f"{round_.policy}@{policy_step}", run.config.seed)
     open_writer = functools.partial(ReferenceWriter, directory, run.config.shard_size, meta)
     writer = open_writer(write=False)
-    processes.any_process()  # all have read how far the store is
+    processes.wait()  # all have read how far the store is
     if processes.is_first():
         writer = open_writer()
     if writer.closed:
@@ -181,7 +182,7 @@ def _sample_references(run: Run, stage: RLStage, number: int, round_: Round, sta
         key=run.key("references", stage.name, number),
         shard_size=run.config.shard_size,
     )
-    processes.any_process()  # the first one has closed the store
+    processes.wait()  # the first one has closed the store
     return str(directory)
 
 
@@ -220,13 +221,15 @@ def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:
     if run.config.tensorboard:
         writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))
     if run.config.wandb_project:
-        writers.append(metrics_lib.WandbWriter(run.config.wandb_project, str(folder)))
+        writers.append(
+            metrics_lib.WandbWriter(run.config.wandb_project, str(folder), folder / "wandb_id")
+        )
     return metrics_lib.MetricWriter(*writers)
 
 
 def _finish(run: Run, stage: Stage, state: Any, progress: trainer.Progress) -> None:
     """Writes the stage's result, for all processes to read."""
-    processes.any_process()  # the first one has closed the metrics
+    processes.wait()  # the first one has closed the metrics
     records = metrics_lib.read_jsonl(run.directory / stage.name / "metrics.jsonl")
     params = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
     seconds = max(progress.seconds, 1e-9)
@@ -244,4 +247,4 @@ def _finish(run: Run, stage: Stage, state: Any, progress: trainer.Progress) -> N
     if isinstance(stage, RewardStage):
         result["pooling"] = stage.reward.pooling
     run_directory.write_json(run.directory / stage.name / "result.json", result)
-    processes.any_process()
+    processes.wait()

@@ -47,9 +47,9 @@ def rows(partitioner, shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def decoding(rules, network=NETWORK, devices=None) -> str:
+def decoding(rules, network=NETWORK, devices=None, **mesh) -> str:
     """The compiled text of `generate`."""
-    partitioner = Partitioner(MeshConfig(model=2, decode_rules=rules), devices)
+    partitioner = Partitioner(MeshConfig(model=2, decode_rules=rules, **mesh), devices)
     model = LanguageModel(network)
 
     def program(params, prompts, rows):
@@ -90,6 +90,15 @@ def test_decoding_gathers_no_weights(decoder):
     assert moved and all(c.times == 3 * R for c in moved)
     assert max(elements(shape) for c in moved for shape in c.shapes) == B * 192
     assert not set(gathers(moved)) & set(GATHERED)
+
+
+def test_between_slices_decoding_moves_nothing_layer_by_layer():
+    """Each slice decodes its own rows, with weights of its own."""
+    network = dataclasses.replace(NETWORK, num_kv_heads=2)
+    moved = in_layers(decoding(DECODE_RULES, network, slices=2, data=2), 2)
+    # Four rows a slice; split rows would be two, gathered over slices eight.
+    sizes = {elements(shape) for c in moved for shape in c.shapes}
+    assert moved and max(sizes) == B // 2 * 192
 
 
 def test_with_the_rules_of_training_decoding_would_gather_every_layer():

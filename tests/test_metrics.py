@@ -276,11 +276,11 @@ class Wandb(types.ModuleType):
         return lambda *arguments, **options: self.told.append((name, *arguments, options))
 
 
-def test_metrics_go_to_weights_and_biases(monkeypatch):
+def test_metrics_go_to_weights_and_biases(monkeypatch, tmp_path):
     stand_in = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     for _ in range(2):  # a stage and its continuation: one run of W&B
-        writer = metrics.WandbWriter("pit", "gs://bucket/run/rl_pit")
+        writer = metrics.WandbWriter("pit", "gs://bucket/run/rl_pit", tmp_path / "rl_pit" / "id")
         writer.write(3, {"loss": 0.5}, {"sample": "text"})
         writer.flush()
         writer.close()
@@ -295,10 +295,10 @@ def test_metrics_go_to_weights_and_biases(monkeypatch):
     ]
 
 
-def test_mistakes_with_weights_and_biases(monkeypatch):
+def test_mistakes_with_weights_and_biases(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", Wandb(key=""))
     with pytest.raises(UserError, match=r"^wandb_project: No API key configured; expected a va"):
-        metrics.WandbWriter("pit", "run")
+        metrics.WandbWriter("pit", "run", tmp_path / "id")
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"^wandb_project: wandb isn't installed .*pip install"):
-        metrics.WandbWriter("pit", "run")
+        metrics.WandbWriter("pit", "run", tmp_path / "id")

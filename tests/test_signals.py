@@ -50,7 +50,7 @@ def test_outside_of_training_the_process_ends_at_once(number, status):
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == status
-    assert errors == "interrupted; the same command continues at the last checkpoint\n"
+    assert errors == "interrupted; what was written stays, the same command goes on\n"
 
 
 def test_a_second_sigint_ends_a_stage_that_trains():

@@ -75,13 +75,16 @@ def _splash(q_BTHE, k_BTKE, v_BTKE, segments_BT, interpret: bool = False):
 
     partitioner = partitioning.active()
     if partitioner is not None:  # the compiler can't split a Pallas kernel by itself
-        shapes = (
-            (("batch", "heads", "length", "kv"), q_BHTE),
-            (("batch", "kv_heads", "length", "kv"), k_BKTE),
-            (("batch", "kv_heads", "length", "kv"), v_BKTE),
-            (("batch", "length"), segments_BT),
-        )
-        specs = tuple(partitioner.spec(names, x.shape) for names, x in shapes)
+        names = ("batch", "heads", "length", "kv")
+        key_names = ("batch", "kv_heads", "length", "kv")
+        q_spec = partitioner.spec(names, q_BHTE.shape)
+        k_spec = partitioner.spec(key_names, k_BKTE.shape)
+        H, K = q_BHTE.shape[1], k_BKTE.shape[1]
+        if q_spec[1] != k_spec[1] and K > 1:  # each device needs the key heads of its queries
+            k_BKTE, v_BKTE = (jnp.repeat(x, H // K, axis=1) for x in (k_BKTE, v_BKTE))
+            k_spec = q_spec
+        segments_spec = partitioner.spec(("batch", "length"), segments_BT.shape)
+        specs = (q_spec, k_spec, k_spec, segments_spec)
         rows = jax.shard_map(
             rows, mesh=partitioner.mesh, in_specs=specs, out_specs=specs[0], check_vma=False
         )

@@ -1,4 +1,4 @@
-"""Roofline estimate: how long a program takes at least on given machines."""
+"""Roofline estimate: how long a program takes on given machines."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from pit_jax.plan.programs import Program
 _ACTIVATION_TRAFFIC = 16
 # Bytes a parameter: float32 parameter, gradient and two moments read; all but the gradient written.
 _OPTIMIZER_TRAFFIC = 28
+# A sum of gradients and a microbatch's read, the sum written, in float32.
+_ADDITION_TRAFFIC = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +111,10 @@ def _traffic(work, network: NetworkConfig, devices: int, model_axis: int) -> flo
 
 
 def _optimizer_traffic(program: Program, devices: int) -> float:
-    """Parameters, gradients and moments, read and written once a gradient step."""
-    if "optimizer" not in program.roles or not any(work.backward for work in program.work):
+    """Parameters, gradients and moments, once a gradient step; sums of microbatches' gradients."""
+    if not program.updates:
         return 0.0
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.roles["parameters"]))
-    return max(work.times for work in program.work) * _OPTIMIZER_TRAFFIC * parameters / devices
+    added = max(work.times for work in program.work) - program.updates
+    moved = program.updates * _OPTIMIZER_TRAFFIC + added * _ADDITION_TRAFFIC
+    return moved * parameters / devices

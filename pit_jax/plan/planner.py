@@ -36,6 +36,7 @@ def make_plan(
     devices: list[Any],
     say: Callable[[str], None],
     save: pathlib.Path | None = None,
+    explain: str | None = None,
 ) -> dict[str, Any]:
     """Compiles what a run executes.
 
@@ -45,6 +46,7 @@ def make_plan(
       devices: of the slice.
       say: told what is being compiled.
       save: folder that the compiled programs are written to, as text with their options as JSON.
+      explain: part of the name of a program that is asked for.
 
     Returns:
       JSON values: `topology`, `mesh`, `assumptions`, `programs` (a row each), `hours`, `fits`.
@@ -57,6 +59,8 @@ def make_plan(
     partitioner = Partitioner(config.mesh, devices)
     chip = slice_.chip
     found = list(programs(config, partitioner))
+    if explain:
+        _named(explain, [f"{program.stage}: {program.name}" for program in found])
     rows = [
         {"stage": program.stage, "program": program.name} | row | {"runs": program.runs}
         for program, row in zip(
@@ -73,6 +77,7 @@ def make_plan(
             f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s of memory, "
             f"{chip.interconnect / 1e9:.0f} GB/s of interconnect a chip, all at their peak; "
             "collectives don't overlap with arithmetic; every response has its full length"
+            + ("; slices joined as fast as chips, which they aren't" if slice_.slices > 1 else "")
         ),
         "programs": rows,
         "hours": sum(seconds) / 3600,
@@ -206,7 +211,7 @@ def proposals(config: RunConfig, failing: set[str], chips_: int) -> Iterator[tup
         yield " ".join(flags), config
     for wider in (1, 2, 4, 8):
         mesh = dataclasses.replace(config.mesh, model=config.mesh.model * wider)
-        if config.network.num_kv_heads % mesh.model:
+        if config.network.num_heads % mesh.model:
             continue
         split = [f"--gin.MeshConfig.model={mesh.model}"] if wider > 1 else []
         for more in _PARTS if wider > 1 else _PARTS[1:]:
@@ -246,8 +251,8 @@ def propose(
     devices: list[Any],
     plan: dict[str, Any],
     say: Callable[[str], None],
-) -> tuple[str, float] | None:
-    """The first of `proposals` that makes what doesn't fit fit; None if there is none."""
+) -> dict[str, Any] | None:
+    """The first of `proposals` that makes what doesn't fit fit: `flags`, `peak`; None if none does."""
     failing = {(row["stage"], row["program"]) for row in plan["programs"] if row["share"] > SHARE}
     for flags, other in proposals(config, {stage for stage, _ in failing}, len(devices)):
         say(f"trying {flags}")
@@ -255,8 +260,15 @@ def propose(
         found = [p for p in programs(other, partitioner) if (p.stage, p.name) in failing]
         rows = _measure(found, other, partitioner, slice_, lambda text: None)
         if all(row["share"] <= SHARE for row in rows):
-            return flags, max(row["peak"] for row in rows)
+            return {"flags": flags, "peak": max(row["peak"] for row in rows)}
     return None
+
+
+def advice(proposal: dict[str, Any] | None) -> str:
+    """What to do about a plan that doesn't fit."""
+    if proposal is None:
+        return "No setting that was tried makes it fit: take more chips."
+    return f"It fits with {proposal['flags']}: {proposal['peak'] / _GIB:.1f} GiB a chip."
 
 
 def to_text(plan: dict[str, Any]) -> str:
@@ -294,7 +306,8 @@ def to_text(plan: dict[str, Any]) -> str:
         "",
         "GiB on each chip: kept = parameters, optimizers and frozen models; temp = what a program "
         "adds; moved = by its collectives.",
-        f"The whole run: at least {plan['hours']:.1f} hours.",
+        f"All stages: {plan['hours']:.1f} hours by this estimate, without loading, compiling, "
+        "evaluation and checkpoints.",
     ]
     for row in plan["programs"]:
         if row["share"] > SHARE:
@@ -307,18 +320,22 @@ def to_text(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _named(part: str, names: list[str]) -> list[str]:
+    if found := [name for name in names if part in name]:
+        return found
+    raise UserError(f"--explain: got {part!r}, expected part of one of {', '.join(names)}")
+
+
 def explain(plan: dict[str, Any], name: str) -> str:
     """All that is known of the programs whose stage or name contains `name`.
 
     Raises:
       UserError: if there is none.
     """
-    rows = [row for row in plan["programs"] if name in f"{row['stage']}: {row['program']}"]
-    if not rows:
-        names = ", ".join(f"{row['stage']}: {row['program']}" for row in plan["programs"])
-        raise UserError(f"--explain: got {name!r}, expected part of one of {names}")
+    names = [f"{row['stage']}: {row['program']}" for row in plan["programs"]]
+    asked = _named(name, names)
     lines = []
-    for row in rows:
+    for row in (row for row, full in zip(plan["programs"], names, strict=True) if full in asked):
         lines.append(f"{row['stage']}: {row['program']}")
         sizes = collections.ChainMap(row["roles"], {"beside the program": row["beside"]})
         lines += [f"  {role:<24}{size / _GIB:>9.3f} GiB a chip" for role, size in sizes.items()]

@@ -37,6 +37,7 @@ class Program:
       work: what it computes.
       tokens: of one execution, padding included.
       runs: how often the stage executes it.
+      updates: gradient steps of one execution.
     """
 
     name: str
@@ -48,12 +49,14 @@ class Program:
     work: tuple[Work, ...]
     tokens: int
     runs: float
+    updates: int = 0
 
     @property
     def key(self) -> str:
-        """Equal for programs that take the same memory: their name and what they are given."""
+        """Equal for programs that are the same and run beside the same."""
         shapes = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(self.arguments)]
-        return f"{self.name} {self.work} {shapes}"
+        beside = sum(map(size_on_a_chip, self.beside.values()))
+        return f"{self.name} {self.work} {self.updates} {shapes} {beside}"
 
 
 def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
@@ -97,6 +100,7 @@ def _supervised(
         flops.training_step(B, width, logits > 0, stage.microbatches),
         B * width,
         stage.steps,
+        updates=1,
     )
     if isinstance(stage, RewardStage):
         evaluations = stage.steps // stage.loop.eval_every if stage.loop.eval_every else 1
@@ -128,7 +132,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
     resident = {"parameters": state.train.params, "optimizer": state.train.opt_state}
     waiting = {} if stage.offload_frozen else {"frozen models": models}
     if any(round_.is_sampled for round_ in stage.rounds):
-        yield from _sampling(config, stage.name, models, resident | waiting, partitioner)
+        yield from _sampling(config, stage, models, resident | waiting, partitioner)
     collect, improve = curriculum.make_programs(network, stage.ppo, "last", R, partitioner)
     batch = _batch(
         {
@@ -163,26 +167,32 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         flops.ppo_update(B, P, Q, R, stage.ppo),
         stage.ppo.epochs * B * (P + R),
         steps,
+        updates=stage.ppo.epochs * stage.ppo.minibatches,
     )
 
 
 def _sampling(
     config: RunConfig,
-    name: str,
+    stage: RLStage,
     models: dict[str, Any],
     beside: dict[str, Any],
     partitioner: Partitioner,
 ) -> Iterator[Program]:
-    """References sampled from the policy, and scores of improvements, as `Sampler` runs them."""
+    """References sampled from the policy, and scores, as `Sampler` runs them.
+
+    A round needs one for each prompt of its fold; where files have these, as many as its steps do.
+    No stage runs the scores: evaluations and the `improve` command do.
+    """
     widths = formats.widths(config.lengths, _SPACE)
     B, P, Q, R = config.sampling_batch, widths.policy, widths.gap, widths.response
     sampler = Sampler(config.network, partitioner, R, B)
-    rows = config.dataset.train_size // 3 if hasattr(config.dataset, "train_size") else 0
-    batches = max(1, -(-rows // B))
+    fold = getattr(config.dataset, "train_size", 0) // 3
+    sampled = [fold or r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
+    batches = sum(-(-rows // B) for rows in sampled)
     shapes = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
     yield Program(
         "sampling of references",
-        name,
+        stage.name,
         sampler.respond_program(SamplingConfig()),
         (models["reference"], _batch(shapes, partitioner), _key(partitioner)),
         {"policy": models["reference"]},
@@ -194,14 +204,14 @@ def _sampling(
     shapes = {"prompts": ((B, Q), jnp.int32), "responses": ((B, R), jnp.int32)}
     yield Program(
         "scoring",
-        name,
+        stage.name,
         sampler.score_program("last"),
         (models["reward"], _batch(shapes | {"mask": ((B, R), jnp.bool_)}, partitioner)),
         {"reward model": models["reward"]},
         beside,
         (Work(B, Q + R),),
         B * (Q + R),
-        batches,
+        0,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from pit_jax import curriculum, stages, trainer
+from pit_jax import cli, commands, curriculum, stages, trainer
 from pit_jax.curriculum import Round
 from pit_jax.metrics import compute
 from pit_jax.partitioning import MeshConfig, OnHost, Partitioner
@@ -165,3 +166,57 @@ def random_model(init, partitioner, seed):
     shardings = jax.tree.map(lambda leaf: leaf.sharding, stages.abstract_model(make, partitioner))
     build = partitioner.jit(lambda key: nn.meta.unbox(make(key)), out_shardings=shardings)
     return build(jax.random.key(seed))
+
+
+def test_what_a_pod_needs_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """Slices, sequence parallelism, Adafactor, microbatches, models on the host: a run with all."""
+    gin = tmp_path / "pod.gin"
+    gin.write_text(
+        tiny_runs.GIN
+        + """
+pipeline.RunConfig.stages = (
+    @pretrain/stages.SupervisedStage(), @rm_policy/stages.RewardStage(), @rl_policy/stages.RLStage())
+rm_policy/stages.RewardStage.steps = 2
+rl_policy/stages.RLStage:
+    initial = 'pretrain'
+    reference = 'pretrain'
+"""
+    )
+    monkeypatch.setattr(commands, "_report", lambda *arguments: None)
+    argv = ["run", f"--gin_file={gin}", f"--gin.MODEL_DIR='{tmp_path}/run'"]
+    flags = {
+        "MeshConfig.slices": 2,
+        "MeshConfig.model": 2,
+        "MeshConfig.sequence_parallel": True,
+        "OptimizerConfig.kind": "'adafactor'",
+        "NetworkConfig.attention": "'xla'",
+        "pretrain/SupervisedStage.microbatches": 2,
+        "RLStage.offload_frozen": True,
+        "PPOConfig.minibatches": 1,
+        "PPOConfig.microbatches": 2,
+    }
+    argv += [f"--gin.{name}={value}" for name, value in flags.items()]
+    assert cli.main(argv) == 0
+    assert "rl_policy" in capsys.readouterr().out
+    records = tiny_runs.records(tmp_path / "run" / "rl_policy" / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2]
+    assert records[0]["first_ratio_error"] == 0.0
+    # Another split of the same sums is no other setting: the run is complete.
+    fewer = [
+        flag for flag in argv if not re.search("slices|micro|offload|sequence|attention", flag)
+    ]
+    assert cli.main(fewer) == 0
+    assert capsys.readouterr().out.count("complete, skipped") == 3
+
+
+def test_batches_that_the_mesh_cant_split_are_refused_before_anything_is_trained(tmp_path, capsys):
+    gin = tmp_path / "odd.gin"
+    gin.write_text(tiny_runs.GIN)
+    argv = ["run", f"--gin_file={gin}", f"--gin.MODEL_DIR='{tmp_path}/run'"]
+    assert cli.main([*argv, "--gin.PPOConfig.minibatches=8"]) == 2
+    assert "stage rl_policy: got batch_size=8 in 8 parts" in capsys.readouterr().err
+    assert (
+        cli.main([*argv, "--gin.PPOConfig.minibatches=1", "--gin.RunConfig.sampling_batch=4"]) == 2
+    )
+    assert "got sampling_batch=4, expected a multiple of 8" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -75,9 +75,10 @@ def test_gradients_of_splash_are_those_of_plain_attention(arrays):
 
 
 @pytest.mark.mesh
-def test_splash_on_a_mesh_is_split_by_rows_and_heads(arrays):
+@pytest.mark.parametrize("model", [2, 4])  # of 4 heads and 2 key heads
+def test_splash_on_a_mesh_is_split_by_rows_and_heads(arrays, model):
     q, k, v, segments = arrays
-    mesh = Partitioner(MeshConfig(data=2, model=2), jax.devices()[:4])
+    mesh = Partitioner(MeshConfig(data=2, model=model), jax.devices()[: 2 * model])
     whole = padded_splash(q, k, v, segments)
     split = mesh.jit(padded_splash)(q, k, v, segments)
     real = segments > 0

@@ -6,6 +6,7 @@ import json
 import jax
 import pytest
 
+from pit_jax import cli
 from pit_jax.errors import UserError
 from pit_jax.plan import chips, planner
 from tests import tiny_runs
@@ -86,9 +87,9 @@ def test_what_does_not_fit_gets_a_proposal_that_does(config, plan):
     assert "Doesn't fit: sft_policy, training step" in planner.to_text(found)
     proposal = planner.propose(only, tight, devices, found, lambda text: None)
     assert proposal is not None
-    flags, size = proposal
-    assert flags == "--gin.sft_policy/SupervisedStage.microbatches=2"
-    assert size < 0.95 * tight.chip.hbm
+    assert proposal["flags"] == "--gin.sft_policy/SupervisedStage.microbatches=2"
+    assert proposal["peak"] < 0.95 * tight.chip.hbm
+    assert planner.advice(proposal).startswith("It fits with --gin.sft_policy/SupervisedStage.mi")
     fixed = dataclasses.replace(only.stages[0], microbatches=2)
     applied = dataclasses.replace(only, stages=(fixed,))
     assert planner.make_plan(applied, tight, devices, lambda text: None)["fits"]
@@ -99,6 +100,7 @@ def test_what_nothing_helps(config, plan):
     tiny = small(1000.0)
     found = planner.make_plan(only, tiny, jax.devices()[:4], lambda text: None)
     assert planner.propose(only, tiny, jax.devices()[:4], found, lambda text: None) is None
+    assert "take more chips" in planner.advice(None)
 
 
 def test_proposals_are_tried_the_mildest_first(config):
@@ -122,3 +124,31 @@ def test_proposals_are_tried_the_mildest_first(config):
 def test_slices_must_be_those_of_the_mesh(config):
     with pytest.raises(UserError, match="2xv4-8 has 2 slices, .* mesh 1; give --gin.MeshConfig.sl"):
         planner.make_plan(config, chips.parse("2xv4-8"), jax.devices(), lambda text: None)
+
+
+def test_from_the_command_line(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "one.gin"
+    only = "pipeline.RunConfig.stages = (@sft_policy/stages.SupervisedStage(),)\n"
+    file.write_text(
+        f"{tiny_runs.GIN}\n{only}BATCH_SIZE = 64\nconfig.NetworkConfig.remat = 'full'\n"
+    )
+    monkeypatch.setattr(chips, "devices", lambda slice_: jax.devices()[:4])
+    argv = ["plan", f"--gin_file={file}", "--gin.MODEL_DIR='none'", "--topology=v4-8"]
+    assert cli.main([*argv, "--explain=nothing"]) == 2
+    assert "expected part of one of sft_policy: training step" in capsys.readouterr().err
+    assert cli.main([*argv, "--explain=training", f"--save={tmp_path}/saved"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "compiling sft_policy: training step …\n"
+    assert "All stages: 0.0 hours" in out and "  optimizer " in out
+    assert (tmp_path / "saved" / "sft_policy-training-step.hlo.txt").exists()
+    assert cli.main([*argv, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["programs"]
+    monkeypatch.setattr(chips, "parse", lambda name: small(row["peak"] / 0.96))
+    assert cli.main(argv) == 1
+    out = capsys.readouterr().out
+    assert "Doesn't fit: sft_policy, training step" in out
+    flag = "--gin.sft_policy/SupervisedStage.microbatches=2"
+    assert f"It fits with {flag}: " in out
+    assert cli.main([*argv, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["proposal"]["flags"] == flag
+    assert cli.main([*argv, flag]) == 0  # the proposal, applied
