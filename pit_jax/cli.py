@@ -76,12 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, bindings = _split_bindings(list(sys.argv[1:] if argv is None else argv))
     options = _parser().parse_args(arguments)
     status = _status(options, bindings)
-    if status and getattr(options, "distributed", False):
-        # At once: other processes wait in a collective, and this one would wait for them.
+    if status and getattr(options, "distributed", False) and _joined():
+        # At once: the other processes may wait for this one, and its end would wait for them.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def _joined() -> bool:
+    import jax
+
+    return jax.distributed.is_initialized()
 
 
 def _status(options: argparse.Namespace, bindings: list[str]) -> int:
@@ -146,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
                 nargs="?",
                 const="10:12",
                 metavar="FIRST:LAST",
-                help="trace these steps of each stage that is trained, 10:12 by default, into its folder",
+                help="trace these steps of each stage, 10:12 by default, into its folder",
             )
         if name in _ON_DEVICES:
             command.add_argument(

@@ -99,8 +99,8 @@ class Partitioner:
         if data * others != len(devices) or data < 1:
             raise UserError(
                 f"mesh: got slices={config.slices} x data={config.data} x model={config.model}, "
-                f"expected a product of {len(devices)}, the number of devices (`plan` and `data` need "
-                "none)"
+                f"expected a product of {len(devices)}, the number of devices (`plan` and `data` "
+                "need none)"
             )
         rules = config.rules
         if config.sequence_parallel:

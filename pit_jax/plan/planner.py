@@ -252,7 +252,7 @@ def propose(
     plan: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """The first of `proposals` that makes what doesn't fit fit: `flags`, `peak`; None if none does."""
+    """`flags` and `peak` of the first of `proposals` that makes all fit; None if none does."""
     failing = {(row["stage"], row["program"]) for row in plan["programs"] if row["share"] > SHARE}
     for flags, other in proposals(config, {stage for stage, _ in failing}, len(devices)):
         say(f"trying {flags}")

@@ -175,11 +175,17 @@ def test_what_a_pod_needs_from_the_command_line(tmp_path, monkeypatch, capsys):
         tiny_runs.GIN
         + """
 pipeline.RunConfig.stages = (
-    @pretrain/stages.SupervisedStage(), @rm_policy/stages.RewardStage(), @rl_policy/stages.RLStage())
+    @pretrain/stages.SupervisedStage(),
+    @rm_policy/stages.RewardStage(),
+    @rl_policy/stages.RLStage())
 rm_policy/stages.RewardStage.steps = 2
 rl_policy/stages.RLStage:
     initial = 'pretrain'
     reference = 'pretrain'
+suite.EvaluationConfig:
+    sft = 'pretrain'
+    pit = 'pretrain'
+    gap_model = 'rm_policy'
 """
     )
     monkeypatch.setattr(commands, "_report", lambda *arguments: None)

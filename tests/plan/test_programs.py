@@ -100,8 +100,8 @@ def test_an_estimate_of_passes_one_after_the_other_by_hand():
     program = Program("p", "s", None, (), roles, {}, (prefill, decoding), 32, 1)
     machine = Machine(flops=1e6, bandwidth=1e5, interconnect=1.0)
 
-    def cost(*works):
-        changed = dataclasses.replace(program, work=works)
+    def cost(*works, updates=0):
+        changed = dataclasses.replace(program, work=works, updates=updates)
         return estimate(changed, NETWORK, [], machine, devices=1, model_axis=1)
 
     # A token's weights, and keys and values of 7 columns, 2 heads of 8, for 8 rows.
@@ -112,7 +112,11 @@ def test_an_estimate_of_passes_one_after_the_other_by_hand():
     assert both.passes == pytest.approx(cost(prefill).passes + cost(decoding).passes)
     # Three passes and the one that is done again; then 28 bytes for each of 5 parameters.
     update = dataclasses.replace(prefill, backward=True, checkpointed=True)
-    assert cost(update).memory == pytest.approx(4 * cost(prefill).memory + 28 * 5 / 1e5)
+    four = 4 * cost(prefill).memory
+    assert cost(update, updates=1).memory == pytest.approx(four + 28 * 5 / 1e5)
+    # In three microbatches: two sums of gradients, of 12 bytes each.
+    parts = dataclasses.replace(update, times=3)
+    assert cost(parts, updates=1).memory == pytest.approx(3 * four + (28 + 2 * 12) * 5 / 1e5)
     assert cost(update).compute == pytest.approx(4 * cost(prefill).compute)
 
 
