@@ -35,9 +35,17 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(params=LAYOUTS)
-def layout(request):
-    return Partitioner(LAYOUTS[request.param])
+def everywhere(stages_, quick):
+    """(stage, layout): every pair, those of stages that aren't `quick` marked slow but for one."""
+    return [
+        pytest.param(
+            stage,
+            layout,
+            marks=[] if stage in quick or layout == "slices" else pytest.mark.slow,
+        )
+        for stage in stages_
+        for layout in LAYOUTS
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +119,12 @@ def same(one, eight):
         np.testing.assert_allclose(value, eight[key], **CLOSE, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["sft_policy", "sft_pit", "rm_policy", "rm_gap"])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    everywhere(["sft_policy", "sft_pit", "rm_policy", "rm_gap"], ["sft_pit", "rm_gap"]),
+)
 def test_a_supervised_step_has_the_loss_of_one_device(name, layout, run, on_one_device):
+    layout = Partitioner(LAYOUTS[layout])
     metrics, params = on_one_device(name)
     parts = 2 if layout.mesh.shape["data"] < 8 else 1
     stage = dataclasses.replace(run.stage(name), microbatches=parts)
@@ -151,9 +163,10 @@ def ppo_step(run, name, partitioner):
     return compute(metrics), texts()["sample_0"]
 
 
-@pytest.mark.parametrize("name", ["rl_policy", "rl_pit"])
+@pytest.mark.parametrize(("name", "layout"), everywhere(["rl_policy", "rl_pit"], ["rl_pit"]))
 def test_a_ppo_step_has_the_episodes_and_losses_of_one_device(name, layout, run, on_one_device):
     """The rollout draws the same tokens, and the update reports the same losses."""
+    layout = Partitioner(LAYOUTS[layout])
     metrics, text = on_one_device(name)
     others, other_text = ppo_step(run, name, layout)
     assert text == other_text

@@ -145,17 +145,11 @@ def test_two_processes_are_one_also_when_interrupted(tmp_path):
     assert "rl_pit: continues at step 3" in printed[0][0] and is_silent(printed[1][0])
     assert_equal_metrics(one, two, STAGES)
 
-    # With the model axis over both processes, each holds a part of the model and every row.
-    three = tmp_path / "three"
-    arguments = ("--gin.MeshConfig.model=4", "--gin.STAGE='pretrain'")
-    statuses, printed = together(three, *arguments, command="train")
-    assert statuses == [0, 0], printed
-    assert_equal_metrics(one, three, ["pretrain"])
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [1, 4])
 def test_every_stage_and_the_report_of_two_processes(model, tmp_path):
+    """With 4, the model axis is over both processes: each holds a part, and every row."""
     one, two = tmp_path / "one", tmp_path / "two"
     alone(one, tiny_runs.GIN)
     statuses, printed = together(two, f"--gin.MeshConfig.model={model}", REPORT="1")
