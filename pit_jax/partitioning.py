@@ -259,7 +259,7 @@ def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndar
     """Devices so that neighbours along an axis are neighbours on the interconnect of a TPU."""
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
-    if (slices := len({device.slice_index for device in devices})) != shape[0]:
+    if (slices := len({getattr(device, "slice_index", 0) for device in devices})) != shape[0]:
         raise UserError(f"mesh: got slices={shape[0]}, expected {slices}, the slices there are")
     from jax.experimental import mesh_utils
 
