@@ -24,6 +24,7 @@ INSTALL_REQUIRES = [
     "seqio>=0.0.20,<0.1",  # tasks, vocabularies, feature converters (brings tensorflow-text)
     "tensorflow>=2.20,<3",  # tf.data pipelines, in pit_jax/data only
     "tensorflow-datasets>=4.9.7",  # builders of prepared datasets
+    "tensorstore>=0.1.60",  # arrays of checkpoints in T5X's older format
     "etils[epath]>=1.9",  # files, local or gs://
     "sentencepiece>=0.2",  # users' tokenizers: SentencePiece models
     "tokenizers>=0.21",  # and tokenizer.json
@@ -51,6 +52,17 @@ EXTRAS_REQUIRE = {
     "tpu": [
         "jax[tpu]>=0.10,<0.11",  # on the machine that has one
         "google-cloud-storage>=2.10",  # with which orbax removes old checkpoints from gs://
+    ],
+    "t5x": [
+        # What T5X at the commit of docs/t5x.md imports. T5X itself, airio and jestimator are on no
+        # package registry: they come from their repositories.
+        "absl-py>=2.1",
+        "cached_property>=2.0",
+        "clu>=0.0.12",
+        "fiddle>=0.3",
+        "grain>=0.2.12",
+        "jaxtyping>=0.3",
+        "tensorboard>=2.20",
     ],
     "wandb": [
         "wandb>=0.19",  # metrics shown by Weights & Biases

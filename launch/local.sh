@@ -22,6 +22,8 @@ needs), then runs COMMAND from the root of the checkout:
                               pytest, with them:
                                 bash launch/local.sh test tests/test_losses.py -k gap
                                 bash launch/local.sh test -m slow
+  t5x-test [ARGUMENT ...]     the tests that run T5X itself, with the Python of PIT_JAX_PYTHON
+                              (python3), which has to have it: docs/t5x.md. Nothing is installed
   lint                        ruff and mypy
   setup                       the virtual environment and nothing else
   help                        this text
@@ -141,6 +143,14 @@ run_quickstart() {
     --gin.MODEL_DIR="'runs/quickstart'" "$@"
 }
 
+# Wherever T5X can be imported: no environment of this script's making has it.
+run_t5x_test() {
+  local python=${PIT_JAX_PYTHON:-python3}
+  "$python" -c 'import pit_jax.adapters.t5x' 2>/dev/null ||
+    fail "$python can't import T5X and what it needs; docs/t5x.md tells how to install them"
+  "$python" -m pytest -m t5x tests/adapters "$@"
+}
+
 main() {
   local command=${1:-help}
   (($# == 0)) || shift
@@ -152,7 +162,11 @@ main() {
       set_environment
       "run_$command" "$@"
       ;;
-    *) fail "unknown command '$command'; expected quickstart, test, lint, setup or help" ;;
+    t5x-test)
+      set_environment
+      run_t5x_test "$@"
+      ;;
+    *) fail "unknown command '$command'; expected quickstart, test, t5x-test, lint, setup or help" ;;
   esac
 }
 

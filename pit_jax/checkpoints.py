@@ -16,7 +16,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from pit_jax.errors import UserError
-from pit_jax.files import is_local
+from pit_jax.files import absolute
 
 
 def split_model(state: Any) -> tuple[Any, Any]:
@@ -70,9 +70,7 @@ class Checkpoints:
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
         self._best_metric = best_metric
-        self.directory = epath.Path(directory)
-        if is_local(self.directory):
-            self.directory = self.directory.resolve()
+        self.directory = absolute(epath.Path(directory))
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("model", "rest", "extra"),

@@ -32,6 +32,10 @@ _EXAMPLES = {
     ),
     "plan": "python -m pit_jax plan --gin_file=gin/runs/quickstart.gin --topology=v4-8",
     "train": "python -m pit_jax train --gin_file=gin/runs/quickstart.gin --gin.STAGE=\"'rm_gap'\"",
+    "convert": (
+        "python -m pit_jax convert --gin_file=gin/runs/quickstart.gin --gin.STAGE=\"'sft_pit'\" "
+        "--to=t5x --output=exported"
+    ),
     "improve": (
         "python -m pit_jax improve --gin_file=gin/runs/quickstart.gin --input=prompts.jsonl "
         "--output=improved.jsonl --gin.ImproveConfig.iterations=3"
@@ -46,10 +50,11 @@ _SUMMARIES = {
     "data": "show what became of every example: counts, lengths, padding, tokens; train nothing",
     "plan": "compile a run for a TPU that isn't there: memory, collectives, time; no data needed",
     "train": "train one stage, the one that STAGE names",
+    "convert": "write the checkpoint of a stage, the one that STAGE names, for another framework",
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
     "evaluate": "judge, table and plot the models of a run, or saved generations",
 }
-_ON_DEVICES = ("run", "train", "improve", "evaluate")
+_ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
 _SEVERAL_HOSTS = """
 several hosts:
   --distributed joins the processes of all hosts; each is given the same command. On TPU pods they
@@ -173,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--json", action="store_true", help="print JSON")
             command.add_argument("--explain", metavar="PROGRAM", help="all about some programs")
             command.add_argument("--save", metavar="DIR", help="write compiled programs as text")
+        if name == "convert":
+            command.add_argument(
+                "--to", required=True, choices=["t5x"], help="t5x: a folder checkpoint_STEP"
+            )
+            command.add_argument("--output", required=True, metavar="DIR", help="where to write it")
         if name == "improve":
             command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
             command.add_argument("--output", required=True, help="JSONL to write")
@@ -215,7 +225,7 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     options.config_text = gin.operative_config_str()
     if options.command == "plan":
         return commands.plan(config, options)
-    if options.command == "train":
+    if options.command in ("train", "convert"):
         options.stage = _macro("STAGE")
     if options.dry_run or options.command not in _ON_DEVICES:
         if not options.dry_run:

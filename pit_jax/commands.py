@@ -72,6 +72,18 @@ def train(run, evaluation, options) -> None:
     print(f"{result['name']}: {result['steps']} steps in {result['seconds']:.0f} s; {final}")
 
 
+def convert(run, evaluation, options) -> None:
+    """The checkpoint of the stage that STAGE names, as T5X writes them."""
+    del evaluation
+    from pit_jax import t5x_checkpoints, training
+
+    stage = run.stage(options.stage)
+    step = run.result(stage.name)["model_step"]
+    state = training.restore(run, stage, step)
+    path = t5x_checkpoints.save(epath.Path(options.output), step, state)
+    print(f"{stage.name}, step {step}: {path}")
+
+
 def evaluate(run, evaluation, options) -> None:
     """The tables and plots of a run, or of a file that `improve` wrote."""
     if options.generations:

@@ -12,6 +12,11 @@ def is_local(path: str | os.PathLike[str]) -> bool:
     return "://" not in os.fspath(path)
 
 
+def absolute(path: epath.Path) -> epath.Path:
+    """The whole path of what is on a disk; orbax takes no other."""
+    return path.resolve() if is_local(path) else path
+
+
 def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
     """Writes or replaces a file; a crash or a reader never meets half of it.
 

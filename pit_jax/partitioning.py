@@ -84,39 +84,33 @@ class Partitioner:
     Args:
       config: mesh shape and rules.
       devices: the devices to use; all of `jax.devices()` by default.
+      mesh: one that is arranged already, to take as it is; the config's shape is then unused. An
+        axis that it hasn't counts as one of size 1.
 
     Raises:
       UserError: if the devices don't fill the mesh.
     """
 
-    def __init__(self, config: MeshConfig, devices: Sequence[jax.Device] | None = None):
-        devices = list(jax.devices() if devices is None else devices)
-        for field in ("model", "slices"):
-            if getattr(config, field) < 1:
-                raise UserError(f"mesh: got {field}={getattr(config, field)}, expected 1 or more")
-        others = config.slices * config.model
-        data = len(devices) // others if config.data == -1 else config.data
-        if data * others != len(devices) or data < 1:
-            raise UserError(
-                f"mesh: got slices={config.slices} x data={config.data} x model={config.model}, "
-                f"expected a product of {len(devices)}, the number of devices (`plan` and `data` "
-                "need none)"
-            )
+    def __init__(
+        self,
+        config: MeshConfig,
+        devices: Sequence[jax.Device] | None = None,
+        mesh: Mesh | None = None,
+    ):
         rules = config.rules
         if config.sequence_parallel:
             rules = (("activation_length", "model"), *rules)
         self._table = dict(reversed(rules))
         self._decode_table = dict(reversed((*config.decode_rules, *rules)))
-        self.mesh = Mesh(
-            _arranged(devices, (config.slices, data, config.model)),
-            AXES,
-            axis_types=(AxisType.Auto,) * len(AXES),
-        )
+        self.mesh = mesh if mesh is not None else _make_mesh(config, devices)
+
+    def _size(self, axis: str) -> int:
+        return self.mesh.shape.get(axis, 1)
 
     @property
     def row_shards(self) -> int:
         """Parts that the rows of a batch are split into."""
-        return self.mesh.shape["slice"] * self.mesh.shape["data"]
+        return self._size("slice") * self._size("data")
 
     @property
     def platform(self) -> str:
@@ -141,8 +135,8 @@ class Partitioner:
                 )
             rule = None if name is None else table[name]
             wanted = (rule,) if isinstance(rule, str) else rule or ()
-            free = tuple(axis for axis in wanted if axis not in taken and self.mesh.shape[axis] > 1)
-            if size % math.prod(self.mesh.shape[axis] for axis in free):
+            free = tuple(axis for axis in wanted if axis not in taken and self._size(axis) > 1)
+            if size % math.prod(map(self._size, free)):
                 free = ()
             taken.update(free)
             axes.append(free[0] if len(free) == 1 else free or None)
@@ -178,11 +172,13 @@ class Partitioner:
     def shard_batch(self, batch: Any) -> Any:
         """Puts a batch on the mesh, its rows (dim 0) split over slices and `data`.
 
-        Every process holds the batch whole, and its devices take the rows that are theirs.
+        Every process holds the batch whole, and its devices take the rows that are theirs. Arrays
+        that are on devices already stay as they are.
         """
 
         def put(array):
-            array = np.asarray(array)
+            if isinstance(array, jax.Array):
+                return array
             sharding = self.sharding(("batch", *([None] * (array.ndim - 1))), array.shape)
             return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -253,6 +249,26 @@ class OnHost:
     def __call__(self) -> Any:
         """A copy on the devices, which goes when the caller drops it."""
         return jax.device_put(self._tree, self._shardings)
+
+
+def _make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None) -> Mesh:
+    devices = list(jax.devices() if devices is None else devices)
+    for field in ("model", "slices"):
+        if getattr(config, field) < 1:
+            raise UserError(f"mesh: got {field}={getattr(config, field)}, expected 1 or more")
+    others = config.slices * config.model
+    data = len(devices) // others if config.data == -1 else config.data
+    if data * others != len(devices) or data < 1:
+        raise UserError(
+            f"mesh: got slices={config.slices} x data={config.data} x model={config.model}, "
+            f"expected a product of {len(devices)}, the number of devices (`plan` and `data` "
+            "need none)"
+        )
+    return Mesh(
+        _arranged(devices, (config.slices, data, config.model)),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+    )
 
 
 def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from pit_jax import flops, processes, profiling, run_directory, stages, training
+from pit_jax import flops, processes, profiling, run_directory, stages, t5x_checkpoints, training
 from pit_jax.checkpoints import Checkpoints
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
@@ -33,7 +33,7 @@ from pit_jax.models.network import in_compute_type
 from pit_jax.partitioning import MeshConfig, Partitioner
 from pit_jax.sampler import Sampler
 from pit_jax.signals import Signals
-from pit_jax.stages import Stage
+from pit_jax.stages import RewardStage, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +115,6 @@ class Run:
         """
         self.config = config
         self.directory = epath.Path(config.model_dir)
-        self.partitioner = Partitioner(config.mesh, devices)
-        self.peak = flops.peak(device.device_kind for device in self.partitioner.mesh.devices.flat)
         words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
         extra = tuple(word for word in words.split() if not word.startswith("{"))
         self.vocabulary: Vocabulary = load_vocabulary(
@@ -129,12 +127,23 @@ class Run:
             )
         self.layout = Layout(self.vocabulary)
         self.data = InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
-        response = self.layout.widths(config.lengths).response
-        self.sampler = Sampler(config.network, self.partitioner, response, config.sampling_batch)
+        self.place(Partitioner(config.mesh, devices))
         self.config_text = ""
         self.profile: profiling.Window | None = None
         self.signals = Signals()
         self._stages = {stage.name: stage for stage in config.stages}
+
+    def place(self, partitioner: Partitioner) -> None:
+        """Moves the run to a mesh."""
+        config = self.config
+        self.partitioner = partitioner
+        self.peak = flops.peak(device.device_kind for device in partitioner.mesh.devices.flat)
+        response = self.layout.widths(config.lengths).response
+        self.sampler = Sampler(config.network, partitioner, response, config.sampling_batch)
+
+    def folder(self, name: str) -> epath.Path:
+        """Of a stage of this run, or of another run's by its path."""
+        return epath.Path(name) if "/" in name else self.directory / name
 
     def stage(self, name: str) -> Stage:
         """The stage of this name.
@@ -148,14 +157,24 @@ class Run:
 
     def is_complete(self, name: str) -> bool:
         """Whether a stage has its result."""
-        return (self.directory / name / "result.json").exists()
+        return (self.folder(name) / "result.json").exists()
 
     def result(self, name: str) -> dict[str, Any]:
-        """What a completed stage reports: steps, seconds, tokens, final metrics, model_step."""
-        path = self._folder(name) / "result.json"
-        if not path.exists():
+        """What a completed stage reports: steps, seconds, tokens, final metrics, model_step.
+
+        Of a stage that T5X trained: task, model_step, and a reward model's pooling.
+        """
+        path = self.folder(name) / "result.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        checkpoint = t5x_checkpoints.find(self.folder(name))
+        if checkpoint is None:
             raise UserError(f"{path}: not found; train stage {name!r} first")
-        return json.loads(path.read_text())
+        stage = self.stage(name)
+        result = {"task": stage.task, "model_step": t5x_checkpoints.step_of(checkpoint)}
+        if isinstance(stage, RewardStage):
+            result["pooling"] = stage.reward.pooling
+        return result
 
     def key(self, *purposes: str | int) -> jax.Array:
         """A key from the run's seed and what it is for."""
@@ -174,18 +193,26 @@ class Run:
         """Parameters a stage ended with: its last checkpoint, or a reward model's best one.
 
         Args:
-          name: a stage of this run, or the path of another run's stage folder.
+          name: a stage of this run, or the path of another run's stage folder, or of a checkpoint
+            that T5X wrote.
           step: a certain checkpoint instead.
 
         Raises:
           UserError: if it isn't trained.
         """
+        folder = self.folder(name)
+        language_model, scalar = (
+            stages.abstract_model(init(self.config.network), self.partitioner)
+            for init in (stages.init_language_model, stages.init_scalar_model)
+        )
+        if not (folder / "result.json").exists() and (
+            checkpoint := t5x_checkpoints.find(folder, step)
+        ):
+            return t5x_checkpoints.load(checkpoint, (language_model, scalar))
         result = self.result(name)
-        run_directory.check_identity(self._folder(name), self.identity())
-        scalar = result["task"] in stages.REWARD_TASKS
-        init = stages.init_scalar_model if scalar else stages.init_language_model
-        checkpoints = Checkpoints(self._folder(name) / "checkpoints", read_only=True)
-        abstract = stages.abstract_model(init(self.config.network), self.partitioner)
+        run_directory.check_identity(folder, self.identity())
+        checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+        abstract = scalar if result["task"] in stages.REWARD_TASKS else language_model
         params = checkpoints.restore_model(abstract, step or result["model_step"])
         checkpoints.close()
         return params
@@ -215,7 +242,7 @@ class Run:
         """
         stage = self.stage(name)
         self.check_rows()
-        folder = self.directory / name
+        folder = self.folder(name)
         settings = run_directory.settings(self.config, stage, self.vocabulary)
         run_directory.claim(folder, settings, self.identity())
         if self.is_complete(name):
@@ -257,9 +284,6 @@ class Run:
             gap_model=gap_model,
             pooling=pooling,
         )
-
-    def _folder(self, name: str) -> epath.Path:
-        return epath.Path(name) if "/" in name else self.directory / name
 
     def identity(self) -> dict[str, str]:
         """What gives the models' parameters their meaning, see run_directory."""

@@ -212,12 +212,14 @@ def create_state(
     stage: Stage, network: NetworkConfig, partitioner: Partitioner, key: jax.Array
 ) -> TrainState | RLState:
     """The random starting state of a stage, placed on the mesh; parameters are float32."""
-    create = _creator(stage, network)
+    create = starting_state(stage, network)
     shardings = partitioner.tree_shardings(jax.eval_shape(create, key))
     return partitioner.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
 
 
-def _creator(stage: Stage, network: NetworkConfig) -> Callable[[jax.Array], TrainState | RLState]:
+def starting_state(
+    stage: Stage, network: NetworkConfig
+) -> Callable[[jax.Array], TrainState | RLState]:
     """key -> the starting state, parameters in boxes with their logical axes."""
     optimizer = stage.optimizer.build()
 
@@ -241,7 +243,7 @@ def abstract_state(
     stage: Stage, network: NetworkConfig, partitioner: Partitioner
 ) -> TrainState | RLState:
     """Shapes and shardings of a stage's state; nothing is computed."""
-    return _abstract(_creator(stage, network), partitioner)
+    return _abstract(starting_state(stage, network), partitioner)
 
 
 def abstract_model(init: Callable, partitioner: Partitioner) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
+from etils import epath
 
 from pit_jax import curriculum, flops, processes, profiling, run_directory, stages, trainer
 from pit_jax import metrics as metrics_lib
@@ -38,7 +39,7 @@ def train(run: Run, stage: Stage) -> None:
     """Trains a stage from its last checkpoint, or from what it builds on, and writes its result."""
     best = "accuracy" if isinstance(stage, RewardStage) else None
     keep_every = stage.keep_every if isinstance(stage, RLStage) else 0
-    checkpoints = Checkpoints(run.directory / stage.name / "checkpoints", best, keep_every)
+    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", best, keep_every)
     try:
         state, progress = _fit(run, stage, checkpoints, keep_every)
     finally:  # an interrupted run too leaves its last checkpoint whole
@@ -56,9 +57,9 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
     else:
         key = run.key("init", stage.task)
         state = stages.create_state(stage, run.config.network, run.partitioner, key)
-        state = _start_from(run, stage, state)
+        state = start_from(run, stage, state)
     window = run.profile and run.profile.within(stage.steps - progress.step)
-    profiler = profiling.Profiler(window, run.directory / stage.name / "profile")
+    profiler = profiling.Profiler(window, run.folder(stage.name) / "profile")
     with _writer(run, stage, progress.step) as writer, profiler:
         fit = functools.partial(
             trainer.fit,
@@ -78,7 +79,16 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
     return state, progress
 
 
-def _start_from(run: Run, stage: Stage, state: Any) -> Any:
+def restore(run: Run, stage: Stage, step: int) -> Any:
+    """The whole state of a stage of this run at one of its checkpoints."""
+    abstract = stages.abstract_state(stage, run.config.network, run.partitioner)
+    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", read_only=True)
+    state, _ = checkpoints.restore(abstract, step)
+    checkpoints.close()
+    return state
+
+
+def start_from(run: Run, stage: Stage, state: Any) -> Any:
     """The starting state with the parameters of the stages it builds on."""
     if not stage.initial:
         return state
@@ -124,34 +134,43 @@ def _train_supervised(
         return fit(state, placed, batches, stop=stage.steps, held_out=held_out)
 
 
-def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
+def ppo_step(run: Run, stage: RLStage) -> Callable:
+    """The step of a PPO stage, see curriculum.make_step.
+
+    Raises:
+      UserError: if a model that it builds on isn't trained, or is of another kind.
+    """
     expected = {"rl_policy": "rm_policy", "rl_pit": "rm_gap"}[stage.task]
     if (task := run.result(stage.reward_model)["task"]) != expected:
         raise UserError(
             f"stage {stage.name}: reward_model {stage.reward_model!r} is of task {task}, whose "
             f"layout differs; expected one of task {expected}"
         )
-    step = curriculum.make_step(
+    return curriculum.make_step(
         run.config.network,
         stage.ppo,
         run.pooling(stage.reward_model),
         run.layout.widths(run.config.lengths).response,
         run.partitioner,
-        _frozen(run, stage),
+        frozen(run, stage),
         run.key("ppo", stage.name),
         run.vocabulary.decode,
     )
+
+
+def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
+    step = ppo_step(run, stage)
     for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
         references = DATA_REFERENCES
         if round_.is_sampled:
-            references = _sample_references(run, stage, number, round_, state)
+            references = sample_references(run, stage, number, round_, state.train.params["actor"])
         batches = train_batches(run, stage, progress.step - first, number, references)
         with run.signals.training():
             state = fit(state, step, batches, stop=last)
     return state
 
 
-def _frozen(run: Run, stage: RLStage) -> Callable[[], dict[str, Any]]:
+def frozen(run: Run, stage: RLStage) -> Callable[[], dict[str, Any]]:
     """Gives the parameters of the KL reference and the reward model, wherever they are kept."""
     models = {
         "reference": run.load_frozen(stage.reference),
@@ -160,9 +179,9 @@ def _frozen(run: Run, stage: RLStage) -> Callable[[], dict[str, Any]]:
     return OnHost(models) if stage.offload_frozen else lambda: models
 
 
-def _sample_references(run: Run, stage: RLStage, number: int, round_: Round, state) -> str:
+def sample_references(run: Run, stage: RLStage, number: int, round_: Round, actor: Any) -> str:
     """Fills the round's reference store, from where a crash left it; returns its directory."""
-    directory = run.directory / stage.name / "references" / f"round-{number}"
+    directory = references_folder(run, stage, number)
     policy_step = round_.policy_step or run.result(round_.policy)["model_step"]
     meta = ReferenceMeta(number, round_.source, f"{round_.policy}@{policy_step}", run.config.seed)
     open_writer = functools.partial(ReferenceWriter, directory, run.config.shard_size, meta)
@@ -178,12 +197,17 @@ def _sample_references(run: Run, stage: RLStage, number: int, round_: Round, sta
         writer,
         run.data.examples("train", "rl"),
         policy=run.load_frozen(round_.policy, policy_step),
-        improver=run.improver_of(state.train.params["actor"]),
+        improver=run.improver_of(actor),
         key=run.key("references", stage.name, number),
         shard_size=run.config.shard_size,
     )
     processes.wait()  # the first one has closed the store
     return str(directory)
+
+
+def references_folder(run: Run, stage: Stage, number: int) -> epath.Path:
+    """Of the reference store of a round."""
+    return run.folder(stage.name) / "references" / f"round-{number}"
 
 
 def train_batches(
@@ -211,7 +235,7 @@ def _dev_batches(run: Run, stage: RewardStage) -> Iterator:
 
 
 def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:
-    folder = run.directory / stage.name
+    folder = run.folder(stage.name)
     if not processes.is_first():
         return metrics_lib.MetricWriter()
     writers: list[metrics_lib.Writer] = [
@@ -230,7 +254,7 @@ def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:
 def _finish(run: Run, stage: Stage, state: Any, progress: trainer.Progress) -> None:
     """Writes the stage's result, for all processes to read."""
     processes.wait()  # the first one has closed the metrics
-    records = metrics_lib.read_jsonl(run.directory / stage.name / "metrics.jsonl")
+    records = metrics_lib.read_jsonl(run.folder(stage.name) / "metrics.jsonl")
     params = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
     seconds = max(progress.seconds, 1e-9)
     result = {
@@ -246,5 +270,5 @@ def _finish(run: Run, stage: Stage, state: Any, progress: trainer.Progress) -> N
     }
     if isinstance(stage, RewardStage):
         result["pooling"] = stage.reward.pooling
-    run_directory.write_json(run.directory / stage.name / "result.json", result)
+    run_directory.write_json(run.folder(stage.name) / "result.json", result)
     processes.wait()

@@ -35,7 +35,7 @@ LAYERS = {
     ),
     1: ("models.",),
     2: ("losses", "decode", "flops", "forward", "objectives", "ppo", "data."),
-    3: ("train_state", "checkpoints"),
+    3: ("train_state", "checkpoints", "t5x_checkpoints"),
     4: ("trainer", "rollout", "sampler", "curriculum", "improve"),
     5: ("evaluation.", "stages", "run_directory", "pipeline", "training", "data_report"),
     6: ("plan.", "commands", "cli", "__main__", "adapters."),
@@ -51,7 +51,7 @@ CONFINED = {
     "seqio": ("data.",),
     "sentencepiece": ("data.",),
     "tokenizers": ("data.",),
-    "t5x": ("adapters.t5x",),
+    "t5x": ("adapters.t5x.",),
     "requests": ("evaluation.judges",),
     "http": ("evaluation.judges",),
     "urllib": ("evaluation.judges",),
@@ -337,7 +337,7 @@ def test_requirements_are_what_is_imported():
         "orbax": "orbax-checkpoint",
         "tensorflow_datasets": "tensorflow-datasets",
     }
-    optional = {"t5x", "wandb"}
+    optional = {"t5x", "absl", "clu", "wandb"}
     imported = {
         names.get(found.package, found.package).lower()
         for _, found in all_imports()

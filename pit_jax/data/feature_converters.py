@@ -51,9 +51,9 @@ class SFTFeatureConverter(seqio.FeatureConverter):
     PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
     loss_on_inputs = False
 
-    def __init__(self, pack: bool):
+    def __init__(self, pack: bool, use_custom_packing_ops: bool = False):
         # seqio's check of every row costs more than the rest; padding refuses long rows by itself.
-        super().__init__(pack=pack, apply_length_check=pack)
+        super().__init__(pack, use_custom_packing_ops, apply_length_check=pack)
 
     def _convert_features(self, ds, task_feature_lengths):
         length = sum(task_feature_lengths.values())
@@ -123,7 +123,8 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
         cls.MODEL_FEATURES = specs
         cls.TASK_FEATURES = {cls.SOURCES[name]: spec for name, spec in specs.items()}
 
-    def __init__(self, pack: bool = False):
+    def __init__(self, pack: bool = False, use_custom_packing_ops: bool = False):
+        del use_custom_packing_ops
         if pack:
             raise ValueError(f"{type(self).__name__}: got pack=True; only SFT stages can be packed")
         super().__init__(pack=False, apply_length_check=False)

@@ -163,6 +163,27 @@ class InputPipeline:
         )
         return (table.batch(numbers) for numbers in order)
 
+    def register(self, stage: str) -> str:
+        """Name of the stage's Task, or Mixture, in seqio's registry."""
+        self._sources()
+        if len(self._datasets) > 1:
+            return f"{self.config.name}_mixture_{stage}"
+        return f"{self._datasets[0].name}_{stage}"
+
+    def feature_lengths(self, stage: str) -> dict[str, int]:
+        """Length in tokens of every feature of the stage's Task."""
+        self._sources()
+        from pit_jax.data import tasks
+
+        return tasks.feature_lengths(stage, self.vocabulary, self.lengths)
+
+    def feature_converter(self, stage: str) -> type:
+        """The seqio feature converter of the stage."""
+        self._sources()
+        from pit_jax.data import tasks
+
+        return tasks.STAGES[stage].converter
+
     def num_rows(
         self, stage: str, split: str, fold: str | None = None, references: str = DATA_REFERENCES
     ) -> int:

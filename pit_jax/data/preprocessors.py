@@ -14,6 +14,8 @@ FIELDS = ("prompt", "chosen", "rejected", "reflection", "reference")
 
 Features = Mapping[str, tf.Tensor]
 
+_PRETOKENIZED = "_pretokenized"
+
 
 def tensor_layout(vocabulary: Vocabulary) -> Layout:
     """A Layout that joins int32 tensors."""
@@ -24,12 +26,19 @@ def tensor_layout(vocabulary: Vocabulary) -> Layout:
 
 
 def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
-    """Text features become int32 ids without EOS; other features pass through."""
+    """Text features become int32 ids without EOS; other features pass through.
+
+    The text stays as `NAME_pretokenized`, which seqio's and T5X's tools show; the chosen response,
+    the target of every stage, as `targets_pretokenized` too.
+    """
 
     def encode(features: Features) -> Features:
+        texts = {name: value for name, value in features.items() if value.dtype == tf.string}
         return {
-            name: vocabulary.encode_tf(value) if value.dtype == tf.string else value
-            for name, value in features.items()
+            **features,
+            **{name: vocabulary.encode_tf(text) for name, text in texts.items()},
+            **{f"{name}{_PRETOKENIZED}": text for name, text in texts.items()},
+            f"targets{_PRETOKENIZED}": features["chosen"],
         }
 
     return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
@@ -92,12 +101,17 @@ def build_sequences(
     vocabulary: Vocabulary,
     sequences: Callable[[Layout, Features], list[Features]],
 ) -> tf.data.Dataset:
-    """Replaces every element by the elements that `sequences` makes of it, in their order."""
+    """Replaces every element by the elements that `sequences` makes of it, in their order.
+
+    Each of them has the element's texts too.
+    """
     layout = tensor_layout(vocabulary)
 
-    dataset = dataset.map(
-        lambda features: tuple(sequences(layout, features)), num_parallel_calls=tf.data.AUTOTUNE
-    )
+    def build(features: Features) -> tuple[Features, ...]:
+        texts = {name: text for name, text in features.items() if name.endswith(_PRETOKENIZED)}
+        return tuple({**part, **texts} for part in sequences(layout, features))
+
+    dataset = dataset.map(build, num_parallel_calls=tf.data.AUTOTUNE)
     if len(dataset.element_spec) == 1:
         return dataset.map(lambda part: part)
 

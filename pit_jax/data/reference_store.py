@@ -148,6 +148,12 @@ class ReferenceWriter:
         self._write(self.directory / MANIFEST, data)
 
 
+def is_closed(directory: str | os.PathLike) -> bool:
+    """Whether there is a store that is complete."""
+    path = epath.Path(directory)
+    return (path / MANIFEST).exists() and _read_manifest(path)["closed"]
+
+
 class ReferenceStore:
     """A complete store, read by position: `store[k]` is the k-th record that was written.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -26,14 +28,41 @@ class Stage:
       sequences: makes the task's features from token pieces (preprocessors.py).
       features: task feature -> name of its width in formats.Widths; None for a scalar.
       converter: makes the model's features from the task's.
+      metrics: what seqio's Evaluator computes of a model's scores or predictions.
     """
 
     fold: str | None
     sequences: Callable
     features: Mapping[str, str | None]
     converter: type[seqio.FeatureConverter]
+    metrics: tuple[Callable, ...]
 
 
+def log_likelihood(targets: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
+    """The mean score of a language model."""
+    del targets
+    return {"log_likelihood": float(np.mean(scores))}
+
+
+def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """The share of predictions that are the chosen response."""
+    pairs = zip(targets, predictions, strict=True)
+    return {"exact_match": float(np.mean([target == guess for target, guess in pairs]))}
+
+
+def pair_accuracy(targets: Sequence[str], scores: Any) -> dict[str, float]:
+    """How often, and by how much, a reward model prefers the chosen response.
+
+    Args:
+      targets: not looked at.
+      scores: (margins, scores by name); a margin above 0 is right.
+    """
+    del targets
+    margins, _ = scores
+    return {"accuracy": float(np.mean(np.greater(margins, 0))), "margin": float(np.mean(margins))}
+
+
+_SUPERVISED = (log_likelihood, exact_match)
 _RL = {"chosen": "response", "example_index": None}
 
 STAGES = {
@@ -42,42 +71,49 @@ STAGES = {
         preprocessors.pretrain,
         {"inputs": "pit", "targets": "response"},
         feature_converters.PretrainFeatureConverter,
+        _SUPERVISED,
     ),
     "sft_policy": Stage(
         "sft",
         preprocessors.sft_policy,
         {"inputs": "policy", "targets": "response"},
         feature_converters.SFTFeatureConverter,
+        _SUPERVISED,
     ),
     "sft_pit": Stage(
         "sft",
         preprocessors.sft_pit,
         {"inputs": "pit", "targets": "response"},
         feature_converters.SFTFeatureConverter,
+        _SUPERVISED,
     ),
     "rm_policy": Stage(
         "rm",
         preprocessors.rm_policy,
         {"tokens": "pair_row", "blocks": "pair_row"},
         feature_converters.TreeFeatureConverter,
+        (pair_accuracy,),
     ),
     "rm_gap": Stage(
         "rm",
         preprocessors.rm_gap,
         {"tokens": "gap_row", "blocks": "gap_row"},
         feature_converters.TreeFeatureConverter,
+        (pair_accuracy,),
     ),
     "rl_policy": Stage(
         "rl",
         preprocessors.rl_policy,
         {"prompt": "policy", "reward_prompt": "reward", **_RL},
         feature_converters.PromptFeatureConverter,
+        (log_likelihood,),
     ),
     "rl_pit": Stage(
         "rl",
         preprocessors.rl_pit,
         {"prompt": "pit", "reward_prompt": "gap", **_RL},
         feature_converters.PromptFeatureConverter,
+        (log_likelihood,),
     ),
 }
 
@@ -142,6 +178,7 @@ def build_task(
         source=source,
         output_features=features,
         preprocessors=steps,
+        metric_fns=list(row.metrics),
         shuffle_buffer_size=None,
     )
 

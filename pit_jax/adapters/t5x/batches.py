@@ -1,0 +1,190 @@
+"""The stages' batches as T5X iterates over them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+from clu.data import dataset_iterator
+from etils import epath
+
+from pit_jax import curriculum, files, training
+from pit_jax.adapters.t5x.setups import Setup
+from pit_jax.data import reference_store
+from pit_jax.data.input_pipeline import DATA_REFERENCES
+from pit_jax.stages import RLStage
+
+_CHECKPOINT = re.compile(r"checkpoint_(\d+)")
+
+
+def get_dataset(
+    cfg: Any,
+    shard_id: int,
+    num_shards: int,
+    feature_converter_cls: Any,
+    num_epochs: int | None = None,
+    continue_from_last_checkpoint: bool = False,
+    *,
+    setup: Setup,
+) -> Batches:
+    """The training batches of the stage, for `train.get_dataset_fn`: the very ones of pit_jax.
+
+    Their order is a function of the run's seed; of T5X's DatasetConfig only the batch size is
+    looked at, which must be the stage's.
+    """
+    del cfg, feature_converter_cls, num_epochs, continue_from_last_checkpoint
+    return Batches(setup, shard_id, num_shards)
+
+
+class Batches(dataset_iterator.DatasetIterator):
+    """Batches of all rounds of a stage, without end where there are no rounds.
+
+    A saved state is the number of batches that the saved training state has seen, which T5X's own
+    look at the first batch ahead of its loop doesn't disturb.
+
+    Args:
+      setup: the stage.
+      shard_id: which part of each batch's rows this process gets.
+      num_shards: how many parts there are.
+    """
+
+    def __init__(self, setup: Setup, shard_id: int, num_shards: int):
+        self._setup, self._stage = setup, setup.trained
+        self._shard_id, self._num_shards = shard_id, num_shards
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the first batch."""
+        self._go_to(0)
+        self._first_step: int | None = None
+
+    def _go_to(self, position: int) -> None:
+        self._position = position
+        self._batches = self._from(position)
+
+    @property
+    def element_spec(self) -> Mapping[str, dataset_iterator.ArraySpec]:
+        """Types and shapes of this process's part of a batch."""
+        return _spec(self._part(next(training.train_batches(self._setup, self._stage, 0))))
+
+    def __next__(self) -> Mapping[str, np.ndarray]:
+        batch = next(self._batches)
+        self._position += 1
+        return self._part(batch)
+
+    def save(self, filename: str | os.PathLike[str]) -> None:
+        """Writes the position that goes with the checkpoint whose folder the file is in."""
+        step = _step_of(filename)
+        if self._first_step is None:  # T5X saves before its loop begins
+            self._first_step = step
+        state = {"batches": step - self._first_step}
+        if not 0 <= self._position - state["batches"] <= 1:
+            raise ValueError(f"{filename}: {self._position} batches read, expected {state}")
+        files.write_whole(epath.Path(filename), json.dumps(state))
+
+    def restore(self, filename: str | os.PathLike[str]) -> None:
+        """Goes on where `save` was."""
+        position = json.loads(epath.Path(filename).read_text())["batches"]
+        self._first_step = _step_of(filename) - position
+        self._go_to(position)
+
+    load = restore
+
+    def _part(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = self._stage.batch_size // self._num_shards
+        first = self._shard_id * rows
+        return {name: array[first : first + rows] for name, array in batch.items()}
+
+    def _from(self, position: int) -> Iterator[Mapping[str, np.ndarray]]:
+        setup, stage = self._setup, self._stage
+        if not isinstance(stage, RLStage):
+            yield from training.train_batches(setup, stage, position)
+            return
+        for number, round_, first, last in curriculum.locate(stage.rounds, position):
+            references = _closed_store(setup, number) if round_.is_sampled else DATA_REFERENCES
+            start = max(position, first)
+            batches = training.train_batches(setup, stage, start - first, number, references)
+            yield from itertools.islice(batches, last - start)
+
+
+def _closed_store(setup: Setup, number: int) -> str:
+    """Directory of a round's reference store, once PPOTrainer has filled it."""
+    folder = training.references_folder(setup, setup.trained, number)
+    if not reference_store.is_closed(folder):
+        logging.info("Waiting for the references of round %d in %s", number, folder)
+    while not reference_store.is_closed(folder):
+        time.sleep(0.1)
+    return str(folder)
+
+
+def _step_of(filename: str | os.PathLike[str]) -> int:
+    found = _CHECKPOINT.findall(os.fspath(filename))
+    if not found:
+        raise ValueError(f"{filename}: expected a path in a folder checkpoint_N")
+    return int(found[-1])
+
+
+def _spec(batch: Mapping[str, np.ndarray]) -> dict[str, dataset_iterator.ArraySpec]:
+    return {
+        name: dataset_iterator.ArraySpec(array.dtype, array.shape) for name, array in batch.items()
+    }
+
+
+class HeldOut:
+    """The batches of a split in order, from the first each time it is iterated over.
+
+    Args:
+      setup: the stage.
+      split: of the data.
+      shard_id, num_shards: which part of each batch's rows this process gets.
+      limit: batches at most; 0 for all.
+    """
+
+    def __init__(self, setup: Setup, split: str, shard_id: int, num_shards: int, limit: int):
+        self._setup, self._split, self._limit = setup, split, limit
+        self._rows = slice(
+            shard_id * setup.trained.batch_size // num_shards,
+            (shard_id + 1) * setup.trained.batch_size // num_shards,
+        )
+
+    @property
+    def element_spec(self) -> Mapping[str, dataset_iterator.ArraySpec]:
+        """Types and shapes of this process's part of a batch."""
+        return _spec(next(iter(self)))
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        stage = self._setup.trained
+        batches = self._setup.data.batches(
+            stage.task, self._split, stage.batch_size, shuffle=False, num_epochs=1
+        )
+        for batch in itertools.islice(batches, self._limit or None):
+            part = {name: array[self._rows] for name, array in batch.items()}
+            if "decoder_loss_weights" in part:  # rows that only fill up the last batch
+                part["decoder_loss_weights"] = (
+                    part["decoder_loss_weights"] * part.pop("weight")[:, None]
+                )
+            yield part
+
+
+def get_eval_datasets(
+    cfg: Any,
+    shard_id: int,
+    num_shards: int,
+    eval_steps: int = 0,
+    feature_converter_cls: Any = None,
+    *,
+    setup: Setup,
+) -> Mapping[str, HeldOut]:
+    """Held-out batches, for `train.train_eval_get_dataset_fn`.
+
+    `cfg.split` is looked at; at most `eval_steps` batches, 0 for all.
+    """
+    del feature_converter_cls
+    return {setup.task: HeldOut(setup, cfg.split, shard_id, num_shards, eval_steps)}

@@ -1,0 +1,244 @@
+"""The stages' models in the shape of `t5x.models.BaseTransformerModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import clu.metrics
+import flax.core
+import flax.linen as nn
+import flax.linen.partitioning
+import jax
+import jax.numpy as jnp
+import t5x.models
+import t5x.optimizers
+from flax import traverse_util
+from jax.sharding import PartitionSpec
+
+from pit_jax import forward, losses, stages
+from pit_jax.adapters.t5x.setups import Setup
+from pit_jax.decode import SamplingConfig, generate, row_keys
+from pit_jax.models.attention import CausalRows
+from pit_jax.models.heads import ScalarModel
+from pit_jax.models.network import LanguageModel
+from pit_jax.stages import RLStage
+from pit_jax.t5x_checkpoints import ppo_part
+
+Batch = Mapping[str, jax.Array]
+
+
+class _Model(t5x.models.BaseTransformerModel):
+    """What the models of all stages share.
+
+    Args:
+      setup: the stage.
+      optimizer_def: one of T5X's in the place of the stage's own.
+      sampling: how responses are drawn in `predict` modes.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        optimizer_def: t5x.optimizers.OptimizerDef | None = None,
+        sampling: SamplingConfig = SamplingConfig(temperature=0.0),
+    ):
+        self.setup = setup
+        self.stage: Any = setup.trained  # of the kind that the class is for
+        self.sampling = sampling
+        self.FEATURE_CONVERTER_CLS = setup.data.feature_converter(self.stage.task)
+        vocabulary = setup.vocabulary
+        super().__init__(
+            module=self._module(),
+            input_vocabulary=vocabulary,
+            output_vocabulary=vocabulary,
+            optimizer_def=optimizer_def
+            or t5x.optimizers.OptaxWrapper(self.stage.optimizer.build()),
+        )
+        self._language_model = LanguageModel(setup.config.network)
+
+    def _module(self) -> nn.Module:
+        return LanguageModel(self.setup.config.network)
+
+    def _init(self, key: jax.Array) -> Any:
+        return stages.init_language_model(self.setup.config.network)(key)
+
+    def get_initial_variables(self, rng, input_shapes, input_types=None):
+        """Random parameters, with the logical names of their dims as T5X has them."""
+        del input_shapes, input_types
+        boxed = self._init(rng)
+
+        def names(leaf):
+            axes = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+            return flax.linen.partitioning.AxisMetadata(PartitionSpec(*axes))
+
+        axes = jax.tree.map(names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+        flat = traverse_util.flatten_dict(axes)
+        named = {(*path[:-1], f"{path[-1]}_axes"): value for path, value in flat.items()}
+        params = nn.meta.unbox(boxed)
+        return flax.core.freeze(
+            {"params": params, "params_axes": traverse_util.unflatten_dict(named)}
+        )
+
+    def loss_fn(self, params, batch: Batch, dropout_rng=None):
+        """The mean loss of a batch, and metrics; see objectives.py."""
+        del dropout_rng  # the network has no dropout
+        objective = stages.objective(self.stage, self.setup.config.network)
+        (total, weight), metrics = objective(params, batch)
+        return total / jnp.maximum(weight, 1e-8), averages(metrics)
+
+    def predict_batch_with_aux(self, params, batch: Batch, rng=None):
+        """Responses.
+
+        Args:
+          params: of the language model; of a PPO stage the actor's are taken.
+          batch: of the stage's feature converter.
+          rng: key of the samples; rows draw by their place in the batch.
+
+        Returns:
+          tokens [B, R], EOS included, and {"scores": log-probability [B]}.
+        """
+        width = self.setup.layout.widths(self.setup.config.lengths).response
+        prompt_BP = _prompts(batch, width)
+        rng = jax.random.key(0) if rng is None else rng
+        keys = row_keys(rng, jnp.arange(len(prompt_BP)))
+        actor = params.get("actor", params)
+        model = self._language_model
+        generation = generate(model, actor, prompt_BP, keys, width, self.sampling)
+        return generation.tokens_BR, {"scores": jnp.sum(generation.log_probs_BR, axis=1)}
+
+
+class SupervisedModel(_Model):
+    """Stages pretrain, sft_policy and sft_pit."""
+
+    def _compute_logits(self, params, batch: Batch, dropout_rng=None):
+        del dropout_rng
+        return self.module.apply(
+            {"params": params},
+            batch["decoder_input_tokens"],
+            batch["decoder_positions"],
+            CausalRows(batch["decoder_segment_ids"]),
+        )
+
+    def score_batch(self, params, batch: Batch, return_intermediates: bool = False):
+        """Log-likelihoods [B] of the targets."""
+        logits_BTV = self._compute_logits(params, batch)
+        targets_BT = batch["decoder_target_tokens"]
+        log_probs_BT, _ = losses.token_log_probs(logits_BTV, targets_BT)
+        token_scores_BT = log_probs_BT * batch["decoder_loss_weights"]
+        scores_B = jnp.sum(token_scores_BT, axis=1)
+        if return_intermediates:
+            return scores_B, {"decoder": {"token_scores": (token_scores_BT,)}}
+        return scores_B
+
+
+class PairwiseRewardModel(_Model):
+    """Stage rm_policy."""
+
+    tree = forward.PAIR_TREE
+    margin = ("chosen", "rejected")
+
+    def _module(self) -> nn.Module:
+        return ScalarModel(self.setup.config.network)
+
+    def _init(self, key: jax.Array) -> Any:
+        return stages.init_scalar_model(self.setup.config.network)(key)
+
+    def _compute_logits(self, params, batch: Batch, dropout_rng=None):
+        raise NotImplementedError("a reward model has no logits; see score_batch")
+
+    def score_batch(self, params, batch: Batch, return_intermediates: bool = False):
+        """The better response's score less the other's [B], and each score by its name."""
+        del return_intermediates
+        pooling = self.stage.reward.pooling
+        scores = forward.tree_scores(self.module, params, batch, self.tree, pooling)
+        better, worse = self.margin
+        return scores[better] - scores[worse], scores
+
+    def predict_batch_with_aux(self, params, batch: Batch, rng=None):
+        """A reward model has nothing to predict."""
+        raise NotImplementedError("a reward model predicts no text; infer.mode must be 'score'")
+
+
+class GapRewardModel(PairwiseRewardModel):
+    """Stage rm_gap: the four scores of Eq. 2."""
+
+    tree = forward.GAP_TREE
+    margin = ("wl", "lw")
+
+
+class PPOModel(_Model):
+    """Stages rl_policy and rl_pit: parameters of actor and critic, with the state of PPO's parts.
+
+    That state is a collection of its own, `ppo`: T5X keeps it with the parameters and saves it.
+    """
+
+    def _init(self, key: jax.Array) -> Any:
+        return self._start(key).train.params
+
+    def _start(self, key: jax.Array) -> Any:
+        return stages.starting_state(self.stage, self.setup.config.network)(key)
+
+    def get_initial_variables(self, rng, input_shapes, input_types=None):
+        """Parameters of actor and critic, and PPO's counters."""
+        variables = super().get_initial_variables(rng, input_shapes, input_types)
+        ppo = ppo_part(self._start(rng))
+        axes = {
+            (*path[:-1], f"{path[-1]}_axes"): flax.linen.partitioning.AxisMetadata(PartitionSpec())
+            for path in traverse_util.flatten_dict(ppo)
+        }
+        return variables.copy({"ppo": ppo, "ppo_axes": traverse_util.unflatten_dict(axes)})
+
+    def _compute_logits(self, params, batch: Batch, dropout_rng=None):
+        raise NotImplementedError("PPO has no logits of a batch; see PPOTrainer")
+
+    def loss_fn(self, params, batch: Batch, dropout_rng=None):
+        """PPO's loss is of episodes, not of a batch."""
+        raise NotImplementedError("a PPO stage needs train.trainer_cls = @pit.PPOTrainer")
+
+    def score_batch(self, params, batch: Batch, return_intermediates: bool = False):
+        """Log-likelihoods [B] of the chosen responses under the actor."""
+        del return_intermediates
+        chosen_BR = batch["chosen_tokens"]
+        log_probs_BR, _ = forward.response_log_probs(
+            self._language_model,
+            params["actor"],
+            batch["prompt_tokens"],
+            chosen_BR,
+            (chosen_BR != 0).astype(jnp.float32),
+        )
+        return jnp.sum(log_probs_BR, axis=1)
+
+
+def model(
+    setup: Setup,
+    optimizer_def: t5x.optimizers.OptimizerDef | None = None,
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0),
+) -> _Model:
+    """The model of the stage; for the arguments see there."""
+    kinds = {"rm_policy": PairwiseRewardModel, "rm_gap": GapRewardModel}
+    kind = PPOModel if isinstance(setup.trained, RLStage) else SupervisedModel
+    return kinds.get(setup.trained.task, kind)(setup, optimizer_def, sampling)
+
+
+def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, clu.metrics.Metric]:
+    """Metrics as T5X merges and writes them."""
+    return {
+        name: clu.metrics.Average(
+            total=jnp.asarray(total, jnp.float32), count=jnp.asarray(count, jnp.float32)
+        )
+        for name, (total, count) in metrics.items()
+    }
+
+
+def _prompts(batch: Batch, width: int) -> jax.Array:
+    """Left-padded prompts [B, P] of a batch of any stage; `width` is the responses' R."""
+    if "prompt_tokens" in batch:
+        return batch["prompt_tokens"]
+    tokens_BT = batch["decoder_input_tokens"]
+    # The first target's weight stands at the prompt's last token.
+    length_B = jnp.argmax(batch["decoder_loss_weights"] > 0, axis=1) + 1
+    P = tokens_BT.shape[1] - width
+    column_BP = jnp.arange(P)[None] - (P - length_B)[:, None]
+    moved_BP = jnp.take_along_axis(tokens_BT, jnp.maximum(column_BP, 0), axis=1)
+    return jnp.where(column_BP >= 0, moved_BP, 0)

@@ -1,0 +1,93 @@
+"""T5X's training state and pit_jax's, one as the other, and what T5X starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import t5x.optimizers
+import t5x.train_state
+import t5x.utils
+
+from pit_jax import training
+from pit_jax.ppo import Moments
+from pit_jax.rollout import RLState
+from pit_jax.stages import RLStage, Stage
+from pit_jax.t5x_checkpoints import ppo_part
+from pit_jax.train_state import TrainState
+
+
+class TrainStateInitializer(t5x.utils.TrainStateInitializer):
+    """Starts a stage as pit_jax does: from the run's seed and from the stages it builds on.
+
+    These are the run's other stages, in folders beside MODEL_DIR, or what the stage names by path;
+    T5X's checkpoints or pit_jax's.
+    """
+
+    def __init__(self, optimizer_def, init_fn, input_shapes, partitioner, input_types=None):
+        super().__init__(optimizer_def, init_fn, input_shapes, partitioner, input_types)
+        self._model = init_fn.__self__
+
+    def from_scratch(self, init_rng):
+        """The state of step 0; `init_rng` is not used, SEED counts."""
+        del init_rng
+        setup, stage = self._model.setup, self._model.stage
+        setup.place(self._partitioner.pit)
+        state = super().from_scratch(setup.key("init", stage.task))
+        started = training.start_from(setup, stage, to_pit(state, stage))
+        return from_pit(state, started)
+
+
+def to_pit(state: t5x.train_state.FlaxOptimTrainState, stage: Stage) -> Any:
+    """T5X's state as pit_jax has it: a TrainState, of a PPO stage an RLState."""
+    rl = isinstance(stage, RLStage)
+    zero = jnp.zeros((), jnp.int32)
+    counts = ("gradient_steps", "skipped", "skipped_in_row")
+    ppo: Any = state.flax_mutables["ppo"] if rl else dict.fromkeys(counts, zero)
+    train = TrainState(
+        step=ppo["gradient_steps"],
+        params=thaw(state.params),
+        opt_state=thaw(state.param_states),
+        skipped=ppo["skipped"],
+        skipped_in_row=ppo["skipped_in_row"],
+        # One object for all steps: each new one would compile them again.
+        optimizer=getattr(state._optimizer.optimizer_def, "optax_optimizer", None),
+    )
+    if not rl:
+        return train
+    return RLState(train, ppo["beta"], Moments(**ppo["moments"]))
+
+
+def from_pit(
+    old: t5x.train_state.FlaxOptimTrainState, state: Any, steps: int = 0
+) -> t5x.train_state.FlaxOptimTrainState:
+    """The inverse of `to_pit`, `steps` after the state that was given there."""
+    rl = isinstance(state, RLState)
+    train = state.train if rl else state
+    optimizer = old._optimizer.replace(
+        target=_like(old.params, train.params),
+        state=t5x.optimizers.OptimizerState(
+            step=old.step + steps, param_states=_like(old.param_states, train.opt_state)
+        ),
+    )
+    if not rl:
+        return old.replace(_optimizer=optimizer)
+    return old.replace(
+        _optimizer=optimizer, flax_mutables=_like(old.flax_mutables, {"ppo": ppo_part(state)})
+    )
+
+
+def _like(old: Any, new: Any) -> Any:
+    """The arrays of `new` in the structure of `old`, whose dicts may be frozen."""
+    return jax.tree.unflatten(jax.tree.structure(old), jax.tree.leaves(new))
+
+
+def thaw(tree: Any) -> Any:
+    """The same with plain dicts in the place of frozen ones."""
+
+    def one(x):
+        return flax.core.unfreeze(x) if isinstance(x, flax.core.FrozenDict) else x
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, flax.core.FrozenDict))

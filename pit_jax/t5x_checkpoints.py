@@ -1,0 +1,185 @@
+"""T5X's checkpoints, read in both of its formats and written in one, without T5X.
+
+A `checkpoint_N` folder holds the parameters under `target` in one of two formats: the legacy one, a
+msgpack file `checkpoint` whose larger arrays are zarr stores beside it, and orbax's, in the folder
+`state`. Parameters of a PPO stage are {'actor', 'critic'}, of which later stages start from the
+actor's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+from flax import serialization, traverse_util
+
+from pit_jax.errors import UserError
+from pit_jax.files import absolute, is_local
+
+_NAME = re.compile(r"checkpoint_(\d+)")
+
+
+def step_of(path: epath.Path) -> int:
+    """N of a folder `checkpoint_N`; -1 for any other."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def find(folder: epath.Path, step: int | None = None) -> epath.Path | None:
+    """The T5X checkpoint that a folder is, or the newest one (or that of `step`) in it."""
+    if step_of(folder) >= 0:
+        return folder
+    found = [f for f in (folder.iterdir() if folder.is_dir() else ()) if step_of(f) >= 0]
+    if step is not None:
+        found = [f for f in found if step_of(f) == step]
+    return max(found, key=step_of, default=None)
+
+
+def load(checkpoint: epath.Path, models: tuple[Any, ...]) -> Any:
+    """The parameters that a stage starts from.
+
+    Args:
+      checkpoint: a folder `checkpoint_N`.
+      models: abstract parameters, with shapes and shardings, of the models it may hold; the one
+        that has its names is taken.
+
+    Raises:
+      UserError: if there is no checkpoint, or if it is of none of the models.
+    """
+    read, stored = _open(checkpoint)
+    prefix = "actor/" if any(name.startswith("actor/") for name in stored) else ""
+    stored = {name.removeprefix(prefix): shape for name, shape in stored.items()
+              if name.startswith(prefix)}  # fmt: skip
+    for model in models:
+        expected = traverse_util.flatten_dict(model, sep="/")
+        if {name: x.shape for name, x in expected.items()} == stored:
+            arrays = read({f"{prefix}{name}": x for name, x in expected.items()})
+            arrays = {name: arrays[f"{prefix}{name}"] for name in expected}
+            return traverse_util.unflatten_dict(arrays, sep="/")
+    raise UserError(f"{checkpoint}: {_difference(stored, models)}")
+
+
+def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
+    """Writes a TrainState or RLState into `folder/checkpoint_N`, in T5X's orbax format.
+
+    T5X restores it with its optimizer by `t5x.utils.RestoreCheckpointConfig`.
+
+    Raises:
+      UserError: if there is such a checkpoint.
+    """
+    path = folder / f"checkpoint_{step}"
+    if path.exists():
+        raise UserError(f"{path}: is there already, expected a new folder")
+    rl = hasattr(state, "train")
+    train = state.train if rl else state
+    moments = traverse_util.flatten_dict(serialization.to_state_dict(train.opt_state), sep="/")
+    tree = {
+        "target": train.params,
+        "state": {
+            "step": np.asarray(step, np.int32),
+            "param_states": traverse_util.unflatten_dict(moments, sep="/"),
+        },
+    }
+    if rl:
+        tree["flax_mutables"] = {"ppo": ppo_part(state)}
+    options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", create=True)
+    with ocp.CheckpointManager(absolute(folder), options=options, item_names=("state",)) as manager:
+        manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
+    return path
+
+
+def ppo_part(state: Any) -> dict[str, Any]:
+    """What an RLState holds beside parameters and their optimizer."""
+    train = state.train
+    return {
+        "gradient_steps": train.step,
+        "skipped": train.skipped,
+        "skipped_in_row": train.skipped_in_row,
+        "beta": state.beta,
+        "moments": serialization.to_state_dict(state.moments),
+    }
+
+
+def _difference(stored: dict[str, tuple[int, ...]], models: tuple[Any, ...]) -> str:
+    """How the checkpoint differs from the model that it is closest to."""
+    tables = [
+        {name: x.shape for name, x in traverse_util.flatten_dict(model, sep="/").items()}
+        for model in models
+    ]
+    expected = max(tables, key=lambda table: len(table.items() & stored.items()))
+    name = min(n for n in {*expected, *stored} if expected.get(n) != stored.get(n))
+    return (
+        f"doesn't fit this network: got {name} {stored.get(name, 'missing')}, "
+        f"expected {expected.get(name, 'no such parameter')}"
+    )
+
+
+def _open(checkpoint: epath.Path):
+    """A function that reads parameters into abstract arrays by name, and the shapes of all."""
+    if (checkpoint / "state").is_dir():
+        return _open_orbax(checkpoint / "state")
+    if (checkpoint / "checkpoint").exists():
+        return _open_legacy(checkpoint)
+    raise UserError(
+        f"{checkpoint}: expected a T5X checkpoint, a file `checkpoint` or folder `state`"
+    )
+
+
+def _open_orbax(folder: epath.Path):
+    folder = absolute(folder)
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    tree = checkpointer.metadata(folder).item_metadata.tree["target"]
+    shapes = {n: tuple(x.shape) for n, x in traverse_util.flatten_dict(tree, sep="/").items()}
+
+    def read(wanted):
+        item = {"target": traverse_util.unflatten_dict(wanted, sep="/")}
+        args = ocp.checkpoint_utils.construct_restore_args(item)
+        restored = checkpointer.restore(
+            folder, args=ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)
+        )
+        return traverse_util.flatten_dict(restored["target"], sep="/")
+
+    return read, shapes
+
+
+def _open_legacy(folder: epath.Path):
+    folder = absolute(folder)
+    tree = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    target = traverse_util.flatten_dict(tree["optimizer"]["target"], is_leaf=_is_store, sep="/")
+    stored = {n: _store(folder, x) if isinstance(x, dict) else x for n, x in target.items()}
+
+    def one(source, wanted):
+        def part(index):
+            return np.asarray(source[index], wanted.dtype)
+
+        if isinstance(source, tensorstore.TensorStore):
+
+            def part(index):  # only what this process needs
+                return np.asarray(source[index].read().result(), wanted.dtype)
+
+        return jax.make_array_from_callback(wanted.shape, wanted.sharding, part)
+
+    def read(wanted):
+        return {name: one(stored[name], abstract) for name, abstract in wanted.items()}
+
+    return read, {name: tuple(x.shape) for name, x in stored.items()}
+
+
+def _is_store(path: Any, leaf: Any) -> bool:
+    del path
+    return "kvstore" in leaf
+
+
+def _store(folder: epath.Path, spec: dict[str, Any]) -> tensorstore.TensorStore:
+    """An array that stands beside the msgpack file, whose path in there is relative."""
+    name = spec["kvstore"]["path"]
+    kvstore: dict[str, str] = {"driver": "file", "path": str(folder / name)}
+    if not is_local(folder):
+        bucket, _, path = str(folder / name).removeprefix("gs://").partition("/")
+        kvstore = {"driver": "gcs", "bucket": bucket, "path": path}
+    return tensorstore.open({"driver": spec["driver"], "kvstore": kvstore}).result()
