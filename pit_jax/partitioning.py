@@ -154,6 +154,10 @@ class Partitioner:
         """NamedSharding for dimensions of these logical names."""
         return NamedSharding(self.mesh, self.spec(names, shape, decoding))
 
+    def row_sharding(self, shape: Sequence[int]) -> NamedSharding:
+        """NamedSharding that splits the rows (dim 0) over slices and `data`, as batches are."""
+        return self.sharding(("batch", *[None] * (len(shape) - 1)), shape)
+
     @property
     def replicated(self) -> NamedSharding:
         """The sharding that keeps a whole copy on every device."""
@@ -183,7 +187,7 @@ class Partitioner:
 
         def put(array):
             array = np.asarray(array)
-            sharding = self.sharding(("batch", *([None] * (array.ndim - 1))), array.shape)
+            sharding = self.row_sharding(array.shape)
             return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
         return jax.tree.map(put, batch)
@@ -239,7 +243,11 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
 
 def constrain_rows(tree: Any) -> Any:
     """Splits the rows (dim 0) of every array of a tree over the mesh, as batches are."""
-    return jax.tree.map(lambda x: constrain(x, "batch", *([None] * (x.ndim - 1))), tree)
+    partitioner = active()
+    if partitioner is None:
+        return tree
+    shardings = jax.tree.map(lambda x: partitioner.row_sharding(x.shape), tree)
+    return jax.lax.with_sharding_constraint(tree, shardings)
 
 
 class OnHost:

@@ -43,8 +43,7 @@ GATHERED = collections.Counter(
 
 
 def rows(partitioner, shape, dtype=jnp.int32):
-    sharding = partitioner.sharding(("batch", *([None] * (len(shape) - 1))), shape)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=partitioner.row_sharding(shape))
 
 
 def decoding(rules, network=NETWORK, devices=None, **mesh) -> str:
