@@ -258,8 +258,13 @@ class OnHost:
         host = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), self._shardings)
         self._tree = jax.device_put(tree, host)
 
-    def __call__(self) -> Any:
-        """A copy on the devices, which goes when the caller drops it."""
+    def __call__(self, after: Any = None) -> Any:
+        """A copy on the devices, which goes when the caller drops it.
+
+        Args:
+          after: arrays to wait for first: what computes them may need the memory.
+        """
+        jax.block_until_ready(after)
         return jax.device_put(self._tree, self._shardings)
 
 

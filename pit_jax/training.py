@@ -151,13 +151,13 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
     return state
 
 
-def _frozen(run: Run, stage: RLStage) -> Callable[[], dict[str, Any]]:
+def _frozen(run: Run, stage: RLStage) -> Callable[[Any], dict[str, Any]]:
     """Gives the parameters of the KL reference and the reward model, wherever they are kept."""
     models = {
         "reference": run.load_frozen(stage.reference),
         "reward": run.load_frozen(stage.reward_model),
     }
-    return OnHost(models) if stage.offload_frozen else lambda: models
+    return OnHost(models) if stage.offload_frozen else lambda after: models
 
 
 def _sample_references(run: Run, stage: RLStage, number: int, round_: Round, state) -> str:
