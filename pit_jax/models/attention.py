@@ -225,6 +225,8 @@ class Attention(nn.Module):
             assert cache is not None
             k_BSKE, v_BSKE = cache.layer(layer)
             out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask)
+        # Attention is split by rows, as the cache is; decoding, its result then goes to the weights
+        # of the projection. In training the two are the same.
         out_BTHE = constrain(out_BTHE, "batch", "length", "heads", "kv")
         out_BTHE = constrain(out_BTHE, "activation_batch", "length", "heads", "kv")
         out = Dense((H, E, D), ("heads", "kv", "embed"), 2, c.dtype, name="out")(out_BTHE)
