@@ -4,12 +4,9 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 script=gke.sh
+commands='run status logs delete'
 settings='name type slices image namespace service_account topology max_restarts command'
 switches='spot follow dry_run'
-name=${PIT_JAX_NAME:-}
-type=${PIT_JAX_TYPE:-}
-slices=${PIT_JAX_SLICES:-1}
-spot=${PIT_JAX_SPOT:-}
 image=${PIT_JAX_IMAGE:-}
 namespace=${PIT_JAX_NAMESPACE:-default}
 service_account=${PIT_JAX_KUBERNETES_SERVICE_ACCOUNT:-}
@@ -191,22 +188,7 @@ gke_delete() {
   execute kubectl delete secret "$name-secrets" "--namespace=$namespace" --ignore-not-found
 }
 
-main() {
-  local action=${1:-help}
-  (($# == 0)) || shift
-  case $action in
-    help | -h | --help)
-      usage
-      return
-      ;;
-    run | status | logs | delete) ;;
-    *) fail "unknown command '$action'; expected run, status, logs, delete or help" ;;
-  esac
-  read_flags "$@"
-  require name
-  expect_name name
-  [[ $action == run ]] || no_run_flags "$action"
-  "gke_$action"
-}
-
-main "$@"
+read_command_line "$@"
+require name
+expect_name name
+"gke_$action"

@@ -1,9 +1,14 @@
 # What tpu_vm.sh, gke.sh and xpk.sh share: flags, the table of TPUs, secrets, and commands that are
-# run or, with --dry_run, printed. They source it after they have set `script`, `settings` (flags
-# that take a value, each a variable of that name) and `switches` (flags that don't).
+# run or, with --dry_run, printed. They source it after they have set `script`, `commands`,
+# `settings` (flags that take a value, each a variable of that name) and `switches` (flags that
+# don't), and define a function `usage`.
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # some variables are read only there
 
+name=${PIT_JAX_NAME:-}
+type=${PIT_JAX_TYPE:-}
+slices=${PIT_JAX_SLICES:-1}
+spot=${PIT_JAX_SPOT:-}
 dry_run=
 run_flags=()  # for python -m pit_jax
 secrets=()  # names of environment variables
@@ -61,6 +66,21 @@ read_flags() {
       *) fail "unexpected '$word'; expected flags" ;;
     esac
   done
+}
+
+# Sets `action`, one of the commands, and the variables of the flags after it; or shows the usage.
+read_command_line() {
+  local choices=${commands:?}
+  action=${1:-help}
+  (($# == 0)) || shift
+  if [[ $action =~ ^(help|-h|--help)$ ]]; then
+    usage
+    exit
+  fi
+  [[ $action =~ ^(${choices// /|})$ ]] ||
+    fail "unknown command '$action'; expected ${choices// /, } or help"
+  read_flags "$@"
+  [[ $action == run ]] || no_run_flags "$action"
 }
 
 name_of() {

@@ -4,14 +4,11 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 script=tpu_vm.sh
+commands='create setup run status logs stop delete'
 settings='project zone name type slices runtime service_account network subnetwork poll node worker'
 switches='spot watch follow yes dry_run'
 project=${PIT_JAX_PROJECT:-}
 zone=${PIT_JAX_ZONE:-}
-name=${PIT_JAX_NAME:-}
-type=${PIT_JAX_TYPE:-}
-slices=${PIT_JAX_SLICES:-1}
-spot=${PIT_JAX_SPOT:-}
 runtime=${PIT_JAX_RUNTIME:-}
 service_account=${PIT_JAX_SERVICE_ACCOUNT:-}
 network=${PIT_JAX_NETWORK:-}
@@ -348,30 +345,12 @@ tpu_delete() {
   delete
 }
 
-main() {
-  local command=${1:-help}
-  (($# == 0)) || shift
-  case $command in
-    help | -h | --help)
-      usage
-      return
-      ;;
-    create | setup | run | status | logs | stop | delete) ;;
-    *)
-      fail "unknown command '$command'; expected create, setup, run, status, logs, stop, delete or\
- help"
-      ;;
-  esac
-  read_flags "$@"
-  require project zone name
-  expect_name name
-  expect poll '[0-9.]+' 'seconds'
-  [[ $command == run ]] || no_run_flags "$command"
-  if [[ -z $dry_run ]]; then
-    scratch=$(mktemp -d)
-    trap 'rm -rf "$scratch"' EXIT
-  fi
-  "tpu_$command"
-}
-
-main "$@"
+read_command_line "$@"
+require project zone name
+expect_name name
+expect poll '[0-9.]+' 'seconds'
+if [[ -z $dry_run ]]; then
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+fi
+"tpu_$action"

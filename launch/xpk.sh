@@ -4,15 +4,12 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 script=xpk.sh
+commands='run status delete'
 settings='project zone cluster name type slices image max_restarts command'
 switches='spot yes dry_run'
 project=${PIT_JAX_PROJECT:-}
 zone=${PIT_JAX_ZONE:-}
 cluster=${PIT_JAX_CLUSTER:-}
-name=${PIT_JAX_NAME:-}
-type=${PIT_JAX_TYPE:-}
-slices=${PIT_JAX_SLICES:-1}
-spot=${PIT_JAX_SPOT:-}
 image=${PIT_JAX_IMAGE:-}
 max_restarts=100
 command='python -m pit_jax run --distributed'
@@ -91,26 +88,11 @@ xpk_delete() {
     "--workload=$name" --force
 }
 
-main() {
-  local action=${1:-help}
-  (($# == 0)) || shift
-  case $action in
-    help | -h | --help)
-      usage
-      return
-      ;;
-    run | status | delete) ;;
-    *) fail "unknown command '$action'; expected run, status, delete or help" ;;
-  esac
-  read_flags "$@"
-  require project zone cluster name
-  expect_name name
-  [[ $action == run ]] || no_run_flags "$action"
-  if [[ -z $dry_run ]]; then
-    names=$(mktemp)
-    trap 'rm -f "$names"' EXIT
-  fi
-  "xpk_$action"
-}
-
-main "$@"
+read_command_line "$@"
+require project zone cluster name
+expect_name name
+if [[ -z $dry_run ]]; then
+  names=$(mktemp)
+  trap 'rm -f "$names"' EXIT
+fi
+"xpk_$action"

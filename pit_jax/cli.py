@@ -227,11 +227,12 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
         return commands.plan(config, options)
     if options.command in ("train", "convert"):
         options.stage = _macro("STAGE")
-    if options.dry_run or options.command not in _ON_DEVICES:
-        if not options.dry_run:
-            config = dataclasses.replace(config, mesh=MeshConfig())  # data needs no devices
-        run = pipeline.Run(config)
-        commands.describe(run) if options.dry_run else commands.data(run, evaluation, options)
+    if options.dry_run:
+        commands.describe(pipeline.Run(config))
+        return 0
+    if options.command == "data":  # needs no devices
+        run = pipeline.Run(dataclasses.replace(config, mesh=MeshConfig()))
+        commands.data(run, evaluation, options)
         return 0
     with signals.Signals() as caught, open(os.devnull, "w") as silence:
         if options.distributed:

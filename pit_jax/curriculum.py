@@ -157,7 +157,7 @@ def make_step(
     pooling: str,
     response_length: int,
     partitioner: Partitioner,
-    frozen: Callable[[], dict[str, Any]],
+    frozen: Callable[[jax.Array], dict[str, Any]],
     key: jax.Array,
     decode: Callable[[Any], str],
 ) -> Callable[
@@ -171,7 +171,8 @@ def make_step(
       pooling: of the reward model.
       response_length: R.
       partitioner: places the programs.
-      frozen: gives the parameters of `reference` and `reward`.
+      frozen: gives the parameters of `reference` and `reward`; its argument is ready once the
+        update before is done with the memory.
       key: base key of the stage; step i uses fold_in(key, i).
       decode: ids to text, for the samples that are logged.
     """
@@ -183,10 +184,8 @@ def make_step(
         rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
         prompts = batch["prompt_tokens"]
         batch = partitioner.shard_batch(batch)
-        # Models that wait on the hosts come only once the update before is done with the memory.
-        jax.block_until_ready(state.train.step)
         experience, beta, moments, metrics, generation = collect_episodes(
-            state, frozen(), batch, rollout_key
+            state, frozen(state.train.step), batch, rollout_key
         )
         state = state.replace(beta=beta, moments=moments)
         state, update_metrics = improve(state, experience, update_key)

@@ -148,6 +148,10 @@ class Partitioner:
         """NamedSharding for dimensions of these logical names."""
         return NamedSharding(self.mesh, self.spec(names, shape, decoding))
 
+    def row_sharding(self, shape: Sequence[int]) -> NamedSharding:
+        """NamedSharding that splits the rows (dim 0) over slices and `data`, as batches are."""
+        return self.sharding(("batch", *[None] * (len(shape) - 1)), shape)
+
     @property
     def replicated(self) -> NamedSharding:
         """The sharding that keeps a whole copy on every device."""
@@ -179,7 +183,8 @@ class Partitioner:
         def put(array):
             if isinstance(array, jax.Array):
                 return array
-            sharding = self.sharding(("batch", *([None] * (array.ndim - 1))), array.shape)
+            array = np.asarray(array)
+            sharding = self.row_sharding(array.shape)
             return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
         return jax.tree.map(put, batch)
@@ -235,7 +240,11 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
 
 def constrain_rows(tree: Any) -> Any:
     """Splits the rows (dim 0) of every array of a tree over the mesh, as batches are."""
-    return jax.tree.map(lambda x: constrain(x, "batch", *([None] * (x.ndim - 1))), tree)
+    partitioner = active()
+    if partitioner is None:
+        return tree
+    shardings = jax.tree.map(lambda x: partitioner.row_sharding(x.shape), tree)
+    return jax.lax.with_sharding_constraint(tree, shardings)
 
 
 class OnHost:
@@ -246,8 +255,13 @@ class OnHost:
         host = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), self._shardings)
         self._tree = jax.device_put(tree, host)
 
-    def __call__(self) -> Any:
-        """A copy on the devices, which goes when the caller drops it."""
+    def __call__(self, after: Any = None) -> Any:
+        """A copy on the devices, which goes when the caller drops it.
+
+        Args:
+          after: arrays to wait for first: what computes them may need the memory.
+        """
+        jax.block_until_ready(after)
         return jax.device_put(self._tree, self._shardings)
 
 

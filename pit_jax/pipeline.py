@@ -229,7 +229,6 @@ class Run:
 
     def train_all(self) -> None:
         """Runs every stage that isn't complete, in order."""
-        self.check_rows()
         for stage in self.config.stages:
             self.train(stage.name)
 
@@ -237,11 +236,11 @@ class Run:
         """Runs one stage, from its last checkpoint if there is one; returns its result.
 
         Raises:
-          UserError: if its folder holds a stage with other settings, or what it starts from isn't
-            trained.
+          UserError: if its folder holds a stage with other settings, what it starts from isn't
+            trained, or the mesh can't split the batches of this stage or of any other.
         """
         stage = self.stage(name)
-        self.check_rows()
+        self._check_rows()
         folder = self.folder(name)
         settings = run_directory.settings(self.config, stage, self.vocabulary)
         run_directory.claim(folder, settings, self.identity())
@@ -252,21 +251,6 @@ class Run:
             write_whole(folder / "operative_config.gin", self.config_text)
         training.train(self, stage)
         return self.result(name)
-
-    def check_rows(self) -> None:
-        """Refuses batches, of any stage, that the mesh can't split.
-
-        Raises:
-          UserError: what the batch must be a multiple of.
-        """
-        for stage in self.config.stages:
-            stages.check_rows(stage, self.partitioner)
-        rows = self.partitioner.row_shards
-        if self.config.sampling_batch % rows:
-            raise UserError(
-                f"run: got sampling_batch={self.config.sampling_batch}, expected a multiple of "
-                f"{rows}: rows are split over slices x data of the mesh"
-            )
 
     def load_frozen(self, name: str, step: int | None = None) -> Any:
         """A model that isn't trained, in the compute type."""
@@ -284,6 +268,17 @@ class Run:
             gap_model=gap_model,
             pooling=pooling,
         )
+
+    def _check_rows(self) -> None:
+        """Refuses batches, of any stage, that the mesh can't split."""
+        for stage in self.config.stages:
+            stages.check_rows(stage, self.partitioner)
+        rows = self.partitioner.row_shards
+        if self.config.sampling_batch % rows:
+            raise UserError(
+                f"run: got sampling_batch={self.config.sampling_batch}, expected a multiple of "
+                f"{rows}: rows are split over slices x data of the mesh"
+            )
 
     def identity(self) -> dict[str, str]:
         """What gives the models' parameters their meaning, see run_directory."""

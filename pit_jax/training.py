@@ -170,13 +170,13 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
     return state
 
 
-def frozen(run: Run, stage: RLStage) -> Callable[[], dict[str, Any]]:
+def frozen(run: Run, stage: RLStage) -> Callable[[Any], dict[str, Any]]:
     """Gives the parameters of the KL reference and the reward model, wherever they are kept."""
     models = {
         "reference": run.load_frozen(stage.reference),
         "reward": run.load_frozen(stage.reward_model),
     }
-    return OnHost(models) if stage.offload_frozen else lambda: models
+    return OnHost(models) if stage.offload_frozen else lambda after: models
 
 
 def sample_references(run: Run, stage: RLStage, number: int, round_: Round, actor: Any) -> str:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import re
 
 import jax
@@ -43,8 +44,7 @@ GATHERED = collections.Counter(
 
 
 def rows(partitioner, shape, dtype=jnp.int32):
-    sharding = partitioner.sharding(("batch", *([None] * (len(shape) - 1))), shape)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=partitioner.row_sharding(shape))
 
 
 def decoding(rules, network=NETWORK, devices=None, **mesh) -> str:
@@ -78,10 +78,7 @@ def gathers(found) -> collections.Counter:
 
 
 def elements(shape: str) -> int:
-    count = 1
-    for n in re.findall(r"\d+", shape.partition("[")[2]):
-        count *= int(n)
-    return count
+    return math.prod(map(int, re.findall(r"\d+", shape.partition("[")[2])))
 
 
 def test_decoding_gathers_no_weights(decoder):

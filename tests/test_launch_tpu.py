@@ -517,5 +517,6 @@ def test_help_names_every_flag_and_variable(cloud, path):
     assert len(flags) > 8
     for flag in flags:
         assert f"--{flag}" in told.stdout, flag
-    for variable in re.findall(r"\$\{(PIT_JAX_\w+)", source):
+    shared = (ROOT / "launch/tpu_command_line.sh").read_text()
+    for variable in re.findall(r"\$\{(PIT_JAX_\w+)", source + shared):
         assert variable.removeprefix("PIT_JAX") in told.stdout, variable

@@ -142,6 +142,17 @@ def test_arrays_wait_on_the_host_and_come_back(mesh):
     np.testing.assert_array_equal(back, array)
 
 
+def test_arrays_on_the_host_wait_until_others_are_ready():
+    waited = []
+
+    class Pending:
+        def block_until_ready(self):
+            waited.append(self)
+
+    OnHost({"kernel": jnp.ones(2)})(after=Pending())
+    assert len(waited) == 1
+
+
 def test_shard_batch_splits_rows(mesh):
     rows = np.arange(16, dtype=np.int32).reshape(8, 2)
     batch = mesh.shard_batch({"tokens": rows, "weight": np.arange(8.0), "odd": np.arange(3)})

@@ -19,8 +19,6 @@ from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import Dense, rotary
 from pit_jax.partitioning import constrain
 
-_SHORTEST_PART = 16  # queries of a part of a causal row
-
 
 @flax.struct.dataclass
 class KVCache:
@@ -149,13 +147,18 @@ def attend(q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS: ja
     return out.reshape(B, T, H, E)
 
 
+def _part(T: int) -> int:
+    """Queries of a part where T go in up to 8, none but the last shorter than 16."""
+    return max(16, -(-T // 8))
+
+
 def attend_causal(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array):
     """`attend` where no query sees a later key: does half the work of a long row.
 
     The queries go in up to 8 parts, each with the keys up to its own last one.
     """
     T = q_BTHE.shape[1]
-    part = max(_SHORTEST_PART, -(-T // 8))
+    part = _part(T)
     return jnp.concatenate(
         [
             attend(
@@ -177,7 +180,7 @@ def attend_in_turn(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask
     compile, and gigabytes.
     """
     B, T, H, E = q_BTHE.shape
-    part = max(_SHORTEST_PART, -(-T // 8))
+    part = _part(T)
     extra = -T % part
     q = jnp.pad(q_BTHE, ((0, 0), (0, extra), (0, 0), (0, 0))).reshape(B, -1, part, H, E)
     mask = jnp.pad(mask_BTT, ((0, 0), (0, extra), (0, 0))).reshape(B, -1, part, T)
@@ -222,6 +225,8 @@ class Attention(nn.Module):
             assert cache is not None
             k_BSKE, v_BSKE = cache.layer(layer)
             out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask)
+        # Attention is split by rows, as the cache is; decoding, its result then goes to the weights
+        # of the projection. In training the two are the same.
         out_BTHE = constrain(out_BTHE, "batch", "length", "heads", "kv")
         out_BTHE = constrain(out_BTHE, "activation_batch", "length", "heads", "kv")
         out = Dense((H, E, D), ("heads", "kv", "embed"), 2, c.dtype, name="out")(out_BTHE)

@@ -141,7 +141,7 @@ def _measured(
     )
     text = compiled.as_text()
     if save:
-        _save(save, program, compiled, text, partitioner)
+        _save(save, program, memory, text, partitioner)
     collectives = hlo.Program(text).collectives()
     chip = slice_.chip
     cost = estimate(
@@ -169,13 +169,12 @@ def _measured(
     }
 
 
-def _save(folder: pathlib.Path, program: Program, compiled, text: str, partitioner) -> None:
+def _save(folder: pathlib.Path, program: Program, memory, text: str, partitioner) -> None:
     """Writes a compiled program's text, and as JSON what it was compiled from and takes."""
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "-", f"{program.stage} {program.name}")
     (folder / f"{name}.hlo.txt").write_text(text)
     leaves = jax.tree_util.tree_leaves_with_path(program.arguments)
-    memory = compiled.memory_analysis()
     sizes = [field for field in dir(memory) if field.endswith("_size_in_bytes")]
     options = {
         "jax": jax.__version__,

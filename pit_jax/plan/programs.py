@@ -225,8 +225,7 @@ def _placed(tree: Any, partitioner: Partitioner) -> Any:
     """Abstract arrays with their rows split over the mesh, as Partitioner.shard_batch does it."""
 
     def place(x):
-        sharding = partitioner.sharding(("batch", *([None] * (len(x.shape) - 1))), x.shape)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=partitioner.row_sharding(x.shape))
 
     return jax.tree.map(place, tree)
 

@@ -238,4 +238,5 @@ def test_batches_that_the_mesh_cant_split_are_refused_before_anything_is_trained
         cli.main([*argv, "--gin.PPOConfig.minibatches=1", "--gin.RunConfig.sampling_batch=4"]) == 2
     )
     assert "got sampling_batch=4, expected a multiple of 8" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "pretrain").exists()
     assert not (tmp_path / "run").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import clu.metrics
@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from pit_jax import forward, losses, stages
 from pit_jax.adapters.t5x.setups import Setup
 from pit_jax.decode import SamplingConfig, generate, row_keys
+from pit_jax.microbatches import accumulate
 from pit_jax.models.attention import CausalRows
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
@@ -80,11 +81,18 @@ class _Model(t5x.models.BaseTransformerModel):
             {"params": params, "params_axes": traverse_util.unflatten_dict(named)}
         )
 
+    def _objective(self) -> Callable:
+        return stages.objective(self.stage, self.setup.config.network)
+
     def loss_fn(self, params, batch: Batch, dropout_rng=None):
-        """The mean loss of a batch, and metrics; see objectives.py."""
+        """The mean loss of a batch in the stage's microbatches, and metrics; see objectives.py."""
         del dropout_rng  # the network has no dropout
-        objective = stages.objective(self.stage, self.setup.config.network)
-        (total, weight), metrics = objective(params, batch)
+        objective, parts = self._objective(), self.stage.microbatches
+        if parts > 1:
+            objective = jax.checkpoint(objective)  # or all parts' activations would be kept
+        ((total, weight), metrics), _ = accumulate(
+            lambda part: (objective(params, part), ()), batch, parts
+        )
         return total / jnp.maximum(weight, 1e-8), averages(metrics)
 
     def predict_batch_with_aux(self, params, batch: Batch, rng=None):
