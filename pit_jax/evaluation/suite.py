@@ -384,6 +384,8 @@ class Suite:
     def _reward_curves(self) -> list[dict[str, Any]]:
         stage = self._run.stage(self._config.pit)
         assert isinstance(stage, RLStage)
+        if not self._run.is_complete(stage.name):  # T5X trained it, whose metrics are not ours
+            return []
         curves = []
         for number, round_, first, last in curriculum.locate(stage.rounds, 0):
             records = [r for r in self._records(stage.name) if first < r["step"] <= last]

@@ -107,7 +107,7 @@ def scalars(folder: pathlib.Path, name: str) -> list[float]:
     from tensorboard.backend.event_processing import event_accumulator
     from tensorboard.util import tensor_util
 
-    events = event_accumulator.EventAccumulator(str(folder / "train"))
+    events = event_accumulator.EventAccumulator(str(folder / "train"), {"tensors": 0})
     events.Reload()
     found = {e.step: tensor_util.make_ndarray(e.tensor_proto) for e in events.Tensors(name)}
     return [float(found[step]) for step in sorted(found)]
