@@ -45,6 +45,7 @@ DEFAULT_RULES: Rules = (
     ("activation_length", None),
     ("activation_embed", None),
     ("norm", None),
+    ("relpos_buckets", None),
     ("scalar", None),
 )
 # One token at a time, a row's activations are far smaller than a layer's weights: these stay where

@@ -208,7 +208,7 @@ class Run:
         if not (folder / "result.json").exists() and (
             checkpoint := t5x_checkpoints.find(folder, step)
         ):
-            return t5x_checkpoints.load(checkpoint, (language_model, scalar))
+            return t5x_checkpoints.load(checkpoint, self.config.network, language_model, scalar)
         result = self.result(name)
         run_directory.check_identity(folder, self.identity())
         checkpoints = Checkpoints(folder / "checkpoints", read_only=True)

@@ -9,6 +9,7 @@ actor's.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,9 +18,12 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 from flax import serialization, traverse_util
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pit_jax.errors import UserError
 from pit_jax.files import absolute, is_local
+from pit_jax.models import weights
+from pit_jax.models.config import NetworkConfig
 
 _NAME = re.compile(r"checkpoint_(\d+)")
 
@@ -40,18 +44,25 @@ def find(folder: epath.Path, step: int | None = None) -> epath.Path | None:
     return max(found, key=step_of, default=None)
 
 
-def load(checkpoint: epath.Path, models: tuple[Any, ...]) -> Any:
+def load(
+    checkpoint: epath.Path, network: NetworkConfig, language_model: Any, scalar_model: Any
+) -> Any:
     """The parameters that a stage starts from.
 
     Args:
-      checkpoint: a folder `checkpoint_N`.
-      models: abstract parameters, with shapes and shardings, of the models it may hold; the one
-        that has its names is taken.
+      checkpoint: a folder `checkpoint_N`, of one of our stages or of T5X's decoder-only example.
+      network: of the models.
+      language_model: abstract parameters, with shapes and shardings, to give if it has their names.
+      scalar_model: the same of a reward model.
 
     Raises:
-      UserError: if there is no checkpoint, or if it is of none of the models.
+      UserError: if there is no checkpoint, or if it is of another model.
     """
     read, stored = _open(checkpoint)
+    models = language_model, scalar_model
+    if weights.is_t5x_decoder(stored):
+        weights.check_t5x_decoder(network)
+        return _import(read, stored, language_model)
     prefix = "actor/" if any(name.startswith("actor/") for name in stored) else ""
     stored = {name.removeprefix(prefix): shape for name, shape in stored.items()
               if name.startswith(prefix)}  # fmt: skip
@@ -62,6 +73,23 @@ def load(checkpoint: epath.Path, models: tuple[Any, ...]) -> Any:
             arrays = {name: arrays[f"{prefix}{name}"] for name in expected}
             return traverse_util.unflatten_dict(arrays, sep="/")
     raise UserError(f"{checkpoint}: {_difference(stored, models)}")
+
+
+def _import(read: Callable, stored: dict[str, tuple[int, ...]], language_model: Any) -> Any:
+    """Parameters of T5X's decoder-only example as ours."""
+    mesh = jax.tree.leaves(language_model)[0].sharding.mesh
+    whole = NamedSharding(mesh, PartitionSpec())
+    arrays = read(
+        {n: jax.ShapeDtypeStruct(shape, np.float32, sharding=whole) for n, shape in stored.items()}
+    )
+    params = weights.from_t5x_decoder(
+        {name: np.asarray(array) for name, array in arrays.items()}, language_model
+    )
+    return jax.tree.map(
+        lambda x, like: jax.make_array_from_callback(x.shape, like.sharding, lambda i: x[i]),
+        params,
+        language_model,
+    )
 
 
 def save(folder: epath.Path, step: int, state: Any) -> epath.Path:

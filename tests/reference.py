@@ -80,9 +80,21 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def attention(q, k, v, mask):
-    """Attention of one example: q [T,H,E], k and v [S,K,E], mask [T,S]; H/K heads share a key."""
+def relative_bucket(distance):
+    """T5's bucket of a distance into the past, of 32 (Raffel et al., 2020): 0 … 15 have their own,
+    then they grow with the logarithm, and the last holds all from 113 on, 128 and beyond too."""
+    if distance < 16:
+        return distance
+    return min(16 + int(16 * math.log(distance / 16) / math.log(128 / 16)), 31)
+
+
+def attention(q, k, v, mask, scale=None, bias=None):
+    """Attention of one example: q [T,H,E], k and v [S,K,E], mask [T,S]; H/K heads share a key.
+
+    `bias` [H, 32] is for each head and bucket of how many steps back a key is among those seen.
+    """
     T, H, E = q.shape
+    scale = 1 / math.sqrt(E) if scale is None else scale
     group = H // k.shape[1]
     out = np.zeros((T, H, E))
     for t in range(T):
@@ -90,7 +102,10 @@ def attention(q, k, v, mask):
         if not seen:
             continue
         for h in range(H):
-            scores = np.array([q[t, h] @ k[s, h // group] / math.sqrt(E) for s in seen])
+            scores = np.array([q[t, h] @ k[s, h // group] * scale for s in seen])
+            if bias is not None:
+                steps_back = reversed(range(len(seen)))
+                scores += [bias[h, relative_bucket(distance)] for distance in steps_back]
             weights = np.exp(log_softmax(scores))
             for weight, s in zip(weights, seen, strict=True):
                 out[t, h] += weight * v[s, h // group]
@@ -109,10 +124,11 @@ def decoder(params, config, tokens, positions, mask):
         }
         y = rms_norm(x, stacked["attention_norm"]["scale"][n], config.norm_epsilon)
         q, k, v = (np.einsum("td,dhe->the", y, heads[name]) for name in ("query", "key", "value"))
-        for projected in (q, k):
+        for projected in (q, k) if config.positions == "rotary" else ():
             for t, h in np.ndindex(projected.shape[:2]):
                 projected[t, h] = rotate(projected[t, h], positions[t], config.rope_theta)
-        seen = attention(q, k, v, mask)
+        scale = None if config.scale_attention else 1.0
+        seen = attention(q, k, v, mask, scale, params.get("relative_bias"))
         x = x + np.einsum("the,hed->td", seen, stacked["attention"]["out"]["kernel"][n])
         y = rms_norm(x, stacked["mlp_norm"]["scale"][n], config.norm_epsilon)
         gate = {"silu": silu, "gelu": gelu}[config.activation]
@@ -134,7 +150,8 @@ def logits(params, config, tokens, positions=None, mask=None):
     mask = np.array(causal(T)) if mask is None else mask
     hidden = decoder(params["decoder"], config, np.asarray(tokens), positions, mask)
     if config.tied_embeddings:
-        return hidden @ params["decoder"]["embed"]["embedding"].T
+        tied = hidden @ params["decoder"]["embed"]["embedding"].T
+        return tied / math.sqrt(config.embed_dim) if config.scale_logits else tied
     return hidden @ params["decoder"]["unembed"]["kernel"]
 
 

@@ -121,6 +121,11 @@ def test_a_plan_for_an_unknown_slice(fails):
         (["--gin.NetworkConfig.num_heads=3"], "num_heads=3, expected a multiple of num_kv_heads=2"),
         (["--gin.NetworkConfig.vocab_size=8"], "got vocab_size=8, expected at least"),
         (["--gin.NetworkConfig.dtype='int8'"], "got dtype='int8', expected one of"),
+        (["--gin.NetworkConfig.positions='none'"], "got positions='none', expected one of"),
+        (
+            ["--gin.NetworkConfig.scale_logits=True", "--gin.NetworkConfig.tied_embeddings=False"],
+            "got scale_logits=True with tied_embeddings=False, expected scale_logits=False",
+        ),
         (
             ["--gin.VOCABULARY='words:poems'"],
             "vocabulary: got 'words:poems', expected one of bytes",
@@ -198,6 +203,18 @@ def test_train_trains_one_stage(trained, tmp_path, capsys):
     config = (folder / "sft_policy" / "operative_config.gin").read_text()
     assert "sft_policy/train_state.OptimizerConfig.learning_rate = 0.003" in config
     assert not (folder / "rm_gap").exists() and not (folder / "report.json").exists()
+
+
+def test_a_network_with_the_fields_of_t5x(tmp_path, capsys):
+    folder = tmp_path / "run"
+    fields = {"scale_attention": False, "scale_logits": True, "positions": "relative"}
+    settings = [f"--gin.NetworkConfig.{name}={value!r}" for name, value in fields.items()]
+    settings += ["--gin.STAGE='pretrain'", "--gin.pretrain/stages.SupervisedStage.steps=1"]
+    assert tiny_runs.command("train", folder, *settings, "--dry_run") == 0
+    # 2,864 with rotary positions; 32 buckets for each of 2 heads.
+    assert re.search(r"^(pretrain +){2}1 +8 +2,928 ", capsys.readouterr().out, re.M)
+    assert tiny_runs.command("train", folder, *settings) == 0
+    assert (folder / "pretrain" / "result.json").exists()
 
 
 def test_a_profile_has_the_steps_and_their_programs(trained, tmp_path, capsys):

@@ -63,13 +63,17 @@ def test_log_probs_equal_teacher_forced_ones(params, temperature):
     assert temperature == 0 or (max(lengths) == R and min(lengths) < R)  # both kinds of row occur
 
 
-def test_greedy_equals_repeated_full_passes(params):
-    result = sample_rows(params, temperature=0.0)
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+def test_greedy_equals_repeated_full_passes(positions):
+    model = LanguageModel(dataclasses.replace(MODEL.config, positions=positions))
+    params = random_params(model, seed=4)
+    keys = decode.row_keys(jax.random.key(5), jnp.arange(4))
+    result = generate(model, params, left_pad(PROMPTS), keys, R, GREEDY)
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     for row, prompt in enumerate(PROMPTS):
         tokens = []
         while len(tokens) < R and EOS not in tokens:
-            logits = reference.logits(double, MODEL.config, prompt + tokens)
+            logits = reference.logits(double, model.config, prompt + tokens)
             tokens.append(int(logits[-1].argmax()))
         assert result.tokens_BR[row].tolist() == tokens + [PAD] * (R - len(tokens))
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.mesh
 
 CONFIG = dataclasses.replace(TINY, tied_embeddings=False)
 MODEL = LanguageModel(CONFIG)
+RELATIVE = LanguageModel(dataclasses.replace(CONFIG, positions="relative", scale_attention=False))
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +212,9 @@ TOKENS = np.random.default_rng(0).integers(3, 16, (8, 6)).astype(np.int32)
 OPTIMIZER = OptimizerConfig(learning_rate=0.1, epsilon=0.1).build()
 
 
-def train_step(partitioner):
+def train_step(partitioner, model):
     """Loss, gradients and the state after one step, on a partitioner's devices."""
-    boxed = jax.eval_shape(lambda p: TrainState.create(p, OPTIMIZER), abstract_params(MODEL))
+    boxed = jax.eval_shape(lambda p: TrainState.create(p, OPTIMIZER), abstract_params(model))
     shardings = partitioner.tree_shardings(boxed)
     positions, _ = inputs_of(np.ones_like(TOKENS))
     causal = np.tril(np.ones((6, 6), bool))[None].repeat(8, axis=0)
@@ -222,7 +223,7 @@ def train_step(partitioner):
     def step(state, batch):
         def loss(params):
             inputs = (batch[name] for name in ("tokens", "positions", "mask"))
-            logits = MODEL.apply({"params": params}, *inputs)
+            logits = model.apply({"params": params}, *inputs)
             targets = batch["tokens"][:, 1:]
             total, weight = sft_loss(logits[:, :-1], targets, jnp.ones(targets.shape))
             return total / weight
@@ -230,16 +231,17 @@ def train_step(partitioner):
         value, grads = jax.value_and_grad(loss)(state.params)
         return value, grads, state.apply_gradients(grads, value)[0]
 
-    state = jax.device_put(TrainState.create(random_params(MODEL), OPTIMIZER), shardings)
+    state = jax.device_put(TrainState.create(random_params(model), OPTIMIZER), shardings)
     program = partitioner.jit(
         step, out_shardings=(partitioner.replicated, shardings.params, shardings)
     )
     return program(state, batch), shardings
 
 
-def test_training_step_on_the_mesh_equals_one_device(mesh, single):
-    (loss, grads, state), shardings = train_step(mesh)
-    (expected_loss, expected_grads, expected_state), _ = train_step(single)
+@pytest.mark.parametrize("model", [MODEL, RELATIVE], ids=["rotary", "relative"])
+def test_training_step_on_the_mesh_equals_one_device(mesh, single, model):
+    (loss, grads, state), shardings = train_step(mesh, model)
+    (expected_loss, expected_grads, expected_state), _ = train_step(single, model)
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
@@ -257,16 +259,17 @@ def test_training_step_on_the_mesh_equals_one_device(mesh, single):
     assert kernel.addressable_shards[0].data.shape == (2, 8 // 4, 12 // 2)
 
 
-def test_generation_on_the_mesh_equals_one_device(mesh, single):
+@pytest.mark.parametrize("model", [MODEL, RELATIVE], ids=["rotary", "relative"])
+def test_generation_on_the_mesh_equals_one_device(mesh, single, model):
     prompts = np.array([[0, 3, 4], [5, 6, 7]] * 4, np.int32)
     results = []
     for partitioner in (mesh, single):
-        shardings = partitioner.tree_shardings(abstract_params(MODEL))
-        params = jax.device_put(random_params(MODEL, seed=4), shardings)
+        shardings = partitioner.tree_shardings(abstract_params(model))
+        params = jax.device_put(random_params(model, seed=4), shardings)
         keys = decode.row_keys(jax.random.key(0), jnp.arange(8))
 
         def program(params, prompts, keys):
-            return decode.generate(MODEL, params, prompts, keys, 5, decode.SamplingConfig())
+            return decode.generate(model, params, prompts, keys, 5, decode.SamplingConfig())
 
         batch = partitioner.shard_batch(prompts)
         keys = jax.device_put(keys, partitioner.replicated)

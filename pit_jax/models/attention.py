@@ -6,6 +6,7 @@ Masks are boolean, True where a query may look at a key. All padding is expresse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -18,6 +19,10 @@ from pit_jax.models import kernels
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import Dense, rotary
 from pit_jax.partitioning import constrain
+
+RELATIVE_BUCKETS = 32
+# The least distance of buckets 1, 2, …: one each up to 16, then 16 in a geometric row up to 128.
+_STARTS = np.array([*range(1, 16), *(math.ceil(16 * 8 ** (n / 16)) for n in range(16))])
 
 
 @flax.struct.dataclass
@@ -131,16 +136,47 @@ def positions_of(valid_BT: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
 
 
-def attend(q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS: jax.Array):
+def relative_buckets(mask_BTS: jax.Array) -> jax.Array:
+    """Bucket of each visible key's distance, int8 [B, T, S]; -1 where a query doesn't look.
+
+    The keys that a query sees are its history in order, with itself at the end, so a key's distance
+    is the number of visible keys after it, whatever is packed, shared or padded. Section 2.1 of
+    Raffel et al., 2020; causal, so all 32 buckets are of the past.
+    """
+    distance_BTS = jax.lax.cumsum(mask_BTS.astype(jnp.int32), axis=2, reverse=True) - 1
+    passed_BTSN = distance_BTS[..., None] >= jnp.asarray(_STARTS)[None, None, None]
+    return jnp.where(mask_BTS, jnp.sum(passed_BTSN, axis=-1), -1).astype(jnp.int8)
+
+
+def attend(
+    q_BTHE: jax.Array,
+    k_BSKE: jax.Array,
+    v_BSKE: jax.Array,
+    mask_BTS: jax.Array,
+    scale: float | None = None,
+    bias_HN: jax.Array | None = None,
+) -> jax.Array:
     """Grouped-query attention with softmax in float32; a row without any key gives zeros.
+
+    Args:
+      q_BTHE: queries.
+      k_BSKE: keys.
+      v_BSKE: values.
+      mask_BTS: bool, True where a query sees a key; with `bias_HN` its `relative_buckets`.
+      scale: of the scores; 1/sqrt(E) by default.
+      bias_HN: added to the scores, for each head and bucket of distance.
 
     Returns:
       [B, T, H, E] in the type of `q_BTHE`.
     """
     B, T, H, E = q_BTHE.shape
     K = k_BSKE.shape[2]
-    q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E) * jnp.asarray(E**-0.5, q_BTHE.dtype)
+    scale = E**-0.5 if scale is None else scale
+    q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E) * jnp.asarray(scale, q_BTHE.dtype)
     scores = jnp.einsum("BTKGE,BSKE->BKGTS", q_BTKGE, k_BSKE, preferred_element_type=jnp.float32)
+    if bias_HN is not None:
+        scores += _bias(bias_HN.reshape(K, H // K, -1), mask_BTS, q_BTHE.dtype)
+        mask_BTS = mask_BTS >= 0
     scores = jnp.where(mask_BTS[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1) * mask_BTS[:, None, None].any(-1, keepdims=True)
     out = jnp.einsum("BKGTS,BSKE->BTKGE", weights.astype(v_BSKE.dtype), v_BSKE)
@@ -152,10 +188,25 @@ def _part(T: int) -> int:
     return max(16, -(-T // 8))
 
 
-def attend_causal(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array):
+def _bias(bias_KGN, buckets_BTS, dtype):
+    """A look-up as a matrix product, since accelerators are slow to scatter its gradient."""
+    one_hot_BTSN = jax.nn.one_hot(buckets_BTS, RELATIVE_BUCKETS, dtype=dtype)
+    found_KGBTS = jnp.einsum(
+        "KGN,BTSN->KGBTS",
+        bias_KGN.astype(dtype),
+        one_hot_BTSN,
+        preferred_element_type=jnp.float32,
+    )
+    return jnp.moveaxis(found_KGBTS, 2, 0)
+
+
+def attend_causal(
+    q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array, *how
+):
     """`attend` where no query sees a later key: does half the work of a long row.
 
-    The queries go in up to 8 parts, each with the keys up to its own last one.
+    The queries go in up to 8 parts, each with the keys up to its own last one. `how` is the scale
+    and the bias.
     """
     T = q_BTHE.shape[1]
     part = _part(T)
@@ -166,6 +217,7 @@ def attend_causal(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_
                 k_BTKE[:, : first + part],
                 v_BTKE[:, : first + part],
                 mask_BTT[:, first : first + part, : first + part],
+                *how,
             )
             for first in range(0, T, part)
         ],
@@ -173,7 +225,9 @@ def attend_causal(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_
     )
 
 
-def attend_in_turn(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array):
+def attend_in_turn(
+    q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array, *how
+):
     """`attend` by the same parts of queries, each with all keys, in a loop: one part in memory.
 
     For accelerators, where what `attend_causal` writes out eight times over takes minutes to
@@ -188,7 +242,7 @@ def attend_in_turn(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask
     @jax.checkpoint
     def one(queries):
         q_BPHE, mask_BPT = queries
-        return attend(q_BPHE, k_BTKE, v_BTKE, mask_BPT)
+        return attend(q_BPHE, k_BTKE, v_BTKE, mask_BPT, *how)
 
     out = jax.lax.map(one, (jnp.moveaxis(q, 1, 0), jnp.moveaxis(mask, 1, 0)))
     return jnp.moveaxis(out, 0, 1).reshape(B, -1, H, E)[:, :T]
@@ -200,15 +254,26 @@ class Attention(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, mask, cache: KVCache | None, layer, index):
+    def __call__(self, x_BTD, positions_BT, mask, bias_HN, cache: KVCache | None, layer, index):
         c = self.config
         D, H, K, E = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
 
-        def project(name, heads, axis):
-            return Dense((D, heads, E), ("embed", axis, "kv"), 1, c.dtype, name=name)(x_BTD)
+        def project(name, heads, axis, initial_scale=1.0):
+            return Dense(
+                (D, heads, E),
+                ("embed", axis, "kv"),
+                1,
+                c.dtype,
+                initial_scale=initial_scale,
+                name=name,
+            )(x_BTD)
 
-        q_BTHE = rotary(project("query", H, "heads"), positions_BT, c.rope_theta)
-        k_BTKE = rotary(project("key", K, "kv_heads"), positions_BT, c.rope_theta)
+        def placed(x):
+            return rotary(x, positions_BT, c.rope_theta) if c.positions == "rotary" else x
+
+        scale, initial_scale = (None, 1.0) if c.scale_attention else (1.0, E**-0.5)
+        q_BTHE = placed(project("query", H, "heads", initial_scale))
+        k_BTKE = placed(project("key", K, "kv_heads"))
         v_BTKE = project("value", K, "kv_heads")
         q_BTHE = constrain(q_BTHE, "batch", "length", "heads", "kv")
         k_BTKE = constrain(k_BTKE, "batch", "length", "kv_heads", "kv")
@@ -217,14 +282,14 @@ class Attention(nn.Module):
             cache = cache.write(k_BTKE, v_BTKE, layer, index)
         if isinstance(mask, CausalRows):
             kernel = kernels.choose(c)
-            out_BTHE = kernels.fused(kernel, q_BTHE, k_BTKE, v_BTKE, mask.segments_BT)
+            out_BTHE = kernels.fused(kernel, q_BTHE, k_BTKE, v_BTKE, mask.segments_BT, scale)
         elif mask.shape[2] == x_BTD.shape[1]:
             whole = attend_causal if kernels.platform() == "cpu" else attend_in_turn
-            out_BTHE = whole(q_BTHE, k_BTKE, v_BTKE, mask)
+            out_BTHE = whole(q_BTHE, k_BTKE, v_BTKE, mask, scale, bias_HN)
         else:  # decoding: look at what the cache holds
             assert cache is not None
             k_BSKE, v_BSKE = cache.layer(layer)
-            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask)
+            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask, scale, bias_HN)
         # Attention is split by rows, as the cache is; decoding, its result then goes to the weights
         # of the projection. In training the two are the same.
         out_BTHE = constrain(out_BTHE, "batch", "length", "heads", "kv")

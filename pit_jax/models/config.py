@@ -8,6 +8,7 @@ ACTIVATIONS = ("silu", "gelu")
 DTYPES = ("float32", "bfloat16")
 REMATERIALISATION = ("none", "full", "dots")
 ATTENTION = ("auto", "xla", "splash", "cudnn")
+POSITIONS = ("rotary", "relative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,12 @@ class NetworkConfig:
       activation: gate of the MLP, `silu` or `gelu`.
       tied_embeddings: whether the output projection is the embedding.
       scale_embeddings: whether embedded tokens are multiplied by sqrt(D).
-      rope_theta: base wavelength of the rotary positions.
+      scale_attention: whether attention's scores are divided by sqrt(E); where not, query kernels
+        begin that much smaller (T5).
+      scale_logits: whether the logits of tied embeddings are divided by sqrt(D), and these begin
+        that much larger (T5X).
+      positions: `rotary`, or `relative`: T5's learned bias for each head and bucket of distance.
+      rope_theta: base wavelength of the rotary positions; nothing reads it with `relative`.
       norm_epsilon: epsilon of RMSNorm.
       dtype: compute type, `float32` or `bfloat16`; parameters are float32.
       remat: what the backward pass computes again: `none`, `full` or `dots` (all but matrix
@@ -43,6 +49,9 @@ class NetworkConfig:
     activation: str
     tied_embeddings: bool
     scale_embeddings: bool
+    scale_attention: bool
+    scale_logits: bool
+    positions: str
     rope_theta: float
     norm_epsilon: float
     dtype: str
@@ -71,8 +80,14 @@ class NetworkConfig:
             raise ValueError(
                 f"NetworkConfig: got head_dim={self.head_dim}, expected an even number"
             )
+        if self.scale_logits and not self.tied_embeddings:
+            raise ValueError(
+                "NetworkConfig: got scale_logits=True with tied_embeddings=False, expected "
+                "scale_logits=False: an output projection of its own has a scale of its own"
+            )
         for field, choices in (
             ("activation", ACTIVATIONS),
+            ("positions", POSITIONS),
             ("dtype", DTYPES),
             ("remat", REMATERIALISATION),
             ("attention", ATTENTION),
@@ -82,3 +97,8 @@ class NetworkConfig:
                     f"NetworkConfig: got {field}={getattr(self, field)!r}, expected one of "
                     f"{choices}"
                 )
+        if self.positions == "relative" and self.attention not in ("auto", "xla"):
+            raise ValueError(
+                f"NetworkConfig: got attention={self.attention!r} with positions='relative', "
+                "expected 'auto' or 'xla': fused kernels add no bias"
+            )

@@ -2,7 +2,7 @@
 
 `xla` is plain array code (`attention.attend_causal`) and runs everywhere; `splash` is JAX's Pallas
 kernel for TPUs; `cudnn` is NVIDIA's. They agree on real tokens and differ on padding, which nothing
-reads. Masks of another kind (trees, the KV cache) always take `xla`.
+reads. Masks of another kind (trees, the KV cache) and relative positions always take `xla`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def choose(config: NetworkConfig) -> str:
     """The kernel for the devices at hand: `xla`, `splash` or `cudnn`."""
     if config.attention != "auto":
         return config.attention
+    if config.positions == "relative":  # a bias that only `xla` adds
+        return "xla"
     if platform() == "tpu" and config.head_dim % _LANES == 0:
         return "splash"
     if platform() == "gpu" and config.dtype == "bfloat16" and config.head_dim in range(8, 129, 8):
@@ -35,7 +37,12 @@ def choose(config: NetworkConfig) -> str:
 
 
 def fused(
-    kernel: str, q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, segments_BT: jax.Array
+    kernel: str,
+    q_BTHE: jax.Array,
+    k_BTKE: jax.Array,
+    v_BTKE: jax.Array,
+    segments_BT: jax.Array,
+    scale: float | None = None,
 ) -> jax.Array:
     """Causal attention within segments by one of the fused kernels.
 
@@ -45,6 +52,7 @@ def fused(
       k_BTKE: keys.
       v_BTKE: values.
       segments_BT: int32 segment of each token, 0 for padding.
+      scale: of the scores; 1/sqrt(E) by default.
 
     Returns:
       [B, T, H, E] in the type of `q_BTHE`; anything finite on padding.
@@ -54,20 +62,27 @@ def fused(
     extra = -T % multiple
     q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q_BTHE, k_BTKE, v_BTKE))
     segments = jnp.pad(segments_BT, ((0, 0), (0, extra)))
-    out = {"splash": _splash, "cudnn": _cudnn}[kernel](q, k, v, segments)
+    out = {"splash": _splash, "cudnn": _cudnn}[kernel](q, k, v, segments, scale)
     return out[:, :T]
 
 
-def _cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT):
+def _cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, scale=None):
     same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
     return jax.nn.dot_product_attention(
-        q_BTHE, k_BTKE, v_BTKE, mask=same_BTT[:, None], is_causal=True, implementation="cudnn"
+        q_BTHE,
+        k_BTKE,
+        v_BTKE,
+        mask=same_BTT[:, None],
+        scale=scale,
+        is_causal=True,
+        implementation="cudnn",
     )
 
 
-def _splash(q_BTHE, k_BTKE, v_BTKE, segments_BT, interpret: bool = False):
+def _splash(q_BTHE, k_BTKE, v_BTKE, segments_BT, scale=None, interpret: bool = False):
     q_BHTE, k_BKTE, v_BKTE = (jnp.swapaxes(x, 1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
-    q_BHTE = q_BHTE * jnp.asarray(q_BHTE.shape[-1] ** -0.5, q_BHTE.dtype)
+    scale = q_BHTE.shape[-1] ** -0.5 if scale is None else scale
+    q_BHTE = q_BHTE * jnp.asarray(scale, q_BHTE.dtype)
 
     def rows(q, k, v, segments):
         kernel = _splash_kernel(q.shape[1], q.shape[2], interpret)

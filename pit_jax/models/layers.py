@@ -24,6 +24,7 @@ class Dense(nn.Module):
       num_inputs: how many of the kernel's dims are input dims.
       dtype: compute type.
       out_dtype: type of the result; the compute type by default.
+      initial_scale: factor of the kernel that training begins with.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +32,7 @@ class Dense(nn.Module):
     num_inputs: int
     dtype: str
     out_dtype: str | None = None
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,7 +40,7 @@ class Dense(nn.Module):
 
         def init(key, shape):
             flat = (_product(shape[:n]), _product(shape[n:]))
-            return _INIT(key, flat, jnp.float32).reshape(shape)
+            return self.initial_scale * _INIT(key, flat, jnp.float32).reshape(shape)
 
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
         contract = tuple(range(x.ndim - n, x.ndim))
@@ -57,9 +59,10 @@ class Embed(nn.Module):
 
     def setup(self):
         c = self.config
+        init = nn.initializers.normal(1.0) if c.scale_logits else _EMBED_INIT
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(_EMBED_INIT, ("vocab", "embed")),
+            nn.with_logical_partitioning(init, ("vocab", "embed")),
             (c.vocab_size, c.embed_dim),
             jnp.float32,
         )
@@ -73,7 +76,10 @@ class Embed(nn.Module):
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         """Logits of tied embeddings, float32 [B, T, V]."""
         embedding_VD = self.embedding.astype(self.config.dtype)
-        return jnp.einsum("BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32)
+        logits_BTV = jnp.einsum(
+            "BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32
+        )
+        return logits_BTV / self.config.embed_dim**0.5 if self.config.scale_logits else logits_BTV
 
 
 class RMSNorm(nn.Module):

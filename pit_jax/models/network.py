@@ -5,6 +5,7 @@ Dims, used in every name and einsum of the package:
     B batch         T query tokens   S key tokens     L layers
     D model width   F mlp width      E head width     V vocabulary
     H query heads   K kv heads       G = H // K query heads per kv head
+    N buckets of distance
     P prompt tokens (left-padded)    R response tokens (right-padded)
 """
 
@@ -15,7 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from pit_jax.models import kernels
-from pit_jax.models.attention import Attention, CausalRows, KVCache
+from pit_jax.models.attention import (
+    RELATIVE_BUCKETS,
+    Attention,
+    CausalRows,
+    KVCache,
+    relative_buckets,
+)
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import RESIDUAL, WHOLE, Dense, Embed, GatedMLP, RMSNorm
 from pit_jax.partitioning import constrain
@@ -27,14 +34,14 @@ class Block(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, carry, layer, positions_BT, mask, index):
+    def __call__(self, carry, layer, positions_BT, mask, bias_HN, index):
         c = self.config
         x_BTD, cache = carry
         attention = Attention(c, name="attention")
         whole_BTD = constrain(
             RMSNorm(c.norm_epsilon, c.dtype, name="attention_norm")(x_BTD), *WHOLE
         )
-        out_BTD, cache = attention(whole_BTD, positions_BT, mask, cache, layer, index)
+        out_BTD, cache = attention(whole_BTD, positions_BT, mask, bias_HN, cache, layer, index)
         x_BTD = x_BTD + constrain(out_BTD, *RESIDUAL)
         whole_BTD = constrain(RMSNorm(c.norm_epsilon, c.dtype, name="mlp_norm")(x_BTD), *WHOLE)
         x_BTD = x_BTD + constrain(GatedMLP(c, name="mlp")(whole_BTD), *RESIDUAL)
@@ -57,10 +64,18 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, *4 * (nn.broadcast,)),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
+        if c.positions == "relative":
+            init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+            self.relative_bias = self.param(
+                "relative_bias",
+                nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
+                (c.num_heads, RELATIVE_BUCKETS),
+                jnp.float32,
+            )
         self.final_norm = RMSNorm(c.norm_epsilon, c.dtype)
         if not c.tied_embeddings:
             shape, axes = (c.embed_dim, c.vocab_size), ("embed", "vocab")
@@ -90,8 +105,14 @@ class Decoder(nn.Module):
         x_BTD = self.embed(tokens_BT)
         if isinstance(mask, CausalRows) and kernels.choose(self.config) == "xla":
             mask = mask.dense()  # here, once, and not in each layer
+        bias_HN = None
+        if self.config.positions == "relative":
+            assert not isinstance(mask, CausalRows)  # no fused kernel adds a bias
+            mask, bias_HN = relative_buckets(mask), self.relative_bias
         layers_L = jnp.arange(self.config.num_layers)
-        (x_BTD, cache), _ = self.layers((x_BTD, cache), layers_L, positions_BT, mask, index)
+        (x_BTD, cache), _ = self.layers(
+            (x_BTD, cache), layers_L, positions_BT, mask, bias_HN, index
+        )
         return self.final_norm(x_BTD), cache
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:

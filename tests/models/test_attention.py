@@ -19,6 +19,7 @@ from pit_jax.models.attention import (
     attend_in_turn,
     causal_mask,
     positions_of,
+    relative_buckets,
     tree_mask,
     tree_positions,
 )
@@ -41,6 +42,38 @@ def test_attend_matches_numpy(kv_heads):
     expected = np.stack([reference.attention(q[b], k[b], v[b], mask[b]) for b in range(2)])
     np.testing.assert_allclose(out, expected, atol=2e-6)
     assert not np.asarray(out[0, 1]).any()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attend_with_a_relative_bias_matches_numpy(kv_heads):
+    rng = np.random.default_rng(kv_heads)
+    q = rng.normal(size=(2, 3, 4, 6))
+    k, v = (rng.normal(size=(2, 40, kv_heads, 6)) for _ in range(2))
+    bias = rng.normal(size=(4, 32))
+    mask = rng.integers(0, 2, (2, 3, 40)).astype(bool)
+    mask[0, 1] = False  # a query without keys
+    arrays = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
+    buckets = relative_buckets(jnp.asarray(mask))
+    out = attend(*arrays, buckets, 0.3, jnp.asarray(bias, jnp.float32))
+    expected = [reference.attention(q[b], k[b], v[b], mask[b], 0.3, bias) for b in range(2)]
+    np.testing.assert_allclose(out, np.stack(expected), atol=3e-6)
+
+
+def test_relative_buckets_of_long_rows():
+    """Every distance to 199; from 113 on they share the last bucket."""
+    expected = [reference.relative_bucket(distance) for distance in reversed(range(200))]
+    buckets = relative_buckets(jnp.ones((1, 1, 200), bool))[0, 0]
+    assert buckets.tolist() == expected
+    assert buckets.tolist()[-17:] == [16, *reversed(range(16))]
+    assert buckets.tolist()[:88] == [31] * 87 + [30]
+
+
+@property_settings
+@given(hnp.arrays(np.bool_, (2, T, T)))
+def test_relative_buckets_count_visible_keys(mask):
+    buckets = relative_buckets(jnp.asarray(mask))
+    for b, t, s in np.ndindex(2, T, T):
+        assert buckets[b, t, s] == (mask[b, t, s + 1 :].sum() if mask[b, t, s] else -1)
 
 
 def test_attend_ignores_masked_values_entirely():
@@ -107,33 +140,39 @@ def test_tree_mask_as_drawn():
     assert ["".join(".x"[int(seen)] for seen in row) for row in mask] == expected
 
 
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("length", [7, 16, 17, 40, 200])
-def test_causal_attention_in_parts_is_attention(length):
+def test_causal_attention_in_parts_is_attention(length, relative):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, length, heads, 4)).astype(np.float32) for heads in (4, 2, 2))
     segments = np.sort(rng.integers(0, 3, (2, length)), axis=1)
-    mask = causal_mask(jnp.asarray(segments))
-    expected = attend(*map(jnp.asarray, (q, k, v)), mask)
+    mask, how = causal_mask(jnp.asarray(segments)), ()
+    if relative:
+        mask = relative_buckets(mask)
+        how = (1.0, jnp.asarray(rng.normal(size=(4, 32)), jnp.float32))
+    expected = attend(*map(jnp.asarray, (q, k, v)), mask, *how)
     for whole in (attend_causal, attend_in_turn):
-        out = whole(*map(jnp.asarray, (q, k, v)), mask)
+        out = whole(*map(jnp.asarray, (q, k, v)), mask, *how)
         np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
-def test_tree_mask_gives_each_branch_what_it_gets_alone():
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+def test_tree_mask_gives_each_branch_what_it_gets_alone(positions):
     """A prefix with two branches equals two whole sequences: the gap model's shared prefixes."""
-    model = LanguageModel(TINY)
+    config = dataclasses.replace(TINY, positions=positions)
+    model = LanguageModel(config)
     params = random_params(model)
     prefix, left, right = [3, 4, 5], [6, 7], [8, 9, 10]
     tokens = np.array([[*prefix, *left, *right]])
     blocks = jnp.array([[1, 1, 1, 2, 2, 3, 3, 3]])
-    positions = jnp.array([[0, 1, 2, 3, 4, 3, 4, 5]])
-    logits = run_model(model, params, tokens, positions, tree_mask(blocks, (0, 1, 1)))
+    places = jnp.array([[0, 1, 2, 3, 4, 3, 4, 5]])
+    logits = run_model(model, params, tokens, places, tree_mask(blocks, (0, 1, 1)))
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     np.testing.assert_allclose(
-        logits[0, :5], reference.logits(double, TINY, [*prefix, *left]), atol=2e-5
+        logits[0, :5], reference.logits(double, config, [*prefix, *left]), atol=2e-5
     )
     np.testing.assert_allclose(
-        logits[0, 5:], reference.logits(double, TINY, [*prefix, *right])[3:], atol=2e-5
+        logits[0, 5:], reference.logits(double, config, [*prefix, *right])[3:], atol=2e-5
     )
 
 

@@ -1,6 +1,7 @@
 """Fused attention kernels against plain attention in float64."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -27,23 +28,24 @@ def arrays():
     return q, k, v, segments
 
 
-def expected(q, k, v, segments):
+def expected(q, k, v, segments, scale=E**-0.5):
     """Attention in float64, a head at a time."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     sees = np.tril(np.ones((T, T), bool)) & (segments[:, :, None] == segments[:, None, :])
     out = np.zeros_like(q)
     for head in range(H):
         key, value = k[:, :, head // (H // K)], v[:, :, head // (H // K)]
-        scores = np.einsum("bte,bse->bts", q[:, :, head], key) / np.sqrt(E)
+        scores = np.einsum("bte,bse->bts", q[:, :, head], key) * scale
         weights = np.exp(scores - scores.max(-1, keepdims=True)) * sees
         out[:, :, head] = np.einsum("bts,bse->bte", weights / weights.sum(-1, keepdims=True), value)
     return out
 
 
-def padded_splash(q, k, v, segments):
+def padded_splash(q, k, v, segments, scale=None):
     pad = ((0, 0), (0, -T % 128), (0, 0), (0, 0))
     q, k, v = (jnp.pad(x, pad) for x in (q, k, v))
-    return kernels._splash(q, k, v, jnp.pad(segments, pad[:2]), interpret=True)[:, :T]
+    segments = jnp.pad(segments, pad[:2])
+    return kernels._splash(q, k, v, segments, scale, interpret=True)[:, :T]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
@@ -55,6 +57,13 @@ def test_splash_in_interpret_mode(arrays, dtype, tolerance):
     reference = expected(q, k, v, segments)
     error = np.abs(np.asarray(out, np.float64) - reference)[real].max()
     assert error < tolerance * np.abs(reference[real]).max()
+
+
+def test_splash_takes_a_scale(arrays):
+    *_, segments = arrays
+    out, reference = padded_splash(*arrays, 0.05), expected(*arrays, 0.05)
+    real = segments > 0
+    assert np.abs(np.asarray(out) - reference)[real].max() < 2e-6 * np.abs(reference[real]).max()
 
 
 def test_gradients_of_splash_are_those_of_plain_attention(arrays):
@@ -108,6 +117,15 @@ def test_cudnn_is_called_forwards_and_backwards(arrays, a_hopper):
     assert "Backward" in cuda_text(gradient, q, k, v)
 
 
+@pytest.mark.parametrize(("scale", "written"), [(None, 128**-0.5), (1.0, 1.0)])
+def test_cudnn_is_given_the_scale(arrays, a_hopper, scale, written):
+    *given, segments = arrays
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in given)
+    text = cuda_text(lambda q, k, v: kernels.fused("cudnn", q, k, v, segments, scale), q, k, v)
+    found = re.findall(r"fmha_scale\\22: ([0-9.e-]+)", text)
+    assert [float(x) for x in found] == [pytest.approx(written)]
+
+
 @pytest.mark.gpu
 def test_cudnn_on_a_gpu(arrays):
     q, k, v, segments = arrays
@@ -128,6 +146,8 @@ def test_cudnn_on_a_gpu(arrays):
         ({}, "gpu", "xla"),  # float32
         ({"dtype": "bfloat16", "head_dim": 256}, "gpu", "xla"),
         ({"attention": "xla"}, "tpu", "xla"),
+        ({"positions": "relative"}, "tpu", "xla"),
+        ({"positions": "relative", "dtype": "bfloat16"}, "gpu", "xla"),
     ],
 )
 def test_the_platform_chooses(fields, platform, kernel, monkeypatch):
@@ -135,9 +155,10 @@ def test_the_platform_chooses(fields, platform, kernel, monkeypatch):
     assert kernels.choose(dataclasses.replace(TINY, **{"head_dim": 128} | fields)) == kernel
 
 
-def test_a_network_takes_the_kernel_that_is_chosen(monkeypatch):
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_network_takes_the_kernel_that_is_chosen(scaled, monkeypatch):
     """Through all layers, in interpret mode, against the network's plain attention."""
-    config = dataclasses.replace(TINY, head_dim=128)
+    config = dataclasses.replace(TINY, head_dim=128, scale_attention=scaled)
     rows = np.array([[0, 1, 1, 1, 2, 2]])
     params, tokens = random_params(LanguageModel(config)), np.arange(2, 8)[None]
     positions, _ = inputs_of(rows)

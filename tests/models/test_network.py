@@ -27,11 +27,20 @@ from tests.tiny_models import (
     random_params,
 )
 
+T5X_FIELDS = {
+    "positions": "relative",
+    "scale_attention": False,
+    "scale_logits": True,
+    "num_kv_heads": 4,
+    "activation": "gelu",
+}
 VARIANTS = {
     "tied_silu": {},
     "untied_gelu": {"tied_embeddings": False, "activation": "gelu"},
     "scaled_one_kv_head": {"scale_embeddings": True, "num_kv_heads": 1},
     "all_kv_heads_deep": {"num_kv_heads": 4, "num_layers": 3, "norm_epsilon": 1e-2},
+    "relative": {"positions": "relative", "num_layers": 3},
+    "t5x": T5X_FIELDS,
 }
 
 
@@ -52,9 +61,9 @@ def test_logits_match_numpy(name):
         np.testing.assert_allclose(logits[b, start:], expected, atol=3e-6 * np.abs(expected).max())
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    model = LanguageModel(TINY)
+@pytest.fixture(scope="module", params=["rotary", "relative"])
+def tiny(request):
+    model = LanguageModel(dataclasses.replace(TINY, positions=request.param))
     return model, random_params(model)
 
 
@@ -120,6 +129,40 @@ def test_rematerialisation_changes_neither_loss_nor_gradient():
         )
 
 
+def test_scales_by_hand():
+    """Where nothing else is done, a network with and without a scale differ by just this factor."""
+    config = dataclasses.replace(TINY, num_layers=1)
+    params = random_params(LanguageModel(config))
+    tokens, segments = np.tile(np.arange(1, 9), (2, 1)), np.ones((2, 8), int)
+
+    def logits(params=params, **fields):
+        model = LanguageModel(dataclasses.replace(config, **fields))
+        return np.asarray(apply_model(model, params, tokens, segments))
+
+    np.testing.assert_allclose(logits(scale_logits=True) * 8**0.5, logits(), rtol=1e-6)
+    # Scores of queries that are half as long: E = 4.
+    halved = jax.tree.map(lambda x: x, params)
+    halved["decoder"]["layers"]["attention"]["query"]["kernel"] /= 2
+    np.testing.assert_array_equal(logits(halved, scale_attention=False), logits())
+    assert np.abs(logits(scale_attention=False) - logits()).max() > 0.1
+
+
+def test_what_is_not_scaled_begins_smaller_or_larger():
+    """Training begins at the same function, whether scales are in the computation or not."""
+    config = dataclasses.replace(TINY, head_dim=16, vocab_size=512)
+    other = dataclasses.replace(config, scale_attention=False, scale_logits=True)
+    inputs = (jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2, 2), bool))
+    ours, theirs = (
+        nn.unbox(jax.jit(LanguageModel(c).init)(jax.random.key(0), *inputs))["params"]["decoder"]
+        for c in (config, other)
+    )
+    query = [x["layers"]["attention"].pop("query")["kernel"] for x in (ours, theirs)]
+    np.testing.assert_allclose(query[0], 4 * query[1], rtol=1e-6)
+    embedding = [x.pop("embed")["embedding"] for x in (ours, theirs)]
+    np.testing.assert_allclose(embedding[0] * 8**0.5, embedding[1], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_bfloat16_stays_near_float32_and_logits_are_not_rounded(tied):
     config = dataclasses.replace(TINY, tied_embeddings=tied)
@@ -138,8 +181,9 @@ def test_bfloat16_stays_near_float32_and_logits_are_not_rounded(tied):
 
 @pytest.mark.parametrize("model_type", [LanguageModel, ScalarModel])
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_names_its_axes(model_type, tied):
-    config = dataclasses.replace(TINY, tied_embeddings=tied)
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+def test_every_parameter_names_its_axes(model_type, tied, positions):
+    config = dataclasses.replace(TINY, tied_embeddings=tied, positions=positions)
     boxed = abstract_params(model_type(config))
     table = {name for name, _ in DEFAULT_RULES}
     leaves = jax.tree_util.tree_leaves_with_path(
@@ -168,6 +212,9 @@ def test_a_seven_billion_model_has_its_known_size():
         activation="silu",
         tied_embeddings=False,
         scale_embeddings=False,
+        scale_attention=True,
+        scale_logits=False,
+        positions="rotary",
         rope_theta=10_000.0,
         norm_epsilon=1e-5,
         dtype="bfloat16",
@@ -185,6 +232,15 @@ def test_a_seven_billion_model_has_its_known_size():
         ({"activation": "relu"}, r"got activation='relu', expected one of \('silu', 'gelu'\)"),
         ({"dtype": "float16"}, r"got dtype='float16', expected one of \('float32', 'bfloat16'\)"),
         ({"remat": "some"}, r"got remat='some', expected one of \('none', 'full', 'dots'\)"),
+        ({"positions": "learned"}, r"got positions='learned', expected one of \('rotary', 'rel"),
+        (
+            {"scale_logits": True, "tied_embeddings": False},
+            r"got scale_logits=True with tied_embeddings=False, expected scale_logits=False",
+        ),
+        (
+            {"positions": "relative", "attention": "cudnn"},
+            r"got attention='cudnn' with positions='relative', expected 'auto' or 'xla'",
+        ),
     ],
 )
 def test_config_rejects(change, message):
