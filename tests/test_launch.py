@@ -99,7 +99,7 @@ def test_unknown_command_is_one_line_and_status_2(checkout):
     assert result.returncode == 2
     assert result.stderr == (
         "launch/local.sh: unknown command 'quickstrat'; "
-        "expected quickstart, test, lint, setup or help\n"
+        "expected quickstart, test, t5x-test, lint, setup or help\n"
     )
     assert checkout.calls() == []
 
@@ -220,6 +220,18 @@ def test_test_command_lints_types_and_covers(checkout):
     assert checkout.run("test", "-k", "gap or kl").returncode == 0
     assert checkout.calls() == ["<-m><pytest><-k><gap or kl>"]
     assert checkout.run("test", PYTEST_STATUS="1").returncode == 1
+
+
+def test_t5x_tests_run_in_the_users_own_environment(checkout):
+    assert checkout.run("t5x-test", "-k", "gap").returncode == 0
+    assert checkout.calls() == ["<-m><pytest><-m><t5x><tests/adapters><-k><gap>"]  # no installation
+    checkout.write_python("without", "#!/bin/sh\nexit 1\n")
+    result = checkout.run("t5x-test", PIT_JAX_PYTHON="without")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "launch/local.sh: without can't import T5X and what it needs; "
+        "docs/t5x.md tells how to install them\n"
+    )
 
 
 @pytest.mark.parametrize("status", [0, 1])

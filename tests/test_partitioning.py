@@ -54,6 +54,18 @@ def test_mesh_shape(config, shape):
     assert mesh.devices.shape == shape
 
 
+def test_a_mesh_that_is_arranged_already_is_taken_as_it_is():
+    """Also one without an axis for slices, as T5X makes them."""
+    devices = np.asarray(jax.devices())[::-1].reshape(4, 2)
+    mesh = jax.sharding.Mesh(devices, ("data", "model"))
+    partitioner = Partitioner(MeshConfig(model=3), mesh=mesh)
+    assert partitioner.mesh is mesh and partitioner.row_shards == 4
+    assert partitioner.spec(("batch", "mlp"), (8, 6)) == Spec("data", "model")
+    batch = partitioner.shard_batch({"x": np.arange(8.0)})
+    assert partitioner.shard_batch(batch)["x"] is batch["x"]  # on the devices already
+    np.testing.assert_array_equal(batch["x"], np.arange(8.0))
+
+
 @pytest.mark.parametrize(("data", "model"), [(3, 2), (-1, 3), (-1, 16), (4, 4)])
 def test_mesh_that_does_not_fit_is_rejected(data, model):
     message = rf"got slices=1 x data={data} x model={model}, expected a product of 8, the number"

@@ -109,6 +109,14 @@ def configurable(pit, alias: str, name: str) -> list[str] | None:
 
 
 @pytest.mark.parametrize("path", GIN, ids=lambda path: path.stem)
+def test_gin_files_open_with_what_to_set(path):
+    text = path.read_text()
+    head = " ".join(line.strip("# ") for line in text.splitlines() if line.startswith("#"))
+    assert "Required to be set: " in head and "Commonly overridden: " in head
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("path", GIN, ids=lambda path: path.stem)
 def test_gin_files_bind_what_is_there(pit, path):
     text, block, checked = path.read_text(), "", 0
     for line in text.splitlines():

@@ -411,6 +411,51 @@ def test_tasks_are_in_the_registry():
     assert len(list(elements.as_numpy_iterator())) == len(pipeline.examples("train", "rm"))
 
 
+def test_what_seqios_tools_ask_a_task_for(mixture):
+    """Its registered name, lengths and converter; texts to show; metrics of scores and guesses."""
+    from pit_jax.data import tasks
+
+    pipeline = InputPipeline(CONFIG, WORDS, LENGTHS)
+    assert pipeline.register("sft_pit") == "instructions_drafts_sft_pit"
+    assert pipeline.feature_lengths("rl_pit")["example_index"] == 1
+    assert pipeline.feature_lengths("sft_pit")["targets"] == LENGTHS.response
+    converter = pipeline.feature_converter("rm_gap")
+    assert converter is tasks.STAGES["rm_gap"].converter
+    assert converter(pack=False, use_custom_packing_ops=False).MODEL_FEATURES.keys() == {
+        "tokens",
+        "blocks",
+    }
+    mixed = InputPipeline(mixture, vocabularies.load("bytes"), Lengths(40, 20, 21))
+    assert mixed.register("rm_gap") == f"{mixture.name}_mixture_rm_gap"
+
+    import seqio
+
+    for stage, elements_each in (("sft_pit", 1), ("rm_gap", 1), ("rl_pit", 2), ("pretrain", 4)):
+        task = seqio.get_mixture_or_task(pipeline.register(stage))
+        dataset = task.get_dataset(sequence_length=None, split="dev", shuffle=False)
+        examples = pipeline.examples("dev")
+        elements = list(dataset.as_numpy_iterator())
+        assert len(elements) == elements_each * len(examples)
+        first, example = elements[0], examples[0]
+        texts = {name: value.decode() for name, value in first.items() if "_pretokenized" in name}
+        assert texts["prompt_pretokenized"] == example.prompt
+        assert texts["rejected_pretokenized"] == example.rejected
+        assert texts["targets_pretokenized"] == texts["chosen_pretokenized"] == example.chosen
+        names = {metric.__name__ for metric in tasks.STAGES[stage].metrics}
+        assert {metric.__name__ for metric in task.metric_fns} == names
+
+
+def test_metrics_of_a_task_by_hand():
+    from pit_jax.data import tasks
+
+    assert tasks.log_likelihood(["a", "b"], [-1.0, -4.0]) == {"log_likelihood": -2.5}
+    assert tasks.exact_match(["a", "b", "c"], ["a", "c", "c"])["exact_match"] == pytest.approx(
+        2 / 3
+    )
+    scores = ([0.5, -1.5, 0.0, 3.0], {"chosen": [0.0] * 4})
+    assert tasks.pair_accuracy([], scores) == {"accuracy": 0.5, "margin": 0.5}
+
+
 def test_no_tensorflow_before_the_first_batch():
     import subprocess
     import sys

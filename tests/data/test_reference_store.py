@@ -132,6 +132,14 @@ def test_an_open_store_is_not_read(tmp_path):
         ReferenceStore(tmp_path)
 
 
+def test_closed_or_not_is_seen_without_reading_the_shards(tmp_path):
+    assert not reference_store.is_closed(tmp_path / "none")
+    writer = filled(tmp_path, closed=False)
+    assert not reference_store.is_closed(tmp_path)
+    writer.close()
+    assert reference_store.is_closed(tmp_path)
+
+
 def test_missing_and_foreign_manifests(tmp_path):
     with pytest.raises(UserError, match="no manifest.json, expected a reference store"):
         ReferenceStore(tmp_path / "nowhere")
