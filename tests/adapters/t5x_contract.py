@@ -104,7 +104,7 @@ def record_stage(name: str) -> dict[str, Any]:
             axes = flatten(variables[f"{collection}_axes"])
             for path, x in flatten(variables[collection]).items():
                 state[f"{collection}/{path}"] = [list(x.shape), list(axes[f"{path}_axes"].names)]
-    spec = pit.get_dataset(None, 0, 1, None, setup=setup).element_spec
+    spec = pit.get_dataset(setup.trained, 0, 1, None, setup=setup).element_spec
     features = {k: [str(np.dtype(s.dtype)), list(s.shape)] for k, s in spec.items()}
     return {"state": state, "features": features, "task": setup.task}
 

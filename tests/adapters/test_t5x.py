@@ -63,6 +63,7 @@ def t5x(program: str, *arguments: str, devices: int = 1, succeeds: bool = True) 
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
+        "PJRT_NPROC": "32",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     mesh = ["--gin.PjitPartitioner.model_parallel_submesh=(1,2)"] if devices > 1 else []
@@ -117,9 +118,9 @@ def own(native: pathlib.Path, stage: str, name: str) -> list[float]:
     return [record[name] for record in tiny_runs.records(native / stage / "metrics.jsonl")]
 
 
-def state(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Every array of a folder's newest T5X checkpoint."""
-    path = t5x_checkpoints.find(epath.Path(folder)) / "state"
+def state(folder: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """Every array of a folder's newest T5X checkpoint, or of a certain one."""
+    path = t5x_checkpoints.find(epath.Path(folder), step) / "state"
     tree = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path)
     return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
 
@@ -213,10 +214,11 @@ def test_checkpoints_of_pit_jax_restore_in_t5x(native, tmp_path, stage):
         f"--gin.RestoreCheckpointConfig.path='{path}'",
         "--gin.RestoreCheckpointConfig.mode='specific'",
         "--gin.RestoreCheckpointConfig.restore_dataset=False",
-        f"--gin.TRAIN_STEPS={steps}",
-        "--gin.SaveCheckpointConfig.save_dataset=False",
+        f"--gin.TRAIN_STEPS={steps + 1}",
+        "--gin.SaveCheckpointConfig.keep=None",
+        "--gin.rl_pit_1/Round.steps=5",
     )
-    assert_same(state(again / stage), state(exported))
+    assert_same(state(again / stage, steps), state(exported))
     model = traverse_util.flatten_dict(run_of(native).load(stage), sep="/")
     prefix = "target/actor/" if stage == "rl_pit" else "target/"
     for name, array in model.items():
@@ -235,7 +237,7 @@ def infer(trained, stage: str, mode: str, output: pathlib.Path, *bindings: str, 
         f"--gin.INFER_OUTPUT_DIR='{output}'",
         f"--gin.infer.mode='{mode}'",
         "--gin.MODEL_DIR='unused/unused'",
-        "--gin.DatasetConfig.batch_size=8",
+        "--gin.utils.DatasetConfig.batch_size=8",
         *bindings,
         devices=devices,
     )
@@ -333,7 +335,7 @@ def test_eval_writes_the_metrics_of_the_stage(trained, tmp_path, stage, names):
         f"--gin.CHECKPOINT_PATH='{t5x_checkpoints.find(epath.Path(folder / stage))}'",
         f"--gin.EVAL_OUTPUT_DIR='{tmp_path}'",
         "--gin.MODEL_DIR='unused/unused'",
-        "--gin.DatasetConfig.batch_size=8",
+        "--gin.utils.DatasetConfig.batch_size=8",
     )
     (file,) = (tmp_path / "inference_eval").rglob("*-metrics.jsonl")
     found = json.loads(file.read_text().splitlines()[-1])

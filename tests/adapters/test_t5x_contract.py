@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from pit_jax import curriculum, stages, training
+from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.decode import SamplingConfig
 from tests import tiny_runs
@@ -25,6 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 GIN = sorted((ROOT / "gin/t5x").glob("*.gin"))
 NAMES = [stage.name for stage in tiny_runs.config("unused").stages]
 CONTRACT = t5x_contract.recorded()
+CFG = types.SimpleNamespace(batch_size=8, split="dev")
 
 
 @pytest.fixture(scope="module")
@@ -205,10 +208,9 @@ def test_batches_go_on_where_the_checkpoint_was(pit, tmp_path, peeked):
     """T5X looks at the first batch before it saves step 0 and starts its loop."""
     setup = setup_of(pit, "rm_gap", tmp_path)
     whole = [
-        batch["tokens"]
-        for batch, _ in zip(pit.get_dataset(None, 0, 1, None, setup=setup), range(5))
+        batch["tokens"] for batch, _ in zip(pit.get_dataset(CFG, 0, 1, None, setup=setup), range(5))
     ]
-    it = pit.get_dataset(None, 0, 1, None, setup=setup)
+    it = pit.get_dataset(CFG, 0, 1, None, setup=setup)
     ahead = [next(it)] if peeked else []
     it.save(tmp_path / "checkpoint_7.tmp-1" / "train_ds-000-of-001")
     seen = [*ahead, *(next(it) for _ in range(3 - len(ahead)))]
@@ -217,7 +219,7 @@ def test_batches_go_on_where_the_checkpoint_was(pit, tmp_path, peeked):
     for batch, expected in zip(seen, whole):
         np.testing.assert_array_equal(batch["tokens"], expected)
     for load in ("restore", "load"):
-        again = pit.get_dataset(None, 0, 1, None, setup=setup)
+        again = pit.get_dataset(CFG, 0, 1, None, setup=setup)
         getattr(again, load)(path)
         np.testing.assert_array_equal(next(again)["tokens"], whole[3])
         again.save(tmp_path / "checkpoint_11" / load)
@@ -230,8 +232,8 @@ def test_batches_go_on_where_the_checkpoint_was(pit, tmp_path, peeked):
 
 def test_each_shard_gets_its_rows(pit):
     setup = setup_of(pit, "rm_gap")
-    whole = next(pit.get_dataset(None, 0, 1, None, setup=setup))["tokens"]
-    parts = [next(pit.get_dataset(None, i, 2, None, setup=setup))["tokens"] for i in range(2)]
+    whole = next(pit.get_dataset(CFG, 0, 1, None, setup=setup))["tokens"]
+    parts = [next(pit.get_dataset(CFG, i, 2, None, setup=setup))["tokens"] for i in range(2)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -239,7 +241,7 @@ def test_a_sampled_rounds_batches_wait_for_its_store(pit, tmp_path, monkeypatch)
     setup = setup_of(pit, "rl_pit", tmp_path)
     rounds = setup.trained.rounds
     assert [round_.source for round_ in rounds] == ["data", "policy"]
-    it = pit.get_dataset(None, 0, 1, None, setup=setup)
+    it = pit.get_dataset(CFG, 0, 1, None, setup=setup)
     for _ in range(rounds[0].steps):
         next(it)
     waits = []
@@ -269,11 +271,8 @@ def test_a_sampled_rounds_batches_wait_for_its_store(pit, tmp_path, monkeypatch)
 def test_held_out_batches_begin_anew_and_weigh_fillers_nothing(pit):
     config = tiny_runs.config("unused/sft_policy")
 
-    class Cfg:
-        split = "dev"
-
     setup = pit.setup(config, "sft_policy")
-    ((name, held_out),) = pit.get_eval_datasets(Cfg, 0, 1, 0, setup=setup).items()
+    ((name, held_out),) = pit.get_eval_datasets(CFG, 0, 1, 0, setup=setup).items()
     assert name == "instructions_drafts_sft_policy"
     batches = list(held_out)
     assert len(batches) == len(list(held_out)) == 3  # 20 examples in rows of 8
@@ -282,7 +281,7 @@ def test_held_out_batches_begin_anew_and_weigh_fillers_nothing(pit):
     }
     weights = batches[-1]["decoder_loss_weights"]
     assert weights[:4].any(axis=1).all() and not weights[4:].any()
-    assert len(list(pit.get_eval_datasets(Cfg, 0, 1, 2, setup=setup)[name])) == 2
+    assert len(list(pit.get_eval_datasets(CFG, 0, 1, 2, setup=setup)[name])) == 2
 
 
 def test_what_a_model_can_not_do_says_so(pit):
@@ -294,6 +293,21 @@ def test_what_a_model_can_not_do_says_so(pit):
     ppo = pit.model(setup_of(pit, "rl_policy"))
     with pytest.raises(NotImplementedError, match="train.trainer_cls = @pit.PPOTrainer"):
         ppo.loss_fn({}, {})
+
+
+def test_what_t5x_can_not_batch_is_refused(pit):
+    from pit_jax.errors import UserError
+
+    setup = setup_of(pit, "rm_gap")
+    other = types.SimpleNamespace(batch_size=16, split="dev")
+    message = "DatasetConfig.batch_size: got 16, expected 8, the stage's; BATCH_SIZE sets both"
+    with pytest.raises(UserError, match=message):
+        pit.get_dataset(other, 0, 1, None, setup=setup)
+    with pytest.raises(UserError, match=message):
+        pit.get_eval_datasets(other, 0, 1, setup=setup)
+    buckets = setup_of(pit, "rm_gap", batching=BatchingConfig(length_buckets=2))
+    with pytest.raises(UserError, match="got length_buckets=2, expected 1: T5X compiles for one"):
+        pit.get_dataset(CFG, 0, 1, None, setup=buckets)
 
 
 def test_a_stage_the_run_has_not_is_named(pit):

@@ -19,6 +19,7 @@ from pit_jax import curriculum, files, training
 from pit_jax.adapters.t5x.setups import Setup
 from pit_jax.data import reference_store
 from pit_jax.data.input_pipeline import DATA_REFERENCES
+from pit_jax.errors import UserError
 from pit_jax.stages import RLStage
 
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
@@ -37,10 +38,26 @@ def get_dataset(
     """The training batches of the stage, for `train.get_dataset_fn`: the very ones of pit_jax.
 
     Their order is a function of the run's seed; of T5X's DatasetConfig only the batch size is
-    looked at, which must be the stage's.
+    looked at.
+
+    Raises:
+      UserError: if the batch size isn't the stage's, or batches would come in several widths.
     """
-    del cfg, feature_converter_cls, num_epochs, continue_from_last_checkpoint
+    del feature_converter_cls, num_epochs, continue_from_last_checkpoint
+    _check(cfg, setup)
     return Batches(setup, shard_id, num_shards)
+
+
+def _check(cfg: Any, setup: Setup) -> None:
+    if cfg.batch_size != setup.trained.batch_size:
+        raise UserError(
+            f"DatasetConfig.batch_size: got {cfg.batch_size}, expected "
+            f"{setup.trained.batch_size}, the stage's; BATCH_SIZE sets both"
+        )
+    if (buckets := setup.config.batching.length_buckets) != 1:
+        raise UserError(
+            f"batching: got length_buckets={buckets}, expected 1: T5X compiles for one width"
+        )
 
 
 class Batches(dataset_iterator.DatasetIterator):
@@ -185,6 +202,10 @@ def get_eval_datasets(
     """Held-out batches, for `train.train_eval_get_dataset_fn`.
 
     `cfg.split` is looked at; at most `eval_steps` batches, 0 for all.
+
+    Raises:
+      UserError: as `get_dataset`.
     """
     del feature_converter_cls
+    _check(cfg, setup)
     return {setup.task: HeldOut(setup, cfg.split, shard_id, num_shards, eval_steps)}

@@ -11,7 +11,7 @@ import t5x.optimizers
 import t5x.train_state
 import t5x.utils
 
-from pit_jax import training
+from pit_jax import stages, training
 from pit_jax.ppo import Moments
 from pit_jax.rollout import RLState
 from pit_jax.stages import RLStage, Stage
@@ -29,6 +29,7 @@ class TrainStateInitializer(t5x.utils.TrainStateInitializer):
     def __init__(self, optimizer_def, init_fn, input_shapes, partitioner, input_types=None):
         super().__init__(optimizer_def, init_fn, input_shapes, partitioner, input_types)
         self._model = init_fn.__self__
+        stages.check_rows(self._model.stage, partitioner.pit)
 
     def from_scratch(self, init_rng):
         """The state of step 0; `init_rng` is not used, SEED counts."""
