@@ -22,6 +22,7 @@ TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy"
 SMALL = [f"--gin.DatasetConfig.{split}_size=16" for split in ("train", "dev", "test")]
 SIDES = ("chosen", "rejected")
 QUICKSTART = "gin/runs/quickstart.gin"
+T5X_BASE = "gin/models/t5x_base.gin"  # for whoever brings weights
 
 
 @functools.cache
@@ -131,8 +132,7 @@ def test_a_file_opens_with_what_to_set(name):
 
 
 def test_every_file_is_part_of_a_run():
-    alone = {"gin/models/t5x_base.gin"}  # for whoever has such weights
-    assert set().union(*(reached(run) for run in RUNS)) | alone == set(FILES)
+    assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - {T5X_BASE}
 
 
 # --- runs -------------------------------------------------------------------------------------
@@ -165,6 +165,14 @@ def test_a_run_for_a_pod_is_described(name, tmp_path, capsys):
     for row in rows:
         models = 2 if row[1].startswith("rl") else 1  # actor and critic
         assert 0.9 * size < int(row[4].replace(",", "")) / 1e9 / models < 1.3 * size
+
+
+def test_the_network_of_t5x_has_its_size(tmp_path, capsys):
+    files = [f"--gin_file={name}" for name in (QUICKSTART, T5X_BASE)]
+    assert cli.main(["run", *files, "--dry_run", f"--gin.MODEL_DIR='{tmp_path}/run'", *SMALL]) == 0
+    matrices = 32_128 * 768 + 12 * (4 * 768 * 768 + 3 * 768 * 2048)
+    size = matrices + 25 * 768 + 12 * 32  # norms, buckets
+    assert f"{size:,}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", SMALL_RUNS)
