@@ -25,6 +25,7 @@ from pit_jax.files import absolute, is_local
 from pit_jax.models import weights
 from pit_jax.models.config import NetworkConfig
 
+_DATASET = "train_ds-000-of-001"  # T5X's name for the state of the only process's data
 _NAME = re.compile(r"checkpoint_(\d+)")
 
 
@@ -95,7 +96,8 @@ def _import(read: Callable, stored: dict[str, tuple[int, ...]], language_model: 
 def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
     """Writes a TrainState or RLState into `folder/checkpoint_N`, in T5X's orbax format.
 
-    T5X restores it with its optimizer by `t5x.utils.RestoreCheckpointConfig`.
+    T5X restores it by `t5x.utils.RestoreCheckpointConfig`, with its optimizer and, in one process,
+    its place in the data: a stage then goes on where it was.
 
     Raises:
       UserError: if there is such a checkpoint.
@@ -115,9 +117,14 @@ def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
     }
     if rl:
         tree["flax_mutables"] = {"ppo": ppo_part(state)}
+    items = {"state": ocp.PyTreeCheckpointHandler(), "dataset": ocp.JsonCheckpointHandler(_DATASET)}
     options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", create=True)
-    with ocp.CheckpointManager(absolute(folder), options=options, item_names=("state",)) as manager:
-        manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
+    with ocp.CheckpointManager(absolute(folder), options=options, item_handlers=items) as manager:
+        args = {
+            "state": ocp.args.PyTreeSave(tree),
+            "dataset": ocp.args.JsonSave({"batches": step}),
+        }
+        manager.save(step, args=ocp.args.Composite(**args))
     return path
 
 

@@ -147,7 +147,7 @@ def fit(
         saving = saving or stopping > 0 or _due(progress.step, keep_every)
         if not (saving or _due(progress.step, loop.log_every)):
             continue
-        _check_finite(state, progress.step)
+        check_finite(state, progress.step)
         tokens, flops = (float(pending.pop(name)[0]) for name in ("tokens", "model_flops"))
         seconds, clock = time.monotonic() - clock, time.monotonic()
         progress.seconds += seconds
@@ -187,7 +187,12 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check_finite(state: Any, step: int) -> None:
+def check_finite(state: Any, step: int) -> None:
+    """Refuses to go on after many steps in a row that changed nothing.
+
+    Raises:
+      NotFiniteError: after ten steps whose loss or gradient wasn't finite.
+    """
     train = state.train if hasattr(state, "train") else state
     skipped = int(train.skipped_in_row)
     if skipped >= MAX_SKIPPED_IN_ROW:

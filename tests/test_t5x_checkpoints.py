@@ -90,6 +90,7 @@ def test_the_optimizer_and_ppos_part_are_saved_under_t5xs_names(tmp_path):
     import orbax.checkpoint as ocp
 
     tree = flat(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path / "state"))
+    assert json.loads((path / "dataset" / "train_ds-000-of-001").read_text()) == {"batches": 3}
     assert tree["state/step"] == 3 and tree["state/step"].dtype == np.int32
     assert tree["flax_mutables/ppo/beta"] == 0.25
     assert tree["flax_mutables/ppo/moments/mean"] == 2

@@ -73,9 +73,9 @@ def t5x(program: str, *arguments: str, devices: int = 1, succeeds: bool = True) 
     return run.stderr
 
 
-def train(stage: str, folder: pathlib.Path, *bindings: str, **options) -> str:
+def train(stage: str, folder: pathlib.Path, *bindings: str, gin: str = GIN, **options) -> str:
     file = folder / "run.gin"
-    file.write_text(GIN)
+    file.write_text(gin)
     files = (f"--gin_file=gin/t5x/{stage}.gin", f"--gin_file={file}")
     place = f"--gin.MODEL_DIR='{folder / stage}'"
     return t5x("train", *files, place, "--gin.train.stats_period=1", *bindings, **options)
@@ -157,6 +157,29 @@ def test_ppo_is_pit_jaxs(native, trained, stage, devices):
     assert max(scalars(folder, "first_ratio_error")) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "rm_gap/train_state.OptimizerConfig.kind = 'adafactor'",
+        "rm_gap/stages.RewardStage.microbatches = 2",
+        "sft_pit/stages.SupervisedStage.microbatches = 4",
+        "batching.BatchingConfig.packed_length = 64",
+    ],
+)
+def test_options_of_a_stage_count(native, tmp_path, change):
+    """On one device; the mean of microbatches is that of the batch."""
+    stage = "rm_gap" if "rm_gap" in change else "sft_pit"
+    imported = "from pit_jax.data import batching\nfrom pit_jax.data import datasets"
+    gin = GIN.replace("from pit_jax.data import datasets", imported) + change
+    ours = beside(native, tmp_path / "ours", stage)
+    assert tiny_runs.command("train", ours, f"--gin.STAGE='{stage}'", gin=gin) == 0
+    theirs = beside(native, tmp_path / "theirs", stage)
+    train(stage, theirs, gin=gin)
+    np.testing.assert_allclose(
+        scalars(theirs / stage, "loss"), own(ours, stage, "loss"), rtol=0, atol=1e-4
+    )
+
+
 def test_references_are_the_ones_pit_jax_samples(native, trained):
     folder = trained("rl_pit") / "rl_pit" / "references" / "round-1"
     expected = native / "rl_pit" / "references" / "round-1"
@@ -213,7 +236,6 @@ def test_checkpoints_of_pit_jax_restore_in_t5x(native, tmp_path, stage):
         again,
         f"--gin.RestoreCheckpointConfig.path='{path}'",
         "--gin.RestoreCheckpointConfig.mode='specific'",
-        "--gin.RestoreCheckpointConfig.restore_dataset=False",
         f"--gin.TRAIN_STEPS={steps + 1}",
         "--gin.SaveCheckpointConfig.keep=None",
         "--gin.rl_pit_1/Round.steps=5",

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from pit_jax import forward, losses, stages
 from pit_jax.adapters.t5x.setups import Setup
+from pit_jax.adapters.t5x.states import Optimizer
 from pit_jax.decode import SamplingConfig, generate, row_keys
 from pit_jax.microbatches import accumulate
 from pit_jax.models.attention import CausalRows
@@ -53,8 +54,7 @@ class _Model(t5x.models.BaseTransformerModel):
             module=self._module(),
             input_vocabulary=vocabulary,
             output_vocabulary=vocabulary,
-            optimizer_def=optimizer_def
-            or t5x.optimizers.OptaxWrapper(self.stage.optimizer.build()),
+            optimizer_def=optimizer_def or Optimizer(self.stage.optimizer.build()),
         )
         self._language_model = LanguageModel(setup.config.network)
 

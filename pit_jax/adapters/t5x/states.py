@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import t5x.optimizers
 import t5x.train_state
 import t5x.utils
+from flax import traverse_util
 
 from pit_jax import stages, training
 from pit_jax.ppo import Moments
@@ -17,6 +18,32 @@ from pit_jax.rollout import RLState
 from pit_jax.stages import RLStage, Stage
 from pit_jax.t5x_checkpoints import ppo_part
 from pit_jax.train_state import TrainState
+
+
+class Optimizer(t5x.optimizers.OptaxWrapper):
+    """Any optax optimizer, also such that T5X has no rule for.
+
+    What has a parameter's name and dims is placed as the parameter is, all else on every device.
+    """
+
+    def derive_logical_axes(self, optimizer, param_logical_axes):
+        """The optimizer with logical names in the place of arrays; None for whole ones."""
+        names = traverse_util.flatten_dict(flax.core.unfreeze(param_logical_axes))
+        params = traverse_util.flatten_dict(flax.core.unfreeze(optimizer.target))
+
+        def axes(path, array):
+            name = next((path[i:] for i in range(len(path)) if path[i:] in names), None)
+            return names[name] if name and array.ndim == params[name].ndim else None
+
+        state = traverse_util.flatten_dict(optimizer.state_dict()["state"])
+        step = ("step",)  # a number until it is traced
+        found = {path: None if path == step else axes(path, x) for path, x in state.items()}
+        return optimizer.restore_state(
+            {
+                "target": flax.core.unfreeze(param_logical_axes),
+                "state": traverse_util.unflatten_dict(found),
+            }
+        )
 
 
 class TrainStateInitializer(t5x.utils.TrainStateInitializer):

@@ -10,6 +10,7 @@ from pit_jax import curriculum, training
 from pit_jax.adapters.t5x.models import Batch, averages
 from pit_jax.adapters.t5x.states import from_pit, thaw, to_pit
 from pit_jax.errors import UserError
+from pit_jax.trainer import check_finite
 
 
 class PPOTrainer(t5x.trainer.Trainer):
@@ -63,6 +64,7 @@ class PPOTrainer(t5x.trainer.Trainer):
 
         Raises:
           UserError: for more steps than the rounds have.
+          NotFiniteError: after ten steps in a row without a finite gradient.
         """
         start = int(self.train_state.step) if start_step is None else start_step
         rounds = list(curriculum.locate(self._stage.rounds, start))
@@ -76,6 +78,7 @@ class PPOTrainer(t5x.trainer.Trainer):
             if begin < stop:
                 self._sample_references(number, round_)
                 summary = super().train(batch_iter, stop - begin, begin)
+        check_finite(to_pit(self.train_state, self._stage), start + num_steps)
         return summary
 
     def _sample_references(self, number: int, round_: curriculum.Round) -> None:
