@@ -13,7 +13,6 @@ import seqio
 import tensorflow as tf
 
 _TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
-_SCALAR = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0)
 
 
 class SFTFeatureConverter(seqio.FeatureConverter):
@@ -114,14 +113,12 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
 
     LEFT: ClassVar[Mapping[str, str]]
     RIGHT: ClassVar[Mapping[str, str]]
-    SCALARS: ClassVar[tuple[str, ...]] = ()
     PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
 
     def __init_subclass__(cls):
-        cls.SOURCES = {**cls.LEFT, **cls.RIGHT, **{name: name for name in cls.SCALARS}}
-        specs = {name: _SCALAR if name in cls.SCALARS else _TOKENS for name in cls.SOURCES}
-        cls.MODEL_FEATURES = specs
-        cls.TASK_FEATURES = {cls.SOURCES[name]: spec for name, spec in specs.items()}
+        cls.SOURCES = {**cls.LEFT, **cls.RIGHT}
+        cls.MODEL_FEATURES = dict.fromkeys(cls.SOURCES, _TOKENS)
+        cls.TASK_FEATURES = dict.fromkeys(cls.SOURCES.values(), _TOKENS)
 
     def __init__(self, pack: bool = False, use_custom_packing_ops: bool = False):
         del use_custom_packing_ops
@@ -131,7 +128,7 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
 
     def _convert_features(self, ds, task_feature_lengths):
         def pad(features):
-            padded = {name: features[name] for name in self.SCALARS}
+            padded = {}
             for names, left in ((self.LEFT, True), (self.RIGHT, False)):
                 for name, source in names.items():
                     padded[name] = _pad(features[source], task_feature_lengths[source], left)
@@ -169,13 +166,12 @@ class PromptFeatureConverter(PaddedFeatureConverter):
 
     Example, lengths {"prompt": 3, "reward_prompt": 4, "chosen": 3, "example_index": 1}:
 
-      {"prompt": [7, 8], "reward_prompt": [7, 8, 4], "chosen": [5, 1], "example_index": 12} ->
+      {"prompt": [7, 8], "reward_prompt": [7, 8, 4], "chosen": [5, 1], "example_index": [12]} ->
         prompt_tokens         [0, 7, 8]
         reward_prompt_tokens  [0, 7, 8, 4]
         chosen_tokens         [5, 1, 0]
-        example_index         12
+        example_index         [12]
     """
 
     LEFT: ClassVar = {"prompt_tokens": "prompt", "reward_prompt_tokens": "reward_prompt"}
-    RIGHT: ClassVar = {"chosen_tokens": "chosen"}
-    SCALARS = ("example_index",)
+    RIGHT: ClassVar = {"chosen_tokens": "chosen", "example_index": "example_index"}

@@ -186,7 +186,7 @@ def rl_policy(layout: Layout, f: Features) -> list[Features]:
             "prompt": layout.policy_prompt(f["prompt"]),
             "reward_prompt": layout.reward_prompt(f["prompt"]),
             "chosen": layout.response(f["chosen"]),
-            "example_index": f["index"],
+            "example_index": f["index"][None],
         }
     ]
 
@@ -199,7 +199,7 @@ def rl_pit(layout: Layout, f: Features) -> list[Features]:
             "prompt": layout.pit_prompt(f["prompt"], reference),
             "reward_prompt": layout.gap_prompt(f["prompt"], reference),
             "chosen": layout.response(f["chosen"]),
-            "example_index": f["index"],
+            "example_index": f["index"][None],
         }
         for reference in references
     ]

@@ -26,7 +26,7 @@ class Stage:
     Attributes:
       fold: fold of the train split that the stage learns from; None for all of it.
       sequences: makes the task's features from token pieces (preprocessors.py).
-      features: task feature -> name of its width in formats.Widths; None for a scalar.
+      features: task feature -> name of its width in formats.Widths; None for one number.
       converter: makes the model's features from the task's.
       metrics: what seqio's Evaluator computes of a model's scores or predictions.
     """
@@ -119,7 +119,7 @@ STAGES = {
 
 
 def feature_lengths(stage: str, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, int]:
-    """Length in tokens of every task feature of a stage; 1 for a scalar."""
+    """Length of every task feature of a stage, in tokens; 1 for a number."""
     widths = Layout(vocabulary).widths(lengths)
     return {
         name: 1 if width is None else getattr(widths, width)
@@ -168,10 +168,8 @@ def build_task(
         ),
     ]
     features = {
-        feature: seqio.Feature(
-            vocabulary, add_eos=False, dtype=tf.int32, rank=0 if width is None else 1
-        )
-        for feature, width in row.features.items()
+        feature: seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
+        for feature in row.features
     }
     return seqio.Task(
         name,

@@ -139,7 +139,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
             "prompt_tokens": ((B, P), jnp.int32),
             "reward_prompt_tokens": ((B, Q), jnp.int32),
             "chosen_tokens": ((B, R), jnp.int32),
-            "example_index": ((B,), jnp.int32),
+            "example_index": ((B, 1), jnp.int32),
         },
         partitioner,
     )

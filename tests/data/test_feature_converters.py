@@ -82,7 +82,12 @@ def test_tree():
 
 
 def test_prompt():
-    element = {"prompt": [7, 8], "reward_prompt": [7, 8, 4], "chosen": [5, 1], "example_index": 12}
+    element = {
+        "prompt": [7, 8],
+        "reward_prompt": [7, 8, 4],
+        "chosen": [5, 1],
+        "example_index": [12],
+    }
     lengths = {"prompt": 3, "reward_prompt": 4, "chosen": 3, "example_index": 1}
     (row,) = convert(fc.PromptFeatureConverter(), [element], lengths)
     check(
@@ -91,7 +96,7 @@ def test_prompt():
             "prompt_tokens": [0, 7, 8],
             "reward_prompt_tokens": [0, 7, 8, 4],
             "chosen_tokens": [5, 1, 0],
-            "example_index": 12,
+            "example_index": [12],
         },
     )
 

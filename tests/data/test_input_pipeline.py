@@ -158,7 +158,7 @@ def test_evaluation_keeps_every_row_once(pipeline):
     batches = list(pipeline.batches("rl_policy", "dev", 8, shuffle=False, num_epochs=1))
     assert [batch["weight"].tolist() for batch in batches] == [[1] * 8, [1] * 8, [1] * 5 + [0] * 3]
     assert all(batch["weight"].dtype == np.float32 for batch in batches)
-    index = np.concatenate([batch["example_index"] for batch in batches])
+    index = np.concatenate([batch["example_index"][:, 0] for batch in batches])
     assert index[:21].tolist() == [example.index for example in pipeline.examples("dev")]
     assert index[21:].tolist() == [16] * 3
     skipped = list(

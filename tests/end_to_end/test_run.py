@@ -163,3 +163,17 @@ def test_dialogues_are_judged_by_the_reward_model(dialogues):
     assert not any("Self-Refine" in row["name"] for row in report["comparisons"])
     prompts = [sample["prompt"] for sample in report["samples"]]
     assert all(re.search(r"[a-z]+ \d\?", prompt) for prompt in prompts)
+
+
+def test_a_run_whose_stages_t5x_wrote_is_evaluated_alike(trained, tmp_path):
+    folder = tmp_path / "t5x"
+    for name in STAGES:
+        arguments = (f"--gin.STAGE='{name}'", "--to=t5x", f"--output={folder / name}")
+        assert tiny_runs.command("convert", trained, *arguments) == 0
+    assert not list(folder.rglob("result.json"))
+    assert tiny_runs.command("evaluate", folder) == 0
+    found, expected = read_report(folder), read_report(trained)
+    for part in ("comparisons", "scores", "iterations", "reward_models", "figure2", "figure3"):
+        assert found[part] == expected[part], part
+    assert found["figure4"] == [] and expected["figure4"]
+    assert "Figure 3" in (folder / "report.md").read_text()
