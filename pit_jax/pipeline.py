@@ -162,7 +162,8 @@ class Run:
     def result(self, name: str) -> dict[str, Any]:
         """What a completed stage reports: steps, seconds, tokens, final metrics, model_step.
 
-        Of a stage that T5X trained: task, model_step, and a reward model's pooling.
+        Of a stage that T5X trained: task, model_step, and a reward model's pooling, which the run's
+        stage of that name has; the name is a folder's where one is given by its path.
         """
         path = self.folder(name) / "result.json"
         if path.exists():
@@ -170,7 +171,8 @@ class Run:
         checkpoint = t5x_checkpoints.find(self.folder(name))
         if checkpoint is None:
             raise UserError(f"{path}: not found; train stage {name!r} first")
-        stage = self.stage(name)
+        parts = reversed(epath.Path(name).parts)
+        stage = self.stage(next((part for part in parts if part in self._stages), name))
         result = {"task": stage.task, "model_step": t5x_checkpoints.step_of(checkpoint)}
         if isinstance(stage, RewardStage):
             result["pooling"] = stage.reward.pooling

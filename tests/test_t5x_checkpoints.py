@@ -208,6 +208,11 @@ def test_a_run_uses_stages_that_t5x_trained(tmp_path):
     assert run.pooling("rm_gap") == "sum" and run.result("rl_pit")["model_step"] == 4
     assert_same(flat(run.load("rl_pit")), flat(made("rl_pit").train.params["actor"]))
     assert "head" in run.load("rm_gap")
+    by_path = run.result(str(tmp_path / "rm_gap" / "checkpoint_9"))
+    assert by_path == run.result(str(tmp_path / "rm_gap")) == run.result("rm_gap")
+    (folder / "rm_gap").rename(folder / "elsewhere")
+    with pytest.raises(UserError, match="stage: got '.*elsewhere', expected one of pretrain"):
+        run.result(str(folder / "elsewhere"))
     with pytest.raises(UserError, match="train stage 'sft_pit' first"):
         run.result("sft_pit")
     assert json.dumps(run.result("rl_pit"))
