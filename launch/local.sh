@@ -166,7 +166,10 @@ main() {
       set_environment
       run_t5x_test "$@"
       ;;
-    *) fail "unknown command '$command'; expected quickstart, test, t5x-test, lint, setup or help" ;;
+    *)
+      fail "unknown command '$command';\
+ expected quickstart, test, t5x-test, lint, setup or help"
+      ;;
   esac
 }
 
