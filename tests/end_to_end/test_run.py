@@ -54,6 +54,7 @@ def test_the_report_parses_and_holds_the_tables(trained):
     assert page.count("<table") == page.count("</table>") > 3
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_set_of_numbers(trained, tmp_path):
     again = tmp_path / "again"
     assert tiny_runs.command("run", again) == 0

@@ -66,6 +66,7 @@ def test_splash_takes_a_scale(arrays):
     assert np.abs(np.asarray(out) - reference)[real].max() < 2e-6 * np.abs(reference[real]).max()
 
 
+@pytest.mark.slow
 def test_gradients_of_splash_are_those_of_plain_attention(arrays):
     q, k, v, segments = arrays
     real = jnp.asarray(segments > 0)[..., None, None]
