@@ -168,7 +168,7 @@ class Run:
         path = self.folder(name) / "result.json"
         if path.exists():
             return json.loads(path.read_text())
-        checkpoint = t5x_checkpoints.find(self.folder(name))
+        checkpoint = self._t5x_checkpoint(name)
         if checkpoint is None:
             raise UserError(f"{path}: not found; train stage {name!r} first")
         parts = reversed(epath.Path(name).parts)
@@ -202,20 +202,19 @@ class Run:
         Raises:
           UserError: if it isn't trained.
         """
-        folder = self.folder(name)
-        language_model, scalar = (
-            stages.abstract_model(init(self.config.network), self.partitioner)
-            for init in (stages.init_language_model, stages.init_scalar_model)
-        )
-        if not (folder / "result.json").exists() and (
-            checkpoint := t5x_checkpoints.find(folder, step)
-        ):
-            return t5x_checkpoints.load(checkpoint, self.config.network, language_model, scalar)
+        folder, network = self.folder(name), self.config.network
+        inits = stages.init_language_model, stages.init_scalar_model
+
+        def abstract(init):
+            return stages.abstract_model(init(network), self.partitioner)
+
+        if checkpoint := self._t5x_checkpoint(name, step):
+            return t5x_checkpoints.load(checkpoint, network, *map(abstract, inits))
         result = self.result(name)
         run_directory.check_identity(folder, self.identity())
         checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-        abstract = scalar if result["task"] in stages.REWARD_TASKS else language_model
-        params = checkpoints.restore_model(abstract, step or result["model_step"])
+        init = inits[result["task"] in stages.REWARD_TASKS]
+        params = checkpoints.restore_model(abstract(init), step or result["model_step"])
         checkpoints.close()
         return params
 
@@ -270,6 +269,10 @@ class Run:
             gap_model=gap_model,
             pooling=pooling,
         )
+
+    def _t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
+        """The newest checkpoint, or that of `step`, of a stage that T5X trained."""
+        return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
 
     def _check_rows(self) -> None:
         """Refuses batches, of any stage, that the mesh can't split."""
