@@ -118,7 +118,9 @@ def _train_supervised(
         jitted = partitioner.jit(loss)
 
         def held_out(state):
-            return trainer.evaluate(jitted, state.params, _dev_batches(run, stage), partitioner)
+            limit = -(-stage.held_out // stage.batch_size)
+            batches = held_out_batches(run, stage, "dev", limit)
+            return trainer.evaluate(jitted, state.params, batches, partitioner)
 
     def placed(state, batch, number):
         del number
@@ -228,10 +230,10 @@ def train_batches(
     )
 
 
-def _dev_batches(run: Run, stage: RewardStage) -> Iterator:
-    batches = run.data.batches(stage.task, "dev", stage.batch_size, shuffle=False, num_epochs=1)
-    count = -(-stage.held_out // stage.batch_size) if stage.held_out else None
-    return itertools.islice(batches, count)
+def held_out_batches(run: Run, stage: Stage, split: str, limit: int) -> Iterator:
+    """Batches of a stage's task through a split, in order; at most `limit`, 0 for all."""
+    batches = run.data.batches(stage.task, split, stage.batch_size, shuffle=False, num_epochs=1)
+    return itertools.islice(batches, limit or None)
 
 
 def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:

@@ -74,7 +74,7 @@ class Batches(dataset_iterator.DatasetIterator):
 
     def __init__(self, setup: Setup, shard_id: int, num_shards: int):
         self._setup, self._stage = setup, setup.trained
-        self._shard_id, self._num_shards = shard_id, num_shards
+        self._rows = _rows(setup, shard_id, num_shards)
         self.reset()
 
     def reset(self) -> None:
@@ -115,9 +115,7 @@ class Batches(dataset_iterator.DatasetIterator):
     load = restore
 
     def _part(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        rows = self._stage.batch_size // self._num_shards
-        first = self._shard_id * rows
-        return {name: array[first : first + rows] for name, array in batch.items()}
+        return {name: array[self._rows] for name, array in batch.items()}
 
     def _from(self, position: int) -> Iterator[Mapping[str, np.ndarray]]:
         setup, stage = self._setup, self._stage
@@ -148,6 +146,12 @@ def _step_of(filename: str | os.PathLike[str]) -> int:
     return int(found[-1])
 
 
+def _rows(setup: Setup, shard_id: int, num_shards: int) -> slice:
+    """This process's rows of a batch."""
+    count = setup.trained.batch_size // num_shards
+    return slice(shard_id * count, (shard_id + 1) * count)
+
+
 def _spec(batch: Mapping[str, np.ndarray]) -> dict[str, dataset_iterator.ArraySpec]:
     return {
         name: dataset_iterator.ArraySpec(array.dtype, array.shape) for name, array in batch.items()
@@ -166,10 +170,7 @@ class HeldOut:
 
     def __init__(self, setup: Setup, split: str, shard_id: int, num_shards: int, limit: int):
         self._setup, self._split, self._limit = setup, split, limit
-        self._rows = slice(
-            shard_id * setup.trained.batch_size // num_shards,
-            (shard_id + 1) * setup.trained.batch_size // num_shards,
-        )
+        self._rows = _rows(setup, shard_id, num_shards)
 
     @property
     def element_spec(self) -> Mapping[str, dataset_iterator.ArraySpec]:
@@ -177,11 +178,8 @@ class HeldOut:
         return _spec(next(iter(self)))
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        stage = self._setup.trained
-        batches = self._setup.data.batches(
-            stage.task, self._split, stage.batch_size, shuffle=False, num_epochs=1
-        )
-        for batch in itertools.islice(batches, self._limit or None):
+        setup = self._setup
+        for batch in training.held_out_batches(setup, setup.trained, self._split, self._limit):
             part = {name: array[self._rows] for name, array in batch.items()}
             if "decoder_loss_weights" in part:  # rows that only fill up the last batch
                 part["decoder_loss_weights"] = (
