@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import clu.metrics
@@ -56,7 +56,6 @@ class _Model(t5x.models.BaseTransformerModel):
             output_vocabulary=vocabulary,
             optimizer_def=optimizer_def or Optimizer(self.stage.optimizer.build()),
         )
-        self._language_model = LanguageModel(setup.config.network)
 
     def _module(self) -> nn.Module:
         return LanguageModel(self.setup.config.network)
@@ -68,26 +67,13 @@ class _Model(t5x.models.BaseTransformerModel):
         """Random parameters, with the logical names of their dims as T5X has them."""
         del input_shapes, input_types
         boxed = self._init(rng)
-
-        def names(leaf):
-            axes = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
-            return flax.linen.partitioning.AxisMetadata(PartitionSpec(*axes))
-
-        axes = jax.tree.map(names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-        flat = traverse_util.flatten_dict(axes)
-        named = {(*path[:-1], f"{path[-1]}_axes"): value for path, value in flat.items()}
-        params = nn.meta.unbox(boxed)
-        return flax.core.freeze(
-            {"params": params, "params_axes": traverse_util.unflatten_dict(named)}
-        )
-
-    def _objective(self) -> Callable:
-        return stages.objective(self.stage, self.setup.config.network)
+        return flax.core.freeze({"params": nn.meta.unbox(boxed), "params_axes": _axes(boxed)})
 
     def loss_fn(self, params, batch: Batch, dropout_rng=None):
         """The mean loss of a batch in the stage's microbatches, and metrics; see objectives.py."""
         del dropout_rng  # the network has no dropout
-        objective, parts = self._objective(), self.stage.microbatches
+        objective = stages.objective(self.stage, self.setup.config.network)
+        parts = self.stage.microbatches
         if parts > 1:
             objective = jax.checkpoint(objective)  # or all parts' activations would be kept
         ((total, weight), metrics), _ = accumulate(
@@ -111,8 +97,7 @@ class _Model(t5x.models.BaseTransformerModel):
         rng = jax.random.key(0) if rng is None else rng
         keys = row_keys(rng, jnp.arange(len(prompt_BP)))
         actor = params.get("actor", params)
-        model = self._language_model
-        generation = generate(model, actor, prompt_BP, keys, width, self.sampling)
+        generation = generate(self.module, actor, prompt_BP, keys, width, self.sampling)
         return generation.tokens_BR, {"scores": jnp.sum(generation.log_probs_BR, axis=1)}
 
 
@@ -191,11 +176,7 @@ class PPOModel(_Model):
         """Parameters of actor and critic, and PPO's counters."""
         variables = super().get_initial_variables(rng, input_shapes, input_types)
         ppo = ppo_part(self._start(rng))
-        axes = {
-            (*path[:-1], f"{path[-1]}_axes"): flax.linen.partitioning.AxisMetadata(PartitionSpec())
-            for path in traverse_util.flatten_dict(ppo)
-        }
-        return variables.copy({"ppo": ppo, "ppo_axes": traverse_util.unflatten_dict(axes)})
+        return variables.copy({"ppo": ppo, "ppo_axes": _axes(ppo)})
 
     def _compute_logits(self, params, batch: Batch, dropout_rng=None):
         raise NotImplementedError("PPO has no logits of a batch; see PPOTrainer")
@@ -209,7 +190,7 @@ class PPOModel(_Model):
         del return_intermediates
         chosen_BR = batch["chosen_tokens"]
         log_probs_BR, _ = forward.response_log_probs(
-            self._language_model,
+            self.module,
             params["actor"],
             batch["prompt_tokens"],
             chosen_BR,
@@ -227,6 +208,20 @@ def model(
     kinds = {"rm_policy": PairwiseRewardModel, "rm_gap": GapRewardModel}
     kind = PPOModel if isinstance(setup.trained, RLStage) else SupervisedModel
     return kinds.get(setup.trained.task, kind)(setup, optimizer_def, sampling)
+
+
+def _axes(boxed: Any) -> dict[str, Any]:
+    """Logical names of dims as T5X has them, under `NAME_axes`; none for what is in no box."""
+
+    def names(leaf):
+        axes = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+        return flax.linen.partitioning.AxisMetadata(PartitionSpec(*axes))
+
+    axes = jax.tree.map(names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    flat = traverse_util.flatten_dict(axes)
+    return traverse_util.unflatten_dict(
+        {(*path[:-1], f"{path[-1]}_axes"): value for path, value in flat.items()}
+    )
 
 
 def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, clu.metrics.Metric]:
