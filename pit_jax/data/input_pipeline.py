@@ -166,9 +166,11 @@ class InputPipeline:
     def register(self, stage: str) -> str:
         """Name of the stage's Task, or Mixture, in seqio's registry."""
         self._sources()
+        from pit_jax.data import tasks
+
         if len(self._datasets) > 1:
-            return f"{self.config.name}_mixture_{stage}"
-        return f"{self._datasets[0].name}_{stage}"
+            return tasks.mixture_name(self.config.name, stage)
+        return self._tasks[self._datasets[0].name, stage].name
 
     def feature_lengths(self, stage: str) -> dict[str, int]:
         """Length in tokens of every feature of the stage's Task."""
@@ -284,9 +286,8 @@ class InputPipeline:
           UserError: if there is less than one batch of examples.
         """
         table = self._table(stage, "train", None, DATA_REFERENCES)
-        from pit_jax.data import tasks
 
-        lengths = tasks.feature_lengths(stage, self.vocabulary, self.lengths)
+        lengths = self.feature_lengths(stage)
         name, width = {
             "inputs": ("decoder_segment_ids", lengths.get("inputs", 0) + lengths.get("targets", 0)),
             "tokens": ("blocks", lengths.get("tokens", 0)),
@@ -339,7 +340,7 @@ class InputPipeline:
                 examples = [e for source in sources for e in source.examples(source_split)]
                 of_stage = [self._reference_task(of_stage[0], store, examples)]
                 source_split = "train"
-            lengths = tasks.feature_lengths(stage, self.vocabulary, self.lengths)
+            lengths = self.feature_lengths(stage)
             parts = [_materialise(task, source_split, row.converter, lengths) for task in of_stage]
             if len(self._tables) == _KEPT_TABLES:
                 self._tables.pop(next(iter(self._tables)))

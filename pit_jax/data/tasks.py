@@ -204,6 +204,11 @@ def register_tasks(
     return tasks
 
 
+def mixture_name(name: str, stage: str) -> str:
+    """What a stage's Mixture of the datasets called `name` together is registered as."""
+    return f"{name}_mixture_{stage}"
+
+
 def register_mixtures(name: str, datasets: Sequence[str], rates: Sequence[float]) -> None:
     """Registers `{name}_mixture_{stage}`, a seqio Mixture of the datasets' tasks, for every stage.
 
@@ -215,7 +220,7 @@ def register_mixtures(name: str, datasets: Sequence[str], rates: Sequence[float]
       rates: of the datasets; none draws by their numbers of examples.
     """
     for stage in STAGES:
-        mixture = f"{name}_mixture_{stage}"
+        mixture = mixture_name(name, stage)
         seqio.MixtureRegistry.remove(mixture)
         each = [f"{dataset}_{stage}" for dataset in datasets]
         default = seqio.mixing_rate_num_examples
