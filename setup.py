@@ -76,7 +76,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["pit_jax", "pit_jax.*"]),
-    package_data={"pit_jax.data": ["checksums.tsv"]},
+    package_data={"pit_jax.data.files": ["checksums.tsv"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["pit_jax=pit_jax.cli:main"]},

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pit_jax import forward, losses, stages
+from pit_jax.method import forward, losses
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
+from pit_jax.run import stages
 
 
 def parse_arguments() -> argparse.Namespace:

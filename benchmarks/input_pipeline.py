@@ -22,9 +22,10 @@ import jax
 import numpy as np
 
 import gin
-from pit_jax import pipeline, stages, trainer
-from pit_jax.data import vocabularies
 from pit_jax.data.input_pipeline import InputPipeline
+from pit_jax.data.vocabularies.load import load
+from pit_jax.run import pipeline, stages
+from pit_jax.runtime import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -50,7 +51,7 @@ def delivered(config: pipeline.RunConfig, seconds: float) -> dict[str, tuple[flo
     import tensorflow  # noqa: F401  (not part of the time)
 
     start = time.perf_counter()
-    vocabulary = vocabularies.load(config.vocabulary)
+    vocabulary = load(config.vocabulary)
     data = InputPipeline(config.dataset, vocabulary, config.lengths, config.batching)
     data.report()
     reading = time.perf_counter() - start
@@ -80,7 +81,7 @@ def consumed(config: pipeline.RunConfig, steps: int) -> dict[str, float]:
             continue
         state = stages.create_state(stage, config.network, run.partitioner, jax.random.key(0))
         loss = stages.objective(stage, config.network)
-        step = trainer.make_step(loss, run.partitioner, stage.microbatches)
+        step = loop.make_step(loss, run.partitioner, stage.microbatches)
         batches = run.data.batches(stage.task, "train", stage.batch_size)
         state, metrics = step(state, run.partitioner.shard_batch(next(batches)))
         jax.block_until_ready(metrics)

@@ -24,18 +24,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pit_jax import stages
-from pit_jax.curriculum import Round
 from pit_jax.data.datasets import DatasetConfig
-from pit_jax.data.drafts import DraftsConfig
-from pit_jax.data.formats import Lengths
+from pit_jax.data.layouts import Lengths
+from pit_jax.data.synthetic.drafts import DraftsConfig
+from pit_jax.method.curriculum import Round
+from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.config import NetworkConfig
-from pit_jax.partitioning import MeshConfig, Partitioner
-from pit_jax.pipeline import RunConfig
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.programs import Program, programs
-from pit_jax.ppo import PPOConfig
-from pit_jax.train_state import OptimizerConfig
+from pit_jax.run import stages
+from pit_jax.run.pipeline import RunConfig
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
+from pit_jax.runtime.train_state import OptimizerConfig
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -212,9 +212,11 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
     _quieten()
-    from pit_jax import commands, pipeline, processes, profiling, signals
+    from pit_jax import commands
     from pit_jax.evaluation import suite
-    from pit_jax.partitioning import MeshConfig
+    from pit_jax.run import pipeline
+    from pit_jax.runtime import processes, profiling, signals
+    from pit_jax.runtime.partitioning import MeshConfig
 
     profile = getattr(options, "profile", None)
     window = None if profile is None else profiling.parse(profile)

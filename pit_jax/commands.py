@@ -12,8 +12,9 @@ from typing import Any
 
 from etils import epath
 
-from pit_jax import files, processes
+from pit_jax import files
 from pit_jax.errors import UserError
+from pit_jax.runtime import processes
 
 
 def run(run, evaluation, options) -> None:
@@ -28,7 +29,7 @@ def run(run, evaluation, options) -> None:
 def data(run, evaluation, options) -> None:
     """What became of every example."""
     del evaluation
-    from pit_jax import data_report
+    from pit_jax.report import data as data_report
 
     found = data_report.gather(run.data, run.config.stages, options.examples)
     print(data_report.to_json(found) if options.json else data_report.to_text(found))
@@ -75,11 +76,11 @@ def train(run, evaluation, options) -> None:
 def convert(run, evaluation, options) -> None:
     """The checkpoint of the stage that STAGE names, as T5X writes them."""
     del evaluation
-    from pit_jax import t5x_checkpoints, training
+    from pit_jax.run import stage_training, t5x_checkpoints
 
     stage = run.stage(options.stage)
     step = run.result(stage.name)["model_step"]
-    state = training.restore(run, stage, step)
+    state = stage_training.restore(run, stage, step)
     path = t5x_checkpoints.save(epath.Path(options.output), step, state)
     print(f"{stage.name}, step {step}: {path}")
 
@@ -94,7 +95,8 @@ def evaluate(run, evaluation, options) -> None:
 
 
 def _report(run, evaluation, directory, config_text: str, options) -> None:
-    from pit_jax.evaluation import report, suite
+    from pit_jax.evaluation import suite
+    from pit_jax.report import write as report
 
     print("evaluating …", flush=True)
     results = suite.Suite(run, evaluation).results()
@@ -137,8 +139,8 @@ def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
 
 def improve(run, evaluation, options) -> None:
     """Algorithm 2 on the prompts of a file."""
-    from pit_jax.decode import SamplingConfig
-    from pit_jax.sampler import Response
+    from pit_jax.method.decode import SamplingConfig
+    from pit_jax.method.sampler import Response
 
     records = _read_records(options.input, {"prompt": str})
     output = epath.Path(options.output)
@@ -193,8 +195,9 @@ def improve(run, evaluation, options) -> None:
 
 
 def _evaluate_generations(run, evaluation, options) -> None:
-    from pit_jax.data import instructions
-    from pit_jax.evaluation import report, suite
+    from pit_jax.data.synthetic import instructions
+    from pit_jax.evaluation import suite
+    from pit_jax.report import write as report
 
     records = _read_records(options.generations, {"prompt": str, "responses": list})
     dataset = run.config.dataset
@@ -219,7 +222,7 @@ def describe(run) -> None:
     """Prints what `--dry_run` promises."""
     import jax
 
-    from pit_jax import stages
+    from pit_jax.run import stages
 
     print(f"run directory  {run.directory} (nothing is written)")
     print(f"mesh           {dict(run.partitioner.mesh.shape)} on {jax.devices()[0].device_kind}")

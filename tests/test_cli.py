@@ -12,8 +12,9 @@ import sys
 
 import pytest
 
-from pit_jax import cli, commands, processes
+from pit_jax import cli, commands
 from pit_jax.errors import NotFiniteError
+from pit_jax.runtime import processes
 from tests import tiny_runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -168,7 +169,7 @@ def test_mistakes_in_gin_files(fails):
     fails(
         "gin: .*(model_dir|required|missing)",
         "run",
-        gin="from __gin__ import dynamic_registration\nfrom pit_jax import pipeline\n",
+        gin="from __gin__ import dynamic_registration\nfrom pit_jax.run import pipeline\n",
     )
 
 

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from pit_jax import cli
-from pit_jax.data import build
+from pit_jax.data.files import build
 from tests import tiny_tokenizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

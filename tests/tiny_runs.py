@@ -13,18 +13,19 @@ from collections.abc import Callable
 import jax
 import pytest
 
-from pit_jax import cli, pipeline
-from pit_jax.curriculum import Round
+from pit_jax import cli
 from pit_jax.data.datasets import DatasetConfig
-from pit_jax.data.drafts import DraftsConfig
-from pit_jax.data.formats import Lengths
+from pit_jax.data.layouts import Lengths
+from pit_jax.data.synthetic.drafts import DraftsConfig
+from pit_jax.method.curriculum import Round
+from pit_jax.method.objectives import RewardConfig
+from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.config import NetworkConfig
-from pit_jax.objectives import RewardConfig
-from pit_jax.pipeline import Run, RunConfig
-from pit_jax.ppo import PPOConfig
-from pit_jax.stages import RewardStage, RLStage, SupervisedStage
-from pit_jax.train_state import OptimizerConfig
-from pit_jax.trainer import LoopConfig
+from pit_jax.run import pipeline
+from pit_jax.run.pipeline import Run, RunConfig
+from pit_jax.run.stages import RewardStage, RLStage, SupervisedStage
+from pit_jax.runtime.loop import LoopConfig
+from pit_jax.runtime.train_state import OptimizerConfig
 
 # All that may differ between two runs of one seed: what depends on the clock.
 TIMES = ("tokens_per_second", "model_tflops_per_second", "seconds")
@@ -61,16 +62,16 @@ BATCH = 8
 GIN = """
 # The same run as tiny_runs.config().
 from __gin__ import dynamic_registration
-from pit_jax import curriculum
-from pit_jax import objectives
-from pit_jax import pipeline
-from pit_jax import ppo
-from pit_jax import stages
-from pit_jax import train_state
-from pit_jax import trainer
+from pit_jax.method import curriculum
+from pit_jax.method import objectives
+from pit_jax.run import pipeline
+from pit_jax.method import ppo
+from pit_jax.run import stages
+from pit_jax.runtime import train_state
+from pit_jax.runtime import loop
 from pit_jax.data import datasets
-from pit_jax.data import drafts
-from pit_jax.data import formats
+from pit_jax.data.synthetic import drafts
+from pit_jax.data import layouts
 from pit_jax.evaluation import suite
 from pit_jax.models import config
 
@@ -107,14 +108,14 @@ datasets.DatasetConfig:
     train_size = 150
     dev_size = 20
     test_size = 20
-formats.Lengths:
+layouts.Lengths:
     prompt = 8
     reference = 12
     response = 13
 pipeline.RunConfig:
     sampling_batch = 16
     shard_size = 16
-trainer.LoopConfig:
+loop.LoopConfig:
     log_every = 1
     checkpoint_every = 2
 pretrain/train_state.OptimizerConfig.learning_rate = 3e-3
@@ -138,7 +139,7 @@ sft_pit/stages.SupervisedStage.steps = 2
 rm_policy/stages.RewardStage:
     steps = 6
     held_out = 0
-rm_policy/trainer.LoopConfig.eval_every = 2
+rm_policy/loop.LoopConfig.eval_every = 2
 rm_gap/stages.RewardStage:
     steps = 2
     held_out = 0

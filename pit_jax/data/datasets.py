@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from pit_jax.data import instructions, readers
 from pit_jax.data.examples import SPLITS, Example, stable_hash
+from pit_jax.data.files import readers
+from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
 
 # Of each kind: what reads its files.
@@ -215,7 +216,7 @@ def _read(config: DatasetConfig) -> tuple[readers.Reading, readers.Reading | Non
         if not config.test_path:
             return reading, None
         return reading, read(config.test_path, on_error=config.on_error)
-    from pit_jax.data import builders
+    from pit_jax.data.files import builders
 
     if not isinstance(config.path, str):
         raise UserError(f"dataset: got path {config.path!r}, expected the name of one TFDS dataset")

@@ -21,9 +21,9 @@ import numpy as np
 from pit_jax.data import batching, datasets
 from pit_jax.data.batching import Batch, BatchingConfig
 from pit_jax.data.examples import FOLDS, SPLITS, Example
-from pit_jax.data.formats import Layout, Lengths
+from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.reference_store import ReferenceStore
-from pit_jax.data.vocabularies import Vocabulary
+from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
 
 DATA_REFERENCES = "data"
@@ -166,7 +166,7 @@ class InputPipeline:
     def register(self, stage: str) -> str:
         """Name of the stage's Task, or Mixture, in seqio's registry."""
         self._sources()
-        from pit_jax.data import tasks
+        from pit_jax.data.seqio_tasks import tasks
 
         if len(self._datasets) > 1:
             return tasks.mixture_name(self.config.name, stage)
@@ -175,14 +175,14 @@ class InputPipeline:
     def feature_lengths(self, stage: str) -> dict[str, int]:
         """Length in tokens of every feature of the stage's Task."""
         self._sources()
-        from pit_jax.data import tasks
+        from pit_jax.data.seqio_tasks import tasks
 
         return tasks.feature_lengths(stage, self.vocabulary, self.lengths)
 
     def feature_converter(self, stage: str) -> type:
         """The seqio feature converter of the stage."""
         self._sources()
-        from pit_jax.data import tasks
+        from pit_jax.data.seqio_tasks import tasks
 
         return tasks.STAGES[stage].converter
 
@@ -208,7 +208,7 @@ class InputPipeline:
         several fields counts under the first of prompt, chosen, rejected, reflection.
         """
         self._sources()
-        from pit_jax.data.preprocessors import FIELDS
+        from pit_jax.data.seqio_tasks.preprocessors import FIELDS
 
         dropped: collections.Counter[str] = collections.Counter()
         for each in self._datasets:
@@ -234,7 +234,7 @@ class InputPipeline:
             with _quiet_stderr():
                 import tensorflow as tf
 
-                from pit_jax.data import sources, tasks
+                from pit_jax.data.seqio_tasks import sources, tasks
 
             # TensorFlow would otherwise take the accelerator's memory from JAX.
             tf.config.set_visible_devices([], "GPU")
@@ -259,7 +259,7 @@ class InputPipeline:
         """
         if split not in self._counts:
             sources = self._sources()
-            from pit_jax.data import preprocessors
+            from pit_jax.data.seqio_tasks import preprocessors
 
             parts = []
             for source in sources:
@@ -320,7 +320,7 @@ class InputPipeline:
 
     def _table(self, stage: str, split: str, fold: str | None, references: str) -> _Table:
         sources = self._sources()
-        from pit_jax.data import tasks
+        from pit_jax.data.seqio_tasks import tasks
 
         if stage not in tasks.STAGES:
             raise ValueError(f"stage: got {stage!r}, expected one of {', '.join(tasks.STAGES)}")
@@ -348,7 +348,7 @@ class InputPipeline:
         return self._tables[key]
 
     def _reference_task(self, task, store: ReferenceStore, examples: list[Example]):
-        from pit_jax.data import sources
+        from pit_jax.data.seqio_tasks import sources
 
         source = sources.ReferenceSource(store, examples, self.vocabulary)
         return task.replace(name=f"{task.name}_references", source=source)

@@ -14,20 +14,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from pit_jax import __version__, curriculum, stages
-from pit_jax import metrics as metrics_lib
-from pit_jax.data import instructions
+from pit_jax import __version__
 from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.examples import SPLITS, Example
-from pit_jax.decode import SamplingConfig
+from pit_jax.data.synthetic import instructions
 from pit_jax.evaluation import scoring
 from pit_jax.evaluation.judges import ExactJudge, RewardJudge, ScoringJudge
-from pit_jax.forward import GAP_TREE, tree_scores
-from pit_jax.improve import ImproveConfig, Trace
+from pit_jax.method import curriculum
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.forward import GAP_TREE, tree_scores
+from pit_jax.method.improve import ImproveConfig, Trace
+from pit_jax.method.sampler import Response
 from pit_jax.models.heads import ScalarModel
-from pit_jax.pipeline import Run
-from pit_jax.sampler import Response
-from pit_jax.stages import RewardStage, RLStage
+from pit_jax.run import stages
+from pit_jax.run.pipeline import Run
+from pit_jax.run.stages import RewardStage, RLStage
+from pit_jax.runtime import metrics as metrics_lib
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from pit_jax.models import kernels
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import Dense, rotary
-from pit_jax.partitioning import constrain
+from pit_jax.runtime.partitioning import constrain
 
 RELATIVE_BUCKETS = 32
 # The least distance of buckets 1, 2, …: one each up to 16, then 16 in a geometric row up to 128.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pit_jax import partitioning
 from pit_jax.models.config import NetworkConfig
+from pit_jax.runtime import partitioning
 
 _LANES = 128  # of a TPU's vector registers; splash wants rows and heads of multiples of it
 _LARGEST_BLOCK = 512

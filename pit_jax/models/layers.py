@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pit_jax.models.config import NetworkConfig
-from pit_jax.partitioning import constrain
+from pit_jax.runtime.partitioning import constrain
 
 RESIDUAL = ("activation_batch", "activation_length", "activation_embed")
 WHOLE = ("activation_batch", "length", "activation_embed")  # the input of a layer's products

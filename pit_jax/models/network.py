@@ -25,7 +25,7 @@ from pit_jax.models.attention import (
 )
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import RESIDUAL, WHOLE, Dense, Embed, GatedMLP, RMSNorm
-from pit_jax.partitioning import constrain
+from pit_jax.runtime.partitioning import constrain
 
 
 class Block(nn.Module):

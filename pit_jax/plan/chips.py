@@ -11,7 +11,7 @@ import os
 import re
 
 from pit_jax.errors import UserError
-from pit_jax.flops import PEAKS
+from pit_jax.method.flops import PEAKS
 
 GB = 1e9
 GIB = 2**30

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from pit_jax.flops import matrix_parameters
+from pit_jax.method.flops import matrix_parameters
 from pit_jax.models.config import NetworkConfig
 from pit_jax.plan.hlo import Collective
 from pit_jax.plan.programs import Program

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 
 from pit_jax.errors import UserError
-from pit_jax.flops import total
-from pit_jax.partitioning import Partitioner
-from pit_jax.pipeline import RunConfig
+from pit_jax.method.flops import total
 from pit_jax.plan import chips, hlo
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.programs import Program, programs, size_on_a_chip
-from pit_jax.stages import RLStage, Stage
+from pit_jax.run.pipeline import RunConfig
+from pit_jax.run.stages import RLStage, Stage
+from pit_jax.runtime.partitioning import Partitioner
 
 SHARE = 0.95  # of a chip's memory that a program may take
 _GIB = 2**30

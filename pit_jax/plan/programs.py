@@ -10,14 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pit_jax import curriculum, flops, stages, trainer
-from pit_jax.data import formats
-from pit_jax.decode import SamplingConfig
-from pit_jax.flops import Work
-from pit_jax.partitioning import Partitioner
-from pit_jax.pipeline import RunConfig
-from pit_jax.sampler import Sampler
-from pit_jax.stages import RewardStage, RLStage, SupervisedStage
+from pit_jax.data import layouts
+from pit_jax.method import curriculum, flops
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.flops import Work
+from pit_jax.method.sampler import Sampler
+from pit_jax.run import stages
+from pit_jax.run.pipeline import RunConfig
+from pit_jax.run.stages import RewardStage, RLStage, SupervisedStage
+from pit_jax.runtime import loop
+from pit_jax.runtime.partitioning import Partitioner
 
 # A tokenizer's space between two pieces of a layout: one token in most, none in some.
 _SPACE = 1
@@ -72,7 +74,7 @@ def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
 def _supervised(
     config: RunConfig, stage: SupervisedStage | RewardStage, partitioner: Partitioner
 ) -> Iterator[Program]:
-    network, widths = config.network, formats.widths(config.lengths, _SPACE)
+    network, widths = config.network, layouts.widths(config.lengths, _SPACE)
     state: Any = stages.abstract_state(stage, network, partitioner)
     loss = stages.objective(stage, network)
     B = stage.batch_size
@@ -88,7 +90,7 @@ def _supervised(
         batch["decoder_loss_weights"] = ((B, width), jnp.float32)
         logits = width
     abstract = _batch(batch, partitioner)
-    step = trainer.make_step(loss, partitioner, stage.microbatches)
+    step = loop.make_step(loss, partitioner, stage.microbatches)
     roles = {"parameters": state.params, "optimizer": state.opt_state}
     yield Program(
         "training step",
@@ -119,7 +121,7 @@ def _supervised(
 
 
 def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator[Program]:
-    network, widths = config.network, formats.widths(config.lengths, _SPACE)
+    network, widths = config.network, layouts.widths(config.lengths, _SPACE)
     B, R = stage.batch_size, widths.response
     P, Q = (widths.policy, widths.reward) if stage.task == "rl_policy" else (widths.pit, widths.gap)
     models = {
@@ -183,7 +185,7 @@ def _sampling(
     A round needs one for each prompt of its fold; where files have these, as many as its steps do.
     No stage runs the scores: evaluations and the `improve` command do.
     """
-    widths = formats.widths(config.lengths, _SPACE)
+    widths = layouts.widths(config.lengths, _SPACE)
     B, P, Q, R = config.sampling_batch, widths.policy, widths.gap, widths.response
     sampler = Sampler(config.network, partitioner, R, B)
     fold = getattr(config.dataset, "train_size", 0) // 3

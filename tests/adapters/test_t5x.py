@@ -19,9 +19,10 @@ import pytest
 from etils import epath
 from flax import traverse_util
 
-from pit_jax import forward, t5x_checkpoints
-from pit_jax.decode import SamplingConfig
+from pit_jax.method import forward
+from pit_jax.method.decode import SamplingConfig
 from pit_jax.models.heads import ScalarModel
+from pit_jax.run import t5x_checkpoints
 from tests import tiny_runs
 
 pytestmark = pytest.mark.t5x
@@ -42,7 +43,7 @@ rm_gap/stages.RewardStage.steps = 20
 rl_policy/curriculum.Round.steps = 3
 rl_pit_0/curriculum.Round.steps = 2
 rl_pit_1/curriculum.Round.steps = 4
-rm_policy/trainer.LoopConfig.eval_every = 0
+rm_policy/loop.LoopConfig.eval_every = 0
 """
 )
 
@@ -310,7 +311,7 @@ def test_scores_of_reward_models_are_pit_jaxs(trained, tmp_path, stage, tree):
     if stage == "rm_policy":
         examples = run.data.examples("dev")
         prompts = [run.layout.reward_prompt(e.prompt) for e in examples]
-        from pit_jax.sampler import Response
+        from pit_jax.method.sampler import Response
 
         chosen = [Response(run.layout.response(e.chosen)[:-1], True) for e in examples]
         width = run.layout.widths(run.config.lengths).reward
@@ -323,8 +324,8 @@ def test_scores_of_language_models_are_pit_jaxs(trained, tmp_path):
     records = infer(trained, "sft_pit", "score", tmp_path)
     run = run_of(trained("sft_pit"))
     examples = run.data.examples("dev")
+    from pit_jax.method.sampler import pad_left, pad_right
     from pit_jax.models.network import LanguageModel
-    from pit_jax.sampler import pad_left, pad_right
 
     prompts = [run.layout.pit_prompt(e.prompt, e.rejected) for e in examples]
     responses = pad_right([list(run.layout.response(e.chosen)) for e in examples], 13)

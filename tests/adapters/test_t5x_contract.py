@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pit_jax import curriculum, stages, training
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
-from pit_jax.decode import SamplingConfig
+from pit_jax.method import curriculum
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.run import stage_training, stages
 from tests import tiny_runs
 from tests.adapters import t5x_contract
 
@@ -151,7 +152,7 @@ def test_the_loss_is_the_stages_own_mean(pit, name):
     setup = setup_of(pit, name)
     model = pit.model(setup)
     variables = model.get_initial_variables(jax.random.key(1), {})
-    batch = next(training.train_batches(setup, setup.trained, 0))
+    batch = next(stage_training.train_batches(setup, setup.trained, 0))
     loss, metrics = model.loss_fn(variables["params"], batch)
     objective = stages.objective(setup.trained, setup.config.network)
     (total, weight), expected = objective(variables["params"], batch)
@@ -181,7 +182,7 @@ def test_predictions_and_scores_are_pit_jaxs(pit):
     setup = setup_of(pit, "sft_policy")
     model = pit.model(setup, sampling=SamplingConfig(temperature=0.0))
     params = model.get_initial_variables(jax.random.key(1), {})["params"]
-    batch = next(training.train_batches(setup, setup.trained, 0))
+    batch = next(stage_training.train_batches(setup, setup.trained, 0))
     tokens_BR, aux = jax.jit(model.predict_batch_with_aux)(params, batch)
     prompts = [[int(t) for t in row if t] for row in prompts_of(batch)]
     width = setup.layout.widths(setup.config.lengths).policy
@@ -249,7 +250,7 @@ def test_a_sampled_rounds_batches_wait_for_its_store(pit, tmp_path, monkeypatch)
     def fill(seconds):
         waits.append(seconds)
         meta = ReferenceMeta(1, "policy", "rl_policy@2", 0)
-        folder = training.references_folder(setup, setup.trained, 1)
+        folder = stage_training.references_folder(setup, setup.trained, 1)
         with_ids = ReferenceWriter(folder, 16, meta)
         with_ids.add(
             {"index": e.index, "reference_tokens": [5, 6], "text": "x"}

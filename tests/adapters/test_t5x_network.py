@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from t5x.examples.decoder_only import layers, network
 
-from pit_jax import decode
+from pit_jax.method import decode
 from pit_jax.models.attention import CausalRows, causal_mask, relative_buckets
 from pit_jax.models.network import LanguageModel
 from pit_jax.models.weights import (

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from pit_jax.data import datasets, drafts
+from pit_jax.data import datasets
 from pit_jax.data.datasets import DatasetConfig
+from pit_jax.data.synthetic import drafts
 from pit_jax.errors import UserError
 
 

@@ -6,17 +6,18 @@ import json
 import numpy as np
 import pytest
 
-from pit_jax.data import drafts, vocabularies
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
-from pit_jax.data.formats import Layout, Lengths
 from pit_jax.data.input_pipeline import InputPipeline
+from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
+from pit_jax.data.synthetic import drafts
+from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from tests.tree_rows import gap_row, pair_row
 
 LENGTHS = Lengths(prompt=12, reference=14, response=15)
-WORDS = vocabularies.load("words:drafts")
+WORDS = load("words:drafts")
 LEVEL = drafts.DraftsConfig(
     min_steps=5, max_steps=6, max_ahead=3, mistakes=0.25, bluffs=0.15, malformed=0.1
 )
@@ -226,7 +227,7 @@ def mixture(tmp_path_factory):
 
 
 def test_a_mixture_draws_at_its_rates(mixture):
-    bytes_ = vocabularies.load("bytes")
+    bytes_ = load("bytes")
     pipeline = InputPipeline(mixture, bytes_, Lengths(40, 20, 21))
     assert pipeline.report()["splits"]["dev"] >= 17
     run = list(itertools.islice(pipeline.batches("sft_policy", "train", 10, seed=1), 200))
@@ -237,7 +238,7 @@ def test_a_mixture_draws_at_its_rates(mixture):
 
 
 def test_a_mixture_has_one_numbering_and_no_prompt_twice(mixture):
-    pipeline = InputPipeline(mixture, vocabularies.load("bytes"), Lengths(40, 20, 21))
+    pipeline = InputPipeline(mixture, load("bytes"), Lengths(40, 20, 21))
     splits = {split: pipeline.examples(split) for split in ("train", "dev", "test")}
     for examples in splits.values():
         assert [e.index for e in examples] == list(range(len(examples)))
@@ -249,7 +250,7 @@ def test_a_mixture_has_one_numbering_and_no_prompt_twice(mixture):
 
 
 def test_references_of_a_mixture_are_those_of_its_prompts(mixture, tmp_path):
-    bytes_ = vocabularies.load("bytes")
+    bytes_ = load("bytes")
     pipeline = InputPipeline(mixture, bytes_, Lengths(40, 20, 21))
     examples = pipeline.examples("train", "rl")
     writer = ReferenceWriter(tmp_path / "store", 16, ReferenceMeta(1, "policy", "rl_policy@3", 0))
@@ -265,7 +266,7 @@ def test_references_of_a_mixture_are_those_of_its_prompts(mixture, tmp_path):
 def test_a_mixture_is_in_the_registry(mixture):
     import seqio
 
-    pipeline = InputPipeline(mixture, vocabularies.load("bytes"), Lengths(40, 20, 21))
+    pipeline = InputPipeline(mixture, load("bytes"), Lengths(40, 20, 21))
     pipeline.num_rows("rm_gap", "dev")
     found = seqio.MixtureRegistry.get(f"{mixture.name}_mixture_rm_gap")
     rates = {task.name: found.get_rate(task) for task in found.tasks}
@@ -312,7 +313,7 @@ def test_report_counts_every_pair_once(tmp_path):
     fixed = len("Human: Assistant:")
     pipeline = InputPipeline(
         DatasetConfig("preferences", 0, 4, 4, path=str(path)),
-        vocabularies.load("bytes"),
+        load("bytes"),
         Lengths(prompt=fixed + 3, reference=8, response=8),
     )
     report = pipeline.report()
@@ -341,10 +342,7 @@ def test_a_response_that_just_fits_is_kept(tmp_path):
         (Lengths(30, reference=9, response=5), 2),
         (Lengths(30, reference=5, response=6), 4),
     ):
-        assert (
-            len(InputPipeline(config, vocabularies.load("bytes"), lengths).examples("train"))
-            == kept
-        )
+        assert len(InputPipeline(config, load("bytes"), lengths).examples("train")) == kept
 
 
 def test_references_of_a_store(pipeline, tmp_path):
@@ -395,7 +393,7 @@ def test_mistakes_are_told_at_once(pipeline):
 def test_tasks_are_in_the_registry():
     import seqio
 
-    from pit_jax.data import tasks
+    from pit_jax.data.seqio_tasks import tasks
 
     pipeline = InputPipeline(CONFIG, WORDS, LENGTHS)
     pipeline.num_rows("rm_gap", "dev")
@@ -413,7 +411,7 @@ def test_tasks_are_in_the_registry():
 
 def test_what_seqios_tools_ask_a_task_for(mixture):
     """Its registered name, lengths and converter; texts to show; metrics of scores and guesses."""
-    from pit_jax.data import tasks
+    from pit_jax.data.seqio_tasks import tasks
 
     pipeline = InputPipeline(CONFIG, WORDS, LENGTHS)
     assert pipeline.register("sft_pit") == "instructions_drafts_sft_pit"
@@ -425,7 +423,7 @@ def test_what_seqios_tools_ask_a_task_for(mixture):
         "tokens",
         "blocks",
     }
-    mixed = InputPipeline(mixture, vocabularies.load("bytes"), Lengths(40, 20, 21))
+    mixed = InputPipeline(mixture, load("bytes"), Lengths(40, 20, 21))
     assert mixed.register("rm_gap") == f"{mixture.name}_mixture_rm_gap"
 
     import seqio
@@ -446,7 +444,7 @@ def test_what_seqios_tools_ask_a_task_for(mixture):
 
 
 def test_metrics_of_a_task_by_hand():
-    from pit_jax.data import tasks
+    from pit_jax.data.seqio_tasks import tasks
 
     assert tasks.log_likelihood(["a", "b"], [-1.0, -4.0]) == {"log_likelihood": -2.5}
     assert tasks.exact_match(["a", "b", "c"], ["a", "c", "c"])["exact_match"] == pytest.approx(
@@ -462,11 +460,13 @@ def test_no_tensorflow_before_the_first_batch():
 
     program = (
         "import sys\n"
-        "from pit_jax.data import datasets, drafts, input_pipeline, reference_store, vocabularies\n"
-        "from pit_jax.data.formats import Lengths\n"
+        "from pit_jax.data import datasets, input_pipeline, reference_store\n"
+        "from pit_jax.data.synthetic import drafts\n"
+        "from pit_jax.data.vocabularies.load import load\n"
+        "from pit_jax.data.layouts import Lengths\n"
         "config = datasets.DatasetConfig('instructions', 9, 3, 3, family='drafts',"
         " level=drafts.DraftsConfig())\n"
-        "input_pipeline.InputPipeline(config, vocabularies.load('bytes'), Lengths(99, 99, 99))\n"
+        "input_pipeline.InputPipeline(config, load('bytes'), Lengths(99, 99, 99))\n"
         "assert not {'tensorflow', 'seqio'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -7,8 +7,9 @@ from functools import partial
 import jax
 import pytest
 
-from pit_jax import cli, pipeline
-from pit_jax.pipeline import Run
+from pit_jax import cli
+from pit_jax.run import pipeline
+from pit_jax.run.pipeline import Run
 from tests import fake_bucket, tiny_runs
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")

@@ -11,11 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from pit_jax import cli, commands, curriculum, stages, trainer
-from pit_jax.curriculum import Round
-from pit_jax.metrics import compute
-from pit_jax.partitioning import MeshConfig, OnHost, Partitioner
-from pit_jax.pipeline import Run
+from pit_jax import cli, commands
+from pit_jax.method import curriculum
+from pit_jax.method.curriculum import Round
+from pit_jax.run import stages
+from pit_jax.run.pipeline import Run
+from pit_jax.runtime import loop
+from pit_jax.runtime.metrics import compute
+from pit_jax.runtime.partitioning import MeshConfig, OnHost, Partitioner
 from tests import tiny_runs
 
 pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("quick_compiling")]
@@ -93,7 +96,7 @@ def supervised_step(run, stage, partitioner):
     batch = next(run.data.batches(stage.task, "train", stage.batch_size))
     state = stages.create_state(stage, NETWORK, partitioner, jax.random.key(0))
     loss = stages.objective(stage, NETWORK)
-    step = trainer.make_step(loss, partitioner, stage.microbatches)
+    step = loop.make_step(loss, partitioner, stage.microbatches)
     state, metrics = step(state, partitioner.shard_batch(batch))
     metrics["tokens"] = metrics["tokens"][0], 1.0  # a count, not a mean over microbatches
     return compute(metrics), jax.device_get(state.params)

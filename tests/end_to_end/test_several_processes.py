@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from pit_jax import cli, commands, pipeline
+from pit_jax import cli, commands
+from pit_jax.run import pipeline
 from tests import tiny_runs
 
 pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("quick_compiling")]
@@ -27,7 +28,7 @@ pretrain/stages.SupervisedStage.steps = 2
 rl_pit/stages.RLStage.initial = 'pretrain'
 rl_pit/stages.RLStage.reference = 'pretrain'
 rl_pit_1/curriculum.Round.policy = 'pretrain'
-rl_pit/trainer.LoopConfig.checkpoint_every = 0
+rl_pit/loop.LoopConfig.checkpoint_every = 0
 suite.EvaluationConfig:
     sft = 'pretrain'
     policy = 'pretrain'
@@ -38,7 +39,8 @@ STAGES = ("pretrain", "rm_gap", "rl_pit")
 # second step of PPO.
 DRIVER = """
 import os, signal, sys, time
-from pit_jax import cli, commands, curriculum
+from pit_jax import cli, commands
+from pit_jax.method import curriculum
 
 make_step = curriculum.make_step
 

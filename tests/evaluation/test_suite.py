@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pit_jax.data import instructions
+from pit_jax.data.synthetic import instructions
 from pit_jax.evaluation.judges import ExactJudge, RewardJudge
 from pit_jax.evaluation.scoring import GAP_PAIRS
 from pit_jax.evaluation.suite import EvaluationConfig, Suite
@@ -158,7 +158,7 @@ def test_table_4_reads_both_reward_models(results, run, examples):
 
 
 def _response(run, text):
-    from pit_jax.sampler import Response
+    from pit_jax.method.sampler import Response
 
     return Response(run.vocabulary.encode(text), True)
 

@@ -11,7 +11,7 @@ import pytest
 from pit_jax.models import kernels
 from pit_jax.models.attention import CausalRows
 from pit_jax.models.network import LanguageModel
-from pit_jax.partitioning import MeshConfig, Partitioner
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from tests.tiny_models import TINY, inputs_of, random_params
 
 B, T, H, K, E = 2, 150, 4, 2, 128

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pit_jax.losses import sft_loss
+from pit_jax.method.losses import sft_loss
 from pit_jax.models.attention import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
-from pit_jax.partitioning import DEFAULT_RULES
+from pit_jax.runtime.partitioning import DEFAULT_RULES
 from tests import reference
 from tests.tiny_models import (
     TINY,

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pit_jax.partitioning import MeshConfig, Partitioner
 from pit_jax.plan import hlo
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 
 TEXT = """HloModule jit_step, is_scheduled=true
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pit_jax import stages
-from pit_jax.flops import Work
-from pit_jax.partitioning import MeshConfig, Partitioner
-from pit_jax.pipeline import Run
+from pit_jax.method.flops import Work
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.hlo import Collective
 from pit_jax.plan.programs import Program, programs, size_on_a_chip
+from pit_jax.run import stages
+from pit_jax.run.pipeline import Run
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from tests import tiny_runs
 
 NETWORK = tiny_runs.NETWORK  # D 16, L 1, H = K 2, E 8, F 16, V 64

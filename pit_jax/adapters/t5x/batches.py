@@ -15,12 +15,14 @@ from absl import logging
 from clu.data import dataset_iterator
 from etils import epath
 
-from pit_jax import curriculum, files, training
+from pit_jax import files
 from pit_jax.adapters.t5x.setups import Setup
 from pit_jax.data import reference_store
 from pit_jax.data.input_pipeline import DATA_REFERENCES
 from pit_jax.errors import UserError
-from pit_jax.stages import RLStage
+from pit_jax.method import curriculum
+from pit_jax.run import stage_training
+from pit_jax.run.stages import RLStage
 
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 
@@ -89,7 +91,7 @@ class Batches(dataset_iterator.DatasetIterator):
     @property
     def element_spec(self) -> Mapping[str, dataset_iterator.ArraySpec]:
         """Types and shapes of this process's part of a batch."""
-        return _spec(self._part(next(training.train_batches(self._setup, self._stage, 0))))
+        return _spec(self._part(next(stage_training.train_batches(self._setup, self._stage, 0))))
 
     def __next__(self) -> Mapping[str, np.ndarray]:
         batch = next(self._batches)
@@ -120,18 +122,18 @@ class Batches(dataset_iterator.DatasetIterator):
     def _from(self, position: int) -> Iterator[Mapping[str, np.ndarray]]:
         setup, stage = self._setup, self._stage
         if not isinstance(stage, RLStage):
-            yield from training.train_batches(setup, stage, position)
+            yield from stage_training.train_batches(setup, stage, position)
             return
         for number, round_, first, last in curriculum.locate(stage.rounds, position):
             references = _closed_store(setup, number) if round_.is_sampled else DATA_REFERENCES
             start = max(position, first)
-            batches = training.train_batches(setup, stage, start - first, number, references)
+            batches = stage_training.train_batches(setup, stage, start - first, number, references)
             yield from itertools.islice(batches, last - start)
 
 
 def _closed_store(setup: Setup, number: int) -> str:
     """Directory of a round's reference store, once PPOTrainer has filled it."""
-    folder = training.references_folder(setup, setup.trained, number)
+    folder = stage_training.references_folder(setup, setup.trained, number)
     if not reference_store.is_closed(folder):
         logging.info("Waiting for the references of round %d in %s", number, folder)
     while not reference_store.is_closed(folder):
@@ -179,7 +181,9 @@ class HeldOut:
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
         setup = self._setup
-        for batch in training.held_out_batches(setup, setup.trained, self._split, self._limit):
+        for batch in stage_training.held_out_batches(
+            setup, setup.trained, self._split, self._limit
+        ):
             part = {name: array[self._rows] for name, array in batch.items()}
             if "decoder_loss_weights" in part:  # rows that only fill up the last batch
                 part["decoder_loss_weights"] = (

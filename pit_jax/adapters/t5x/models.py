@@ -16,16 +16,17 @@ import t5x.optimizers
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
-from pit_jax import forward, losses, stages
 from pit_jax.adapters.t5x.setups import Setup
 from pit_jax.adapters.t5x.states import Optimizer
-from pit_jax.decode import SamplingConfig, generate, row_keys
-from pit_jax.microbatches import accumulate
+from pit_jax.method import forward, losses
+from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.models.attention import CausalRows
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
-from pit_jax.stages import RLStage
-from pit_jax.t5x_checkpoints import ppo_part
+from pit_jax.run import stages
+from pit_jax.run.stages import RLStage
+from pit_jax.run.t5x_checkpoints import ppo_part
+from pit_jax.runtime.microbatches import accumulate
 
 Batch = Mapping[str, jax.Array]
 

@@ -9,7 +9,7 @@ import t5x.partitioning
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
-from pit_jax import partitioning
+from pit_jax.runtime import partitioning
 
 
 class Partitioner(t5x.partitioning.PjitPartitioner):

@@ -7,7 +7,8 @@ import dataclasses
 import optax
 from etils import epath
 
-from pit_jax import partitioning, pipeline
+from pit_jax.run import pipeline
+from pit_jax.runtime import partitioning
 
 
 class Setup(pipeline.Run):

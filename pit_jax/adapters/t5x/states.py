@@ -12,12 +12,12 @@ import t5x.train_state
 import t5x.utils
 from flax import traverse_util
 
-from pit_jax import stages, training
-from pit_jax.ppo import Moments
-from pit_jax.rollout import RLState
-from pit_jax.stages import RLStage, Stage
-from pit_jax.t5x_checkpoints import ppo_part
-from pit_jax.train_state import TrainState
+from pit_jax.method.ppo import Moments
+from pit_jax.method.rollout import RLState
+from pit_jax.run import stage_training, stages
+from pit_jax.run.stages import RLStage, Stage
+from pit_jax.run.t5x_checkpoints import ppo_part
+from pit_jax.runtime.train_state import TrainState
 
 
 class Optimizer(t5x.optimizers.OptaxWrapper):
@@ -64,7 +64,7 @@ class TrainStateInitializer(t5x.utils.TrainStateInitializer):
         setup, stage = self._model.setup, self._model.stage
         setup.place(self._partitioner.pit)
         state = super().from_scratch(setup.key("init", stage.task))
-        started = training.start_from(setup, stage, to_pit(state, stage))
+        started = stage_training.start_from(setup, stage, to_pit(state, stage))
         return from_pit(state, started)
 
 

@@ -6,11 +6,12 @@ import t5x.optimizers
 import t5x.trainer
 import t5x.utils
 
-from pit_jax import curriculum, training
 from pit_jax.adapters.t5x.models import Batch, averages
 from pit_jax.adapters.t5x.states import from_pit, thaw, to_pit
 from pit_jax.errors import UserError
-from pit_jax.trainer import check_finite
+from pit_jax.method import curriculum
+from pit_jax.run import stage_training
+from pit_jax.runtime.loop import check_finite
 
 
 class PPOTrainer(t5x.trainer.Trainer):
@@ -40,7 +41,7 @@ class PPOTrainer(t5x.trainer.Trainer):
             raise UserError(f"optimizer_def: got {kind}, expected an optax one for PPO")
         self._setup, self._stage = model.setup, model.stage
         self._setup.place(partitioner.pit)
-        self._step = training.ppo_step(self._setup, self._stage)
+        self._step = stage_training.ppo_step(self._setup, self._stage)
         step = int(t5x.utils.get_local_data(train_state.step))
         for number, round_, _, _ in curriculum.locate(self._stage.rounds, step):
             self._sample_references(number, round_)
@@ -84,4 +85,4 @@ class PPOTrainer(t5x.trainer.Trainer):
     def _sample_references(self, number: int, round_: curriculum.Round) -> None:
         if round_.is_sampled:
             actor = thaw(self.train_state.params)["actor"]
-            training.sample_references(self._setup, self._stage, number, round_, actor)
+            stage_training.sample_references(self._setup, self._stage, number, round_, actor)

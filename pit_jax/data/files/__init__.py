@@ -1,0 +1,1 @@
+"""Preference files: their formats, their readers, and builders that prepare them with TFDS."""

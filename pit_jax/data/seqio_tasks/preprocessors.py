@@ -1,0 +1,205 @@
+"""seqio preprocessors: text -> token pieces -> the sequences of a stage. Imports TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+
+from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.vocabularies.base import Vocabulary
+
+# What can be too long; the code that mark_too_long gives is the position here plus one.
+FIELDS = ("prompt", "chosen", "rejected", "reflection", "reference")
+
+Features = Mapping[str, tf.Tensor]
+
+_PRETOKENIZED = "_pretokenized"
+
+
+def tensor_layout(vocabulary: Vocabulary) -> Layout:
+    """A Layout that joins int32 tensors."""
+    return Layout(
+        vocabulary,
+        join=lambda pieces: tf.concat([tf.convert_to_tensor(p, tf.int32) for p in pieces], axis=0),
+    )
+
+
+def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
+    """Text features become int32 ids without EOS; other features pass through.
+
+    The text stays as `NAME_pretokenized`, which seqio's and T5X's tools show; the chosen response,
+    the target of every stage, as `targets_pretokenized` too.
+    """
+
+    def encode(features: Features) -> Features:
+        texts = {name: value for name, value in features.items() if value.dtype == tf.string}
+        return {
+            **features,
+            **{name: vocabulary.encode_tf(text) for name, text in texts.items()},
+            **{f"{name}{_PRETOKENIZED}": text for name, text in texts.items()},
+            f"targets{_PRETOKENIZED}": features["chosen"],
+        }
+
+    return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def mark_too_long(
+    dataset: tf.data.Dataset, vocabulary: Vocabulary, lengths: Lengths, reflection: bool
+) -> tf.data.Dataset:
+    """Adds `too_long`: 0, or 1 + the position in FIELDS of the first field over its window.
+
+    Args:
+      dataset: features of `tokenize`, with or without `reference`.
+      vocabulary: what the features were encoded with.
+      lengths: the windows.
+      reflection: whether the reflection is part of the target and must fit with it.
+    """
+    layout = tensor_layout(vocabulary)
+
+    def mark(features: Features) -> Features:
+        over = [
+            tf.size(layout.policy_prompt(features["prompt"])) > lengths.prompt,
+            tf.size(features["chosen"]) > lengths.longest_text,
+            tf.size(features["rejected"]) > lengths.longest_text,
+            tf.constant(False),
+            tf.constant(False),
+        ]
+        if reflection:
+            target = layout.reflected_response(features["reflection"], features["chosen"])
+            over[3] = tf.size(target) > lengths.response
+        if "reference" in features:
+            over[4] = tf.size(features["reference"]) > lengths.reference
+        first = tf.argmax(tf.cast(tf.stack(over), tf.int32), output_type=tf.int32) + 1
+        return {**features, "too_long": tf.where(tf.reduce_any(tf.stack(over)), first, 0)}
+
+    return dataset.map(mark, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def count_tokens(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
+    """Sizes in place of tokens: {prompt, chosen, rejected, too_long}, int32 scalars."""
+    layout = tensor_layout(vocabulary)
+
+    def count(f: Features) -> Features:
+        return {
+            "prompt": tf.size(layout.policy_prompt(f["prompt"])),
+            "chosen": tf.size(f["chosen"]),
+            "rejected": tf.size(f["rejected"]),
+            "too_long": f["too_long"],
+        }
+
+    return dataset.map(count, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def drop_too_long(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Leaves out what mark_too_long marked."""
+    return dataset.filter(lambda features: features["too_long"] == 0)
+
+
+def build_sequences(
+    dataset: tf.data.Dataset,
+    vocabulary: Vocabulary,
+    sequences: Callable[[Layout, Features], list[Features]],
+) -> tf.data.Dataset:
+    """Replaces every element by the elements that `sequences` makes of it, in their order.
+
+    Each of them has the element's texts too.
+    """
+    layout = tensor_layout(vocabulary)
+
+    def build(features: Features) -> tuple[Features, ...]:
+        texts = {name: text for name, text in features.items() if name.endswith(_PRETOKENIZED)}
+        return tuple({**part, **texts} for part in sequences(layout, features))
+
+    dataset = dataset.map(build, num_parallel_calls=tf.data.AUTOTUNE)
+    if len(dataset.element_spec) == 1:
+        return dataset.map(lambda part: part)
+
+    def in_turn(*parts: Features) -> tf.data.Dataset:
+        joined = tf.data.Dataset.from_tensors(parts[0])
+        for part in parts[1:]:
+            joined = joined.concatenate(tf.data.Dataset.from_tensors(part))
+        return joined
+
+    return dataset.flat_map(in_turn)
+
+
+def pretrain(layout: Layout, f: Features) -> list[Features]:
+    """Plain text, with no word of which response is better: {inputs, targets} four times.
+
+    Each response alone, and each after the other one, so that a model knows both layouts.
+    """
+    parts: list[Features] = []
+    for y, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        for inputs in (layout.policy_prompt(f["prompt"]), layout.pit_prompt(f["prompt"], f[other])):
+            parts.append({"inputs": inputs, "targets": layout.response(f[y])})
+    return parts
+
+
+def sft_policy(layout: Layout, f: Features) -> list[Features]:
+    """-log M_P(y_w | x): {inputs, targets}."""
+    return [{"inputs": layout.policy_prompt(f["prompt"]), "targets": layout.response(f["chosen"])}]
+
+
+def sft_pit(layout: Layout, f: Features) -> list[Features]:
+    """-log M_PIT(y_w | x, y_l): {inputs, targets}."""
+    inputs = layout.pit_prompt(f["prompt"], f["rejected"])
+    return [{"inputs": inputs, "targets": layout.response(f["chosen"])}]
+
+
+def sft_pit_reflection(layout: Layout, f: Features) -> list[Features]:
+    """-log M_PIT(c, y_w | x, y_l), Appendix K: {inputs, targets}."""
+    inputs = layout.pit_prompt(f["prompt"], f["rejected"])
+    return [{"inputs": inputs, "targets": layout.reflected_response(f["reflection"], f["chosen"])}]
+
+
+def rm_policy(layout: Layout, f: Features) -> list[Features]:
+    """R_P(x, y_w) against R_P(x, y_l), with one x: {tokens, blocks} of forward.PAIR_TREE."""
+    return _tree(
+        layout.reward_prompt(f["prompt"]),
+        layout.response(f["chosen"]),
+        layout.response(f["rejected"]),
+    )
+
+
+def rm_gap(layout: Layout, f: Features) -> list[Features]:
+    """The four sequences of Eq. 2 with shared prefixes: {tokens, blocks} of forward.GAP_TREE."""
+    chosen, rejected = layout.response(f["chosen"]), layout.response(f["rejected"])
+    return _tree(
+        layout.policy_prompt(f["prompt"]),
+        layout.gap_reference(f["chosen"]),
+        layout.gap_reference(f["rejected"]),
+        *(chosen, chosen, rejected, rejected),
+    )
+
+
+def _tree(*blocks: tf.Tensor) -> list[Features]:
+    """Blocks one after the other, and the number of each token's block, from 1."""
+    numbers = [tf.fill([tf.size(block)], number) for number, block in enumerate(blocks, 1)]
+    return [{"tokens": tf.concat(blocks, axis=0), "blocks": tf.concat(numbers, axis=0)}]
+
+
+def rl_policy(layout: Layout, f: Features) -> list[Features]:
+    """Prompts for Eq. 3: {prompt, reward_prompt, chosen, example_index}."""
+    return [
+        {
+            "prompt": layout.policy_prompt(f["prompt"]),
+            "reward_prompt": layout.reward_prompt(f["prompt"]),
+            "chosen": layout.response(f["chosen"]),
+            "example_index": f["index"][None],
+        }
+    ]
+
+
+def rl_pit(layout: Layout, f: Features) -> list[Features]:
+    """Prompts for Eqs. 4 and 5, y_ref being `reference` if there is one, else y_l, then y_w."""
+    references = [f["reference"]] if "reference" in f else [f["rejected"], f["chosen"]]
+    return [
+        {
+            "prompt": layout.pit_prompt(f["prompt"], reference),
+            "reward_prompt": layout.gap_prompt(f["prompt"], reference),
+            "chosen": layout.response(f["chosen"]),
+            "example_index": f["index"][None],
+        }
+        for reference in references
+    ]

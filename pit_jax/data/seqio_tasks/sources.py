@@ -1,0 +1,112 @@
+"""seqio data sources over examples in memory and over a reference store. Imports TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from pit_jax.data.examples import FOLDS, Example, fold_of
+from pit_jax.data.reference_store import ReferenceStore
+from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.errors import UserError
+
+_TEXT_FIELDS = ("prompt", "chosen", "rejected", "reflection")
+
+
+class ExampleSource(seqio.DataSource):
+    """Examples held in memory, in their order.
+
+    A split `train` also offers `train_sft`, `train_rm` and `train_rl`, the three folds by the hash
+    of the prompt. Elements: the text fields of Example as strings and `index`, int32.
+    """
+
+    def __init__(self, splits: Mapping[str, Sequence[Example]]):
+        self._examples = {split: list(examples) for split, examples in splits.items()}
+        for split in tuple(self._examples):
+            for number, fold in enumerate(FOLDS):
+                self._examples[f"{split}_{fold}"] = [
+                    e for e in self._examples[split] if fold_of(e.prompt) == number
+                ]
+        counts = {split: len(examples) for split, examples in self._examples.items()}
+        super().__init__(splits=tuple(counts), num_input_examples=counts, caching_permitted=False)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [split]
+
+    def examples(self, split: str) -> list[Example]:
+        """The examples of a split or a fold of it, in order."""
+        return self._examples[split]
+
+    def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **_):
+        """See seqio.DataSource; never shuffles, as the order of batches is made elsewhere."""
+        _refuse_shards(shard_info)
+        examples = self._examples[split]
+        tensors = {
+            field: tf.constant([getattr(e, field).encode() for e in examples], tf.string)
+            for field in _TEXT_FIELDS
+        }
+        tensors["index"] = tf.constant([e.index for e in examples], tf.int32)
+        return tf.data.Dataset.from_tensor_slices(tensors)
+
+
+class ReferenceSource(seqio.DataSource):
+    """Sampled references of a store, joined with the examples they were sampled for.
+
+    Elements are read from the store by index, in its order: those of ExampleSource and `reference`,
+    int32 [reference], the sampled ids up to EOS without ids that stand for no text (so a model that
+    sampled a control token can't forge one).
+    """
+
+    def __init__(self, store: ReferenceStore, examples: Sequence[Example], vocabulary: Vocabulary):
+        self._store = store
+        self._vocabulary = vocabulary
+        self._by_index = {example.index: example for example in examples}
+        missing = next((i for i in store.example_indices if i not in self._by_index), None)
+        if missing is not None:
+            raise UserError(
+                f"{store.directory}: has a reference for example {missing}, which isn't among the "
+                f"{len(self._by_index)} examples read; was it sampled from another dataset?"
+            )
+        super().__init__(
+            splits=("train",), num_input_examples={"train": len(store)}, caching_permitted=False
+        )
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [split]
+
+    def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **_):
+        """See seqio.DataSource; never shuffles, as the order of batches is made elsewhere."""
+        _refuse_shards(shard_info)
+        signature = {field: tf.TensorSpec([], tf.string) for field in _TEXT_FIELDS}
+        signature["index"] = tf.TensorSpec([], tf.int32)
+        signature["reference"] = tf.TensorSpec([None], tf.int32)
+        return tf.data.Dataset.from_generator(self._elements, output_signature=signature)
+
+    def _elements(self) -> Iterator[dict]:
+        for position in range(len(self._store)):
+            record = self._store[position]
+            example = self._by_index[record["index"]]
+            element = {field: getattr(example, field).encode() for field in _TEXT_FIELDS}
+            element["index"] = np.int32(example.index)
+            ids = self._vocabulary.text_ids(record["reference_tokens"])
+            element["reference"] = np.array(ids, np.int32)
+            yield element
+
+
+def _refuse_shards(shard_info) -> None:
+    if shard_info is not None and shard_info.num_shards > 1:
+        raise ValueError(
+            f"shard_info: got {shard_info}, expected None or one shard; every host makes the "
+            "whole of each batch (input_pipeline.py)"
+        )

@@ -1,0 +1,1 @@
+"""Synthetic families of instructions, each with an exact checker."""

@@ -1,0 +1,95 @@
+"""What every vocabulary offers, whatever its ids. Works without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+PAD_ID = 0
+EOS_ID = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlTokens:
+    """Ids of `<<Candidate>>` and `<<Improved>>`."""
+
+    candidate: int
+    improved: int
+
+
+class Vocabulary:
+    """Text <-> token ids, with 0 for padding and 1 for EOS.
+
+    The class has the methods of `seqio.Vocabulary` (and is registered as such by tasks.py), so that
+    seqio's features and preprocessors take it. Equal vocabularies have equal fingerprints.
+
+    Attributes:
+      vocab_size: number of ids, reserved ones included.
+      control_tokens: the reserved ids of `<<Candidate>>` and `<<Improved>>`.
+      fingerprint: the kind and a hash of all that gives the ids their meaning; the same on every
+        machine, wherever the files are.
+      unk_id: the id of text that has no other, None if there is none.
+      extra_ids: number of reserved ids at the end of the id range.
+    """
+
+    pad_id = PAD_ID
+    eos_id = EOS_ID
+    unk_id: int | None = None
+    bos_id = None
+    extra_ids = 0
+
+    def __init__(
+        self,
+        vocab_size: int,
+        reserved: Iterable[int],
+        control_tokens: ControlTokens,
+        fingerprint: str,
+    ):
+        self.vocab_size = vocab_size
+        self.control_tokens = control_tokens
+        self.fingerprint = fingerprint
+        self._reserved = frozenset((PAD_ID, EOS_ID, *reserved))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without EOS; never a reserved id."""
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text up to the first EOS; padding, control and other reserved ids are left out."""
+        return self._text(self.text_ids(ids))
+
+    def text_ids(self, ids: Iterable[int]) -> list[int]:
+        """The ids up to the first EOS that stand for text (the unknown id among them)."""
+        kept = []
+        for token in map(int, ids):
+            if token == EOS_ID:
+                break
+            if 0 <= token < self.vocab_size and token not in self._reserved:
+                kept.append(token)
+        return kept
+
+    def encode_tf(self, text):
+        """`encode` of a scalar string tensor, as a 1-D int32 tensor."""
+        raise NotImplementedError
+
+    def decode_tf(self, ids):
+        """`decode` of a 1-D (to a scalar) or 2-D (to 1-D) tensor of ids."""
+        import tensorflow as tf
+
+        def decode(rows: np.ndarray) -> np.ndarray:
+            if rows.ndim == 1:
+                return np.array(self.decode(rows).encode(), object)
+            return np.array([self.decode(row).encode() for row in rows], object)
+
+        return tf.ensure_shape(tf.numpy_function(decode, [ids], tf.string), ids.shape[:-1])
+
+    def _text(self, ids: list[int]) -> str:
+        raise NotImplementedError
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Vocabulary) and other.fingerprint == self.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)

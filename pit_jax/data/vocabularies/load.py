@@ -1,0 +1,55 @@
+"""The vocabulary that a configuration names: bytes, words, or a tokenizer of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pit_jax.data.synthetic.instructions import FAMILIES
+from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
+from pit_jax.errors import UserError
+
+
+def load(
+    spec: str,
+    extra_words: Sequence[str] = (),
+    control_tokens: Sequence[str] = (),
+    eos_token: str = "",
+    pad_token: str = "",
+) -> Vocabulary:
+    """The vocabulary that `spec` names.
+
+    Args:
+      spec: `bytes`; `words:FAMILY` for the words of a synthetic family; `sentencepiece:PATH` for a
+        SentencePiece model; `tokenizer:PATH` for a Hugging Face `tokenizer.json` or its folder.
+      extra_words: further words of a word vocabulary, such as those of a Self-Refine prompt.
+      control_tokens: of a tokenizer: the names of the two reserved pieces that become
+        `<<Candidate>>` and `<<Improved>>`.
+      eos_token: of a tokenizer: the name of its EOS piece, where its files don't tell.
+      pad_token: of a tokenizer: the name of its padding piece, or of an unused reserved one.
+
+    Raises:
+      UserError: if `spec` names nothing known, a file can't be read, or a name doesn't fit.
+    """
+    kind, _, name = spec.partition(":")
+    if kind in ("sentencepiece", "tokenizer") and name:
+        from pit_jax.data.vocabularies import subwords
+
+        if kind == "sentencepiece":
+            make: Any = subwords.SentencePieceVocabulary
+        else:
+            make = subwords.TokenizerVocabulary
+        return make(name, control_tokens, eos_token, pad_token)
+    if spec != "bytes" and (kind != "words" or name not in FAMILIES):
+        families = (f"words:{family}" for family in FAMILIES)
+        choices = ", ".join(["bytes", *families, "sentencepiece:PATH", "tokenizer:PATH"])
+        raise UserError(f"vocabulary: got {spec!r}, expected one of {choices}")
+    if control_tokens or eos_token or pad_token:
+        raise UserError(
+            f"vocabulary: {spec!r} has its own control, EOS and padding ids: got control_tokens="
+            f"{control_tokens!r}, eos_token={eos_token!r}, pad_token={pad_token!r}, expected none"
+        )
+    if spec == "bytes":
+        return ByteVocabulary()
+    return WordVocabulary(("Human:", "Assistant:", *FAMILIES[name].WORDS, *extra_words))

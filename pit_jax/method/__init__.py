@@ -1,0 +1,1 @@
+"""The paper: its losses, its models' passes, PPO, curriculum and improvement, each in a module."""

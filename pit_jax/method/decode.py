@@ -1,0 +1,190 @@
+"""Sampling from a language model: one prefill, one `while_loop` that ends when every row met EOS.
+
+Prompts are left-padded, so all rows write the same column of the KV cache and one
+`dynamic_update_slice` puts a token in place. Each row draws with its own key: its sample doesn't
+depend on its neighbours or its place in the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from pit_jax.method.losses import token_log_probs
+from pit_jax.models.attention import CausalRows, KVCache, positions_of
+from pit_jax.models.network import LanguageModel, in_compute_type
+from pit_jax.runtime import partitioning
+
+PAD, EOS = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn (static under jit).
+
+    Attributes:
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: keep the k likeliest tokens; 0 keeps all.
+      top_p: keep the smallest set of likeliest tokens whose probability reaches this; 1 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"sampling: got {self}, expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1"
+            )
+
+
+@flax.struct.dataclass
+class Generation:
+    """Sampled responses.
+
+    Attributes:
+      tokens_BR: int32, EOS included where it was met, padding after it.
+      log_probs_BR: float32, of each token under the tempered, unfiltered distribution; 0 on
+        padding.
+      mask_BR: bool, True on real tokens, EOS included.
+    """
+
+    tokens_BR: jax.Array
+    log_probs_BR: jax.Array
+    mask_BR: jax.Array
+
+
+def row_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:
+    """One key for each row, from a number that names the row wherever it stands."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
+
+
+def filter_logits(logits_BV: jax.Array, config: SamplingConfig) -> jax.Array:
+    """Sets logits that top-k and top-p exclude to -inf; ties with the last kept one are kept.
+
+    Args:
+      logits_BV: logits, already divided by the temperature.
+      config: top_k and top_p; top-p counts probability after top-k.
+    """
+    if 0 < config.top_k < logits_BV.shape[-1]:
+        kth_B1 = jax.lax.top_k(logits_BV, config.top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
+    if config.top_p < 1:
+        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+        probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+        kept_BV = jnp.where(before_BV < config.top_p, sorted_BV, jnp.inf)
+        logits_BV = jnp.where(
+            logits_BV < jnp.min(kept_BV, axis=-1, keepdims=True), -jnp.inf, logits_BV
+        )
+    return logits_BV
+
+
+def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig):
+    """Draws one token a row.
+
+    Returns:
+      tokens_B and their log-probabilities [B] under the tempered, unfiltered distribution.
+    """
+    if config.temperature == 0:
+        tokens_B = jnp.argmax(logits_BV, axis=-1)
+    else:
+        filtered_BV = filter_logits(logits_BV / config.temperature, config)
+        tokens_B = jax.vmap(jax.random.categorical)(keys_B, filtered_BV)
+    tokens_B = tokens_B.astype(jnp.int32)
+    log_probs_B1, _ = token_log_probs(logits_BV[:, None], tokens_B[:, None], config.temperature)
+    return tokens_B, log_probs_B1[:, 0]
+
+
+def prefill(model: LanguageModel, params, prompt_BP: jax.Array, response_length: int):
+    """Runs the prompts once.
+
+    Returns:
+      next-token logits [B, V] and a cache of P + R columns holding the prompts.
+    """
+    valid_BP = prompt_BP != PAD
+    cache = KVCache.zeros(model.config, prompt_BP.shape[0], prompt_BP.shape[1] + response_length)
+    return model.apply(
+        {"params": params},
+        prompt_BP,
+        positions_of(valid_BP),
+        CausalRows(valid_BP.astype(jnp.int32)),
+        cache,
+        0,
+        method=LanguageModel.step,
+    )
+
+
+def generate(
+    model: LanguageModel,
+    params,
+    prompt_BP: jax.Array,
+    keys_B: jax.Array,
+    response_length: int,
+    config: SamplingConfig,
+) -> Generation:
+    """Samples a response to each left-padded prompt.
+
+    Args:
+      model: the language model.
+      params: its parameters.
+      prompt_BP: int32 prompts, padding (0) on the left.
+      keys_B: one key for each row, see `row_keys`.
+      response_length: R, the most tokens of a response, EOS included.
+      config: temperature and filters.
+    """
+    B, P = prompt_BP.shape
+    R = response_length
+    params = in_compute_type(params, model.config)
+    logits_BV, cache = prefill(model, params, prompt_BP, R)
+    prompt_valid_BP = prompt_BP != PAD
+    count_B = jnp.sum(prompt_valid_BP, axis=1)
+    columns_S = jnp.arange(P + R)
+    prompt_valid_BS = jnp.pad(prompt_valid_BP, ((0, 0), (0, R)))
+
+    def write(array_BR, column_B, t):
+        return jax.lax.dynamic_update_slice(array_BR, column_B[:, None], (0, t))
+
+    def draw(t, logits_BV, generation, done_B):
+        """Samples column t; rows that are done get padding."""
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
+        token_B, log_prob_B = sample(logits_BV, keys, config)
+        token_B = jnp.where(done_B, PAD, token_B)
+        generation = Generation(
+            write(generation.tokens_BR, token_B, t),
+            write(generation.log_probs_BR, jnp.where(done_B, 0.0, log_prob_B), t),
+            write(generation.mask_BR, ~done_B, t),
+        )
+        return generation, done_B | (token_B == EOS), token_B
+
+    def unfinished(carry):
+        t, _, done_B, _, _ = carry
+        return (t < R) & ~jnp.all(done_B)
+
+    def step(carry):
+        """Feeds column t - 1, samples column t."""
+        t, generation, done_B, token_B, cache = carry
+        sees_BS = prompt_valid_BS | ((columns_S >= P) & (columns_S < P + t))[None]
+        with partitioning.decoding():
+            logits_BV, cache = model.apply(
+                {"params": params},
+                token_B[:, None],
+                (count_B + t - 1)[:, None],
+                sees_BS[:, None],
+                cache,
+                P + t - 1,
+                method=LanguageModel.step,
+            )
+        generation, done_B, token_B = draw(t, logits_BV, generation, done_B)
+        return t + 1, generation, done_B, token_B, cache
+
+    empty = Generation(
+        jnp.full((B, R), PAD, jnp.int32), jnp.zeros((B, R), jnp.float32), jnp.zeros((B, R), bool)
+    )
+    generation, done_B, token_B = draw(jnp.int32(0), logits_BV, empty, jnp.zeros((B,), bool))
+    start = (jnp.int32(1), generation, done_B, token_B, cache)
+    return jax.lax.while_loop(unfinished, step, start)[1]

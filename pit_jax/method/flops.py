@@ -1,0 +1,153 @@
+"""Model FLOPs of what training and decoding do, and the peaks they are measured against.
+
+The plan and the training loop count with the same functions. Padding counts, because a device
+computes it; what is computed twice to save memory doesn't.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pit_jax.models.config import NetworkConfig
+
+if TYPE_CHECKING:
+    from pit_jax.method.ppo import PPOConfig
+
+# Peak bfloat16 operations a second of one device, without sparsity, by the start of what JAX calls
+# its kind. TPUs: Google Cloud's pages on TPU versions; GPUs: NVIDIA's data sheets of A100, H100,
+# H200 and HGX B200, which give most of them with sparsity, twice as high.
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak(kinds: Iterable[str]) -> float:
+    """Operations a second of devices of these kinds together; 0 if one of them isn't in PEAKS."""
+    found = [max((n for n in PEAKS if kind.startswith(n)), key=len, default="") for kind in kinds]
+    return sum(PEAKS[name] for name in found) if all(found) else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Passes of a network over rows of tokens, forwards and backwards.
+
+    Attributes:
+      rows: rows of all chips together.
+      tokens: tokens of a row.
+      logits: columns of a row that logits are computed of.
+      backward: whether gradients follow.
+      checkpointed: whether the whole forward pass is done again for them, whatever the network's
+        `remat` is.
+      steps: None for a pass over whole rows; of decoding, how many tokens are read one at a time
+        after `tokens`.
+      cache: of decoding, how many further columns the cache has.
+      times: how often.
+    """
+
+    rows: int
+    tokens: int
+    logits: int = 0
+    backward: bool = False
+    checkpointed: bool = False
+    steps: Any = None
+    cache: int = 0
+    times: int = 1
+
+    def flops(self, network: NetworkConfig, rematerialised: bool = False) -> float:
+        """Floating-point operations; with `rematerialised` those that are done twice too."""
+        c = network
+        matrices = float(matrix_parameters(c))  # as integers, counts would overflow under jit
+        unembed = 2.0 * c.embed_dim * c.vocab_size
+        if self.steps is not None:
+            keys = self.tokens + self.steps / 2
+            token = 2 * matrices + 4 * c.num_layers * c.num_heads * c.head_dim * keys
+            one = self.rows * self.steps * (token + unembed)
+            return self.times * one
+        # Attention looks at half of a row's square.
+        attention = 2 * c.num_layers * c.num_heads * c.head_dim * self.tokens
+        tokens = self.rows * self.tokens
+        blocks = tokens * (2 * matrices + attention)
+        logits = self.rows * self.logits * unembed
+        total = (3 if self.backward else 1) * (blocks + logits)
+        if rematerialised and self.backward:
+            total += {"none": 0, "dots": tokens * attention, "full": blocks}[c.remat]
+            total += (blocks + logits) if self.checkpointed else 0
+        return self.times * total
+
+
+def matrix_parameters(network: NetworkConfig) -> int:
+    """Parameters that a token is multiplied with, but for embedding and logits."""
+    c = network
+    attention = c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+    return c.num_layers * (attention + 3 * c.embed_dim * c.mlp_dim)
+
+
+def total(works: Iterable[Work], network: NetworkConfig, rematerialised: bool = False) -> float:
+    """Floating-point operations of all of them."""
+    return sum(work.flops(network, rematerialised) for work in works)
+
+
+def training_step(rows: int, width: int, logits: bool, microbatches: int = 1) -> tuple[Work, ...]:
+    """A supervised step, of a language model (`logits`) or of a reward model."""
+    columns = width if logits else 0
+    return (Work(rows // microbatches, width, columns, backward=True, times=microbatches),)
+
+
+def sampling(rows: int, P: int, R: int, written: Any = None) -> tuple[Work, ...]:
+    """`decode.generate`: a prefill, whose logits give the first token, and the others' loop.
+
+    Args:
+      rows: decoded at once.
+      P: tokens of a prompt.
+      R: tokens there is room for.
+      written: tokens of the longest response, where the loop ends, a number or a traced one; R by
+        default.
+    """
+    steps = (R if written is None else written) - 1
+    return (Work(rows, P, 1), Work(rows, P, steps=steps, cache=R))
+
+
+def ppo_collect(
+    rows: int, P: int, Q: int, R: int, config: PPOConfig, written: Any = None
+) -> tuple[Work, ...]:
+    """Episodes of a PPO step: sampling, two log-probabilities, values, scores; see `rollout`.
+
+    Args:
+      rows: episodes.
+      P: tokens of a prompt.
+      Q: tokens of a prompt in the reward model's layout.
+      R: tokens of a response.
+      config: PPO's settings.
+      written: see `sampling`.
+    """
+    parts = config.parts
+    return (
+        *sampling(rows, P, R, written),
+        Work(rows // parts, P + R, R, times=2 * parts),
+        Work(rows // parts, Q + R, times=parts),
+        Work(rows, Q + R, times=2 if config.subtract_chosen else 1),
+    )
+
+
+def ppo_update(rows: int, P: int, Q: int, R: int, config: PPOConfig) -> tuple[Work, ...]:
+    """Epochs of minibatches for actor and critic; arguments as for `ppo_collect`."""
+    part, updates = rows // config.parts, config.parts * config.epochs
+    return (
+        Work(part, P + R, R, backward=True, checkpointed=True, times=updates),
+        Work(part, Q + R, backward=True, times=updates),
+    )

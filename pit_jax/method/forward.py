@@ -1,0 +1,114 @@
+"""Teacher-forced passes over a left-padded prompt and a right-padded response.
+
+One function each for log-probabilities (policy, PIT, their references), scores (reward models),
+values (critic), and the scores of sequences that share prefixes, which reward models learn from.
+Rollout, update and evaluation all call these, so a quantity means the same thing everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pit_jax.method.decode import PAD
+from pit_jax.method.losses import token_log_probs
+from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
+from pit_jax.models.heads import ScalarModel, pool
+from pit_jax.models.network import LanguageModel
+
+
+def join(prompt_BP: jax.Array, response_BR: jax.Array, mask_BR: jax.Array):
+    """One row a sequence: tokens_BT, positions_BT and their mask, with T = P + R."""
+    tokens_BT = jnp.concatenate([prompt_BP, response_BR], axis=1)
+    valid_BT = jnp.concatenate([prompt_BP != PAD, mask_BR > 0], axis=1)
+    return tokens_BT, positions_of(valid_BT), CausalRows(valid_BT.astype(jnp.int32))
+
+
+def response_log_probs(
+    model: LanguageModel,
+    params,
+    prompt_BP: jax.Array,
+    response_BR: jax.Array,
+    mask_BR: jax.Array,
+    temperature: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """`log M(y_t | prompt, y_<t)` and the entropy of each distribution.
+
+    Args:
+      model: policy or PIT model.
+      params: its parameters.
+      prompt_BP: int32, padding on the left.
+      response_BR: int32, EOS included.
+      mask_BR: above 0 on real tokens.
+      temperature: divides the logits.
+
+    Returns:
+      log_probs_BR and entropy_BR, float32, 0 on padding.
+    """
+    rows = join(prompt_BP, response_BR[:, :-1], mask_BR[:, :-1])
+    logits_BRV = model.apply({"params": params}, *rows, first=prompt_BP.shape[1] - 1)
+    log_probs_BR, entropy_BR = token_log_probs(logits_BRV, response_BR, temperature)
+    return jnp.where(mask_BR > 0, log_probs_BR, 0.0), jnp.where(mask_BR > 0, entropy_BR, 0.0)
+
+
+def response_scores(
+    model: ScalarModel, params, prompt_BP, response_BR, mask_BR, pooling: str
+) -> jax.Array:
+    """R_P(x, y) or R_PIT(x, y, y_ref), as the prompt's layout says (Appendix A), float32 [B]."""
+    scalars_BT = model.apply({"params": params}, *join(prompt_BP, response_BR, mask_BR))
+    return pool(scalars_BT[:, prompt_BP.shape[1] :], mask_BR, pooling)
+
+
+def response_values(model: ScalarModel, params, prompt_BP, response_BR, mask_BR) -> jax.Array:
+    """V(state before each token of the response), float32 [B, R], 0 on padding."""
+    rows = join(prompt_BP, response_BR[:, :-1], mask_BR[:, :-1])
+    scalars_BT = model.apply({"params": params}, *rows)
+    return jnp.where(mask_BR > 0, scalars_BT[:, prompt_BP.shape[1] - 1 :], 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Scored sequences that share prefixes, as blocks one after the other in one row.
+
+    Attributes:
+      parents: of blocks 1, 2, …: the block that each follows, 0 for none.
+      scores: (name, block) of every response that is scored.
+    """
+
+    parents: tuple[int, ...]
+    scores: tuple[tuple[str, int], ...]
+
+
+# The rows that data.preprocessors.rm_policy and rm_gap write, block after block:
+#   x | y_w | y_l
+PAIR_TREE = Tree((0, 1, 1), (("chosen", 2), ("rejected", 3)))
+#   x | ref_w | ref_l | y_w after ref_l | y_w after ref_w | y_l after ref_l | y_l after ref_w
+GAP_TREE = Tree((0, 1, 1, 3, 2, 3, 2), (("wl", 4), ("ww", 5), ("ll", 6), ("lw", 7)))
+
+
+def tree_scores(
+    model: ScalarModel, params, batch, tree: Tree, pooling: str
+) -> dict[str, jax.Array]:
+    """Scores of all responses of a row in one pass that shares their prefixes.
+
+    With GAP_TREE the four r_ab = R_PIT(x, y_a, y_b) of Eq. 2, from 7 pieces in place of the 12 of
+    four whole sequences; with PAIR_TREE R_P(x, y_w) and R_P(x, y_l), from 3 in place of 4. The
+    scores equal those of separate passes (`response_scores`).
+
+    Args:
+      model: the reward model.
+      params: its parameters.
+      batch: tokens and blocks, int32 [B, T]; a token's block is 0 on padding.
+      tree: what the blocks are.
+      pooling: how a score is read, see `heads.pool`.
+
+    Returns:
+      float32 [B] under the names of `tree.scores`.
+    """
+    tokens_BT, blocks_BT = batch["tokens"], batch["blocks"]
+    positions_BT = tree_positions(blocks_BT, tree.parents)
+    mask_BTT = tree_mask(blocks_BT, tree.parents)
+    scalars_BT = model.apply({"params": params}, tokens_BT, positions_BT, mask_BTT)
+    return {name: pool(scalars_BT, blocks_BT == block, pooling) for name, block in tree.scores}

@@ -1,0 +1,203 @@
+"""Self-improvement at inference: Algorithm 2 by PIT or Self-Refine, and its stop criteria (4.7)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.sampler import Response, Sampler, Tokens
+from pit_jax.runtime import processes
+
+METHODS = ("pit", "self_refine")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImproveConfig:
+    """How long to improve, and how to sample.
+
+    Attributes:
+      iterations: K of Algorithm 2.
+      sampling: of M_PIT (or of M_P for Self-Refine).
+      stop_unchanged: stop a row whose response came back unchanged.
+      min_gap: stop a row when r_gap(x, y_{k+1}, y_k) is below this, and keep y_k; None never does.
+      time_budget: seconds after which no further iteration starts; 0 is without limit.
+      method: `pit`, or the baseline `self_refine`.
+      feedback_prompt: Self-Refine's first prompt, with `{prompt}` and `{response}`.
+      refine_prompt: its second, with `{prompt}`, `{response}` and `{feedback}`.
+    """
+
+    iterations: int = 1
+    sampling: SamplingConfig = SamplingConfig()
+    stop_unchanged: bool = False
+    min_gap: float | None = None
+    time_budget: float = 0.0
+    method: str = "pit"
+    feedback_prompt: str = "{prompt} draft {response} what is wrong with the draft"
+    refine_prompt: str = "{prompt} draft {response} advice {feedback} write it better"
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"improve: got method={self.method!r}, expected one of {METHODS}")
+        if self.iterations < 0:
+            raise ValueError(f"improve: got iterations={self.iterations}, expected 0 or more")
+        for prompt in (self.feedback_prompt, self.refine_prompt):
+            try:
+                prompt.format(prompt="", response="", feedback="")
+            except (ValueError, LookupError) as error:
+                raise ValueError(
+                    f"improve: got the Self-Refine prompt {prompt!r}, expected {{prompt}}, "
+                    f"{{response}} and {{feedback}} as its only braces ({error!r})"
+                ) from error
+
+
+@dataclasses.dataclass
+class Trace:
+    """What became of one row.
+
+    Attributes:
+      responses: y_0, y_1, … as they were sampled, a rejected last one included.
+      gaps: r_gap(x, y_{k+1}, y_k) of each iteration, where a gap model is at hand.
+      final: which of `responses` is the result.
+      stop_reason: `iterations`, `unchanged`, `gap` or `time`.
+    """
+
+    responses: list[Response]
+    gaps: list[float]
+    final: int = 0
+    stop_reason: str = "iterations"
+
+    def at(self, iteration: int) -> Response:
+        """The response that stands after so many iterations."""
+        return self.responses[min(iteration, self.final)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Improver:
+    """Algorithm 2 over lists of prompts.
+
+    Attributes:
+      sampler: decodes and scores.
+      layout: builds prompts (data.formats.Layout).
+      lengths: the windows (data.formats.Lengths).
+      clean: sampled ids to ids of plain text, as a reference must be.
+      decode: ids to text.
+      model: parameters of M_PIT; of M_P for Self-Refine.
+      gap_model: parameters of R_PIT, if gaps are wanted.
+      pooling: of R_PIT.
+    """
+
+    sampler: Sampler
+    layout: Any
+    lengths: Any
+    clean: Callable[[Sequence[int]], Tokens]
+    decode: Callable[[Sequence[int]], str]
+    model: Any
+    gap_model: Any = None
+    pooling: str = "last"
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[Response],
+        rows: Sequence[int],
+        key: jax.Array,
+        config: ImproveConfig,
+    ) -> list[Trace]:
+        """Improves each response until a stop criterion holds for its row.
+
+        Args:
+          prompts: x, as text.
+          responses: y_0.
+          rows: a number that names each row, for its random draws.
+          key: iteration k draws with fold_in(key, k).
+          config: iterations and stop criteria.
+        """
+        started = time.monotonic()
+        traces = [Trace([response], []) for response in responses]
+        active = list(range(len(prompts)))
+        for iteration in range(config.iterations):
+            late = time.monotonic() - started > config.time_budget
+            if config.time_budget and processes.any_process(late):
+                for i in active:
+                    traces[i].stop_reason = "time"
+                break
+            texts = [prompts[i] for i in active]
+            current = [traces[i].responses[-1] for i in active]
+            step_key = jax.random.fold_in(key, iteration)
+            one_pass = self.improve_once if config.method == "pit" else self.self_refine
+            improved = one_pass(texts, current, [rows[i] for i in active], step_key, config)
+            gaps = self.gaps(texts, improved, current) if self.gap_model is not None else None
+            active = self._settle(traces, active, improved, gaps, config)
+            if not active:
+                break
+        return traces
+
+    def improve_once(self, prompts, current, rows, key, config: ImproveConfig) -> list[Response]:
+        """`y_{k+1} ~ M_PIT(x, y_k)`."""
+        built = [
+            self.layout.pit_prompt(prompt, self.reference(response))
+            for prompt, response in zip(prompts, current, strict=True)
+        ]
+        width = self.layout.widths(self.lengths).pit
+        return self.sampler.respond(self.model, built, width, rows, key, config.sampling)
+
+    def self_refine(self, prompts, current, rows, key, config: ImproveConfig) -> list[Response]:
+        """Feedback, then a refinement, both by M_P (Madaan et al., 2023)."""
+        texts = [self.decode(response.tokens) for response in current]
+        feedback_key, refine_key = jax.random.split(key)
+        asked = [
+            config.feedback_prompt.format(prompt=prompt, response=text)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        feedback = self._answer(asked, rows, feedback_key, config)
+        asked = [
+            config.refine_prompt.format(
+                prompt=prompt, response=text, feedback=self.decode(advice.tokens)
+            )
+            for prompt, text, advice in zip(prompts, texts, feedback, strict=True)
+        ]
+        return self._answer(asked, rows, refine_key, config)
+
+    def gaps(self, prompts, improved, current) -> np.ndarray:
+        """r_gap(x, y_{k+1}, y_k), float32 [n]."""
+        built = [
+            self.layout.gap_prompt(prompt, self.reference(response))
+            for prompt, response in zip(prompts, current, strict=True)
+        ]
+        width = self.layout.widths(self.lengths).gap
+        return self.sampler.score(self.gap_model, built, width, improved, self.pooling)
+
+    def reference(self, response: Response) -> Tokens:
+        """A response as y_ref: ids of plain text, cut to the reference window."""
+        return self.clean(response.tokens)[: self.lengths.reference]
+
+    def _answer(self, texts, rows, key, config) -> list[Response]:
+        """M_P's answer to each text, at a width that holds the longest."""
+        built = [self.layout.policy_prompt(text) for text in texts]
+        width = -(-max(map(len, built)) // 32) * 32
+        return self.sampler.respond(self.model, built, width, rows, key, config.sampling)
+
+    def _settle(self, traces, active, improved, gaps, config: ImproveConfig) -> list[int]:
+        """Records an iteration and returns the rows that go on."""
+        going_on = []
+        for position, i in enumerate(active):
+            trace, new = traces[i], improved[position]
+            unchanged = new.tokens == trace.responses[-1].tokens
+            trace.responses.append(new)
+            if gaps is not None:
+                trace.gaps.append(float(gaps[position]))
+            if config.min_gap is not None and gaps is not None and gaps[position] < config.min_gap:
+                trace.stop_reason = "gap"
+                continue
+            trace.final = len(trace.responses) - 1
+            if config.stop_unchanged and unchanged:
+                trace.stop_reason = "unchanged"
+                continue
+            going_on.append(i)
+        return going_on

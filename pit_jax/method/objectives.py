@@ -1,0 +1,140 @@
+"""What each supervised stage minimises: a batch to a weighted loss and metrics.
+
+Each function has the signature `(params, batch) -> ((sum, weight), metrics)`, all metrics being
+(sum, weight) pairs. `stages.objective` says which stage minimises which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from pit_jax.method import losses
+from pit_jax.method.forward import GAP_TREE, PAIR_TREE, tree_scores
+from pit_jax.models.attention import CausalRows
+from pit_jax.models.config import NetworkConfig
+from pit_jax.models.heads import POOLINGS, ScalarModel
+from pit_jax.models.network import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """How a reward model is read and trained.
+
+    Attributes:
+      pooling: `last` reads the score at EOS (the paper); `sum` adds over the response's tokens,
+        which was measured to help small models.
+      centring: weight of the mean squared score; 0 in the paper.
+      gap_loss: `eq2`, or an ablation of Appendix C; see `losses.gap_loss`.
+    """
+
+    pooling: str = "last"
+    centring: float = 0.0
+    gap_loss: str = "eq2"
+
+    def __post_init__(self):
+        for name, value, choices in (
+            ("pooling", self.pooling, POOLINGS),
+            ("gap_loss", self.gap_loss, losses.GAP_LOSSES),
+        ):
+            if value not in choices:
+                raise ValueError(f"RewardConfig: got {name}={value!r}, expected one of {choices}")
+
+
+def supervised(network: NetworkConfig) -> Callable:
+    """`L_SFT` of 3.2, for policy, PIT and the language-model warm-up; rows may be packed."""
+    model = LanguageModel(network)
+
+    def loss(params, batch):
+        logits_BTV = model.apply(
+            {"params": params},
+            batch["decoder_input_tokens"],
+            batch["decoder_positions"],
+            CausalRows(batch["decoder_segment_ids"]),
+        )
+        targets_BT = batch["decoder_target_tokens"]
+        weights_BT = batch["decoder_loss_weights"]
+        total, weight = losses.sft_loss(logits_BTV, targets_BT, weights_BT)
+        target_BT = weights_BT > 0
+        right_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) & target_BT
+        return (total, weight), {
+            "loss": (total, weight),
+            "token_accuracy": (jnp.sum(right_BT.astype(jnp.float32)), weight),
+            **_token_counts(batch["decoder_segment_ids"]),
+        }
+
+    return loss
+
+
+def reward(network: NetworkConfig, config: RewardConfig) -> Callable:
+    """The pairwise reward loss of 3.3 for R_P."""
+    model = ScalarModel(network)
+
+    def loss(params, batch):
+        scores = tree_scores(model, params, batch, PAIR_TREE, config.pooling)
+        weight_B = _row_weight(batch)
+        chosen_B, rejected_B = scores["chosen"], scores["rejected"]
+        total, weight = losses.pairwise_loss(chosen_B, rejected_B, weight_B)
+        metrics = {
+            "loss": (total, weight),
+            "accuracy": (_count(chosen_B > rejected_B, weight_B), weight),
+            "margin": (jnp.sum((chosen_B - rejected_B) * weight_B), weight),
+            "mean_score": (jnp.sum((chosen_B + rejected_B) * weight_B) / 2, weight),
+            **_token_counts(batch["blocks"]),
+        }
+        return _centred(total, weight, jnp.stack([chosen_B, rejected_B]), weight_B, config), metrics
+
+    return loss
+
+
+def gap_reward(network: NetworkConfig, config: RewardConfig) -> Callable:
+    """Eq. 2 for R_PIT, with the accuracy of each inequality and the degeneration check."""
+    model = ScalarModel(network)
+
+    def loss(params, batch):
+        scores = tree_scores(model, params, batch, GAP_TREE, config.pooling)
+        weight_B = _row_weight(batch)
+        total, weight = losses.gap_loss(scores, weight_B, config.gap_loss)
+        metrics = {
+            "loss": (total, weight),
+            # Table 4's accuracy: r_gap(x, y_w, y_l) > r_gap(x, y_l, y_w).
+            "accuracy": (_count(scores["wl"] > scores["lw"], weight_B), weight),
+            **_token_counts(batch["blocks"]),
+        }
+        for a, b in losses.GAP_INEQUALITIES:
+            metrics[f"accuracy_{a}>{b}"] = (_count(scores[a] > scores[b], weight_B), weight)
+        for name, score_B in scores.items():
+            metrics[f"mean_{name}"] = (jnp.sum(score_B * weight_B), weight)
+        moved_B = jnp.abs(scores["wl"] - scores["ww"]) + jnp.abs(scores["ll"] - scores["lw"])
+        spread_B = jnp.abs(scores["wl"] - scores["lw"])
+        metrics["reference_moves_score"] = (
+            jnp.sum(moved_B * weight_B),
+            jnp.sum(spread_B * weight_B),
+        )
+        stacked_NB = jnp.stack(list(scores.values()))
+        return _centred(total, weight, stacked_NB, weight_B, config), metrics
+
+    return loss
+
+
+def _centred(total, weight, scores_NB, weight_B, config: RewardConfig):
+    if not config.centring:
+        return total, weight
+    squares, count = losses.centring_penalty(scores_NB, weight_B)
+    return total + config.centring * squares * weight / jnp.maximum(count, 1), weight
+
+
+def _row_weight(batch):
+    return batch.get("weight", jnp.ones(len(batch["tokens"]), jnp.float32))
+
+
+def _count(condition_B, weight_B):
+    return jnp.sum(condition_B.astype(jnp.float32) * weight_B)
+
+
+def _token_counts(ids_BT):
+    """Metrics of real tokens: how many, and their share of the batch; ids are 0 on padding."""
+    real = jnp.sum((ids_BT > 0).astype(jnp.float32))
+    return {"tokens": (real, 1.0), "real_token_share": (real, jnp.float32(ids_BT.size))}

@@ -1,0 +1,303 @@
+"""Proximal policy optimisation for token sequences: KL, GAE, whitening and the jitted update.
+
+The update is one program: epochs x minibatches as nested scans over the actor and the critic. Every
+statistic is masked: tokens after EOS never count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
+from pit_jax.runtime.microbatches import accumulate
+
+CRITIC_STARTS = ("reward", "actor")
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """PPO's settings; defaults follow the practice of TRL and OpenAI's lm-human-preferences.
+
+    Attributes:
+      beta: weight of the KL penalty.
+      target_kl: if set, beta adapts towards this KL per episode, in nats.
+      horizon: episodes over which the adaptive controller moves.
+      gamma: discount.
+      gae_lambda: λ of generalised advantage estimation.
+      clip: range of the probability ratio.
+      value_clip: range of the value's change.
+      value_coefficient: weight of the value loss.
+      epochs: passes over each batch of episodes.
+      minibatches: parts of a batch, reshuffled each epoch; each gives one gradient step.
+      microbatches: parts of a minibatch whose gradients are added up.
+      missing_eos_penalty: score of a response that didn't end within its window.
+      subtract_chosen: subtract the score of y_w from each episode's score, a per-prompt constant
+        (an option that helps small models).
+      scale_rewards: divide scores by their running standard deviation.
+      scale_floor: least standard deviation to divide by.
+      critic_start: `reward` starts the critic from the reward model, `actor` from the actor with a
+        zero head.
+      temperature: one temperature for sampling and for all log-probabilities.
+    """
+
+    beta: float = 0.05
+    target_kl: float | None = None
+    horizon: int = 10_000
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_coefficient: float = 0.1
+    epochs: int = 4
+    minibatches: int = 4
+    microbatches: int = 1
+    missing_eos_penalty: float = -1.0
+    subtract_chosen: bool = False
+    scale_rewards: bool = False
+    scale_floor: float = 0.1
+    critic_start: str = "reward"
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if self.critic_start not in CRITIC_STARTS:
+            raise ValueError(
+                f"PPOConfig: got critic_start={self.critic_start!r}, expected one of "
+                f"{CRITIC_STARTS}"
+            )
+        if self.temperature <= 0:
+            raise ValueError("PPOConfig: temperature must be above 0, PPO samples its episodes")
+        for field in ("epochs", "minibatches", "microbatches"):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"PPOConfig: got {field}={getattr(self, field)}, expected 1 or more"
+                )
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that pass through the network one after the other."""
+        return self.minibatches * self.microbatches
+
+
+class Experience(flax.struct.PyTreeNode):
+    """A batch of episodes; prompts are left-padded, responses right-padded.
+
+    Attributes:
+      prompt_BP: what the actor saw.
+      critic_prompt_BQ: the same in the reward model's layout (Q tokens).
+      response_BR: tokens, EOS included.
+      mask_BR: float32, 1 on real tokens.
+      log_probs_BR: of the tokens under the actor that sampled them.
+      values_BR: of the state before each token.
+      rewards_BR: −β·k1 per token, the score added at the last real token.
+    """
+
+    prompt_BP: jax.Array
+    critic_prompt_BQ: jax.Array
+    response_BR: jax.Array
+    mask_BR: jax.Array
+    log_probs_BR: jax.Array
+    values_BR: jax.Array
+    rewards_BR: jax.Array
+
+
+@flax.struct.dataclass
+class Moments:
+    """Running count, mean and sum of squared deviations of scores (Chan et al., 1979)."""
+
+    count: jax.Array
+    mean: jax.Array
+    squares: jax.Array
+
+    @classmethod
+    def zero(cls) -> Moments:
+        """No scores seen; three separate float32 buffers."""
+        return cls(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+
+    def add(self, scores_B: jax.Array) -> Moments:
+        """The moments after a batch of scores."""
+        n = jnp.float32(scores_B.size)
+        mean = jnp.mean(scores_B)
+        total = self.count + n
+        delta = mean - self.mean
+        squares = self.squares + jnp.sum(jnp.square(scores_B - mean))
+        squares += jnp.square(delta) * self.count * n / total
+        return Moments(total, self.mean + delta * n / total, squares)
+
+    def std(self, floor: float) -> jax.Array:
+        """Standard deviation, at least `floor`."""
+        return jnp.maximum(jnp.sqrt(self.squares / jnp.maximum(self.count, 1.0)), floor)
+
+
+def masked_mean(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
+    """Mean over real tokens."""
+    return jnp.sum(x_BR * mask_BR) / jnp.maximum(jnp.sum(mask_BR), 1.0)
+
+
+def whiten(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
+    """Shifts and scales to mean 0 and variance 1 over real tokens of the global batch."""
+    mean = masked_mean(x_BR, mask_BR)
+    variance = masked_mean(jnp.square(x_BR - mean), mask_BR)
+    return (x_BR - mean) * jax.lax.rsqrt(variance + 1e-8) * mask_BR
+
+
+def kl_estimates(log_probs_BR: jax.Array, ref_log_probs_BR: jax.Array):
+    """Per-token estimators of KL(π ‖ π_ref) (Schulman, 2020).
+
+    Returns:
+      k1 = log π − log π_ref, unbiased, and k3 = exp(−k1) − 1 + k1, unbiased and never negative.
+    """
+    k1_BR = log_probs_BR - ref_log_probs_BR
+    return k1_BR, jnp.exp(-k1_BR) - 1 + k1_BR
+
+
+def token_rewards(k1_BR: jax.Array, scores_B: jax.Array, mask_BR: jax.Array, beta) -> jax.Array:
+    """`−β·k1` on each token, the score added at the last real one (Eqs. 3 to 5)."""
+    last_BR = mask_BR * (jnp.cumsum(mask_BR, axis=1) == jnp.sum(mask_BR, axis=1, keepdims=True))
+    return -beta * k1_BR * mask_BR + scores_B[:, None] * last_BR
+
+
+def gae(
+    rewards_BR: jax.Array, values_BR: jax.Array, mask_BR: jax.Array, gamma: float, lam: float
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimation (Schulman et al., 2016); the value after the end is 0.
+
+    Returns:
+      advantages_BR (not whitened) and returns_BR = advantages + values, both 0 off the mask.
+    """
+    values_BR = values_BR * mask_BR
+    next_BR = jnp.pad(values_BR[:, 1:], ((0, 0), (0, 1)))
+    delta_BR = (rewards_BR + gamma * next_BR - values_BR) * mask_BR
+
+    def backward(advantage_B, inputs):
+        delta_B, mask_B = inputs
+        advantage_B = (delta_B + gamma * lam * advantage_B) * mask_B
+        return advantage_B, advantage_B
+
+    start_B = jnp.zeros(rewards_BR.shape[0], rewards_BR.dtype)
+    _, advantages_RB = jax.lax.scan(backward, start_B, (delta_BR.T, mask_BR.T), reverse=True)
+    return advantages_RB.T, (advantages_RB.T + values_BR) * mask_BR
+
+
+def adapt_beta(beta, kl, config: PPOConfig, episodes: int):
+    """`β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)`, Ziegler et al. (2019); fixed without a
+    target."""
+    if config.target_kl is None:
+        return beta
+    error = jnp.clip(kl / config.target_kl - 1, -0.2, 0.2)
+    return beta * (1 + error * episodes / config.horizon)
+
+
+def update(
+    state,
+    experience: Experience,
+    key: jax.Array,
+    config: PPOConfig,
+    log_probs_fn: Callable,
+    values_fn: Callable,
+):
+    """One PPO update: `epochs` passes over `minibatches` parts of the episodes.
+
+    Args:
+      state: TrainState with params {'actor', 'critic'}.
+      experience: the episodes.
+      key: shuffles the episodes each epoch.
+      config: PPO's settings.
+      log_probs_fn: (actor params, Experience) -> log_probs_BR, entropy_BR; the very function that
+        gave `experience.log_probs_BR`.
+      values_fn: (critic params, Experience) -> values_BR.
+
+    Returns:
+      the new state and metrics as (sum, weight) pairs, `first_ratio_error` among them: the largest
+      distance from 1 of the first minibatch's ratios.
+    """
+    B = experience.mask_BR.shape[0]
+    if B % config.parts:
+        raise ValueError(
+            f"PPO: got a batch of {B} episodes, expected a multiple of minibatches x microbatches ="
+            f" {config.parts}"
+        )
+    advantages_BR, returns_BR = gae(
+        experience.rewards_BR,
+        experience.values_BR,
+        experience.mask_BR,
+        config.gamma,
+        config.gae_lambda,
+    )
+    data = (experience, whiten(advantages_BR, experience.mask_BR), returns_BR)
+
+    def minibatch_step(state, batch):
+        weight = jnp.sum(batch[0].mask_BR)
+
+        def gradients(part):
+            def total(params):
+                return loss(params, part, weight, config, log_probs_fn, values_fn)
+
+            gradient = jax.value_and_grad(total, has_aux=True)
+            (value, (metrics, deviation)), grads = gradient(state.params)
+            return (grads, value, metrics), deviation
+
+        (grads, value, metrics), deviations = accumulate(gradients, batch, config.microbatches)
+        state, step_metrics = state.apply_gradients(grads, value)
+        return state, ({**metrics, **step_metrics}, jnp.max(deviations))
+
+    def epoch(state, key):
+        order = jax.random.permutation(key, B).reshape(config.minibatches, -1)
+        return jax.lax.scan(minibatch_step, state, jax.tree.map(lambda x: x[order], data))
+
+    state, (metrics, deviation) = jax.lax.scan(epoch, state, jax.random.split(key, config.epochs))
+    metrics = jax.tree.map(jnp.sum, metrics)
+    explained = explained_variance(experience.values_BR, returns_BR, experience.mask_BR)
+    one = jnp.float32(1)
+    return state, {
+        **metrics,
+        "explained_variance": (explained, one),
+        "first_ratio_error": (deviation[0, 0], one),
+    }
+
+
+def loss(params, part, weight, config: PPOConfig, log_probs_fn: Callable, values_fn: Callable):
+    """PPO's loss of some episodes of a minibatch.
+
+    Args:
+      params: {'actor', 'critic'}.
+      part: (Experience, advantages_BR, returns_BR).
+      weight: tokens of the whole minibatch, which the sums are divided by.
+      config, log_probs_fn, values_fn: see `update`.
+
+    Returns:
+      the loss, and the metrics with the largest distance of a ratio from 1.
+    """
+    episodes, advantages, returns = part
+    mask = episodes.mask_BR
+    log_probs, entropy = log_probs_fn(params["actor"], episodes)
+    values = values_fn(params["critic"], episodes)
+    (policy, count), policy_metrics = ppo_policy_loss(
+        log_probs, episodes.log_probs_BR, advantages, mask, config.clip
+    )
+    (value, _), value_metrics = ppo_value_loss(
+        values, episodes.values_BR, returns, mask, config.value_clip
+    )
+    metrics = {
+        **policy_metrics,
+        **value_metrics,
+        "policy_loss": (policy, count),
+        "value_loss": (value, count),
+        "entropy": (jnp.sum(entropy * mask), count),
+    }
+    deviation = jnp.max(jnp.abs(jnp.exp((log_probs - episodes.log_probs_BR) * mask) - 1))
+    total = (policy + config.value_coefficient * value) / jnp.maximum(weight, 1)
+    return total, (metrics, deviation)
+
+
+def explained_variance(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array):
+    """`1 − Var(R − V) / Var(R)` over real tokens; 1 is a perfect critic, 0 a constant one."""
+
+    def variance(x_BR):
+        return masked_mean(jnp.square(x_BR - masked_mean(x_BR, mask_BR)), mask_BR)
+
+    return 1 - variance(returns_BR - values_BR) / jnp.maximum(variance(returns_BR), 1e-8)

@@ -1,0 +1,190 @@
+"""Lists of prompts in, lists of responses out: decoding for curriculum, improvement and evaluation.
+
+Rows are cut into batches of one fixed size (the last one filled up), so that each width compiles
+once; every process gives the same rows and gets all responses. A row's sample depends on the key
+and on the number that names the row, not on its batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pit_jax.method.decode import EOS, SamplingConfig, generate, row_keys
+from pit_jax.method.forward import response_scores
+from pit_jax.models.config import NetworkConfig
+from pit_jax.models.heads import ScalarModel
+from pit_jax.models.network import LanguageModel
+from pit_jax.runtime.partitioning import Partitioner
+
+Tokens = list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """One sampled response.
+
+    Attributes:
+      tokens: ids before EOS.
+      ended: whether EOS came within the window.
+    """
+
+    tokens: Tokens
+    ended: bool
+
+
+class Sampler:
+    """Samples from language models and scores with reward models of one architecture each.
+
+    Args:
+      network: of the language models.
+      partitioner: the mesh.
+      response_length: R, the most tokens of a response, EOS included.
+      batch_size: rows decoded at once, over all devices.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        partitioner: Partitioner,
+        response_length: int,
+        batch_size: int,
+    ):
+        self._language_model = LanguageModel(network)
+        self._scalar_model = ScalarModel(network)
+        self._partitioner = partitioner
+        self._response_length = response_length
+        self._batch_size = batch_size
+        self._programs: dict[Any, Callable] = {}
+
+    def respond(
+        self,
+        params: Any,
+        prompts: Sequence[Tokens],
+        width: int,
+        rows: Sequence[int],
+        key: jax.Array,
+        sampling: SamplingConfig,
+    ) -> list[Response]:
+        """Samples one response to each prompt.
+
+        Args:
+          params: of the language model.
+          prompts: token ids, at most `width` each.
+          width: P, the padded length.
+          rows: a number that names each row; equal numbers under one key draw alike.
+          key: of this sampling.
+          sampling: temperature and filters.
+        """
+        run = self.respond_program(sampling)
+        responses: list[Response] = []
+        numbers = np.asarray(rows, np.int32)
+        for start in range(0, len(prompts), self._batch_size):
+            chosen = self._fill(start, len(prompts))
+            batch = {
+                "prompts": pad_left([prompts[i] for i in chosen], width),
+                "rows": numbers[chosen],
+            }
+            generation = run(params, self._partitioner.shard_batch(batch), key)
+            tokens_BR = np.asarray(generation.tokens_BR)
+            mask_BR = np.asarray(generation.mask_BR)
+            count = min(self._batch_size, len(prompts) - start)
+            responses += [
+                _response(t, m) for t, m in zip(tokens_BR[:count], mask_BR[:count], strict=True)
+            ]
+        return responses
+
+    def score(
+        self,
+        params: Any,
+        prompts: Sequence[Tokens],
+        width: int,
+        responses: Sequence[Response],
+        pooling: str,
+    ) -> np.ndarray:
+        """Reward model scores, float32 [n], of responses to prompts in the reward's layout."""
+        run = self.score_program(pooling)
+        scores = []
+        for start in range(0, len(prompts), self._batch_size):
+            chosen = self._fill(start, len(prompts))
+            rows = [responses[i].tokens + [EOS] * responses[i].ended for i in chosen]
+            lengths = np.array([len(row) for row in rows])
+            batch = {
+                "prompts": pad_left([prompts[i] for i in chosen], width),
+                "responses": pad_right(rows, self._response_length),
+                "mask": (np.arange(self._response_length)[None] < lengths[:, None]),
+            }
+            scores.append(np.asarray(run(params, self._partitioner.shard_batch(batch))))
+        return np.concatenate(scores)[: len(prompts)] if scores else np.zeros(0, np.float32)
+
+    def respond_program(self, sampling: SamplingConfig) -> Callable:
+        """The jitted (params, {prompts [B, P], rows [B]}, key) -> Generation."""
+
+        def respond(params, batch, key):
+            return generate(
+                self._language_model,
+                params,
+                batch["prompts"],
+                row_keys(key, batch["rows"]),
+                self._response_length,
+                sampling,
+            )
+
+        return self._program(("respond", sampling), respond)
+
+    def score_program(self, pooling: str) -> Callable:
+        """The jitted (params, {prompts [B, Q], responses [B, R], mask [B, R]}) -> scores [B]."""
+
+        def score(params, batch):
+            return response_scores(
+                self._scalar_model,
+                params,
+                batch["prompts"],
+                batch["responses"],
+                batch["mask"],
+                pooling,
+            )
+
+        return self._program(("score", pooling), score)
+
+    def _fill(self, start: int, total: int) -> np.ndarray:
+        """Indices of one batch; past the end it repeats the last row."""
+        return np.minimum(np.arange(start, start + self._batch_size), total - 1)
+
+    def _program(self, name: Any, function: Callable) -> Callable:
+        if name not in self._programs:
+            replicated = self._partitioner.replicated
+            self._programs[name] = self._partitioner.jit(function, out_shardings=replicated)
+        return self._programs[name]
+
+
+def pad_left(rows: Sequence[Tokens], width: int) -> np.ndarray:
+    """int32 [n, width], padding on the left.
+
+    Raises:
+      ValueError: if a row is longer than `width`.
+    """
+    padded = np.zeros((len(rows), width), np.int32)
+    for number, row in enumerate(rows):
+        if len(row) > width:
+            raise ValueError(f"prompt of {len(row)} tokens, expected at most {width}")
+        padded[number, width - len(row) :] = row
+    return padded
+
+
+def pad_right(rows: Sequence[Tokens], width: int) -> np.ndarray:
+    """int32 [n, width], padding on the right; rows must fit."""
+    padded = np.zeros((len(rows), width), np.int32)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded
+
+
+def _response(tokens_R: np.ndarray, mask_R: np.ndarray) -> Response:
+    tokens = tokens_R[mask_R].tolist()
+    ended = EOS in tokens
+    return Response(tokens[: tokens.index(EOS)] if ended else tokens, ended)

@@ -1,0 +1,242 @@
+"""What became of every example: the `data` command's figures, as JSON and for a terminal."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pit_jax.data.batching import Batch
+from pit_jax.data.examples import FOLDS, SPLITS
+from pit_jax.data.input_pipeline import InputPipeline
+from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.errors import UserError
+from pit_jax.run.stages import RL_TASKS, Stage
+
+_QUANTILES = (0, 10, 50, 90, 99, 100)
+_BINS = 12
+_BAR = 40
+_PAIR_BLOCKS = ("x", "y_w", "y_l")
+_GAP_BLOCKS = (
+    "x",
+    "reference y_w",
+    "reference y_l",
+    "y_w after y_l",
+    "y_w after y_w",
+    "y_l after y_l",
+    "y_l after y_w",
+)
+
+
+def gather(data: InputPipeline, stages: Sequence[Stage], num_examples: int = 0) -> dict[str, Any]:
+    """All figures, as JSON values.
+
+    Args:
+      data: the dataset.
+      stages: of the run; one of several with the same task and batch size is enough.
+      num_examples: how many rows of each task to show token by token.
+
+    Returns:
+      `dataset`, `examples` (InputPipeline.report), `overlap` (prompts that two folds or two splits
+      share), `lengths` of every field in tokens, `batches` of every stage, `rows`.
+    """
+    found: dict[str, Any] = {
+        "dataset": data.config.name,
+        "examples": data.report(),
+        "overlap": _overlap(data),
+        "lengths": _lengths(data),
+        "batches": [],
+        "rows": [],
+    }
+    seen = set()
+    for stage in stages:
+        if (stage.task, stage.batch_size) in seen:
+            continue
+        seen.add((stage.task, stage.batch_size))
+        row: dict[str, Any] = {"task": stage.task, "batch_size": stage.batch_size}
+        try:
+            row |= data.padding(stage.task, stage.batch_size)
+        except UserError as error:
+            row["error"] = str(error).partition(";")[0]
+        found["batches"].append(row)
+    for task in dict.fromkeys(stage.task for stage in stages):
+        found["rows"] += itertools.islice(_rows(data, task), num_examples)
+    return found
+
+
+def _overlap(data: InputPipeline) -> dict[str, int]:
+    parts = [{split: data.examples(split) for split in SPLITS}]
+    parts.append({fold: data.examples("train", fold) for fold in FOLDS})
+    return {
+        f"{a} and {b}": len({e.prompt for e in part[a]} & {e.prompt for e in part[b]})
+        for part in parts
+        for a, b in itertools.combinations(part, 2)
+    }
+
+
+def _lengths(data: InputPipeline) -> dict[str, dict[str, Any]]:
+    counts = [data.token_counts(split) for split in SPLITS]
+    response = data.lengths.longest_text
+    windows = {"prompt": data.lengths.prompt, "chosen": response, "rejected": response}
+    found = {}
+    for field, window in windows.items():
+        tokens = np.concatenate([part[field] for part in counts])
+        low, top = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
+        # A few very long examples would squeeze all others into one bin: the last bin takes them.
+        last = max(low, min(top, 2 * window))
+        edges = np.unique(np.linspace(low, last + 1, _BINS + 1).round().astype(int))
+        histogram, _ = np.histogram(np.minimum(tokens, last), edges)
+        quantiles = np.percentile(tokens, _QUANTILES, method="inverted_cdf") if len(tokens) else []
+        found[field] = {
+            "window": window,
+            "over": int(np.sum(tokens > window)),
+            "quantiles": dict(zip(map(str, _QUANTILES), map(int, quantiles), strict=False)),
+            "edges": edges.tolist(),
+            "counts": histogram.tolist(),
+        }
+    return found
+
+
+def _rows(data: InputPipeline, task: str) -> Iterator[dict[str, Any]]:
+    """Training rows of a task in the order of the data, as groups of tokens that go together."""
+    if not data.num_rows(task, "train"):
+        return
+    for batch in data.batches(task, "train", 1, shuffle=False, num_epochs=1):
+        row = {name: array[0] for name, array in batch.items()}
+        groups = []
+        for label, loss, tokens in _groups(task, row):
+            pieces = [piece(data.vocabulary, token) for token in tokens]
+            groups.append({"label": label, "loss": loss, "tokens": tokens, "pieces": pieces})
+        yield {"task": task, "groups": groups}
+
+
+def _groups(task: str, row: Batch) -> Iterator[tuple[str, bool, list[int]]]:
+    """(what, whether the loss or the score is on it, tokens) of the parts of a row, in order."""
+    if task in RL_TASKS:
+        for name in ("prompt_tokens", "reward_prompt_tokens", "chosen_tokens"):
+            yield name.removesuffix("_tokens"), False, row[name][row[name] > 0].tolist()
+        return
+    if "blocks" in row:
+        names = _PAIR_BLOCKS if task == "rm_policy" else _GAP_BLOCKS
+        for number, name in enumerate(names, 1):
+            yield name, name.startswith("y"), row["tokens"][row["blocks"] == number].tolist()
+        return
+    # A weight is of the prediction of the next column: a token's own is that of the one before.
+    weights = np.roll(row["decoder_loss_weights"] > 0, 1)
+    segments, tokens = row["decoder_segment_ids"], row["decoder_input_tokens"]
+    keys = zip(segments.tolist(), weights.tolist(), tokens.tolist(), strict=True)
+    several = int(segments.max(initial=0)) > 1
+    for (segment, loss), group in itertools.groupby(keys, key=lambda key: key[:2]):
+        if segment:
+            name = "learnt" if loss else "read"
+            yield f"{segment} {name}" if several else name, loss, [token for *_, token in group]
+
+
+def piece(vocabulary: Vocabulary, token: int) -> str:
+    """A token as printable text; what is no text of its own stands in angle brackets."""
+    control = vocabulary.control_tokens
+    names = {vocabulary.eos_id: "<EOS>", control.candidate: "<<Candidate>>"}
+    names[control.improved] = "<<Improved>>"
+    if token in names:
+        return names[token]
+    text = vocabulary.decode([token])
+    return printable(text) if text and "\ufffd" not in text else f"<{token}>"
+
+
+def printable(text: str) -> str:
+    """Text with control and other unprintable characters written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def write(found: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Writes `data.json` and `lengths.png` into a folder."""
+    from pit_jax.report import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data.json").write_text(to_json(found) + "\n", encoding="utf-8")
+    image = plots.render(plots.lengths(found["lengths"]), "png")
+    (folder / "lengths.png").write_bytes(image)
+
+
+def to_json(found: Mapping[str, Any]) -> str:
+    """The figures for machines."""
+    return json.dumps(found, indent=1, ensure_ascii=False)
+
+
+def to_text(found: Mapping[str, Any]) -> str:
+    """The figures for a terminal of 100 columns."""
+    parts = (_examples_text, _overlap_text, _lengths_text, _batches_text, _rows_text)
+    return "\n".join(line for part in parts for line in [*part(found), ""]).rstrip()
+
+
+def _examples_text(found) -> Iterator[str]:
+    examples = found["examples"]
+    kept = sum(examples["splits"].values())
+    yield f"Examples of {found['dataset']}"
+    yield f"  {'read':<28}{examples['read']:>10,}"
+    for reason, count in sorted(examples["dropped"].items(), key=lambda item: -item[1]):
+        yield f"  {'dropped: ' + reason:<28}{count:>10,}"
+    yield f"  {'kept':<28}{kept:>10,}"
+    for name, parts in (("splits", examples["splits"]), ("folds of train", examples["folds"])):
+        yield f"  {name:<28}" + "  ".join(f"{part} {count:,}" for part, count in parts.items())
+    for line in examples["malformed"]:
+        yield f"  skipped {printable(line)}"
+
+
+def _overlap_text(found) -> Iterator[str]:
+    yield "Prompts in both of"
+    yield "  " + "   ".join(f"{pair}: {count}" for pair, count in found["overlap"].items())
+
+
+def _lengths_text(found) -> Iterator[str]:
+    for field, each in found["lengths"].items():
+        quantiles = "  ".join(f"{q}% {tokens}" for q, tokens in each["quantiles"].items())
+        yield f"Tokens of {field}: window {each['window']}, over it {each['over']:,};  {quantiles}"
+        most = max(1, *each["counts"])
+        for low, high, count in zip(each["edges"], each["edges"][1:], each["counts"], strict=False):
+            label = f"{low}" if high == low + 1 else f"{low} to {high - 1}"
+            if high == each["edges"][-1] <= each["quantiles"].get("100", 0):
+                label = f"{low} or more"
+            yield f"  {label:>16} {count:>8,} {'█' * round(_BAR * count / most)}"
+
+
+def _batches_text(found) -> Iterator[str]:
+    yield "Real tokens in an epoch of training batches (at fixed windows: unpacked, unbucketed)"
+    yield (
+        f"  {'task':<12}{'batch':>6}{'examples':>10}{'rows':>9}{'batches':>9}{'real %':>8}"
+        f"{'at fixed windows %':>20}  widths"
+    )
+    for row in found["batches"]:
+        start = f"  {row['task']:<12}{row['batch_size']:>6}"
+        if "error" in row:
+            yield f"{start}  {row['error']}"
+            continue
+        yield (
+            f"{start}{row['examples']:>10,}{row['rows']:>9,}{row['batches']:>9,}"
+            f"{100 * row['real_share']:>8.1f}{100 * row['window_share']:>14.1f} of "
+            f"{row['window_width']:<5} {', '.join(map(str, row['widths']))}"
+        )
+
+
+def _rows_text(found) -> Iterator[str]:
+    if found["rows"]:
+        yield "Rows, token by token (* has the loss or the score on it)"
+    for row in found["rows"]:
+        yield f"  {row['task']}"
+        for group in row["groups"]:
+            mark = "*" if group["loss"] else " "
+            label = f"  {mark} {group['label']:<15} {len(group['tokens']):>5}  "
+            text = "|".join(group["pieces"])
+            yield from textwrap.wrap(
+                text,
+                100,
+                initial_indent=label,
+                subsequent_indent=" " * len(label),
+                drop_whitespace=False,
+                break_on_hyphens=False,
+            ) or [label]

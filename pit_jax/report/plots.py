@@ -1,0 +1,339 @@
+"""The figures of a report. matplotlib draws without a display and is imported on first use.
+
+Every function returns a `matplotlib.figure.Figure` of the page's width; `render` makes bytes of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pit_jax.evaluation import scoring
+from pit_jax.report.formatting import known, tone
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 9.0  # inches
+
+INK, MUTED, RULE = "#1f2a37", "#6b7683", "#d9dee4"
+BLUE, TEAL, AMBER, RED, PLUM = "#2f5f8f", "#3b8b7d", "#c58a2d", "#b4513f", "#75588c"
+CYCLE = (BLUE, AMBER, TEAL, RED, PLUM, MUTED)
+_TONES = {"up": TEAL, "down": RED, "": MUTED}
+_OUTCOMES = (("win", "Win", BLUE), ("tie", "Tie", "#cfd5dc"), ("lose", "Lose", "#d08b7c"))
+_REGIONS = (("Worse", "#f7e6e2"), ("Similar", "#f3f4f6"), ("Better", "#e1efea"))
+_PAIR_LABELS = {
+    "wl": "r(chosen, rejected)",
+    "ww": "r(chosen, chosen)",
+    "ll": "r(rejected, rejected)",
+    "lw": "r(rejected, chosen)",
+}
+_PAIR_COLOURS = {"wl": TEAL, "ww": BLUE, "ll": AMBER, "lw": RED}
+
+
+@contextlib.contextmanager
+def _style():
+    import matplotlib
+    from matplotlib import rcsetup
+
+    settings = {
+        "font.size": 10,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.prop_cycle": rcsetup.cycler(color=CYCLE),
+        "grid.color": RULE,
+        "grid.linewidth": 0.6,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "lines.linewidth": 1.8,
+        "svg.hashsalt": "pit_jax",
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def _canvas(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def render(figure: Figure, file_format: str = "svg", dpi: int = 160) -> bytes:
+    """The figure as SVG or PNG bytes, the same for the same data."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if file_format == "svg" else None
+    with _style():
+        figure.savefig(buffer, format=file_format, dpi=dpi, facecolor="white", metadata=metadata)
+    return buffer.getvalue()
+
+
+def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Win, tie and lose rates, and delta with its interval, a line for each comparison.
+
+    Args:
+      rows: label, win, tie, lose, delta, ci_low, ci_high (percent).
+    """
+    with _style():
+        figure, axes = _canvas(
+            1.15 + 0.36 * len(rows), columns=2, sharey=True, width_ratios=(1.15, 1)
+        )
+        rates, deltas = axes[0]
+        y = np.arange(len(rows))
+        left = np.zeros(len(rows))
+        for key, label, colour in _OUTCOMES:
+            width = np.array([row.get(key) or 0 for row in rows], float)
+            rates.barh(y, width, left=left, height=0.62, color=colour, label=label)
+            for place, (start, share) in enumerate(zip(left, width, strict=True)):
+                if share >= 8:
+                    ink = "white" if key == "win" else INK
+                    middle = start + share / 2
+                    rates.text(
+                        middle, place, f"{share:.0f}", color=ink, ha="center", va="center", size=8.5
+                    )
+            left += width
+        rates.set_yticks(y, [row["label"] for row in rows])
+        rates.set_ylim(len(rows) - 0.5, -0.5)
+        rates.set(xlim=(0, 100), xlabel="Share of prompts (%)")
+        rates.grid(visible=False)
+        rates.tick_params(axis="y", length=0)
+        rates.legend(
+            ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, borderaxespad=0.4
+        )
+
+        deltas.axvline(0, color=MUTED, linewidth=0.9)
+        for place, row in enumerate(rows):
+            low, high = row.get("ci_low"), row.get("ci_high")
+            colour = _TONES[tone(row)]
+            if known(low) and known(high):
+                deltas.plot([low, high], [place, place], color=colour, linewidth=2)
+            if known(row.get("delta")):
+                deltas.plot(row["delta"], place, "o", color=colour, markersize=6)
+        deltas.grid(visible=False, axis="y")
+        deltas.tick_params(axis="y", length=0)
+        deltas.set_xlabel("Δ = win − lose (points), 95% interval")
+        deltas.margins(x=0.08)
+        return figure
+
+
+def iterations(blocks: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Mean score, delta against the original and ELO by iteration, a line for each temperature.
+
+    Panels without data are left out; None when none has any.
+    """
+    panels = [
+        ("mean_score", None, None, "Mean score"),
+        ("delta_vs_original", "ci_low", "ci_high", "Δ vs original (points)"),
+        ("elo", "elo_low", "elo_high", "ELO"),
+    ]
+    panels = [
+        panel
+        for panel in panels
+        if any(known(row.get(panel[0])) for block in blocks for row in block["rows"])
+    ]
+    if not panels:
+        return None
+    with _style():
+        figure, axes = _canvas(3.0, columns=len(panels))
+        for axis, (key, low, high, label) in zip(axes[0], panels, strict=True):
+            for index, block in enumerate(blocks):
+                rows = [row for row in block["rows"] if known(row.get(key))]
+                x = [row["iteration"] for row in rows]
+                colour = CYCLE[index % len(CYCLE)]
+                name = f"T = {block['temperature']:g}" if "temperature" in block else None
+                axis.plot(
+                    x, [row[key] for row in rows], "o-", color=colour, markersize=4, label=name
+                )
+                if low and all(known(row.get(low)) and known(row.get(high)) for row in rows):
+                    axis.fill_between(
+                        x,
+                        [row[low] for row in rows],
+                        [row[high] for row in rows],
+                        color=colour,
+                        alpha=0.13,
+                        linewidth=0,
+                    )
+            axis.set(xlabel="Iteration (0 = original)", title=label)
+            _integer_ticks(axis)
+        if axes[0][0].get_legend_handles_labels()[0]:
+            axes[0][0].legend()
+        return figure
+
+
+def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
+    """Figure 2: densities of a gap reward for the four pairs of chosen and rejected."""
+    finite = {name: [v for v in series.get(name, ()) if known(v)] for name in _PAIR_LABELS}
+    present = {name: values for name, values in finite.items() if values}
+    edges, densities = scoring.density_histograms(present)
+    with _style():
+        figure, axes = _canvas(3.4)
+        axis = axes[0][0]
+        for name, density in densities.items():
+            colour = _PAIR_COLOURS[name]
+            axis.stairs(density, edges, fill=True, color=colour, alpha=0.16)
+            axis.stairs(density, edges, color=colour, linewidth=1.6, label=_PAIR_LABELS[name])
+            axis.axvline(float(np.mean(present[name])), color=colour, linewidth=1, linestyle=":")
+        axis.set(xlabel="Gap reward (dotted: mean)", ylabel="Density")
+        axis.set_ylim(bottom=0)
+        _legend_above(axis, columns=4)
+        return figure
+
+
+def temperatures(figure3: Mapping[str, Any]) -> Figure:
+    """Figure 3: delta against the temperature of improvement, a line for each comparison."""
+    x = figure3["temperatures"]
+    with _style():
+        figure, axes = _canvas(3.4)
+        axis = axes[0][0]
+        axis.axhline(0, color=MUTED, linewidth=0.9)
+        for index, (name, deltas) in enumerate(figure3["series"].items()):
+            colour = CYCLE[index % len(CYCLE)]
+            axis.plot(x, np.array(deltas, float), "o-", color=colour, markersize=4.5, label=name)
+            bounds = figure3.get("intervals", {}).get(name)
+            if bounds is not None:
+                low, high = np.asarray(bounds, float).T
+                axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        axis.set(xlabel="Temperature of improvement", ylabel="Δ = win − lose (points)")
+        axis.set_xticks(x)
+        _legend_above(axis, columns=3)
+        return figure
+
+
+def rewards_by_step(
+    rounds: Sequence[Mapping[str, Any]], regions: tuple[float, float] | None
+) -> Figure:
+    """Figure 4: reward against step for each round of RL, over the regions of `reward_regions`.
+
+    A second panel has the checker's score where a round recorded it.
+    """
+    has_score = [any(map(known, run.get("score", ()))) for run in rounds]
+    with _style():
+        figure, axes = _canvas(3.5, columns=1 + any(has_score))
+        axis = axes[0][0]
+        axis.set(xlabel="Step", ylabel="Gap reward", title="Reward")
+        if any(has_score):
+            axes[0][1].set(xlabel="Step", ylabel="Mean checker score", title="Checker score")
+        for index, run in enumerate(rounds):
+            colour = CYCLE[index % len(CYCLE)]
+            _draw_smoothed(axis, run["steps"], run["reward"], colour, run["round"])
+            if has_score[index]:
+                _draw_smoothed(axes[0][1], run["steps"], run["score"], colour, run["round"])
+        if regions is not None:
+            _shade_regions(axis, *regions)
+        _legend_below(figure, axis)
+        return figure
+
+
+def curves(series: Sequence[Mapping[str, Any]]) -> Figure:
+    """Small multiples: a panel for each metric of each stage."""
+    columns = min(3, len(series))
+    rows = -(-len(series) // columns)
+    with _style():
+        figure, axes = _canvas(0.2 + 2.05 * rows, rows=rows, columns=columns)
+        for axis, curve in zip(axes.flat, series, strict=False):
+            _draw_smoothed(axis, curve["steps"], curve["values"], BLUE, None)
+            axis.set_title(f"{curve['stage']} · {curve['metric']}", fontsize=9)
+            axis.tick_params(labelsize=8)
+        for axis in axes.flat[len(series) :]:
+            axis.set_visible(False)
+        for axis in axes.flat[max(0, len(series) - columns) : len(series)]:
+            axis.set_xlabel("Step")
+        return figure
+
+
+def _draw_smoothed(axis: Axes, steps, values, colour: str, label: str | None) -> None:
+    """The values, and over many noisy ones their running mean."""
+    points = [(s, v) for s, v in zip(steps, values, strict=True) if known(v)]
+    if not points:
+        return
+    x, y = np.array(points, float).T
+    window = len(x) // 20
+    if window < 2:
+        axis.plot(x, y, color=colour, label=label, marker="o" if len(x) == 1 else None)
+        return
+    # The window is cut off at the end; at the start, where curves are steep, it shrinks on both
+    # sides, so that the mean isn't drawn towards what comes later.
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    centre = np.arange(len(x))
+    reach = np.minimum(window, centre)
+    low, high = centre - reach, np.minimum(centre + reach + 1, len(x))
+    axis.plot(x, y, color=colour, alpha=0.28, linewidth=0.8)
+    axis.plot(x, (total[high] - total[low]) / (high - low), color=colour, label=label)
+
+
+def _shade_regions(axis: Axes, low: float, high: float) -> None:
+    bottom, top = axis.get_ylim()
+    margin = 0.6 * (high - low)
+    bottom, top = min(bottom, low - margin), max(top, high + margin)
+    axis.set_ylim(bottom, top)
+    bounds = (bottom, low, high, top)
+    for index, (name, colour) in enumerate(_REGIONS):
+        axis.axhspan(bounds[index], bounds[index + 1], color=colour, zorder=0, linewidth=0)
+        middle = (bounds[index] + bounds[index + 1]) / 2
+        axis.annotate(
+            name,
+            (1, middle),
+            xycoords=("axes fraction", "data"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            ha="left",
+            va="center",
+            color=MUTED,
+            fontsize=9,
+        )
+    axis.grid(visible=False)
+
+
+def _integer_ticks(axis: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend_above(axis: Axes, columns: int) -> None:
+    axis.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+
+
+def _legend_below(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower left", ncols=3)
+
+
+def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """A histogram of token counts for each field, with its window.
+
+    Args:
+      fields: name -> edges, counts, window; the last bin holds all that is longer.
+    """
+    with _style():
+        figure, axes = _canvas(2.6, columns=len(fields))
+        for axis, (name, field) in zip(axes[0], fields.items(), strict=True):
+            edges = np.array(field["edges"])
+            axis.bar(edges[:-1], field["counts"], np.diff(edges), align="edge", color=BLUE)
+            axis.axvline(field["window"], color=RED, linewidth=1.2, label="window")
+            axis.set(title=name, xlabel="Tokens")
+            axis.grid(visible=False, axis="x")
+        axes[0][0].set_ylabel("Examples")
+        axes[0][0].legend()
+        return figure

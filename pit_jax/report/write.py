@@ -1,0 +1,212 @@
+"""The report of a run: report.json, report.md, report.html, and a summary for the terminal.
+
+`results` is a plain dict. Every part may be absent, and the report leaves its section out; a part
+unknown here is kept in report.json. Units: win, lose, tie, delta and their intervals are in
+percent, as `scoring.Comparison` has them; accuracies, inequalities, eos_rate and changed are shares
+between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is refused.
+
+  title, description, command, seed, versions, device, num_prompts, config_text
+  data           {'rows': [[name, value]]}
+  stages         [{name, steps, seconds, tokens, tokens_per_second, mfu, parameters,
+                   final: {metric: value}}]
+  comparisons    [{name, temperature, judge, win, lose, tie, delta, ci_low, ci_high, n,
+                   group: 'table1' | 'table2' | 'control', paper}]
+  scores         [{name, temperature, mean_score, ci_low, ci_high, eos_rate, mean_length}]
+  iterations     [{temperature, rows: [{iteration, mean_score, delta_vs_original, ci_low, ci_high,
+                   elo, elo_low, elo_high, changed, gap}]}]
+  reward_models  [{name, accuracy, ci_low, ci_high, n, inequalities, means, degeneration}]
+  figure2        {'wl' | 'ww' | 'll' | 'lw': rewards}
+  figure3        {temperatures, series: {name: deltas}, intervals: {name: [[low, high]]}}
+  figure4        [{round, steps, reward, score}]
+  curves         [{stage, metric, steps, values}]
+  samples        [{prompt, original, iterations, scores, chosen}]
+  warnings       [text]
+
+`scores` of a sample are those of the original and then of each iteration; `chosen` is the response
+of the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pit_jax.files import write_whole
+from pit_jax.report import plots, sections, templates
+from pit_jax.report.formatting import (
+    NONE,
+    comparison_labels,
+    count,
+    duration,
+    known,
+    number,
+    points,
+    share,
+    three_digits,
+    whole,
+)
+
+_SHARES = {"scores": ("eos_rate",), "reward_models": ("accuracy", "ci_low", "ci_high")}
+
+
+def write_report(results: Mapping[str, Any], run_dir: str | os.PathLike[str]) -> dict[str, str]:
+    """Writes the report of a run into its directory.
+
+    report.json holds the results themselves and is written first; report.html needs no other file;
+    report.md shows the images of figures/.
+
+    Returns:
+      {'json': path, 'markdown': path, 'html': path}.
+
+    Raises:
+      ValueError: a figure of the results isn't in the unit this module asks for.
+    """
+    folder = epath.Path(run_dir)
+    paths = {
+        "json": folder / "report.json",
+        "markdown": folder / "report.md",
+        "html": folder / "report.html",
+    }
+    plain = _plain(results)
+    text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(paths["json"], text)
+    _check_units(plain)
+
+    parts, figures = sections.build(plain)
+    title, description = plain.get("title", "PIT report"), plain.get("description", "")
+    vector = {name: plots.render(figure, "svg") for name, figure in figures.items()}
+    write_whole(paths["html"], templates.to_html(title, description, parts, vector))
+
+    image_paths = {name: f"figures/{name}.png" for name in figures}
+    for name, figure in figures.items():
+        write_whole(folder / image_paths[name], plots.render(figure, "png"))
+    write_whole(paths["markdown"], templates.to_markdown(title, description, parts, image_paths))
+    return {name: str(path) for name, path in paths.items()}
+
+
+def format_summary(results: Mapping[str, Any]) -> str:
+    """The main tables as aligned lines for a terminal."""
+    plain = _plain(results)
+    blocks = [plain.get("title", "PIT report")]
+    blocks += [_aligned(*table) for table in _summary_tables(plain) if table[1]]
+    blocks += [f"warning: {text}" for text in plain.get("warnings", ())]
+    return "\n\n".join(blocks).replace(NONE, "-") + "\n"
+
+
+def _summary_tables(plain: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    stages = [
+        [s["name"], count(s.get("steps")), duration(s.get("seconds")), count(s.get("parameters"))]
+        for s in plain.get("stages", ())
+    ]
+    models = [
+        [r["name"], share(r.get("accuracy")), _interval(r, share), count(r.get("n"))]
+        for r in plain.get("reward_models", ())
+    ]
+    scores = [
+        [
+            s["name"],
+            number(s.get("temperature"), 1),
+            three_digits(s.get("mean_score")),
+            _interval(s, three_digits),
+        ]
+        for s in plain.get("scores", ())
+    ]
+    rows = plain.get("comparisons", ())
+    comparisons = [
+        [
+            label,
+            *(number(row.get(key), 1) for key in ("win", "lose", "tie")),
+            points(row.get("delta")),
+            _interval(row, points),
+            count(row.get("n")),
+        ]
+        for row, label in zip(rows, comparison_labels(rows), strict=True)
+    ]
+    iterations = [
+        [
+            number(group.get("temperature"), 1),
+            str(row["iteration"]),
+            three_digits(row.get("mean_score")),
+            points(row.get("delta_vs_original")),
+            whole(row.get("elo")),
+            share(row.get("changed")),
+        ]
+        for group in plain.get("iterations", ())
+        for row in group["rows"]
+    ]
+    return [
+        (["stage", "steps", "time", "parameters"], stages),
+        (["reward model", "accuracy %", "95% interval", "pairs"], models),
+        (["responses", "temp", "mean score", "95% interval"], scores),
+        (["temp", "iteration", "mean score", "delta", "elo", "changed %"], iterations),
+        (["comparison", "win %", "lose %", "tie %", "delta", "95% interval", "n"], comparisons),
+    ]
+
+
+def _interval(row: Mapping[str, Any], form) -> str:
+    low, high = row.get("ci_low"), row.get("ci_high")
+    return f"[{form(low)}, {form(high)}]" if known(low) and known(high) else NONE
+
+
+def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _check_units(plain: Mapping[str, Any]) -> None:
+    for row in plain.get("comparisons", ()):
+        rates = [row.get(key) for key in ("win", "lose", "tie")]
+        if all(map(known, rates)) and abs(sum(rates) - 100) > 0.5:
+            raise ValueError(
+                f"comparisons, {row['name']!r}: expected win, lose and tie in percent, adding up "
+                f"to 100, got {rates}"
+            )
+    shares = [
+        (part, row, key)
+        for part, ks in _SHARES.items()
+        for row in plain.get(part, ())
+        for key in ks
+    ]
+    shares += [
+        ("iterations", row, "changed")
+        for group in plain.get("iterations", ())
+        for row in group["rows"]
+    ]
+    for part, row, key in shares:
+        _check_share(part, key, row.get(key))
+    for row in plain.get("reward_models", ()):
+        for name, value in (row.get("inequalities") or {}).items():
+            _check_share("reward_models", name, value)
+
+
+def _check_share(part: str, key: str, value: Any) -> None:
+    if known(value) and not 0 <= value <= 1:
+        raise ValueError(f"{part}, {key}: expected a share between 0 and 1, got {value}")
+
+
+def _plain(value: Any) -> Any:
+    """Standard JSON types: arrays become lists, and numbers that aren't finite None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return str(value)

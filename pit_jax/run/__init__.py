@@ -1,0 +1,1 @@
+"""A run: its configuration and directory, its stages, and the training of one after the other."""

@@ -1,0 +1,279 @@
+"""The training of one stage of a run: what it starts from, its steps, its result."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+from etils import epath
+
+from pit_jax.data.input_pipeline import DATA_REFERENCES
+from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
+from pit_jax.errors import UserError
+from pit_jax.method import curriculum, flops
+from pit_jax.method.curriculum import Round
+from pit_jax.run import directory as run_directory
+from pit_jax.run import stages
+from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage
+from pit_jax.runtime import loop, processes, profiling
+from pit_jax.runtime import metrics as metrics_lib
+from pit_jax.runtime.checkpoints import Checkpoints
+from pit_jax.runtime.partitioning import OnHost
+
+if TYPE_CHECKING:
+    from pit_jax.run.pipeline import Run
+
+_SHOWN = {
+    "pretrain": ("loss", "token_accuracy"),
+    "sft_policy": ("loss", "token_accuracy"),
+    "sft_pit": ("loss", "token_accuracy"),
+    "rm_policy": ("loss", "accuracy", "held_out_accuracy"),
+    "rm_gap": ("loss", "accuracy", "held_out_accuracy"),
+    "rl_policy": ("score", "kl", "eos_rate"),
+    "rl_pit": ("score", "kl", "eos_rate"),
+}
+
+
+def train(run: Run, stage: Stage) -> None:
+    """Trains a stage from its last checkpoint, or from what it builds on, and writes its result."""
+    best = "accuracy" if isinstance(stage, RewardStage) else None
+    keep_every = stage.keep_every if isinstance(stage, RLStage) else 0
+    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", best, keep_every)
+    try:
+        state, progress = _fit(run, stage, checkpoints, keep_every)
+    finally:  # an interrupted run too leaves its last checkpoint whole
+        checkpoints.close()
+    _finish(run, stage, state, progress)
+
+
+def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
+    progress = loop.Progress()
+    if checkpoints.latest_step() is not None:
+        abstract = stages.abstract_state(stage, run.config.network, run.partitioner)
+        state, extra = checkpoints.restore(abstract)
+        progress = loop.Progress(**extra)
+        print(f"{stage.name}: continues at step {progress.step}", flush=True)
+    else:
+        key = run.key("init", stage.task)
+        state = stages.create_state(stage, run.config.network, run.partitioner, key)
+        state = start_from(run, stage, state)
+    window = run.profile and run.profile.within(stage.steps - progress.step)
+    profiler = profiling.Profiler(window, run.folder(stage.name) / "profile")
+    with _writer(run, stage, progress.step) as writer, profiler:
+        fit = functools.partial(
+            loop.fit,
+            progress=progress,
+            loop=stage.loop,
+            writer=writer,
+            checkpoints=checkpoints,
+            keep_every=keep_every,
+            peak=run.peak,
+            wrap=profiler.wrap,
+            signals=run.signals,
+        )
+        if isinstance(stage, RLStage):
+            state = _train_rl(run, stage, state, fit, progress)
+        else:
+            state = _train_supervised(run, stage, state, fit, progress)
+    return state, progress
+
+
+def restore(run: Run, stage: Stage, step: int) -> Any:
+    """The whole state of a stage of this run at one of its checkpoints."""
+    abstract = stages.abstract_state(stage, run.config.network, run.partitioner)
+    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", read_only=True)
+    state, _ = checkpoints.restore(abstract, step)
+    checkpoints.close()
+    return state
+
+
+def start_from(run: Run, stage: Stage, state: Any) -> Any:
+    """The starting state with the parameters of the stages it builds on."""
+    if not stage.initial:
+        return state
+    initial = run.load(stage.initial)
+    if isinstance(stage, SupervisedStage):
+        return state.replace(params=initial)
+    if isinstance(stage, RewardStage):
+        return state.replace(params=stages.reward_from_language_model(state.params, initial))
+    critic = state.train.params["critic"]
+    if stage.ppo.critic_start == "reward":
+        pooling = run.pooling(stage.reward_model)
+        critic = stages.critic_from_reward_model(run.load(stage.reward_model), pooling)
+    else:
+        critic = stages.own_copy(stages.critic_from_actor(critic, initial))
+    params = {"actor": initial, "critic": critic}
+    return state.replace(train=state.train.replace(params=params))
+
+
+def _train_supervised(
+    run: Run, stage: SupervisedStage | RewardStage, state, fit: Callable, progress
+) -> Any:
+    network, partitioner = run.config.network, run.partitioner
+    loss = stages.objective(stage, network)
+    step = loop.make_step(loss, partitioner, stage.microbatches)
+    held_out = None
+    if isinstance(stage, RewardStage):
+        jitted = partitioner.jit(loss)
+
+        def held_out(state):
+            limit = -(-stage.held_out // stage.batch_size)
+            batches = held_out_batches(run, stage, "dev", limit)
+            return loop.evaluate(jitted, state.params, batches, partitioner)
+
+    def placed(state, batch, number):
+        del number
+        batch = partitioner.shard_batch(batch)
+        state, metrics = step(state, batch)
+        rows, width = jax.tree.leaves(batch)[0].shape
+        is_text = isinstance(stage, SupervisedStage)
+        work = flops.training_step(rows, width, is_text, stage.microbatches)
+        return state, metrics | {"model_flops": (flops.total(work, network), 1.0)}, dict
+
+    batches = train_batches(run, stage, progress.step)
+    with run.signals.training():
+        return fit(state, placed, batches, stop=stage.steps, held_out=held_out)
+
+
+def ppo_step(run: Run, stage: RLStage) -> Callable:
+    """The step of a PPO stage, see curriculum.make_step.
+
+    Raises:
+      UserError: if a model that it builds on isn't trained, or is of another kind.
+    """
+    expected = {"rl_policy": "rm_policy", "rl_pit": "rm_gap"}[stage.task]
+    if (task := run.result(stage.reward_model)["task"]) != expected:
+        raise UserError(
+            f"stage {stage.name}: reward_model {stage.reward_model!r} is of task {task}, whose "
+            f"layout differs; expected one of task {expected}"
+        )
+    return curriculum.make_step(
+        run.config.network,
+        stage.ppo,
+        run.pooling(stage.reward_model),
+        run.layout.widths(run.config.lengths).response,
+        run.partitioner,
+        frozen(run, stage),
+        run.key("ppo", stage.name),
+        run.vocabulary.decode,
+    )
+
+
+def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
+    step = ppo_step(run, stage)
+    for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
+        references = DATA_REFERENCES
+        if round_.is_sampled:
+            references = sample_references(run, stage, number, round_, state.train.params["actor"])
+        batches = train_batches(run, stage, progress.step - first, number, references)
+        with run.signals.training():
+            state = fit(state, step, batches, stop=last)
+    return state
+
+
+def frozen(run: Run, stage: RLStage) -> Callable[[Any], dict[str, Any]]:
+    """Gives the parameters of the KL reference and the reward model, wherever they are kept."""
+    models = {
+        "reference": run.load_frozen(stage.reference),
+        "reward": run.load_frozen(stage.reward_model),
+    }
+    return OnHost(models) if stage.offload_frozen else lambda after: models
+
+
+def sample_references(run: Run, stage: RLStage, number: int, round_: Round, actor: Any) -> str:
+    """Fills the round's reference store, from where a crash left it; returns its directory."""
+    directory = references_folder(run, stage, number)
+    policy_step = round_.policy_step or run.result(round_.policy)["model_step"]
+    meta = ReferenceMeta(number, round_.source, f"{round_.policy}@{policy_step}", run.config.seed)
+    open_writer = functools.partial(ReferenceWriter, directory, run.config.shard_size, meta)
+    writer = open_writer(write=False)
+    processes.wait()  # all have read how far the store is
+    if processes.is_first():
+        writer = open_writer()
+    if writer.closed:
+        return str(directory)
+    print(f"{stage.name}: sampling references of round {number} from {round_.source}", flush=True)
+    curriculum.sample_references(
+        round_,
+        writer,
+        run.data.examples("train", "rl"),
+        policy=run.load_frozen(round_.policy, policy_step),
+        improver=run.improver_of(actor),
+        key=run.key("references", stage.name, number),
+        shard_size=run.config.shard_size,
+    )
+    processes.wait()  # the first one has closed the store
+    return str(directory)
+
+
+def references_folder(run: Run, stage: Stage, number: int) -> epath.Path:
+    """Of the reference store of a round."""
+    return run.folder(stage.name) / "references" / f"round-{number}"
+
+
+def train_batches(
+    run: Run,
+    stage: Stage,
+    start_batch: int,
+    round_number: int = 0,
+    references: str = DATA_REFERENCES,
+) -> Iterator:
+    """Batches of a stage from one on; of a round, with references of the data or of a store."""
+    return run.data.batches(
+        stage.task,
+        "train",
+        stage.batch_size,
+        seed=zlib.crc32(f"{run.config.seed} {stage.task} {round_number}".encode()),
+        start_batch=start_batch,
+        references=references,
+    )
+
+
+def held_out_batches(run: Run, stage: Stage, split: str, limit: int) -> Iterator:
+    """Batches of a stage's task through a split, in order; at most `limit`, 0 for all."""
+    batches = run.data.batches(stage.task, split, stage.batch_size, shuffle=False, num_epochs=1)
+    return itertools.islice(batches, limit or None)
+
+
+def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:
+    folder = run.folder(stage.name)
+    if not processes.is_first():
+        return metrics_lib.MetricWriter()
+    writers: list[metrics_lib.Writer] = [
+        metrics_lib.JsonlWriter(folder / "metrics.jsonl", resume_step=step),
+        metrics_lib.Console(stage.name, stage.steps, (*_SHOWN[stage.task], "mfu"), step),
+    ]
+    if run.config.tensorboard:
+        writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))
+    if run.config.wandb_project:
+        writers.append(
+            metrics_lib.WandbWriter(run.config.wandb_project, str(folder), folder / "wandb_id")
+        )
+    return metrics_lib.MetricWriter(*writers)
+
+
+def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None:
+    """Writes the stage's result, for all processes to read."""
+    processes.wait()  # the first one has closed the metrics
+    records = metrics_lib.read_jsonl(run.folder(stage.name) / "metrics.jsonl")
+    params = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
+    seconds = max(progress.seconds, 1e-9)
+    result = {
+        "name": stage.name,
+        "task": stage.task,
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "tokens": progress.tokens,
+        **loop.rates(progress.tokens, progress.flops, seconds, run.peak),
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "model_step": int(progress.best.get("step", progress.step)),
+        "final": {k: v for k, v in records[-1].items() if isinstance(v, float) and v == v},
+    }
+    if isinstance(stage, RewardStage):
+        result["pooling"] = stage.reward.pooling
+    run_directory.write_json(run.folder(stage.name) / "result.json", result)
+    processes.wait()

@@ -1,0 +1,299 @@
+"""What each kind of stage is made of: configuration, starting state, training.
+
+Stage names are Algorithm 1's: `sft_policy`, `sft_pit`, `rm_policy`, `rm_gap`, `rl_policy`,
+`rl_pit`, and `pretrain`, a short language-model warm-up that stands in for a pre-trained model. A
+run may hold several stages of one task under different names, as ablations do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pit_jax.errors import UserError
+from pit_jax.method import objectives
+from pit_jax.method.curriculum import Round
+from pit_jax.method.objectives import RewardConfig
+from pit_jax.method.ppo import Moments, PPOConfig
+from pit_jax.method.rollout import RLState
+from pit_jax.models.config import NetworkConfig
+from pit_jax.models.heads import ScalarModel
+from pit_jax.models.network import LanguageModel, in_compute_type
+from pit_jax.runtime.loop import LoopConfig
+from pit_jax.runtime.partitioning import Partitioner
+from pit_jax.runtime.train_state import OptimizerConfig, TrainState
+
+SUPERVISED_TASKS = ("pretrain", "sft_policy", "sft_pit")
+REWARD_TASKS = ("rm_policy", "rm_gap")
+RL_TASKS = ("rl_policy", "rl_pit")
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedStage:
+    """Language-model warm-up or supervised fine-tuning (3.2).
+
+    Attributes:
+      name: folder of the stage in the run directory.
+      task: one of SUPERVISED_TASKS.
+      steps: gradient steps.
+      batch_size: rows over all devices.
+      optimizer: its settings.
+      initial: the stage, or the path of a stage folder, to start from; empty starts from random.
+      microbatches: parts of a batch whose gradients are added up.
+      loop: how often to log, evaluate and checkpoint.
+    """
+
+    name: str
+    task: str
+    steps: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    initial: str = ""
+    microbatches: int = 1
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self):
+        _check_task(self.name, self.task, SUPERVISED_TASKS)
+        _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that pass through the network one after the other."""
+        return self.microbatches
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardStage:
+    """Reward model training (3.3). The checkpoint with the best held-out accuracy is used.
+
+    Attributes:
+      name, steps, batch_size, optimizer, initial, microbatches, loop: see SupervisedStage.
+      task: one of REWARD_TASKS.
+      reward: how the score is read and trained.
+      held_out: examples of the dev split to evaluate on (128 in Appendix F); 0 takes all.
+    """
+
+    name: str
+    task: str
+    steps: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    initial: str = ""
+    microbatches: int = 1
+    reward: RewardConfig = RewardConfig()
+    held_out: int = 128
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self):
+        _check_task(self.name, self.task, REWARD_TASKS)
+        _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that pass through the network one after the other."""
+        return self.microbatches
+
+
+@dataclasses.dataclass(frozen=True)
+class RLStage:
+    """PPO (3.4), one or several rounds.
+
+    Attributes:
+      name, batch_size, optimizer, initial, loop: see SupervisedStage.
+      task: one of RL_TASKS.
+      rounds: of the curriculum; M_P has one, of source `none`.
+      reference: the stage whose model the KL penalty refers to.
+      reward_model: the stage that trained the reward model.
+      ppo: PPO's settings.
+      offload_frozen: keep the frozen models in the hosts' memory between their uses.
+      keep_every: also keep the checkpoint of each multiple of this step, so that later rounds can
+        sample from it; 0 keeps none.
+    """
+
+    name: str
+    task: str
+    rounds: tuple[Round, ...]
+    batch_size: int
+    optimizer: OptimizerConfig
+    initial: str
+    reference: str
+    reward_model: str
+    ppo: PPOConfig = PPOConfig()
+    offload_frozen: bool = False
+    keep_every: int = 0
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self):
+        _check_task(self.name, self.task, RL_TASKS)
+        for round_ in self.rounds:
+            if (round_.source == "none") != (self.task == "rl_policy"):
+                raise ValueError(
+                    f"stage {self.name}: got a round of source {round_.source!r}; rl_policy takes "
+                    "'none', rl_pit any other"
+                )
+        what = "minibatches x microbatches"
+        _check_steps(self.name, self.steps, self.batch_size, self.ppo.parts, what)
+
+    @property
+    def steps(self) -> int:
+        """PPO steps of all rounds."""
+        return sum(round_.steps for round_ in self.rounds)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that pass through the network one after the other."""
+        return self.ppo.parts
+
+
+Stage = SupervisedStage | RewardStage | RLStage
+
+
+def _check_task(name: str, task: str, choices: tuple[str, ...]) -> None:
+    if task not in choices:
+        raise ValueError(f"stage {name}: got task={task!r}, expected one of {choices}")
+
+
+def _check_steps(name: str, steps: int, batch_size: int, parts: int, what="microbatches") -> None:
+    if steps < 1:
+        raise ValueError(f"stage {name}: got steps={steps}, expected 1 or more")
+    if parts < 1 or batch_size < 1 or batch_size % parts:
+        raise ValueError(
+            f"stage {name}: got batch_size={batch_size}, expected a multiple of {what}={parts}"
+        )
+
+
+def check_rows(stage: Stage, partitioner: Partitioner) -> None:
+    """Refuses a batch that the mesh can't split: every device would do all of its work.
+
+    Raises:
+      UserError: what the batch must be a multiple of.
+    """
+    rows = partitioner.row_shards
+    if stage.batch_size % (stage.parts * rows):
+        raise UserError(
+            f"stage {stage.name}: got batch_size={stage.batch_size} in {stage.parts} parts, "
+            f"expected a multiple of {stage.parts} x {rows}: rows are split over slices x data of "
+            f"the mesh"
+        )
+
+
+def objective(stage: SupervisedStage | RewardStage, network: NetworkConfig) -> Callable:
+    """The loss a stage minimises, see objectives.py."""
+    if isinstance(stage, SupervisedStage):
+        return objectives.supervised(network)
+    row = {"rm_policy": objectives.reward, "rm_gap": objectives.gap_reward}[stage.task]
+    return row(network, stage.reward)
+
+
+def init_language_model(network: NetworkConfig) -> Callable[[jax.Array], Any]:
+    """key -> parameters of a policy or PIT model, in boxes with their logical axes."""
+    return _init(LanguageModel(network))
+
+
+def init_scalar_model(network: NetworkConfig) -> Callable[[jax.Array], Any]:
+    """key -> parameters of a reward model or critic, in boxes with their logical axes."""
+    return _init(ScalarModel(network))
+
+
+def _init(model: nn.Module) -> Callable[[jax.Array], Any]:
+    def init(key):
+        tokens_BT = jnp.zeros((1, 2), jnp.int32)
+        return model.init(key, tokens_BT, tokens_BT, jnp.ones((1, 2, 2), bool))["params"]
+
+    return init
+
+
+def create_state(
+    stage: Stage, network: NetworkConfig, partitioner: Partitioner, key: jax.Array
+) -> TrainState | RLState:
+    """The random starting state of a stage, placed on the mesh; parameters are float32."""
+    create = starting_state(stage, network)
+    shardings = partitioner.tree_shardings(jax.eval_shape(create, key))
+    return partitioner.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
+
+
+def starting_state(
+    stage: Stage, network: NetworkConfig
+) -> Callable[[jax.Array], TrainState | RLState]:
+    """key -> the starting state, parameters in boxes with their logical axes."""
+    optimizer = stage.optimizer.build()
+
+    def create(key):
+        if isinstance(stage, SupervisedStage):
+            return TrainState.create(init_language_model(network)(key), optimizer)
+        if isinstance(stage, RewardStage):
+            return TrainState.create(init_scalar_model(network)(key), optimizer)
+        actor_key, critic_key = jax.random.split(key)
+        params = {
+            "actor": init_language_model(network)(actor_key),
+            "critic": init_scalar_model(network)(critic_key),
+        }
+        train = TrainState.create(params, optimizer)
+        return RLState(train, jnp.float32(stage.ppo.beta), Moments.zero())
+
+    return create
+
+
+def abstract_state(
+    stage: Stage, network: NetworkConfig, partitioner: Partitioner
+) -> TrainState | RLState:
+    """Shapes and shardings of a stage's state; nothing is computed."""
+    return _abstract(starting_state(stage, network), partitioner)
+
+
+def abstract_model(init: Callable, partitioner: Partitioner) -> Any:
+    """Shapes and shardings of a model's parameters, to restore into."""
+    return _abstract(init, partitioner)
+
+
+def abstract_frozen(init: Callable, network: NetworkConfig, partitioner: Partitioner) -> Any:
+    """The same of a model that isn't trained, which is kept in the compute type."""
+    abstract = abstract_model(init, partitioner)
+    typed = jax.eval_shape(lambda params: in_compute_type(params, network), abstract)
+    return jax.tree.map(
+        lambda x, new: jax.ShapeDtypeStruct(x.shape, new.dtype, sharding=x.sharding),
+        abstract,
+        typed,
+    )
+
+
+def _abstract(create: Callable, partitioner: Partitioner) -> Any:
+    boxed = jax.eval_shape(create, jax.random.key(0))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nn.meta.unbox(boxed),
+        partitioner.tree_shardings(boxed),
+    )
+
+
+def reward_from_language_model(scalar: Any, language_model: Any) -> Any:
+    """A reward model's parameters: a language model's decoder, the head as it is in `scalar`."""
+    decoder = {name: language_model["decoder"][name] for name in scalar["decoder"]}
+    return {**scalar, "decoder": decoder}
+
+
+def critic_from_reward_model(reward_model: Any, pooling: str) -> Any:
+    """A critic that starts from a reward model.
+
+    A head that is read at the last token already estimates the score there and is kept; one that is
+    summed over tokens gives parts of the score, not values, and is set to zero.
+    """
+    if pooling == "last":
+        return reward_model
+    return {**reward_model, "head": jax.tree.map(jnp.zeros_like, reward_model["head"])}
+
+
+def critic_from_actor(critic: Any, actor: Any) -> Any:
+    """A critic that starts from the actor, with a zero head."""
+    critic = reward_from_language_model(critic, actor)
+    return {**critic, "head": jax.tree.map(jnp.zeros_like, critic["head"])}
+
+
+def own_copy(params: Any) -> Any:
+    """New buffers with the same values and shardings: a donated state must not share any."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True, device=x.sharding), params)

@@ -1,0 +1,202 @@
+"""One training loop for every stage; what a step does is an argument.
+
+The loop only counts, logs, evaluates and checkpoints. Supervised steps come from `make_step`; PPO
+steps come from `curriculum.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pit_jax.errors import Interrupted, NotFiniteError
+from pit_jax.runtime import metrics as metrics_lib
+from pit_jax.runtime.checkpoints import Checkpoints
+from pit_jax.runtime.microbatches import accumulate
+from pit_jax.runtime.partitioning import Partitioner
+from pit_jax.runtime.signals import Signals
+from pit_jax.runtime.train_state import TrainState
+
+MAX_SKIPPED_IN_ROW = 10
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a stage stands; saved with every checkpoint.
+
+    Attributes:
+      step: steps done.
+      seconds: wall time spent on them, over all interruptions.
+      tokens: real tokens processed.
+      flops: model FLOPs done, see flops.py.
+      best: highest `accuracy` seen on held-out data, with the step it was at.
+      accuracy: of the newest evaluation; -1 before the first.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: float = 0.0
+    flops: float = 0.0
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
+    accuracy: float = -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How often the loop does what.
+
+    Attributes:
+      log_every: steps between records of metrics.
+      checkpoint_every: steps between checkpoints; 0 writes one at the end only.
+      eval_every: steps between evaluations on held-out data; 0 evaluates at the end only.
+    """
+
+    log_every: int = 10
+    checkpoint_every: int = 200
+    eval_every: int = 0
+
+
+def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -> Callable:
+    """The jitted supervised step `(state, batch) -> (state, metrics)`; donates the state.
+
+    Args:
+      loss: (params, batch) -> ((sum, weight), metrics).
+      partitioner: places the program.
+      microbatches: parts of the batch whose gradients are added up before the one division.
+    """
+
+    def step(state: TrainState, batch):
+        def gradients(part):
+            def total(params):
+                (total, weight), metrics = loss(params, part)
+                return total, (total, weight, metrics)
+
+            return jax.grad(total, has_aux=True)(state.params), ()
+
+        (grads, (total, weight, metrics)), _ = accumulate(gradients, batch, microbatches)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-8), grads)
+        state, step_metrics = state.apply_gradients(grads, total)
+        return state, {**metrics, **step_metrics}
+
+    return partitioner.jit(step, donate_argnums=0)
+
+
+def evaluate(loss: Callable, params: Any, batches: Iterable, partitioner: Partitioner) -> dict:
+    """Metrics over held-out batches, by name; `loss` is jitted."""
+    totals: metrics_lib.Metrics = {}
+    for batch in batches:
+        _, metrics = loss(params, partitioner.shard_batch(batch))
+        totals = metrics_lib.merge(totals, metrics)
+    return metrics_lib.compute(totals)
+
+
+def fit(
+    state: Any,
+    step: Callable[[Any, Any, int], tuple[Any, metrics_lib.Metrics, Callable[[], dict[str, str]]]],
+    batches: Iterator[Any],
+    progress: Progress,
+    stop: int,
+    loop: LoopConfig,
+    writer: metrics_lib.MetricWriter,
+    checkpoints: Checkpoints,
+    held_out: Callable[[Any], dict[str, float]] | None = None,
+    keep_every: int = 0,
+    peak: float = 0.0,
+    wrap: Callable[[Callable], Callable] = lambda step: step,
+    signals: Signals | None = None,
+) -> Any:
+    """Runs steps `progress.step` to `stop`, and writes a checkpoint at the end.
+
+    Args:
+      state: what a step changes; a TrainState or RLState.
+      step: (state, batch, step number) -> new state, metrics, and a function that gives sample
+        texts. The sums of the metrics `tokens` and `model_flops` become rates.
+      batches: continue where `progress` stands.
+      progress: changed in place.
+      stop: number of the last step.
+      loop: how often to log, evaluate and checkpoint.
+      writer: gets the metrics.
+      checkpoints: where the state goes.
+      held_out: state -> metrics on held-out data; its `accuracy` chooses the best checkpoint.
+      keep_every: also write a checkpoint at each multiple of this step.
+      peak: operations a second of all devices; 0 where it isn't known.
+      wrap: goes around the step, as a profiler does.
+      signals: asked after every step whether to stop; None never stops.
+
+    Raises:
+      NotFiniteError: after ten steps in a row without a finite gradient; the last checkpoint is
+        from before them.
+      Interrupted: by a signal, once the checkpoint of its step is written.
+    """
+    step = wrap(step)
+    pending: metrics_lib.Metrics = {}
+    clock = time.monotonic()
+    while progress.step < stop:
+        state, metrics, texts = step(state, next(batches), progress.step)
+        progress.step += 1
+        pending = metrics_lib.merge(pending, metrics)
+        last = progress.step == stop
+        stopping = signals.asked(wait=last) if signals else 0
+        evaluating = held_out is not None and (last or _due(progress.step, loop.eval_every))
+        saving = last or evaluating or _due(progress.step, loop.checkpoint_every)
+        saving = saving or stopping > 0 or _due(progress.step, keep_every)
+        if not (saving or _due(progress.step, loop.log_every)):
+            continue
+        check_finite(state, progress.step)
+        tokens, flops = (float(pending.pop(name)[0]) for name in ("tokens", "model_flops"))
+        seconds, clock = time.monotonic() - clock, time.monotonic()
+        progress.seconds += seconds
+        progress.tokens += tokens
+        progress.flops += flops
+        scalars = metrics_lib.compute(pending) | rates(tokens, flops, seconds, peak)
+        pending = {}
+        if evaluating and held_out is not None:
+            results = held_out(state)
+            scalars |= {f"held_out_{name}": value for name, value in results.items()}
+            progress.accuracy = results.get("accuracy", -1.0)
+            if progress.accuracy > progress.best.get("accuracy", -1.0):
+                progress.best = {"accuracy": progress.accuracy, "step": progress.step}
+        writer.write(progress.step, scalars, texts())
+        if saving:
+            writer.flush()
+            checkpoints.save(progress.step, state, dataclasses.asdict(progress))
+        progress.seconds += time.monotonic() - clock
+        clock = time.monotonic()
+        if stopping:
+            checkpoints.wait()
+            raise Interrupted(stopping, progress.step)
+    checkpoints.wait()
+    return state
+
+
+def rates(tokens: float, flops: float, seconds: float, peak: float) -> dict[str, float]:
+    """Real tokens and model TFLOPs a second; `mfu`, the share of the devices' peak, if known."""
+    found = {
+        "tokens_per_second": tokens / seconds,
+        "model_tflops_per_second": flops / seconds / 1e12,
+    }
+    return found | ({"mfu": flops / seconds / peak} if peak else {})
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def check_finite(state: Any, step: int) -> None:
+    """Refuses to go on after many steps in a row that changed nothing.
+
+    Raises:
+      NotFiniteError: after ten steps whose loss or gradient wasn't finite.
+    """
+    train = state.train if hasattr(state, "train") else state
+    skipped = int(train.skipped_in_row)
+    if skipped >= MAX_SKIPPED_IN_ROW:
+        raise NotFiniteError(
+            f"step {step}: loss or gradient was not finite in the last {skipped} steps; stopped, "
+            "the last good checkpoint is kept. Lower the learning rate, or look at the batch's data"
+        )

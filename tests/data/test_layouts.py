@@ -1,0 +1,92 @@
+"""Layouts of Appendix A at token level, and the widths they need."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pit_jax.data.layouts import Layout, Lengths, Widths
+from pit_jax.data.vocabularies.base import ControlTokens
+from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
+
+WORDS = WordVocabulary(["Human:", "Assistant:", "a", "b"])  # 3, 4, 5, 6; control 7, 8
+BYTES = ByteVocabulary()
+
+
+def byte_ids(text):
+    return [byte + 3 for byte in text.encode()]
+
+
+def test_word_layouts_by_hand():
+    layout = Layout(WORDS)
+    assert layout.control == ControlTokens(candidate=7, improved=8)
+    assert layout.policy_prompt("a b") == [3, 5, 6, 4]
+    assert layout.pit_prompt("a b", "b") == [3, 5, 6, 4, 7, 6, 8]
+    assert layout.reward_prompt("a b") == [3, 5, 6, 4]
+    assert layout.gap_prompt("a b", "b") == [3, 5, 6, 4, 7, 6, 8]
+    assert layout.gap_reference("b") == [7, 6, 8]
+    assert layout.response("b a") == [6, 5, 1]
+    assert layout.reflected_response("a", "b") == [5, 8, 6, 1]
+
+
+def test_byte_layouts_follow_the_paper():
+    layout = Layout(BYTES)
+    candidate, improved = [259], [260]
+    prompt = byte_ids("Human: 2+2?Assistant:")
+    assert layout.policy_prompt("2+2?") == prompt
+    assert layout.reward_prompt("2+2?") == [*prompt, *byte_ids(" ")]
+    pit = [*prompt, *candidate, *byte_ids(" 5"), *improved]
+    assert layout.pit_prompt("2+2?", "5") == pit
+    assert layout.gap_prompt("2+2?", "5") == [*pit, *byte_ids(" ")]
+
+
+def test_pieces_may_be_ids():
+    layout = Layout(WORDS)
+    assert layout.pit_prompt([5, 6], [6]) == layout.pit_prompt("a b", "b")
+    assert layout.response([6]) == [6, 1]
+
+
+def test_widths_by_hand():
+    lengths = Lengths(prompt=10, reference=5, response=6)
+    assert Layout(WORDS).widths(lengths) == Widths(10, 10, 17, 17, 6, 22, 48)
+    # A space is a token of its own: after <<Candidate>>, and before a scored response.
+    assert Layout(BYTES).widths(lengths) == Widths(10, 11, 18, 19, 6, 23, 52)
+
+
+def test_lengths_must_be_positive():
+    with pytest.raises(ValueError, match="expected positive token counts, got Lengths"):
+        Lengths(prompt=8, reference=0, response=8)
+
+
+@given(st.text(), st.text(), st.text())
+def test_layouts_fit_widths_and_gap_prompt_is_context_plus_reference(x, reference, y):
+    layout = Layout(BYTES)
+    lengths = Lengths(
+        prompt=len(layout.policy_prompt(x)),
+        reference=max(1, len(BYTES.encode(reference))),
+        response=len(layout.response(y)),
+    )
+    widths = layout.widths(lengths)
+    assert len(layout.pit_prompt(x, reference)) <= widths.pit
+    assert len(layout.gap_prompt(x, reference)) <= widths.gap
+    assert len(layout.response(y)) <= widths.response
+    assert len(layout.reward_prompt(x)) == widths.reward
+    whole = layout.policy_prompt(x) + layout.gap_reference(reference)
+    assert whole == layout.gap_prompt(x, reference)
+
+
+@given(st.text(), st.text())
+def test_text_cannot_forge_control_tokens(x, reference):
+    layout = Layout(BYTES)
+    x = f"{x}<<Improved>>{x}<<Candidate>>"
+    tokens = layout.pit_prompt(x, f"<<Improved>>{reference}")
+    assert tokens.count(layout.control.candidate) == 1
+    assert tokens.count(layout.control.improved) == 1
+    assert tokens[-1] == layout.control.improved
+
+
+@given(st.text(), st.text())
+def test_the_response_after_a_reflection_is_found(reflection, y):
+    layout = Layout(BYTES)
+    target = layout.reflected_response(reflection, y)
+    assert layout.final_response(target) == layout.response(y)
+    assert layout.final_response(layout.response(y)) == layout.response(y)

@@ -1,0 +1,132 @@
+"""Arithmetic by hand and by the compiler's count; peaks by the names JAX gives devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pit_jax.method import curriculum, flops
+from pit_jax.method.curriculum import Round
+from pit_jax.method.flops import Work, matrix_parameters
+from pit_jax.method.ppo import PPOConfig
+from pit_jax.models.network import LanguageModel
+from pit_jax.run import stages
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
+from tests import tiny_runs
+from tests.tiny_models import random_params
+
+NETWORK = tiny_runs.NETWORK  # D 16, L 1, H = K 2, E 8, F 16, V 64
+
+
+def test_arithmetic_by_hand():
+    # Query, key, value, out: 4 of 16 x 16; gate, up, down: 3 of 16 x 16.
+    assert matrix_parameters(NETWORK) == 7 * 256
+    # 8 tokens: 2 x 1792 and, over 4 keys by halves, 2 x 16 x 4; logits 2 x 16 x 64.
+    forward = 8 * (3584 + 128) + 8 * 2048
+    assert Work(2, 4, 4).flops(NETWORK) == forward
+    assert Work(2, 4, 4, backward=True, times=5).flops(NETWORK) == 5 * 3 * forward
+    # 6 tokens one at a time, each looking at 4 to 7 keys: 5.5.
+    assert Work(2, 4, steps=3).flops(NETWORK) == 6 * (3584 + 4 * 16 * 5.5 + 2048)
+    assert Work(2, 4, steps=0).flops(NETWORK) == 0
+
+
+@pytest.mark.parametrize(
+    ("remat", "again"), [("none", 0), ("dots", 8 * 128), ("full", 8 * (3584 + 128))]
+)
+def test_arithmetic_that_is_done_twice(remat, again):
+    network = dataclasses.replace(NETWORK, remat=remat)
+    forward = 8 * (3584 + 128) + 8 * 2048
+    for checkpointed in (False, True):
+        work = Work(2, 4, 4, backward=True, checkpointed=checkpointed)
+        assert work.flops(network) == 3 * forward
+        assert work.flops(network, rematerialised=True) == (3 + checkpointed) * forward + again
+
+
+def test_arithmetic_is_the_compilers():
+    network = dataclasses.replace(NETWORK, embed_dim=128, mlp_dim=512, vocab_size=256)
+    model = LanguageModel(network)
+    tokens = jnp.zeros((4, 64), jnp.int32)
+    mask = jnp.tril(jnp.ones((64, 64), bool))[None].repeat(4, axis=0)
+    params = random_params(model)
+    compiled = jax.jit(model.apply).lower({"params": params}, tokens, tokens, mask).compile()
+    counted = compiled.cost_analysis()["flops"]
+    assert Work(4, 64, 64).flops(network) == pytest.approx(counted, rel=0.1)
+
+
+def test_steps_by_hand():
+    # The first of 3 tokens comes from the prompts' logits.
+    assert flops.sampling(2, 4, 3) == (Work(2, 4, 1), Work(2, 4, steps=2, cache=3))
+    assert flops.sampling(2, 4, 3, written=2)[1] == Work(2, 4, steps=1, cache=3)
+    language, reward = (flops.training_step(8, 4, logits, 2) for logits in (True, False))
+    assert flops.total(language, NETWORK) == 3 * 8 * 4 * (3584 + 128 + 2048)
+    assert flops.total(reward, NETWORK) == 3 * 8 * 4 * (3584 + 128)
+    # Rows of 4 + 3 tokens for the actor, with 3 logits, and of 5 + 3 for reward model and critic.
+    actor = 8 * (7 * (3584 + 32 * 7) + 3 * 2048)
+    scalar = 8 * 8 * (3584 + 32 * 8)
+    sampled = flops.total(flops.sampling(8, 4, 3), NETWORK)
+    for subtract, scores in ((False, 1), (True, 2)):
+        config = PPOConfig(epochs=3, minibatches=4, subtract_chosen=subtract)
+        collected = flops.total(flops.ppo_collect(8, 4, 5, 3, config), NETWORK)
+        assert collected == sampled + 2 * actor + scalar + scores * scalar
+        update = flops.ppo_update(8, 4, 5, 3, config)
+        assert flops.total(update, NETWORK) == 3 * 3 * (actor + scalar)
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_a_ppo_step_counts_the_tokens_it_wrote(eos):
+    """A policy that ends at once, and one that fills its window."""
+    partitioner = Partitioner(MeshConfig(), jax.devices()[:1])
+    stage = tiny_runs.rl("rl_policy", (Round("none", 1),))
+    state = stages.create_state(stage, NETWORK, partitioner, jax.random.key(0))
+    if eos:
+        decoder = state.train.params["actor"]["decoder"]
+        ones = jnp.ones_like(decoder["embed"]["embedding"])
+        decoder["embed"]["embedding"] = ones.at[1].set(2.0)
+    B, P, Q, R = 8, 5, 6, 4
+    collect, _ = curriculum.make_programs(NETWORK, stage.ppo, "last", R, partitioner)
+    rows = np.full((B, Q), 3, np.int32)
+    batch = {
+        "prompt_tokens": rows[:, :P],
+        "reward_prompt_tokens": rows,
+        "chosen_tokens": rows[:, :R],
+    }
+    frozen = {"reference": state.train.params["actor"], "reward": state.train.params["critic"]}
+    _, _, _, metrics, generation = collect(state, frozen, batch, jax.random.key(1))
+    written = int(np.asarray(generation.mask_BR).any(axis=0).sum())
+    assert written == (1 if eos else R)
+    works = (
+        *flops.ppo_collect(B, P, Q, R, stage.ppo, written),
+        *flops.ppo_update(B, P, Q, R, stage.ppo),
+    )
+    np.testing.assert_allclose(metrics["model_flops"][0], flops.total(works, NETWORK), rtol=1e-6)
+
+
+def test_counts_of_large_networks_can_be_traced():
+    large = dataclasses.replace(NETWORK, embed_dim=4608, num_layers=46, mlp_dim=36864)
+
+    def count(written):
+        works = flops.ppo_collect(512, 512, 1024, 512, PPOConfig(), written)
+        return flops.total((*works, *flops.training_step(512, 4096, True)), large)
+
+    np.testing.assert_allclose(jax.jit(count)(jnp.float32(500)), count(500), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (["TPU v4"] * 4, 4 * 275e12),
+        (["TPU v5 lite"], 197e12),
+        (["TPU v5"], 459e12),
+        (["TPU v5p"], 459e12),
+        (["TPU v6 lite"], 918e12),
+        (["NVIDIA A100-SXM4-80GB"], 312e12),
+        (["NVIDIA H100 80GB HBM3"], 989e12),
+        (["NVIDIA H100 PCIe"], 756e12),
+        (["cpu"], 0.0),
+        (["TPU v4", "TPU v7"], 0.0),
+    ],
+)
+def test_peaks(kinds, expected):
+    assert flops.peak(kinds) == expected

@@ -1,0 +1,186 @@
+"""Algorithm 2 with a scripted model: stop criteria, traces, prompts, Self-Refine."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.vocabularies.words import WordVocabulary
+from pit_jax.method import improve
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.improve import ImproveConfig, Improver, Trace
+from pit_jax.method.sampler import Response
+
+WORDS = WordVocabulary(["Human:", "Assistant:", "p", "q", "a", "b", "c", "d", "advice"])
+LAYOUT = Layout(WORDS)
+LENGTHS = Lengths(prompt=5, reference=3, response=4)
+KEY = jax.random.key(0)
+
+
+def text(words, ended=True):
+    return Response(WORDS.encode(words), ended)
+
+
+class Script:
+    """A sampler whose k-th call gives the k-th list of texts, or of gaps; it keeps the calls."""
+
+    def __init__(self, responses, gaps=()):
+        self._responses, self._gaps = iter(responses), iter(gaps)
+        self.calls, self.scored = [], []
+
+    def respond(self, model, prompts, width, rows, key, sampling):
+        key = jax.random.key_data(key).tolist()
+        self.calls.append((model, prompts, width, list(rows), key, sampling))
+        return [text(words) for words in next(self._responses)] if prompts else []
+
+    def score(self, model, prompts, width, responses, pooling):
+        self.scored.append((model, prompts, width, list(responses), pooling))
+        return np.array(next(self._gaps), np.float32)
+
+
+def run(script, config, first=("a", "b"), gap_model=None, prompts=("p", "q"), rows=(7, 8)):
+    improver = Improver(
+        script, LAYOUT, LENGTHS, WORDS.text_ids, WORDS.decode, "model", gap_model, "sum"
+    )
+    return improver(prompts, [text(words) for words in first], rows, KEY, config)
+
+
+def texts(trace):
+    return [WORDS.decode(response.tokens) for response in trace.responses]
+
+
+def test_a_fixed_number_of_iterations():
+    script = Script([["b", "c"], ["b", "d"], ["c", "d"]])
+    traces = run(script, ImproveConfig(iterations=3))
+    assert [texts(trace) for trace in traces] == [["a", "b", "b", "c"], ["b", "c", "d", "d"]]
+    assert [trace.final for trace in traces] == [3, 3]
+    assert [trace.stop_reason for trace in traces] == ["iterations"] * 2
+    assert traces[0].gaps == []
+
+
+def test_each_iteration_improves_on_the_one_before():
+    sampling = SamplingConfig(temperature=0.4)
+    script = Script([["b", "c"], ["c", "d"]])
+    run(script, ImproveConfig(iterations=2, sampling=sampling))
+    width = LAYOUT.widths(LENGTHS).pit
+    for k, drafts in enumerate([("a", "b"), ("b", "c")]):
+        prompts = [LAYOUT.pit_prompt(x, y) for x, y in zip(("p", "q"), drafts)]
+        key = jax.random.key_data(jax.random.fold_in(KEY, k)).tolist()
+        assert script.calls[k] == ("model", prompts, width, [7, 8], key, sampling)
+
+
+def test_no_iterations_leave_the_draft():
+    (trace, _) = run(Script([]), ImproveConfig(iterations=0))
+    assert texts(trace) == ["a"] and trace.final == 0 and trace.stop_reason == "iterations"
+
+
+def test_an_unchanged_response_stops_its_row():
+    script = Script([["a", "c"], ["c"], ["d"]])
+    traces = run(script, ImproveConfig(iterations=3, stop_unchanged=True))
+    assert [texts(trace) for trace in traces] == [["a", "a"], ["b", "c", "c"]]
+    assert [trace.stop_reason for trace in traces] == ["unchanged"] * 2
+    assert [trace.final for trace in traces] == [1, 2]
+    assert [call[3] for call in script.calls] == [[7, 8], [8]]
+
+
+def test_a_gap_below_epsilon_keeps_the_response_before():
+    script = Script([["b", "c"], ["c", "d"], ["d"]], gaps=[[0.5, 0.2], [0.1, 0.3], [0.05]])
+    config = ImproveConfig(iterations=3, min_gap=0.2)
+    traces = run(script, config, gap_model="gaps")
+    assert [texts(trace) for trace in traces] == [["a", "b", "c"], ["b", "c", "d", "d"]]
+    assert [trace.final for trace in traces] == [1, 2]
+    assert [trace.stop_reason for trace in traces] == ["gap", "gap"]
+    np.testing.assert_allclose(traces[0].gaps, [0.5, 0.1])
+    np.testing.assert_allclose(traces[1].gaps, [0.2, 0.3, 0.05], rtol=1e-6)
+    assert WORDS.decode(traces[0].at(5).tokens) == "b"
+    assert WORDS.decode(traces[1].at(1).tokens) == "c"
+
+
+def test_the_gap_compares_the_new_response_with_the_old_one():
+    script = Script([["b", "c"]], gaps=[[1, 1]])
+    run(script, ImproveConfig(), gap_model="gaps")
+    prompts = [LAYOUT.gap_prompt("p", "a"), LAYOUT.gap_prompt("q", "b")]
+    width = LAYOUT.widths(LENGTHS).gap
+    assert script.scored == [("gaps", prompts, width, [text("b"), text("c")], "sum")]
+
+
+def test_gaps_are_recorded_without_a_threshold():
+    traces = run(Script([["b", "c"]], gaps=[[-2, 3]]), ImproveConfig(), gap_model="gaps")
+    assert [trace.gaps for trace in traces] == [[-2], [3]]
+    assert [trace.final for trace in traces] == [1, 1]
+
+
+def test_a_time_budget_starts_no_further_iteration(monkeypatch):
+    """The clock shows 0 at the start, then 1 and 3 seconds before the iterations."""
+    clock = iter([0.0, 1.0, 3.0])
+    monkeypatch.setattr(improve.time, "monotonic", lambda: next(clock))
+    script = Script([["b", "c"], ["c", "d"]])
+    traces = run(script, ImproveConfig(iterations=5, time_budget=2.0))
+    assert [texts(trace) for trace in traces] == [["a", "b"], ["b", "c"]]
+    assert [trace.stop_reason for trace in traces] == ["time"] * 2
+    assert [trace.final for trace in traces] == [1, 1]
+
+
+def test_time_does_not_overrule_a_row_that_stopped(monkeypatch):
+    clock = iter([0.0, 1.0, 3.0])
+    monkeypatch.setattr(improve.time, "monotonic", lambda: next(clock))
+    config = ImproveConfig(iterations=5, time_budget=2.0, stop_unchanged=True)
+    traces = run(Script([["a", "c"]]), config)
+    assert [trace.stop_reason for trace in traces] == ["unchanged", "time"]
+
+
+def test_a_long_or_forged_draft_becomes_a_reference_of_plain_text():
+    control = LAYOUT.control
+    draft = Response([*WORDS.encode("a b"), control.improved, *WORDS.encode("c d")], False)
+    script = Script([["a"]])
+    improver = Improver(script, LAYOUT, LENGTHS, WORDS.text_ids, WORDS.decode, "model")
+    improver(["p"], [draft], [0], KEY, ImproveConfig())
+    assert script.calls[0][1] == [LAYOUT.pit_prompt("p", "a b c")]
+
+
+REFINE = ImproveConfig(
+    method="self_refine",
+    feedback_prompt="{prompt} {response}",
+    refine_prompt="{prompt} {response} {feedback}",
+)
+
+
+def test_self_refine_asks_for_feedback_and_then_for_a_better_response():
+    script = Script([["advice", "advice"], ["c", "d"]])
+    traces = run(script, REFINE)
+    assert [texts(trace) for trace in traces] == [["a", "c"], ["b", "d"]]
+    asked = [["p a", "q b"], ["p a advice", "q b advice"]]
+    for call, expected in zip(script.calls, asked, strict=True):
+        assert call[1] == [LAYOUT.policy_prompt(words) for words in expected]
+        assert call[0] == "model" and call[3] == [7, 8]
+    # The two draws of a row are independent.
+    assert script.calls[0][4] != script.calls[1][4]
+
+
+def test_self_refine_widens_its_window_to_hold_the_longest_prompt():
+    """In steps, so that few widths are compiled; a prompt holds two words besides the text."""
+    script = Script([["advice", "a"], ["c", "d"]])
+    run(script, REFINE, prompts=("p " * 29, "q"))
+    assert [call[2] for call in script.calls] == [32, 64]
+    assert [max(map(len, call[1])) for call in script.calls] == [32, 33]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "magic"}, r"got method='magic', expected one of \('pit', 'self_refine'\)"),
+        ({"iterations": -1}, "got iterations=-1, expected 0 or more"),
+        ({"feedback_prompt": "{promt}"}, "got the Self-Refine prompt '{promt}', expected {prompt}"),
+        ({"refine_prompt": "{prompt} {"}, "got the Self-Refine prompt '{prompt} {'"),
+    ],
+)
+def test_mistakes_in_a_configuration_are_named(fields, message):
+    with pytest.raises(ValueError, match=message.replace("{", r"\{")):
+        ImproveConfig(**fields)
+
+
+def test_what_stands_after_an_iteration():
+    trace = Trace([text("a"), text("b"), text("c")], [], final=1)
+    assert [WORDS.decode(trace.at(k).tokens) for k in range(4)] == ["a", "b", "b", "b"]

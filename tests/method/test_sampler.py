@@ -1,0 +1,107 @@
+"""Batches of a fixed size: what a row becomes depends on its own prompt, number and key alone."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from pit_jax.method import forward
+from pit_jax.method.decode import EOS, SamplingConfig
+from pit_jax.method.sampler import Response, Sampler, pad_left, pad_right
+from pit_jax.models.heads import ScalarModel
+from pit_jax.models.network import LanguageModel
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
+from tests.tiny_models import TINY, random_params
+
+WIDTH, R = 4, 5
+KEY = jax.random.key(6)
+SAMPLING = SamplingConfig(temperature=1.3)
+PROMPTS = [[5, 6, 7], [4], [9, 9, 3, 2], [5, 6, 7], [8, 2], [4], [10, 3]]
+ROWS = [11, 12, 13, 14, 15, 12, 16]
+
+
+def sampler(batch_size):
+    return Sampler(TINY, Partitioner(MeshConfig(), jax.devices()[:1]), R, batch_size)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(LanguageModel(TINY), seed=1)
+
+
+@pytest.fixture(scope="module")
+def by_three():
+    """Seven rows by three: the last batch has one of them and two fillers."""
+    return sampler(3)
+
+
+@pytest.fixture(scope="module")
+def responses(by_three, params):
+    return by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING)
+
+
+def test_responses_end_before_eos_or_at_the_window(responses):
+    assert len(responses) == len(PROMPTS)
+    for response in responses:
+        assert EOS not in response.tokens
+        assert len(response.tokens) == R or response.ended
+    assert {response.ended for response in responses} == {True, False}
+
+
+def test_the_batch_size_changes_nothing(responses, params):
+    assert sampler(8).respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING) == responses
+
+
+def test_order_and_neighbours_change_nothing(responses, by_three, params):
+    order = [6, 2, 0, 5, 1]
+    prompts, rows = ([values[i] for i in order] for values in (PROMPTS, ROWS))
+    again = by_three.respond(params, prompts, WIDTH, rows, KEY, SAMPLING)
+    assert again == [responses[i] for i in order]
+
+
+def test_the_number_of_a_row_decides_its_draw(responses, by_three, params):
+    # Rows 1 and 5 have one prompt and one number; 0 and 3 have one prompt and two numbers.
+    assert responses[1] == responses[5]
+    assert responses[0] != responses[3]
+    other = by_three.respond(params, PROMPTS, WIDTH, ROWS, jax.random.key(4), SAMPLING)
+    assert other != responses
+
+
+def test_greedy_decoding_needs_no_key(by_three, params):
+    greedy = SamplingConfig(temperature=0.0)
+    one, two = (
+        by_three.respond(params, PROMPTS[:4], WIDTH, rows, jax.random.key(seed), greedy)
+        for seed, rows in ((0, ROWS[:4]), (1, ROWS[3:]))
+    )
+    assert one == two and one[0] == one[3]
+
+
+def test_scores_are_those_of_whole_sequences(by_three):
+    params = random_params(ScalarModel(TINY), seed=2)
+    given = [
+        Response([7, 8], True),
+        Response([3] * R, False),
+        Response([], True),
+        Response([2], True),
+    ]
+    scores = by_three.score(params, PROMPTS[:4], WIDTH, given, "sum")
+    assert scores.shape == (4,) and scores.dtype == np.float32
+    for prompt, response, score in zip(PROMPTS, given, scores):
+        tokens = np.array([[*response.tokens, *[EOS] * response.ended]])
+        alone = forward.response_scores(
+            ScalarModel(TINY), params, np.array([prompt]), tokens, np.ones(tokens.shape), "sum"
+        )
+        np.testing.assert_allclose(score, alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_no_rows_give_no_responses_and_no_scores(by_three, params):
+    assert by_three.respond(params, [], WIDTH, [], KEY, SAMPLING) == []
+    assert by_three.score(params, [], WIDTH, [], "last").shape == (0,)
+
+
+def test_padding():
+    np.testing.assert_array_equal(pad_left([[1, 2], [3]], 3), [[0, 1, 2], [0, 0, 3]])
+    np.testing.assert_array_equal(pad_right([[1, 2], []], 3), [[1, 2, 0], [0, 0, 0]])
+    with pytest.raises(ValueError, match="prompt of 4 tokens, expected at most 3"):
+        pad_left([[1, 2, 3, 4]], 3)

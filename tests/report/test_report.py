@@ -1,0 +1,375 @@
+"""Tests of the report: what it shows, what it leaves out, and what it must not let through."""
+
+import copy
+import html.parser
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pit_jax.report import paper, plots, sections, templates
+from pit_jax.report import write as report
+
+SCRIPT = '<script>alert("owned")</script>'
+
+
+def _comparison(name, group, delta=21.5, temperature=1.0):
+    return {
+        "name": name,
+        "temperature": temperature,
+        "judge": "checker",
+        "group": group,
+        "win": 40.0,
+        "lose": 40.0 - delta,
+        "tie": 20.0 + delta,
+        "delta": delta,
+        "ci_low": delta - 8,
+        "ci_high": delta + 8,
+        "n": 256,
+    }
+
+
+def _results():
+    rng = np.random.default_rng(0)
+    means = {"wl": 3.0, "ww": 0.0, "ll": -0.5, "lw": -4.0}
+    return {
+        "title": "A small run",
+        "description": "What was done.",
+        "command": "python -m pit_jax run --gin_file=gin/runs/small.gin",
+        "seed": 7,
+        "versions": {"jax": "0.10"},
+        "device": "CPU",
+        "num_prompts": 256,
+        "config_text": "train.steps = 4\n",
+        "data": {"rows": [["examples", 12000], ["dropped", 3]]},
+        "stages": [
+            {
+                "name": "sft_policy",
+                "steps": 400,
+                "seconds": 83.0,
+                "tokens": 1_234_567,
+                "tokens_per_second": 14874.0,
+                "mfu": 0.4321,
+                "parameters": 1_204_331,
+                "final": {"loss": 0.3125},
+            }
+        ],
+        "comparisons": [
+            _comparison("PIT vs original", "table1"),
+            _comparison("PIT vs original", "table1", temperature=0.4),
+            _comparison("First RL only vs PIT", "table2", delta=-20.0),
+            {**_comparison("Nothing vs nothing", "control", delta=0.0), "paper": "none given"},
+        ],
+        "scores": [
+            {
+                "name": "original",
+                "temperature": 1.0,
+                "mean_score": np.float32(0.625),
+                "ci_low": 0.6,
+                "ci_high": 0.65,
+                "eos_rate": 0.992,
+                "mean_length": 21.0,
+            }
+        ],
+        "iterations": [
+            {
+                "temperature": 0.4,
+                "rows": [
+                    {"iteration": 0, "mean_score": 0.6, "elo": 950.0},
+                    {
+                        "iteration": 1,
+                        "mean_score": 0.7,
+                        "delta_vs_original": 31.2,
+                        "ci_low": 20.0,
+                        "ci_high": 40.0,
+                        "elo": 1050.0,
+                        "elo_low": 1040.0,
+                        "elo_high": 1060.0,
+                        "changed": 0.5,
+                        "gap": float("nan"),
+                    },
+                ],
+            }
+        ],
+        "reward_models": [
+            {
+                "name": "R_PIT",
+                "accuracy": 0.9609,
+                "ci_low": 0.94,
+                "ci_high": 0.98,
+                "n": 512,
+                "inequalities": {"wl>ww": 0.91, "wl>ll": 0.92, "wl>lw": 0.96, "ww>lw": 0.9},
+                "means": means,
+                "degeneration": 3.5,
+            },
+            {"name": "R_P", "accuracy": 0.875, "ci_low": 0.84, "ci_high": 0.9, "n": 512},
+        ],
+        "figure2": {pair: rng.normal(mean, 1, 50) for pair, mean in means.items()},
+        "figure3": {
+            "temperatures": [0.0, 0.5, 1.0],
+            "series": {"PIT vs original": [20.0, 25.0, None]},
+            "intervals": {"PIT vs original": [[15, 25], [20, 30], [None, None]]},
+        },
+        "figure4": [
+            {"round": "Both rounds", "steps": [0, 1, 2], "reward": [0.0, 1.0, 2.0], "score": []},
+            {"round": "Second only", "steps": [0, 1], "reward": np.array([-1.0, 0.0])},
+        ],
+        "curves": [
+            {"stage": "sft_policy", "metric": "loss", "steps": [1, 2], "values": [2.0, 1.0]}
+        ],
+        "samples": [
+            {
+                "prompt": f"do {SCRIPT}",
+                "original": f"one {SCRIPT} two",
+                "iterations": [f"one two {SCRIPT} `three`", f"one two {SCRIPT} `three`"],
+                "scores": [0.25, 0.5, 0.5],
+                "chosen": f"```\n{SCRIPT}",
+            }
+        ],
+        "warnings": [f"careful with {SCRIPT}"],
+    }
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    paths = report.write_report(_results(), tmp_path_factory.mktemp("run") / "report")
+    return {name: pathlib.Path(path).read_text("utf-8") for name, path in paths.items()}, paths
+
+
+class _Page(html.parser.HTMLParser):
+    """Collects the tags, links and visible text of a page, and checks that tags nest."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.text, self.open = [], [], [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_html_stands_alone_and_shows_model_output_as_text(written):
+    page = _Page(written[0]["html"])
+    assert "script" not in page.tags
+    assert "".join(page.text).count('<script>alert("owned")</script>') >= 5
+    assert all(s.startswith(("#", "data:image/svg+xml;base64,")) for s in page.sources)
+    assert page.tags.count("img") == 8
+    assert "default-src 'none'" in written[0]["html"]
+
+
+def test_html_shows_numbers_with_intervals_and_the_papers(written):
+    text = " ".join("".join(_Page(written[0]["html"]).text).replace("\u00a0", " ").split())
+    for expected in (
+        "+21.5 [+13.5, +29.5]",
+        "+33.59 synthetic, +14.00 HH, +7.20 Summary",
+        "-30.10 HH",
+        "96.1 [94.0, 98.0]",
+        "96.09 synthetic, 65.63 HH, 72.66 Summary",
+        "0.625 [0.600, 0.650]",
+        "1050 [1040, 1060]",
+        "1033 HH, 1022 Summary",
+        "The first model’s response against the second’s on 256 held-out prompts.",
+        "none given",
+        "Iteration 2 · score 0.50 · unchanged",
+        # Bounds (-4 - 0.5) / 2 and (3 + 0) / 2; the last rewards are 2 and 0.
+        "The Similar region, -2.25 to 1.50",
+        "Both rounds in Better, Second only in Similar",
+        "train.steps = 4",
+        "1.23M",
+    ):
+        assert expected in text, expected
+
+
+def test_json_is_standard_and_holds_the_results(written):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    saved = json.loads(written[0]["json"], parse_constant=refuse)
+    assert saved["scores"][0]["mean_score"] == 0.625
+    assert saved["iterations"][0]["rows"][1]["gap"] is None
+    assert len(saved["figure2"]["wl"]) == 50
+
+
+def test_markdown_links_its_figures_and_fences_model_output(written):
+    texts, paths = written
+    folder = pathlib.Path(paths["markdown"]).parent
+    images = re.findall(r"!\[[^\n]*\]\(([^)\n]+)\)", texts["markdown"])
+    assert len(images) == 8
+    for image in images:
+        assert (folder / image).read_bytes().startswith(b"\x89PNG")
+    outside, fence = [], None
+    for line in texts["markdown"].splitlines():
+        mark = re.match(r"`{3,}", line)
+        if mark and fence in (None, mark[0]):
+            fence = mark[0] if fence is None else None
+        elif fence is None:
+            outside.append(line)
+    assert fence is None
+    assert not any("<script>" in line for line in outside)
+    assert any("\\<script\\>" in line for line in outside)
+
+
+def test_report_is_the_same_for_the_same_results(written, tmp_path):
+    again = report.write_report(_results(), tmp_path)
+    assert pathlib.Path(again["html"]).read_text("utf-8") == written[0]["html"]
+
+
+@pytest.mark.parametrize("absent", sorted(_results()))
+def test_any_part_may_be_absent(absent):
+    results = report._plain(_results())
+    del results[absent]
+    parts, figures = sections.build(results)
+    drawn = {b.name for part in parts for b in part.blocks if isinstance(b, templates.Figure)}
+    assert drawn == set(figures)
+    assert all(part.blocks for part in parts)
+    assert report.format_summary(results)
+
+
+def test_empty_results_make_an_empty_report(tmp_path):
+    paths = report.write_report({}, tmp_path)
+    _Page(pathlib.Path(paths["html"]).read_text("utf-8"))
+    assert report.format_summary({}) == "PIT report\n"
+    assert not (tmp_path / "figures").exists()
+
+
+def test_missing_numbers_are_dashes():
+    results = {
+        "comparisons": [
+            {"name": "a vs b", "win": 50.0, "lose": 50.0, "tie": 0.0, "delta": 0.0, "n": 4}
+        ],
+        "reward_models": [{"name": "R"}],
+        "stages": [{"name": "sft_policy"}],
+    }
+    parts, _ = sections.build(results)
+    text = templates.to_markdown("t", "", parts, dict.fromkeys(("comparisons",), "x.png"))
+    assert "| a vs b | 50.0 | 50.0 | 0.0 | +0.0 | 4 |" in text
+    assert "| R | – | – | – |" in text
+    assert "| sft\\_policy | – | – | – | – | – | – |" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["reward_models"][0].update(accuracy=96.1), "accuracy: expected a share"),
+        (lambda r: r["scores"][0].update(eos_rate=99.0), "eos_rate: expected a share"),
+        (lambda r: r["iterations"][0]["rows"][1].update(changed=50), "changed: expected a share"),
+        (lambda r: r["reward_models"][0]["inequalities"].update({"wl>ww": 91}), "wl>ww: expected"),
+        (
+            lambda r: r["comparisons"][0].update(win=0.4, lose=0.2, tie=0.4),
+            "'PIT vs original': expected win, lose and tie in percent",
+        ),
+    ],
+)
+def test_wrong_units_are_refused_after_the_results_are_saved(change, message, tmp_path):
+    results = copy.deepcopy(_results())
+    change(results)
+    with pytest.raises(ValueError, match=message):
+        report.write_report(results, tmp_path)
+    assert (tmp_path / "report.json").exists() and not (tmp_path / "report.html").exists()
+
+
+def test_summary_is_aligned():
+    summary = report.format_summary(_results())
+    lines = summary.splitlines()
+    assert lines[0] == "A small run"
+    header = next(line for line in lines if line.startswith("comparison"))
+    row = next(line for line in lines if line.startswith("PIT vs original (T=0.4)"))
+    expected = "PIT vs original (T=0.4) 40.0 18.5 41.5 +21.5 [+13.5, +29.5] 256"
+    assert " ".join(row.split()) == expected
+    assert len(header) == len(row) and header.index("delta") == row.index("+21.5")
+    assert f"warning: careful with {SCRIPT}" in lines
+    assert max(map(len, lines)) <= 100
+
+
+def _unmarked(marked):
+    """The text after the change, from the marked one."""
+    without = re.sub(r"<del>.*?</del>", "", marked, flags=re.DOTALL)
+    return without.replace("<ins>", "").replace("</ins>", "")
+
+
+TEXTS = st.text(alphabet='ab<>&" \n', max_size=30)
+
+
+@settings(max_examples=200)
+@given(TEXTS, TEXTS)
+def test_marked_changes_keep_the_new_text_and_escape_both(before, after):
+    marked = templates._marked_changes(before, after)
+    assert html.unescape(_unmarked(marked)) == after
+    assert set(re.findall(r"<[^>]*>", marked)) <= {"<ins>", "</ins>", "<del>", "</del>"}
+
+
+def test_marked_changes_by_hand():
+    assert (
+        templates._marked_changes("one two three", "one 2 three four")
+        == "one <del>two</del><ins>2</ins> three<ins> four</ins>"
+    )
+
+
+@given(st.text(alphabet="`ab\n", max_size=40))
+def test_a_fence_outlasts_the_backticks_inside(text):
+    fenced = templates._fenced(text)
+    fence = re.match("`+", fenced)[0]
+    assert fence not in fenced[len(fence) : -len(fence)] and fenced.endswith(fence)
+
+
+def test_markdown_tables_keep_their_columns():
+    table = templates.Table(["a|b", "c"], [["x | y\nz", templates.Cell("1", "up")]])
+    assert templates._markdown_table(table).splitlines() == [
+        "| a\\|b | c |",
+        "| --- | ---: |",
+        "| x \\| y z | 1 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("PIT vs. Self-Refine", "+10.16 synthetic, +3.70 HH"),
+        ("Original vs y_w", "-22.66 synthetic, +50.20 HH, +74.20 Summary"),
+        ("Second RL only vs PIT", "-36.70 HH"),
+        ("PIT vs nothing", ""),
+        ("PIT", ""),
+    ],
+)
+def test_paper_deltas(name, expected):
+    assert paper.delta(name).replace("\u00a0", " ") == expected
+
+
+def test_paper_names_of_stages_and_iterations():
+    assert paper.accuracy("rm_gap") == paper.accuracy("R_PIT") != paper.accuracy("rm_policy")
+    assert paper.accuracy("other") == "" == paper.elo(6)
+
+
+def test_importing_the_report_loads_no_matplotlib_or_jax():
+    code = (
+        "import sys, pit_jax.report.write, pit_jax.evaluation.judges\n"
+        'print([m for m in ("matplotlib", "jax", "tensorflow") if m in sys.modules])'
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_smoothing_keeps_a_straight_line_straight():
+    _, axes = plots._canvas(2.0)
+    plots._draw_smoothed(axes[0][0], range(50), [2.0 * i for i in range(50)], "k", None)
+    x, y = axes[0][0].lines[1].get_data()
+    # The window is cut off at the end only.
+    np.testing.assert_allclose(y[:48], 2.0 * x[:48])

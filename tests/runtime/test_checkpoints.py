@@ -1,0 +1,184 @@
+"""Checkpoints: everything comes back, on any mesh; what doesn't fit is refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pit_jax.errors import UserError
+from pit_jax.method import ppo
+from pit_jax.method.curriculum import Round
+from pit_jax.method.rollout import RLState
+from pit_jax.run import stages
+from pit_jax.runtime import checkpoints
+from pit_jax.runtime.checkpoints import Checkpoints
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
+from pit_jax.runtime.train_state import OptimizerConfig, TrainState
+from tests import tiny_runs
+
+OPTIMIZER = OptimizerConfig(learning_rate=0.1).build()
+
+
+def train_state(scale=1.0):
+    """A state in which no two leaves are alike."""
+    params = {"b": jnp.arange(3.0) * scale, "a": {"kernel": jnp.ones((2, 2)) * scale}}
+    state = TrainState.create(params, OPTIMIZER)
+    for step in range(1, 4):
+        grads = jax.tree.map(lambda x, step=step: x / step, params)
+        state, _ = state.apply_gradients(grads, jnp.float32(1))
+    return state.replace(skipped=jnp.int32(7), skipped_in_row=jnp.int32(2))
+
+
+def rl_state(scale=1.0):
+    """A PPO state with its controller and moments."""
+    params = {"critic": {"w": jnp.ones(2) * scale}, "actor": {"w": jnp.full(3, 5.0 * scale)}}
+    moments = ppo.Moments.zero().add(jnp.arange(4.0) * scale)
+    return RLState(TrainState.create(params, OPTIMIZER), jnp.float32(0.25), moments)
+
+
+@pytest.mark.parametrize("make", [train_state, rl_state])
+def test_a_state_comes_back_bit_for_bit(tmp_path, make):
+    saved = Checkpoints(tmp_path)
+    saved.save(3, make(), {"step": 3, "best": {"accuracy": 0.5}})
+    saved.close()
+    again = Checkpoints(tmp_path)
+    assert again.latest_step() == 3
+    state, extra = again.restore(jax.tree.map(jnp.zeros_like, make()))
+    assert extra == {"step": 3, "best": {"accuracy": 0.5}}
+    assert jax.tree.structure(state) == jax.tree.structure(make())
+    for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(make())):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two)
+    model, _ = checkpoints.split_model(make())
+    restored = again.restore_model(jax.tree.map(jnp.zeros_like, model))
+    for one, two in zip(jax.tree.leaves(restored), jax.tree.leaves(model)):
+        np.testing.assert_array_equal(one, two)
+    again.close()
+
+
+def test_splitting_off_the_model_and_joining_it_again():
+    for state in (train_state(), rl_state()):
+        model, rest = checkpoints.split_model(state)
+        joined = checkpoints.join_model(model, rest)
+        assert jax.tree.structure(joined) == jax.tree.structure(state)
+    actor, rest = checkpoints.split_model(rl_state())
+    np.testing.assert_array_equal(actor["w"], [5, 5, 5])
+    assert set(rest.train.params) == {"critic"}
+
+
+def test_a_step_is_saved_once(tmp_path):
+    saved = Checkpoints(tmp_path)
+    saved.save(1, train_state(), {"step": 1})
+    saved.wait()
+    saved.save(1, train_state(2.0), {"step": 2})
+    state, extra = saved.restore(train_state())
+    assert extra == {"step": 1}
+    np.testing.assert_array_equal(state.params["b"], train_state().params["b"])
+    saved.close()
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def test_the_latest_the_best_and_multiples_are_kept(tmp_path):
+    saved = Checkpoints(tmp_path, best_metric="accuracy", keep_every=4)
+    for step, accuracy in enumerate([-1.0, 0.5, 0.75, 0.5, 0.75, 0.75, 0.25], 1):
+        saved.save(step, train_state(), {"accuracy": accuracy})
+        saved.wait()
+    saved.close()
+    # 3: the first of the best; 4: a multiple; 7: the latest.
+    assert steps_in(tmp_path) == [3, 4, 7]
+
+
+def test_an_unfinished_checkpoint_does_not_count(tmp_path):
+    saved = Checkpoints(tmp_path)
+    saved.save(1, train_state(), {"step": 1})
+    saved.close()
+    whole = tmp_path / "1"
+    torn = tmp_path / "2.orbax-checkpoint-tmp"
+    (torn / "model").mkdir(parents=True)
+    (torn / "model" / "part").write_bytes(b"torn")
+    again = Checkpoints(tmp_path)
+    assert again.latest_step() == 1 and whole.exists()
+    again.save(2, train_state(2.0), {"step": 2})
+    again.wait()
+    assert again.restore(train_state())[1] == {"step": 2}
+    again.close()
+
+
+def test_nothing_is_made_when_reading_only(tmp_path):
+    saved = Checkpoints(tmp_path)
+    saved.save(1, train_state(), {"step": 1})
+    saved.close()
+    before = sorted(tmp_path.rglob("*"))
+    reader = Checkpoints(tmp_path, read_only=True)
+    reader.restore(train_state())
+    reader.close()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_step_is_named_with_those_there_are(tmp_path):
+    saved = Checkpoints(tmp_path, keep_every=1)
+    message = f"{tmp_path}: no checkpoint of step None, there is: none"
+    with pytest.raises(UserError, match=re.escape(message)):
+        saved.restore(train_state())
+    for step in (2, 4):
+        saved.save(step, train_state(), {})
+    saved.wait()
+    with pytest.raises(UserError, match="no checkpoint of step 3, there is: 2, 4"):
+        saved.restore_model(train_state().params, 3)
+    saved.close()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"b": jnp.zeros(5), "a": {"kernel": jnp.zeros((2, 2))}},
+        {"b": jnp.zeros(3), "c": {"kernel": jnp.zeros((2, 2))}},
+    ],
+    ids=["shape", "name"],
+)
+# Orbax gives up on other arrays it was reading, and says so when those are collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_another_network_is_refused(tmp_path, other):
+    saved = Checkpoints(tmp_path)
+    saved.save(1, train_state(), {})
+    saved.wait()
+    with pytest.raises(UserError, match="1: the checkpoint doesn't fit this network: .+") as error:
+        saved.restore_model(other)
+    assert "\n" not in str(error.value)
+    saved.close()
+
+
+@pytest.mark.mesh
+def test_a_checkpoint_comes_back_on_another_mesh(tmp_path):
+    """PPO's whole state from 4 x 2 devices to one and to 1 x 2, value for value."""
+    stage = tiny_runs.rl("rl_policy", (Round("none", 2),))
+    key = jax.random.key(0)
+    meshes = [(MeshConfig(4, 2), 8), (MeshConfig(1, 1), 1), (MeshConfig(1, 2), 2)]
+    first, *others = [
+        stages.create_state(
+            dataclasses.replace(stage, name=f"{number}"),
+            tiny_runs.NETWORK,
+            Partitioner(mesh, jax.devices()[:count]),
+            jax.random.fold_in(key, number),
+        )
+        for number, (mesh, count) in enumerate(meshes)
+    ]
+    saved = Checkpoints(tmp_path)
+    saved.save(1, first, {})
+    saved.wait()
+    embedding = first.train.params["actor"]["decoder"]["embed"]["embedding"]
+    assert len(embedding.sharding.device_set) == 8 and not embedding.is_fully_replicated
+    for other in others:
+        restored, _ = saved.restore(other)
+        for new, old, place in zip(*map(jax.tree.leaves, (restored, first, other))):
+            np.testing.assert_array_equal(new, old)
+            assert new.sharding == place.sharding
+    saved.close()

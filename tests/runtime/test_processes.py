@@ -1,0 +1,73 @@
+"""How processes are told of each other; what they do together is in end_to_end/."""
+
+import jax
+import pytest
+
+from pit_jax.errors import UserError
+from pit_jax.runtime import processes
+from tests import tiny_runs
+
+GOOD = {
+    "PIT_JAX_COORDINATOR": "10.0.0.1:1234",
+    "PIT_JAX_PROCESS_COUNT": "4",
+    "PIT_JAX_PROCESS_INDEX": "3",
+}
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax.distributed.initialize is called with."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
+    return calls
+
+
+def test_processes_started_by_hand_are_named_by_the_environment(joined):
+    processes.initialize(GOOD)
+    assert ("10.0.0.1:1234", 4, 3) in joined
+    assert ("jax_cpu_collectives_implementation", "gloo") in joined
+    assert ("jax_enable_preemption_service", False) in joined
+
+
+def test_on_a_pod_they_find_each_other(joined):
+    processes.initialize({"PIT_JAX_COORDINATOR": ""})
+    assert joined[-1] == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"PIT_JAX_COORDINATOR": ""}, "_INDEX set, expected PIT_JAX_COORDINATOR too"),
+        ({"PIT_JAX_PROCESS_INDEX": ""}, "set, expected PIT_JAX_PROCESS_INDEX too"),
+        ({"PIT_JAX_COORDINATOR": "10.0.0.1"}, "got '10.0.0.1', expected HOST:PORT"),
+        ({"PIT_JAX_PROCESS_COUNT": "four"}, "PIT_JAX_PROCESS_COUNT: got 'four', expected a number"),
+        ({"PIT_JAX_PROCESS_INDEX": "-1"}, "PIT_JAX_PROCESS_INDEX: got '-1', expected a number"),
+        ({"PIT_JAX_PROCESS_INDEX": "4"}, "got 4, expected less than PIT_JAX_PROCESS_COUNT=4"),
+    ],
+)
+def test_mistakes_in_the_environment(change, message, joined):
+    with pytest.raises(UserError, match=message):
+        processes.initialize(GOOD | change)
+    assert not [call for call in joined if len(call) == 3]
+
+
+def test_a_machine_that_is_no_pod_is_told_what_to_set(tmp_path, monkeypatch, capsys):
+    def refuse():
+        raise ValueError("coordinator_address should be defined.\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    assert tiny_runs.command("run", tmp_path / "run", "--distributed") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "pit_jax run: --distributed: the processes can't be joined: coordinator_address should be "
+        "defined.; outside of a TPU pod, set PIT_JAX_COORDINATOR, PIT_JAX_PROCESS_COUNT, "
+        "PIT_JAX_PROCESS_INDEX"
+    )
+
+
+def test_the_largest_value_of_one_process_is_its_own():
+    assert processes.is_first()
+    assert int(processes.largest(0)) == 0 and int(processes.largest(15)) == 15
+    assert processes.any_process(True) is True and processes.any_process() is False
