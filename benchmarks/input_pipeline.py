@@ -24,19 +24,21 @@ import numpy as np
 import gin
 from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.vocabularies.load import load
-from pit_jax.run import pipeline, stages
+from pit_jax.run import stages
+from pit_jax.run.config import RunConfig
+from pit_jax.run.run import Run
 from pit_jax.runtime import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def configuration(file: str, bindings: list[str]) -> pipeline.RunConfig:
+def configuration(file: str, bindings: list[str]) -> RunConfig:
     """The run of a gin file."""
     gin.clear_config()
     gin.add_config_file_search_path(str(ROOT))
     gin.parse_config_file(file)
     gin.parse_config([*bindings, f"MODEL_DIR = '{tempfile.mkdtemp()}'"])
-    return gin.get_configurable(pipeline.RunConfig)()
+    return gin.get_configurable(RunConfig)()
 
 
 def real_tokens(batch) -> int:
@@ -46,7 +48,7 @@ def real_tokens(batch) -> int:
     )
 
 
-def delivered(config: pipeline.RunConfig, seconds: float) -> dict[str, tuple[float, float]]:
+def delivered(config: RunConfig, seconds: float) -> dict[str, tuple[float, float]]:
     """Task -> tokens a second of its first epoch, and of later ones."""
     import tensorflow  # noqa: F401  (not part of the time)
 
@@ -72,9 +74,9 @@ def delivered(config: pipeline.RunConfig, seconds: float) -> dict[str, tuple[flo
     return found
 
 
-def consumed(config: pipeline.RunConfig, steps: int) -> dict[str, float]:
+def consumed(config: RunConfig, steps: int) -> dict[str, float]:
     """Task -> tokens a second of training steps, compilation left out."""
-    run = pipeline.Run(config)
+    run = Run(config)
     found = {}
     for stage in config.stages:
         if isinstance(stage, stages.RLStage):

@@ -33,7 +33,7 @@ from pit_jax.models.config import NetworkConfig
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.programs import Program, programs
 from pit_jax.run import stages
-from pit_jax.run.pipeline import RunConfig
+from pit_jax.run.config import RunConfig
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig
 

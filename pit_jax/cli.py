@@ -214,14 +214,15 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     _quieten()
     from pit_jax import commands
     from pit_jax.evaluation import suite
-    from pit_jax.run import pipeline
+    from pit_jax.run import run as runs
+    from pit_jax.run.config import RunConfig
     from pit_jax.runtime import processes, profiling, signals
     from pit_jax.runtime.partitioning import MeshConfig
 
     profile = getattr(options, "profile", None)
     window = None if profile is None else profiling.parse(profile)
     _parse_gin(options, bindings)
-    config = _configured(pipeline.RunConfig)
+    config = _configured(RunConfig)
     evaluation = _configured(suite.EvaluationConfig)
     _check_macros(bindings)
     options.config_text = gin.operative_config_str()
@@ -230,17 +231,17 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     if options.command in ("train", "convert"):
         options.stage = _macro("STAGE")
     if options.dry_run:
-        commands.describe(pipeline.Run(config))
+        commands.describe(runs.Run(config))
         return 0
     if options.command == "data":  # needs no devices
-        run = pipeline.Run(dataclasses.replace(config, mesh=MeshConfig()))
+        run = runs.Run(dataclasses.replace(config, mesh=MeshConfig()))
         commands.data(run, evaluation, options)
         return 0
     with signals.Signals() as caught, open(os.devnull, "w") as silence:
         if options.distributed:
             processes.initialize()
         with contextlib.redirect_stdout(sys.stdout if processes.is_first() else silence):
-            run = pipeline.Run(config)
+            run = runs.Run(config)
             run.signals, run.profile = caught, window
             getattr(commands, options.command)(run, evaluation, options)
     return 0

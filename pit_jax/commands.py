@@ -19,10 +19,12 @@ from pit_jax.runtime import processes
 
 def run(run, evaluation, options) -> None:
     """A whole pipeline, then its report."""
+    from pit_jax.run import pipeline
+
     for name in evaluation.stages:
         run.stage(name)  # a name that is wrong should show before hours of training
     run.config_text = options.config_text
-    run.train_all()
+    pipeline.train_all(run)
     _report(run, evaluation, run.directory, run.config_text, options)
 
 
@@ -67,8 +69,10 @@ def plan(config, options) -> int:
 def train(run, evaluation, options) -> None:
     """The stage that STAGE names."""
     del evaluation
+    from pit_jax.run import pipeline
+
     run.config_text = options.config_text
-    result = run.train(options.stage)
+    result = pipeline.train(run, options.stage)
     final = ", ".join(f"{name} {value:.4g}" for name, value in sorted(result["final"].items()))
     print(f"{result['name']}: {result['steps']} steps in {result['seconds']:.0f} s; {final}")
 
@@ -158,7 +162,7 @@ def improve(run, evaluation, options) -> None:
             raise UserError(f"{options.input}:{record['line']}: expected 'response' to be a str")
     rows = list(range(len(records)))
     sampled = run.sampler.respond(
-        run.model(evaluation.policy),
+        run.load_frozen(evaluation.policy),
         built,
         widths.policy,
         rows,
@@ -170,9 +174,9 @@ def improve(run, evaluation, options) -> None:
         for record, one in zip(records, sampled, strict=True)
     ]
     method = run.config.improve.method
-    improver = run.improver(
-        evaluation.pit if method == "pit" else evaluation.policy, evaluation.gap_model
-    )
+    model = run.load_frozen(evaluation.pit if method == "pit" else evaluation.policy)
+    gap_model = run.load_frozen(evaluation.gap_model)
+    improver = run.improver(model, gap_model, run.pooling(evaluation.gap_model))
     key = run.key("improve", method)
     prompts = [record["prompt"] for record in records]
     traces = improver(prompts, responses, rows, key, run.config.improve)
@@ -235,8 +239,7 @@ def describe(run) -> None:
     )
     for stage in run.config.stages:
         state = stages.abstract_state(stage, run.config.network, run.partitioner)
-        params = state.train.params if hasattr(state, "train") else state.params
-        count = sum(x.size for x in jax.tree.leaves(params))
+        count = sum(x.size for x in jax.tree.leaves(state.train.params))
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / 1e6
         print(
             f"{stage.name:24}{stage.task:12}{stage.steps:>8}{stage.batch_size:>8}{count:>16,}"

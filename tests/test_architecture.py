@@ -19,38 +19,37 @@ from packaging.requirements import Requirement
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pit_jax"
 
-# A module imports from lower layers and from its own, never from a higher one. A name that ends in
-# a dot stands for a folder. A module that is not here has no place yet: give it one.
-LAYERS = {
-    0: (
-        "__init__",
-        "errors",
-        "files",
-        "processes",
-        "signals",
-        "partitioning",
-        "microbatches",
-        "metrics",
-        "profiling",
-    ),
-    1: ("models.",),
-    2: ("losses", "decode", "flops", "forward", "objectives", "ppo", "data."),
-    3: ("train_state", "checkpoints", "t5x_checkpoints"),
-    4: ("trainer", "rollout", "sampler", "curriculum", "improve"),
-    5: ("evaluation.", "stages", "run_directory", "pipeline", "training", "data_report"),
-    6: ("plan.", "commands", "cli", "__main__", "adapters."),
+# The folders of the package, and the folders that each may import. Modules that stand in no folder
+# are of two kinds: GROUND may be imported by all, and TOP may import all.
+FOLDERS = {
+    "runtime": (),
+    "data": (),
+    "models": ("runtime",),
+    "method": ("runtime", "data", "models"),
+    "run": ("runtime", "data", "models", "method"),
+    "evaluation": ("runtime", "data", "models", "method", "run"),
+    "report": ("data", "run", "evaluation"),
+    "plan": ("runtime", "data", "models", "method", "run"),
+    "adapters": ("runtime", "data", "models", "method", "run"),
 }
+GROUND = ("__init__", "errors", "files")
+TOP = ("__main__", "cli", "commands")
 
 # Who alone may import what. A name that ends in a dot stands for a folder.
 CONFINED = {
     "gin": ("cli",),
     "__gin__": ("cli",),
-    "tensorflow": ("data.",),
-    "tensorflow_text": ("data.",),
-    "tensorflow_datasets": ("data.",),
-    "seqio": ("data.",),
-    "sentencepiece": ("data.",),
-    "tokenizers": ("data.",),
+    "tensorflow": (
+        "data.seqio_tasks.",
+        "data.files.builders",
+        "data.vocabularies.",
+        "data.input_pipeline",
+    ),
+    "tensorflow_text": ("data.vocabularies.",),
+    "tensorflow_datasets": ("data.files.",),
+    "seqio": ("data.seqio_tasks.",),
+    "sentencepiece": ("data.vocabularies.",),
+    "tokenizers": ("data.vocabularies.",),
     "t5x": ("adapters.t5x.",),
     "requests": ("evaluation.judges",),
     "http": ("evaluation.judges",),
@@ -63,18 +62,15 @@ NOT_IN_DATA = ("jax", "jaxlib", "flax", "optax", "orbax")
 
 # The only modules that may need TensorFlow just to be imported.
 NEEDS_TENSORFLOW = (
-    "data.builders",
-    "data.feature_converters",
-    "data.preprocessors",
-    "data.sources",
-    "data.tasks",
+    "data.files.builders",
+    "data.seqio_tasks.",
     "adapters.",
 )
 
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 80
 # What reads better whole: "module" or "module:function" -> why.
-LONG = {"rollout:make_ppo_step": "a whole PPO step under one jit, on one page"}
+LONG = {"method.ppo_step:make_collect": "episodes from prompts to rewards, on one page"}
 
 # Frozen dataclasses that are results rather than configs: written out whole, or for the caller.
 RECORDS = {
@@ -98,7 +94,6 @@ class Import:
     target: str | None
     package: str
     line: int
-    for_types_only: bool
 
 
 def covers(place: str, module: str) -> bool:
@@ -124,23 +119,10 @@ def path_of(module: str) -> pathlib.Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def layer_of(module: str) -> int | None:
-    for layer, places in LAYERS.items():
-        if any(covers(place, module) for place in places):
-            return layer
-    return None
-
-
-def walk(node: ast.AST, for_types_only: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """Every node under `node`, and whether only a type checker gets there."""
-    yield node, for_types_only
-    for field, value in ast.iter_fields(node):
-        guarded = for_types_only or (
-            isinstance(node, ast.If) and field == "body" and "TYPE_CHECKING" in ast.dump(node.test)
-        )
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
-                yield from walk(child, guarded)
+def folder_of(module: str) -> str:
+    """The folder of the package that a module is in; '' for one that stands in none."""
+    first = module.split(".")[0]
+    return first if first in FOLDERS else ""
 
 
 def resolve(dotted: str) -> str | None:
@@ -156,7 +138,7 @@ def resolve(dotted: str) -> str | None:
 @functools.cache
 def imports_of(module: str) -> tuple[Import, ...]:
     found = []
-    for node, for_types_only in walk(sources()[module]):
+    for node in ast.walk(sources()[module]):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -165,7 +147,7 @@ def imports_of(module: str) -> tuple[Import, ...]:
         else:
             continue
         for name in names:
-            found.append(Import(resolve(name), name.split(".")[0], node.lineno, for_types_only))
+            found.append(Import(resolve(name), name.split(".")[0], node.lineno))
     return tuple(found)
 
 
@@ -191,35 +173,43 @@ def is_frozen_dataclass(node: ast.ClassDef) -> bool:
     )
 
 
-# --- layers -----------------------------------------------------------------------------------
+# --- folders -----------------------------------------------------------------------------------
 
 
-def test_every_module_has_one_layer():
+def test_every_module_has_its_place():
     for module in sources():
-        layers = [
-            layer
-            for layer, places in LAYERS.items()
-            if any(covers(place, module) for place in places)
-        ]
-        assert len(layers) == 1, f"pit_jax.{module} needs one layer in LAYERS, it has {layers}"
+        assert folder_of(module) or module in (*GROUND, *TOP), f"pit_jax.{module} has no place"
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(FOLDERS)
 
 
-def test_imports_go_down_or_stay_in_the_layer():
-    wrong = [
-        f"{module}:{imported.line} (L{layer_of(module)}) imports {imported.target} "
-        f"(L{layer_of(imported.target)})"
-        for module, imported in all_imports()
-        if imported.target is not None
-        and (layer_of(imported.target) or 0) > (layer_of(module) or 0)
-    ]
+def test_a_folder_imports_only_folders_below_it():
+    """Imports inside functions and for annotations count like any other."""
+    below: list[str] = []
+    for folder, allowed in FOLDERS.items():
+        assert set(allowed) <= set(below), f"{folder} may import a folder that isn't below it"
+        below.append(folder)
+    wrong = []
+    for module, imported in all_imports():
+        place, target = folder_of(module), imported.target
+        if target is None or module in TOP or target in GROUND or target == module:
+            continue
+        if not place or (folder_of(target) != place and folder_of(target) not in FOLDERS[place]):
+            wrong.append(f"{module}:{imported.line} imports {target}")
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_allowed_import_is_needed():
+    used = {(folder_of(m), folder_of(i.target)) for m, i in all_imports() if i.target}
+    idle = [(f, g) for f, allowed in FOLDERS.items() for g in allowed if (f, g) not in used]
+    assert not idle
+
+
 def test_no_import_cycles():
-    """Not even through imports inside functions; annotations alone may point both ways."""
+    """Imports inside functions and for annotations count like any other."""
     graph: dict[str, set[str]] = {module: set() for module in sources()}
     for module, imported in all_imports():
-        if imported.target not in (None, module) and not imported.for_types_only:
+        if imported.target not in (None, module):
             graph[module].add(imported.target)
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
@@ -423,13 +413,3 @@ def test_blocking_a_package_is_noticed():
 )
 def test_what_counts_as_reading_a_field(source, idle):
     assert {"a"} - reads_of(ast.parse(source)) == idle
-
-
-def test_an_import_inside_a_function_is_seen_and_one_for_types_is_marked():
-    source = "def f():\n  import seqio\nif TYPE_CHECKING:\n  import jax\nelse:\n  import flax"
-    seen = {
-        node.names[0].name: for_types_only
-        for node, for_types_only in walk(ast.parse(source))
-        if isinstance(node, ast.Import)
-    }
-    assert seen == {"seqio": False, "jax": True, "flax": False}

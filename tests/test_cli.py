@@ -118,7 +118,7 @@ def test_a_plan_for_an_unknown_slice(fails):
         (["--gin.SEED=one"], "gin: .+"),
         (["--gin.SEED"], "gin: .+"),
         (["--gin.BATCH_SIZE=%gin.REQUIRED"], "gin: BATCH_SIZE.*not subsequently overridden"),
-        (["--gin.pipeline.RunConfig.stages=()", "--gin.MODEL_DIR=''"], "MODEL_DIR is empty"),
+        (["--gin.config.RunConfig.stages=()", "--gin.MODEL_DIR=''"], "MODEL_DIR is empty"),
         (["--gin.NetworkConfig.num_heads=3"], "num_heads=3, expected a multiple of num_kv_heads=2"),
         (["--gin.NetworkConfig.vocab_size=8"], "got vocab_size=8, expected at least"),
         (["--gin.NetworkConfig.dtype='int8'"], "got dtype='int8', expected one of"),
@@ -169,7 +169,7 @@ def test_mistakes_in_gin_files(fails):
     fails(
         "gin: .*(model_dir|required|missing)",
         "run",
-        gin="from __gin__ import dynamic_registration\nfrom pit_jax.run import pipeline\n",
+        gin="from __gin__ import dynamic_registration\nfrom pit_jax.run import config\n",
     )
 
 

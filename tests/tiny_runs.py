@@ -21,8 +21,9 @@ from pit_jax.method.curriculum import Round
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.config import NetworkConfig
-from pit_jax.run import pipeline
-from pit_jax.run.pipeline import Run, RunConfig
+from pit_jax.run import run as runs
+from pit_jax.run.config import RunConfig
+from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, SupervisedStage
 from pit_jax.runtime.loop import LoopConfig
 from pit_jax.runtime.train_state import OptimizerConfig
@@ -64,7 +65,7 @@ GIN = """
 from __gin__ import dynamic_registration
 from pit_jax.method import curriculum
 from pit_jax.method import objectives
-from pit_jax.run import pipeline
+from pit_jax.run import config as run_config
 from pit_jax.method import ppo
 from pit_jax.run import stages
 from pit_jax.runtime import train_state
@@ -112,7 +113,7 @@ layouts.Lengths:
     prompt = 8
     reference = 12
     response = 13
-pipeline.RunConfig:
+run_config.RunConfig:
     sampling_batch = 16
     shard_size = 16
 loop.LoopConfig:
@@ -219,7 +220,7 @@ def command(name: str, folder: pathlib.Path, *arguments: str, gin: str | None = 
     file = folder.with_name(f"{folder.name}.gin")
     file.write_text(GIN if gin is None else gin)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "Run", functools.partial(Run, devices=jax.devices()[:1]))
+        patch.setattr(runs, "Run", functools.partial(Run, devices=jax.devices()[:1]))
         return cli.main([name, f"--gin_file={file}", f"--gin.MODEL_DIR='{folder}'", *arguments])
 
 

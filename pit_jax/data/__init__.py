@@ -2,23 +2,28 @@
 
 From plain text to arrays, in the order of the modules:
 
-    examples            Example, Check, splits and folds by a stable hash of the prompt
-    drafts, requirements  synthetic families with exact checkers
-    instructions        their splits
-    file_formats        a line of a preference file -> an Example
-    readers             preference files -> Examples, and a count of what was left out and why
-    builders, build     the same prepared once as TFDS datasets, and the command that does it
-    vocabulary_base     what every vocabulary offers
-    vocabularies        text <-> ids, and the two reserved control tokens: bytes, words
-    subword_vocabularies  SentencePiece models and Hugging Face tokenizers
-    datasets            what a dataset is made of; its train, dev and test examples; mixtures
-    formats             token layouts of every model's input (Appendix A of the paper)
-    sources, preprocessors, tasks   the seqio Task of every stage
-    feature_converters  task features -> padded or packed model features
-    batching            order of rows, mixtures, packing, length buckets
-    reference_store     sampled references on disk, read back through seqio
-    input_pipeline      batches in a deterministic order; what the rest of the package calls
+    examples                  what an example and a verdict are; folds by a stable hash of the prompt
+    synthetic.drafts          a synthetic family with an exact checker
+    synthetic.requirements    another one
+    synthetic.instructions    the splits of both
+    files.formats             a line of a preference file -> an Example
+    files.readers             files -> Examples, and a count of what was left out and why
+    files.builders            the same prepared once as TFDS datasets
+    files.build               the command that does it
+    vocabularies.base         what every vocabulary offers
+    vocabularies.words        bytes, and the words of a synthetic family
+    vocabularies.subwords     SentencePiece models and Hugging Face tokenizers
+    vocabularies.load         the vocabulary that a configuration names
+    datasets                  what a dataset is made of; its train, dev and test examples; mixtures
+    layouts                   token layouts of every model's input (Appendix A of the paper)
+    seqio_tasks.sources       seqio's sources of examples and of sampled references
+    seqio_tasks.preprocessors text -> the features of every stage
+    seqio_tasks.feature_converters  those features -> padded or packed model features
+    seqio_tasks.tasks         the seqio Task of every stage
+    batching                  order of rows, mixtures, packing, length buckets
+    reference_store           sampled references on disk, read back through seqio
+    input_pipeline            batches in a deterministic order; what other folders call
 
-TensorFlow and seqio are imported by builders, sources, preprocessors, tasks and feature_converters
-only, and those are imported inside functions of others, so everything else runs without them.
+TensorFlow and seqio are imported by seqio_tasks and files.builders, which others import inside
+functions only, so everything else runs without them.
 """

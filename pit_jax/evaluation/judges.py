@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pit_jax.data.datasets import DatasetConfig, MixtureConfig
+from pit_jax.data.synthetic import instructions
 from pit_jax.evaluation import scoring
 
 
@@ -84,6 +86,22 @@ class RewardJudge:
         return scoring.reward_judge_outcomes(
             self.scores(prompts, first), self.scores(prompts, second)
         )
+
+
+def judge_for(
+    dataset: DatasetConfig | MixtureConfig, rewards: Callable, reward_model: str
+) -> ScoringJudge:
+    """The judge of a dataset: its exact checker where it has one, else a reward model.
+
+    Args:
+      dataset: what the prompts are of.
+      rewards: N prompts and N responses to N scalar rewards.
+      reward_model: name of the stage that `rewards` comes from.
+    """
+    if isinstance(dataset, DatasetConfig) and dataset.kind == "instructions":
+        family = dataset.family
+        return ExactJudge(lambda prompt, text: instructions.check(family, prompt, text))
+    return RewardJudge(rewards, f"R_P ({reward_model})")
 
 
 def _check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:

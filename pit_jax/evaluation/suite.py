@@ -7,6 +7,7 @@ measured on one split, looked at once, with 95% intervals over prompts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +16,9 @@ import jax
 import numpy as np
 
 from pit_jax import __version__
-from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.examples import SPLITS, Example
-from pit_jax.data.synthetic import instructions
 from pit_jax.evaluation import scoring
-from pit_jax.evaluation.judges import ExactJudge, RewardJudge, ScoringJudge
+from pit_jax.evaluation.judges import ExactJudge, judge_for
 from pit_jax.method import curriculum
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.forward import GAP_TREE, tree_scores
@@ -27,7 +26,7 @@ from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.sampler import Response
 from pit_jax.models.heads import ScalarModel
 from pit_jax.run import stages
-from pit_jax.run.pipeline import Run
+from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage
 from pit_jax.runtime import metrics as metrics_lib
 
@@ -91,13 +90,9 @@ class Suite:
         self._examples: list[Example] = examples[: config.num_prompts or None]
         self._prompts = [e.prompt for e in self._examples]
         self._rows = [e.index for e in self._examples]
-        dataset = run.config.dataset
-        self._judge: ScoringJudge
-        if isinstance(dataset, DatasetConfig) and dataset.kind == "instructions":
-            family = dataset.family
-            self._judge = ExactJudge(lambda p, r: instructions.check(family, p, r))
-        else:
-            self._judge = RewardJudge(self._reward, f"R_P ({config.reward_model})")
+        # A report comes back to the same few models.
+        self._model = functools.lru_cache(maxsize=8)(run.load_frozen)
+        self._judge = judge_for(run.config.dataset, self._reward, config.reward_model)
         self._cache: dict[tuple, list[Response]] = {}
         self._traces: dict[tuple, list[Trace]] = {}
 
@@ -171,7 +166,7 @@ class Suite:
         if key not in self._cache:
             run = self._run
             self._cache[key] = run.sampler.respond(
-                run.model(stage),
+                self._model(stage),
                 [run.layout.policy_prompt(prompt) for prompt in self._prompts],
                 run.layout.widths(run.config.lengths).policy,
                 self._rows,
@@ -187,7 +182,9 @@ class Suite:
         key = (stage, temperature, iterations, method)
         if key not in self._traces:
             config, run = self._config, self._run
-            improver = run.improver(stage, config.gap_model)
+            gap_model = self._model(config.gap_model)
+            pooling = run.pooling(config.gap_model)
+            improver = run.improver(self._model(stage), gap_model, pooling)
             improve = dataclasses.replace(
                 run.config.improve,
                 iterations=iterations,
@@ -221,7 +218,7 @@ class Suite:
         ]
         built = [run.layout.reward_prompt(prompt) for prompt in prompts]
         return run.sampler.score(
-            run.model(name), built, widths.reward, responses, run.pooling(name)
+            self._model(name), built, widths.reward, responses, run.pooling(name)
         )
 
     # Tables
@@ -345,7 +342,7 @@ class Suite:
         )
         for batch in batches:
             real = batch.pop("weight") > 0
-            scores = score(run.model(name), run.partitioner.shard_batch(batch))
+            scores = score(self._model(name), run.partitioner.shard_batch(batch))
             for pair in scoring.GAP_PAIRS:
                 found[pair].append(np.asarray(scores[pair])[real])
         values = {p: np.concatenate(v)[: len(self._prompts)] for p, v in found.items()}
@@ -366,7 +363,7 @@ class Suite:
         intervals: dict[str, list[list[float]]] = {}
         for temperature in config.sweep:
             original = self.policy(config.policy, 1.0)
-            improver = self._run.improver(config.pit)
+            improver = self._run.improver(self._model(config.pit))
             improve = ImproveConfig(sampling=SamplingConfig(temperature=temperature))
             draw = self._run.key("evaluation", config.pit, "sweep")
             traces = improver(self._prompts, original, self._rows, draw, improve)

@@ -1,4 +1,4 @@
-"""PPO stages: the rounds of curriculum reinforcement learning and where their references come from.
+"""The rounds of curriculum reinforcement learning, and where their references come from.
 
 A round names the source of y_ref (3.4.1): the data (Eq. 4), M_P^RL (Eq. 5), M_PIT applied to M_P^RL
 samples (a third round and on), or an intermediate checkpoint of M_P's RL run. Sampled references go
@@ -9,22 +9,15 @@ last one's weights, and the KL reference stays M_PIT^SFT.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from pit_jax.data.examples import Example
 from pit_jax.data.reference_store import ReferenceWriter
-from pit_jax.method import flops
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Improver
-from pit_jax.method.ppo import PPOConfig
-from pit_jax.method.rollout import RLState, make_ppo_step
-from pit_jax.models.config import NetworkConfig
-from pit_jax.runtime import metrics as metrics_lib
-from pit_jax.runtime.partitioning import Partitioner, constrain_rows
 
 SOURCES = ("none", "data", "policy", "checkpoint", "pit")
 
@@ -117,87 +110,3 @@ def sample_references(
             for example, response in zip(part, responses, strict=True)
         )
     writer.close()
-
-
-def make_programs(
-    network: NetworkConfig,
-    config: PPOConfig,
-    pooling: str,
-    response_length: int,
-    partitioner: Partitioner,
-) -> tuple[Callable, Callable]:
-    """The jitted programs of a PPO step on a mesh; see rollout.make_ppo_step.
-
-    Returns:
-      collect(state, frozen, batch, key) -> Experience, beta, moments, metrics, Generation; and
-      improve(state, experience, key) -> new state, metrics, which donates the state. The metric
-      `model_flops` counts both.
-    """
-    collect, improve = make_ppo_step(network, network, config, pooling, response_length)
-
-    @partitioner.jit
-    def collect_episodes(state, frozen, batch, key):
-        # Without the parameters among the results, which would be a copy of them.
-        experience, state, metrics, generation = collect(state, frozen, batch, key)
-        generation = constrain_rows(generation)
-        B, R = generation.mask_BR.shape
-        P, Q = batch["prompt_tokens"].shape[1], batch["reward_prompt_tokens"].shape[1]
-        # Decoding ends with the longest response.
-        written = jnp.sum(jnp.any(generation.mask_BR, axis=0).astype(jnp.float32))
-        works = flops.ppo_collect(B, P, Q, R, config, written), flops.ppo_update(B, P, Q, R, config)
-        metrics["model_flops"] = (sum(flops.total(work, network) for work in works), 1.0)
-        return experience, state.beta, state.moments, metrics, generation
-
-    return collect_episodes, partitioner.jit(improve, donate_argnums=0)
-
-
-def make_step(
-    network: NetworkConfig,
-    config: PPOConfig,
-    pooling: str,
-    response_length: int,
-    partitioner: Partitioner,
-    frozen: Callable[[jax.Array], dict[str, Any]],
-    key: jax.Array,
-    decode: Callable[[Any], str],
-) -> Callable[
-    [RLState, Any, int], tuple[RLState, metrics_lib.Metrics, Callable[[], dict[str, str]]]
-]:
-    """A PPO step for `trainer.fit`: collect episodes, then one update.
-
-    Args:
-      network: of all roles.
-      config: PPO's settings.
-      pooling: of the reward model.
-      response_length: R.
-      partitioner: places the programs.
-      frozen: gives the parameters of `reference` and `reward`; its argument is ready once the
-        update before is done with the memory.
-      key: base key of the stage; step i uses fold_in(key, i).
-      decode: ids to text, for the samples that are logged.
-    """
-    collect_episodes, improve = make_programs(
-        network, config, pooling, response_length, partitioner
-    )
-
-    def step(state: RLState, batch, number: int):
-        rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
-        prompts = batch["prompt_tokens"]
-        batch = partitioner.shard_batch(batch)
-        experience, beta, moments, metrics, generation = collect_episodes(
-            state, frozen(state.train.step), batch, rollout_key
-        )
-        state = state.replace(beta=beta, moments=moments)
-        state, update_metrics = improve(state, experience, update_key)
-
-        def texts():
-            shard = generation.tokens_BR.addressable_shards[0]
-            first, responses = shard.index[0].start or 0, jax.device_get(shard.data)
-            return {
-                f"sample_{i}": f"{decode(prompts[first + i])} → {decode(responses[i])}"
-                for i in range(min(3, len(responses)))
-            }
-
-        return state, {**metrics, **update_metrics}, texts
-
-    return step

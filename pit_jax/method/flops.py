@@ -125,7 +125,7 @@ def sampling(rows: int, P: int, R: int, written: Any = None) -> tuple[Work, ...]
 def ppo_collect(
     rows: int, P: int, Q: int, R: int, config: PPOConfig, written: Any = None
 ) -> tuple[Work, ...]:
-    """Episodes of a PPO step: sampling, two log-probabilities, values, scores; see `rollout`.
+    """Episodes of a PPO step: sampling, two log-probabilities, values, scores; see `ppo_step`.
 
     Args:
       rows: episodes.

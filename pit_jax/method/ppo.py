@@ -1,20 +1,15 @@
-"""Proximal policy optimisation for token sequences: KL, GAE, whitening and the jitted update.
+"""The settings and the mathematics of PPO for token sequences; `ppo_step` puts them together.
 
-The update is one program: epochs x minibatches as nested scans over the actor and the critic. Every
-statistic is masked: tokens after EOS never count.
+Every statistic is masked: tokens after EOS never count.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-
-from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
-from pit_jax.runtime.microbatches import accumulate
 
 CRITIC_STARTS = ("reward", "actor")
 
@@ -190,108 +185,6 @@ def adapt_beta(beta, kl, config: PPOConfig, episodes: int):
         return beta
     error = jnp.clip(kl / config.target_kl - 1, -0.2, 0.2)
     return beta * (1 + error * episodes / config.horizon)
-
-
-def update(
-    state,
-    experience: Experience,
-    key: jax.Array,
-    config: PPOConfig,
-    log_probs_fn: Callable,
-    values_fn: Callable,
-):
-    """One PPO update: `epochs` passes over `minibatches` parts of the episodes.
-
-    Args:
-      state: TrainState with params {'actor', 'critic'}.
-      experience: the episodes.
-      key: shuffles the episodes each epoch.
-      config: PPO's settings.
-      log_probs_fn: (actor params, Experience) -> log_probs_BR, entropy_BR; the very function that
-        gave `experience.log_probs_BR`.
-      values_fn: (critic params, Experience) -> values_BR.
-
-    Returns:
-      the new state and metrics as (sum, weight) pairs, `first_ratio_error` among them: the largest
-      distance from 1 of the first minibatch's ratios.
-    """
-    B = experience.mask_BR.shape[0]
-    if B % config.parts:
-        raise ValueError(
-            f"PPO: got a batch of {B} episodes, expected a multiple of minibatches x microbatches ="
-            f" {config.parts}"
-        )
-    advantages_BR, returns_BR = gae(
-        experience.rewards_BR,
-        experience.values_BR,
-        experience.mask_BR,
-        config.gamma,
-        config.gae_lambda,
-    )
-    data = (experience, whiten(advantages_BR, experience.mask_BR), returns_BR)
-
-    def minibatch_step(state, batch):
-        weight = jnp.sum(batch[0].mask_BR)
-
-        def gradients(part):
-            def total(params):
-                return loss(params, part, weight, config, log_probs_fn, values_fn)
-
-            gradient = jax.value_and_grad(total, has_aux=True)
-            (value, (metrics, deviation)), grads = gradient(state.params)
-            return (grads, value, metrics), deviation
-
-        (grads, value, metrics), deviations = accumulate(gradients, batch, config.microbatches)
-        state, step_metrics = state.apply_gradients(grads, value)
-        return state, ({**metrics, **step_metrics}, jnp.max(deviations))
-
-    def epoch(state, key):
-        order = jax.random.permutation(key, B).reshape(config.minibatches, -1)
-        return jax.lax.scan(minibatch_step, state, jax.tree.map(lambda x: x[order], data))
-
-    state, (metrics, deviation) = jax.lax.scan(epoch, state, jax.random.split(key, config.epochs))
-    metrics = jax.tree.map(jnp.sum, metrics)
-    explained = explained_variance(experience.values_BR, returns_BR, experience.mask_BR)
-    one = jnp.float32(1)
-    return state, {
-        **metrics,
-        "explained_variance": (explained, one),
-        "first_ratio_error": (deviation[0, 0], one),
-    }
-
-
-def loss(params, part, weight, config: PPOConfig, log_probs_fn: Callable, values_fn: Callable):
-    """PPO's loss of some episodes of a minibatch.
-
-    Args:
-      params: {'actor', 'critic'}.
-      part: (Experience, advantages_BR, returns_BR).
-      weight: tokens of the whole minibatch, which the sums are divided by.
-      config, log_probs_fn, values_fn: see `update`.
-
-    Returns:
-      the loss, and the metrics with the largest distance of a ratio from 1.
-    """
-    episodes, advantages, returns = part
-    mask = episodes.mask_BR
-    log_probs, entropy = log_probs_fn(params["actor"], episodes)
-    values = values_fn(params["critic"], episodes)
-    (policy, count), policy_metrics = ppo_policy_loss(
-        log_probs, episodes.log_probs_BR, advantages, mask, config.clip
-    )
-    (value, _), value_metrics = ppo_value_loss(
-        values, episodes.values_BR, returns, mask, config.value_clip
-    )
-    metrics = {
-        **policy_metrics,
-        **value_metrics,
-        "policy_loss": (policy, count),
-        "value_loss": (value, count),
-        "entropy": (jnp.sum(entropy * mask), count),
-    }
-    deviation = jnp.max(jnp.abs(jnp.exp((log_probs - episodes.log_probs_BR) * mask) - 1))
-    total = (policy + config.value_coefficient * value) / jnp.maximum(weight, 1)
-    return total, (metrics, deviation)
 
 
 def explained_variance(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array):

@@ -20,7 +20,7 @@ from pit_jax.method.flops import total
 from pit_jax.plan import chips, hlo
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.programs import Program, programs, size_on_a_chip
-from pit_jax.run.pipeline import RunConfig
+from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import RLStage, Stage
 from pit_jax.runtime.partitioning import Partitioner
 

@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from pit_jax.data import layouts
-from pit_jax.method import curriculum, flops
+from pit_jax.method import flops, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.flops import Work
 from pit_jax.method.sampler import Sampler
 from pit_jax.run import stages
-from pit_jax.run.pipeline import RunConfig
+from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import RewardStage, RLStage, SupervisedStage
-from pit_jax.runtime import loop
 from pit_jax.runtime.partitioning import Partitioner
 
 # A tokenizer's space between two pieces of a layout: one token in most, none in some.
@@ -90,7 +89,7 @@ def _supervised(
         batch["decoder_loss_weights"] = ((B, width), jnp.float32)
         logits = width
     abstract = _batch(batch, partitioner)
-    step = loop.make_step(loss, partitioner, stage.microbatches)
+    step = supervised_step.make_step(loss, partitioner, stage.microbatches)
     roles = {"parameters": state.params, "optimizer": state.opt_state}
     yield Program(
         "training step",
@@ -135,7 +134,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
     waiting = {} if stage.offload_frozen else {"frozen models": models}
     if any(round_.is_sampled for round_ in stage.rounds):
         yield from _sampling(config, stage, models, resident | waiting, partitioner)
-    collect, improve = curriculum.make_programs(network, stage.ppo, "last", R, partitioner)
+    collect, update = ppo_step.make_programs(network, stage.ppo, "last", R, partitioner)
     batch = _batch(
         {
             "prompt_tokens": ((B, P), jnp.int32),
@@ -162,7 +161,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
     yield Program(
         "PPO: update",
         stage.name,
-        improve,
+        update,
         (state, experience, key),
         resident,
         waiting,

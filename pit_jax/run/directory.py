@@ -10,18 +10,16 @@ import dataclasses
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from etils import epath
 
 from pit_jax import files
+from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
+from pit_jax.run.config import RunConfig
+from pit_jax.run.stages import Stage
 from pit_jax.runtime import processes
-
-if TYPE_CHECKING:
-    from pit_jax.data.vocabularies.base import Vocabulary
-    from pit_jax.run.pipeline import RunConfig
-    from pit_jax.run.stages import Stage
 
 
 def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[str, str]:

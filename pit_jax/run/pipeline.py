@@ -1,293 +1,54 @@
-"""A whole run: stages in order, each resumed or skipped as its folder says, then the evaluation.
+"""Training a run: stages in order, each skipped, resumed or refused as its folder says.
 
-A run directory holds one folder per stage with `stage.json` (what it was started with),
-`metrics.jsonl`, `checkpoints/` and, once it is complete, `result.json`. Giving the same command
-again continues at the last checkpoint.
+Giving the same command again continues at the last checkpoint.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
-import zlib
-from collections.abc import Sequence
 from typing import Any
 
-import jax
-from etils import epath
-
-from pit_jax.data.batching import BatchingConfig
-from pit_jax.data.datasets import DatasetConfig, MixtureConfig
-from pit_jax.data.input_pipeline import InputPipeline
-from pit_jax.data.layouts import Layout, Lengths
-from pit_jax.data.vocabularies.base import Vocabulary
-from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
 from pit_jax.files import write_whole
-from pit_jax.method import flops
-from pit_jax.method.improve import ImproveConfig, Improver
-from pit_jax.method.sampler import Sampler
-from pit_jax.models.config import NetworkConfig
-from pit_jax.models.network import in_compute_type
 from pit_jax.run import directory as run_directory
-from pit_jax.run import stage_training, stages, t5x_checkpoints
-from pit_jax.run.stages import RewardStage, Stage
-from pit_jax.runtime import processes, profiling
-from pit_jax.runtime.checkpoints import Checkpoints
-from pit_jax.runtime.partitioning import MeshConfig, Partitioner
-from pit_jax.runtime.signals import Signals
+from pit_jax.run import stage_training, stages
+from pit_jax.run.run import Run
+from pit_jax.runtime import processes
 
 
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Everything a run is made of.
+def train_all(run: Run) -> None:
+    """Trains every stage that isn't complete, in order; for the errors see `train`."""
+    for stage in run.config.stages:
+        train(run, stage.name)
 
-    Attributes:
-      model_dir: the run directory, on a disk or in a bucket: `gs://BUCKET/FOLDER`.
-      seed: of initial weights, data order and sampling.
-      network: of every role.
-      vocabulary: `bytes`, `words:FAMILY`, `sentencepiece:PATH` or `tokenizer:PATH`.
-      dataset: the preference data, or a mixture of some.
-      lengths: windows in tokens.
-      stages: in the order they run.
-      control_tokens: of a tokenizer: names of the two reserved pieces that become `<<Candidate>>`
-        and `<<Improved>>`.
-      eos_token: of a tokenizer: name of its EOS piece, where its files don't tell.
-      pad_token: of a tokenizer: name of its padding piece, or of an unused reserved one.
-      batching: packing and length buckets.
-      mesh: of devices.
-      sampling_batch: rows decoded at once when references and evaluations are sampled.
-      shard_size: records in a shard of a reference store.
-      improve: iterations and stop criteria of the `improve` command.
-      tensorboard: whether to write TensorBoard events.
-      wandb_project: where Weights & Biases shows the metrics too; empty: nowhere.
+
+def train(run: Run, name: str) -> dict[str, Any]:
+    """Trains one stage, from its last checkpoint if there is one; returns its result.
+
+    Raises:
+      UserError: if its folder holds a stage with other settings, what it starts from isn't
+        trained, or the mesh can't split the batches of this stage or of any other.
     """
-
-    model_dir: str
-    seed: int
-    network: NetworkConfig
-    vocabulary: str
-    dataset: DatasetConfig | MixtureConfig
-    lengths: Lengths
-    stages: tuple[Stage, ...]
-    control_tokens: tuple[str, ...] = ()
-    eos_token: str = ""
-    pad_token: str = ""
-    batching: BatchingConfig = BatchingConfig()
-    mesh: MeshConfig = MeshConfig()
-    sampling_batch: int = 256
-    shard_size: int = 1024
-    improve: ImproveConfig = ImproveConfig()
-    tensorboard: bool = False
-    wandb_project: str = ""
-
-    def __post_init__(self):
-        names = [stage.name for stage in self.stages]
-        if repeated := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"run: stage names must differ, got {', '.join(repeated)} twice")
-        if not self.model_dir:
-            raise UserError("run: MODEL_DIR is empty, expected a directory for the run")
+    stage = run.stage(name)
+    _check_rows(run)
+    folder = run.folder(name)
+    settings = run_directory.settings(run.config, stage, run.vocabulary)
+    run_directory.claim(folder, settings, run.identity())
+    if run.is_complete(name):
+        print(f"{name}: complete, skipped", flush=True)
+        return run.result(name)
+    if processes.is_first():
+        write_whole(folder / "operative_config.gin", run.config_text)
+    stage_training.train(run, stage)
+    return run.result(name)
 
 
-class Run:
-    """A run on the devices of all processes.
-
-    Attributes:
-      config: what it is made of.
-      directory: the run directory.
-      data: the dataset's batches and texts.
-      vocabulary, layout: of the data.
-      partitioner: the mesh.
-      config_text: the configuration as the user's file has it; kept in the folder of each stage.
-      profile: steps of each stage to trace.
-      peak: operations a second of all devices; 0 where it isn't known.
-      sampler: decodes and scores in batches.
-      signals: that end the training of a stage early; entered by the command line.
-    """
-
-    def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
-        """Loads the data and sets up the mesh.
-
-        Args:
-          config: what it is made of.
-          devices: the devices to use; all of `jax.devices()` by default.
-
-        Raises:
-          UserError: for data, vocabulary or a network that don't fit each other.
-        """
-        self.config = config
-        self.directory = epath.Path(config.model_dir)
-        words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
-        extra = tuple(word for word in words.split() if not word.startswith("{"))
-        self.vocabulary: Vocabulary = load_vocabulary(
-            config.vocabulary, extra, config.control_tokens, config.eos_token, config.pad_token
+def _check_rows(run: Run) -> None:
+    """Refuses batches, of any stage, that the mesh can't split."""
+    for stage in run.config.stages:
+        stages.check_rows(stage, run.partitioner)
+    rows = run.partitioner.row_shards
+    if run.config.sampling_batch % rows:
+        raise UserError(
+            f"run: got sampling_batch={run.config.sampling_batch}, expected a multiple of "
+            f"{rows}: rows are split over slices x data of the mesh"
         )
-        if self.vocabulary.vocab_size > config.network.vocab_size:
-            raise UserError(
-                f"network: got vocab_size={config.network.vocab_size}, expected at least "
-                f"{self.vocabulary.vocab_size}, the size of vocabulary {config.vocabulary!r}"
-            )
-        self.layout = Layout(self.vocabulary)
-        self.data = InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
-        self.place(Partitioner(config.mesh, devices))
-        self.config_text = ""
-        self.profile: profiling.Window | None = None
-        self.signals = Signals()
-        self._stages = {stage.name: stage for stage in config.stages}
-
-    def place(self, partitioner: Partitioner) -> None:
-        """Moves the run to a mesh."""
-        config = self.config
-        self.partitioner = partitioner
-        self.peak = flops.peak(device.device_kind for device in partitioner.mesh.devices.flat)
-        response = self.layout.widths(config.lengths).response
-        self.sampler = Sampler(config.network, partitioner, response, config.sampling_batch)
-
-    def folder(self, name: str) -> epath.Path:
-        """Of a stage of this run, or of another run's by its path."""
-        return epath.Path(name) if "/" in name else self.directory / name
-
-    def stage(self, name: str) -> Stage:
-        """The stage of this name.
-
-        Raises:
-          UserError: if the run has none.
-        """
-        if name not in self._stages:
-            raise UserError(f"stage: got {name!r}, expected one of {', '.join(self._stages)}")
-        return self._stages[name]
-
-    def is_complete(self, name: str) -> bool:
-        """Whether a stage has its result."""
-        return (self.folder(name) / "result.json").exists()
-
-    def result(self, name: str) -> dict[str, Any]:
-        """What a completed stage reports: steps, seconds, tokens, final metrics, model_step.
-
-        Of a stage that T5X trained: task, model_step, and a reward model's pooling, which the run's
-        stage of that name has; the name is a folder's where one is given by its path.
-        """
-        path = self.folder(name) / "result.json"
-        if path.exists():
-            return json.loads(path.read_text())
-        checkpoint = self._t5x_checkpoint(name)
-        if checkpoint is None:
-            raise UserError(f"{path}: not found; train stage {name!r} first")
-        parts = reversed(epath.Path(name).parts)
-        stage = self.stage(next((part for part in parts if part in self._stages), name))
-        result = {"task": stage.task, "model_step": t5x_checkpoints.step_of(checkpoint)}
-        if isinstance(stage, RewardStage):
-            result["pooling"] = stage.reward.pooling
-        return result
-
-    def key(self, *purposes: str | int) -> jax.Array:
-        """A key from the run's seed and what it is for."""
-        key = jax.random.key(self.config.seed)
-        for purpose in purposes:
-            number = zlib.crc32(purpose.encode()) if isinstance(purpose, str) else purpose
-            key = jax.random.fold_in(key, number)
-        return key
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - a Run lives as long as its process
-    def model(self, name: str, step: int | None = None) -> Any:
-        """`load_frozen`, remembered: for evaluations, which come back to the same few models."""
-        return self.load_frozen(name, step)
-
-    def load(self, name: str, step: int | None = None) -> Any:
-        """Parameters a stage ended with: its last checkpoint, or a reward model's best one.
-
-        Args:
-          name: a stage of this run, or the path of another run's stage folder, or of a checkpoint
-            that T5X wrote.
-          step: a certain checkpoint instead.
-
-        Raises:
-          UserError: if it isn't trained.
-        """
-        folder, network = self.folder(name), self.config.network
-        inits = stages.init_language_model, stages.init_scalar_model
-
-        def abstract(init):
-            return stages.abstract_model(init(network), self.partitioner)
-
-        if checkpoint := self._t5x_checkpoint(name, step):
-            return t5x_checkpoints.load(checkpoint, network, *map(abstract, inits))
-        result = self.result(name)
-        run_directory.check_identity(folder, self.identity())
-        checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-        init = inits[result["task"] in stages.REWARD_TASKS]
-        params = checkpoints.restore_model(abstract(init), step or result["model_step"])
-        checkpoints.close()
-        return params
-
-    def improver(self, pit: str, gap: str | None = None) -> Improver:
-        """Algorithm 2 with the models of these stages."""
-        if gap is None:
-            return self.improver_of(self.model(pit))
-        return self.improver_of(self.model(pit), self.model(gap), self.pooling(gap))
-
-    def pooling(self, reward_stage: str) -> str:
-        """How a reward stage's score is read."""
-        return self.result(reward_stage)["pooling"]
-
-    def train_all(self) -> None:
-        """Runs every stage that isn't complete, in order."""
-        for stage in self.config.stages:
-            self.train(stage.name)
-
-    def train(self, name: str) -> dict[str, Any]:
-        """Runs one stage, from its last checkpoint if there is one; returns its result.
-
-        Raises:
-          UserError: if its folder holds a stage with other settings, what it starts from isn't
-            trained, or the mesh can't split the batches of this stage or of any other.
-        """
-        stage = self.stage(name)
-        self._check_rows()
-        folder = self.folder(name)
-        settings = run_directory.settings(self.config, stage, self.vocabulary)
-        run_directory.claim(folder, settings, self.identity())
-        if self.is_complete(name):
-            print(f"{name}: complete, skipped", flush=True)
-            return self.result(name)
-        if processes.is_first():
-            write_whole(folder / "operative_config.gin", self.config_text)
-        stage_training.train(self, stage)
-        return self.result(name)
-
-    def load_frozen(self, name: str, step: int | None = None) -> Any:
-        """A model that isn't trained, in the compute type."""
-        return in_compute_type(self.load(name, step), self.config.network)
-
-    def improver_of(self, model: Any, gap_model: Any = None, pooling: str = "last") -> Improver:
-        """Algorithm 2 with these parameters."""
-        return Improver(
-            sampler=self.sampler,
-            layout=self.layout,
-            lengths=self.config.lengths,
-            clean=self.vocabulary.text_ids,
-            decode=self.vocabulary.decode,
-            model=model,
-            gap_model=gap_model,
-            pooling=pooling,
-        )
-
-    def _t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
-        """The newest checkpoint, or that of `step`, of a stage that T5X trained."""
-        return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
-
-    def _check_rows(self) -> None:
-        """Refuses batches, of any stage, that the mesh can't split."""
-        for stage in self.config.stages:
-            stages.check_rows(stage, self.partitioner)
-        rows = self.partitioner.row_shards
-        if self.config.sampling_batch % rows:
-            raise UserError(
-                f"run: got sampling_batch={self.config.sampling_batch}, expected a multiple of "
-                f"{rows}: rows are split over slices x data of the mesh"
-            )
-
-    def identity(self) -> dict[str, str]:
-        """What gives the models' parameters their meaning, see run_directory."""
-        return run_directory.identity(self.config, self.vocabulary)

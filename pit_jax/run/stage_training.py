@@ -6,7 +6,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from etils import epath
@@ -14,18 +14,16 @@ from etils import epath
 from pit_jax.data.input_pipeline import DATA_REFERENCES
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.errors import UserError
-from pit_jax.method import curriculum, flops
+from pit_jax.method import curriculum, flops, ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
 from pit_jax.run import directory as run_directory
 from pit_jax.run import stages
+from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage
 from pit_jax.runtime import loop, processes, profiling
 from pit_jax.runtime import metrics as metrics_lib
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import OnHost
-
-if TYPE_CHECKING:
-    from pit_jax.run.pipeline import Run
 
 _SHOWN = {
     "pretrain": ("loss", "token_accuracy"),
@@ -115,7 +113,7 @@ def _train_supervised(
 ) -> Any:
     network, partitioner = run.config.network, run.partitioner
     loss = stages.objective(stage, network)
-    step = loop.make_step(loss, partitioner, stage.microbatches)
+    step = supervised_step.make_step(loss, partitioner, stage.microbatches)
     held_out = None
     if isinstance(stage, RewardStage):
         jitted = partitioner.jit(loss)
@@ -123,7 +121,7 @@ def _train_supervised(
         def held_out(state):
             limit = -(-stage.held_out // stage.batch_size)
             batches = held_out_batches(run, stage, "dev", limit)
-            return loop.evaluate(jitted, state.params, batches, partitioner)
+            return supervised_step.evaluate(jitted, state.params, batches, partitioner)
 
     def placed(state, batch, number):
         del number
@@ -139,8 +137,8 @@ def _train_supervised(
         return fit(state, placed, batches, stop=stage.steps, held_out=held_out)
 
 
-def ppo_step(run: Run, stage: RLStage) -> Callable:
-    """The step of a PPO stage, see curriculum.make_step.
+def make_ppo_step(run: Run, stage: RLStage) -> Callable:
+    """The step of a PPO stage, see ppo_step.make_step.
 
     Raises:
       UserError: if a model that it builds on isn't trained, or is of another kind.
@@ -151,7 +149,7 @@ def ppo_step(run: Run, stage: RLStage) -> Callable:
             f"stage {stage.name}: reward_model {stage.reward_model!r} is of task {task}, whose "
             f"layout differs; expected one of task {expected}"
         )
-    return curriculum.make_step(
+    return ppo_step.make_step(
         run.config.network,
         stage.ppo,
         run.pooling(stage.reward_model),
@@ -164,7 +162,7 @@ def ppo_step(run: Run, stage: RLStage) -> Callable:
 
 
 def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
-    step = ppo_step(run, stage)
+    step = make_ppo_step(run, stage)
     for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
         references = DATA_REFERENCES
         if round_.is_sampled:
@@ -202,7 +200,7 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
         writer,
         run.data.examples("train", "rl"),
         policy=run.load_frozen(round_.policy, policy_step),
-        improver=run.improver_of(actor),
+        improver=run.improver(actor),
         key=run.key("references", stage.name, number),
         shard_size=run.config.shard_size,
     )

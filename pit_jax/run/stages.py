@@ -20,7 +20,7 @@ from pit_jax.method import objectives
 from pit_jax.method.curriculum import Round
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import Moments, PPOConfig
-from pit_jax.method.rollout import RLState
+from pit_jax.method.ppo_step import RLState
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel, in_compute_type

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pit_jax.errors import UserError
 from pit_jax.files import absolute, is_local
+from pit_jax.method.ppo_step import RLState
 from pit_jax.models import weights
 from pit_jax.models.config import NetworkConfig
 
@@ -105,8 +106,7 @@ def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
     path = folder / f"checkpoint_{step}"
     if path.exists():
         raise UserError(f"{path}: is there already, expected a new folder")
-    rl = hasattr(state, "train")
-    train = state.train if rl else state
+    train = state.train
     moments = traverse_util.flatten_dict(serialization.to_state_dict(train.opt_state), sep="/")
     tree = {
         "target": train.params,
@@ -115,7 +115,7 @@ def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
             "param_states": traverse_util.unflatten_dict(moments, sep="/"),
         },
     }
-    if rl:
+    if isinstance(state, RLState):
         tree["flax_mutables"] = {"ppo": ppo_part(state)}
     items = {"state": ocp.PyTreeCheckpointHandler(), "dataset": ocp.JsonCheckpointHandler(_DATASET)}
     options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", create=True)

@@ -2,7 +2,8 @@
 
 A checkpoint has three items: `model` (the parameters later stages start from), `rest` (optimizer,
 critic, counters, controller) and `extra` (JSON: position in the data, best-so-far record, seconds
-spent). Checkpoints are written asynchronously, committed atomically, and restored on any mesh.
+spent). Which part of a state is the model, its `split` and `join` say. Checkpoints are written
+asynchronously, committed atomically, and restored on any mesh.
 """
 
 from __future__ import annotations
@@ -17,26 +18,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from pit_jax.errors import UserError
 from pit_jax.files import absolute
-
-
-def split_model(state: Any) -> tuple[Any, Any]:
-    """Cuts a state into the parameters later stages start from and everything else.
-
-    A TrainState gives its parameters; an RLState its actor's.
-    """
-    if hasattr(state, "train"):
-        params = state.train.params
-        rest = state.replace(train=state.train.replace(params={"critic": params["critic"]}))
-        return params["actor"], rest
-    return state.params, state.replace(params={})
-
-
-def join_model(model: Any, rest: Any) -> Any:
-    """The inverse of `split_model`."""
-    if hasattr(rest, "train"):
-        params = {"actor": model, **rest.train.params}
-        return rest.replace(train=rest.train.replace(params=params))
-    return rest.replace(params=model)
 
 
 class Checkpoints:
@@ -90,7 +71,7 @@ class Checkpoints:
         """Starts writing a checkpoint; a step that is there already is left alone."""
         if step in self._manager.all_steps():
             return
-        model, rest = split_model(state)
+        model, rest = state.split()
         metrics = None
         if self._best_metric:
             metrics = {self._best_metric: extra[self._best_metric], "step": step}
@@ -112,14 +93,14 @@ class Checkpoints:
           UserError: if the checkpoint doesn't fit the state.
         """
         step = self.latest_step() if step is None else step
-        model, rest = split_model(state)
+        model, rest = state.split()
         args = ocp.args.Composite(
             model=ocp.args.StandardRestore(_abstract(model)),
             rest=ocp.args.StandardRestore(_abstract(_arrays(rest))),
             extra=ocp.args.JsonRestore(),
         )
         restored = self._read(step, args)
-        return join_model(restored.model, _like(rest, restored.rest)), restored.extra
+        return _like(rest, restored.rest).join(restored.model), restored.extra
 
     def restore_model(self, model: Any, step: int | None = None) -> Any:
         """Reads only the model's parameters, into the shapes and shardings of `model`."""

@@ -1,26 +1,19 @@
 """One training loop for every stage; what a step does is an argument.
 
-The loop only counts, logs, evaluates and checkpoints. Supervised steps come from `make_step`; PPO
-steps come from `curriculum.py`.
+The loop only counts, logs, evaluates and checkpoints.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from pit_jax.errors import Interrupted, NotFiniteError
 from pit_jax.runtime import metrics as metrics_lib
 from pit_jax.runtime.checkpoints import Checkpoints
-from pit_jax.runtime.microbatches import accumulate
-from pit_jax.runtime.partitioning import Partitioner
 from pit_jax.runtime.signals import Signals
-from pit_jax.runtime.train_state import TrainState
 
 MAX_SKIPPED_IN_ROW = 10
 
@@ -59,40 +52,6 @@ class LoopConfig:
     log_every: int = 10
     checkpoint_every: int = 200
     eval_every: int = 0
-
-
-def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -> Callable:
-    """The jitted supervised step `(state, batch) -> (state, metrics)`; donates the state.
-
-    Args:
-      loss: (params, batch) -> ((sum, weight), metrics).
-      partitioner: places the program.
-      microbatches: parts of the batch whose gradients are added up before the one division.
-    """
-
-    def step(state: TrainState, batch):
-        def gradients(part):
-            def total(params):
-                (total, weight), metrics = loss(params, part)
-                return total, (total, weight, metrics)
-
-            return jax.grad(total, has_aux=True)(state.params), ()
-
-        (grads, (total, weight, metrics)), _ = accumulate(gradients, batch, microbatches)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-8), grads)
-        state, step_metrics = state.apply_gradients(grads, total)
-        return state, {**metrics, **step_metrics}
-
-    return partitioner.jit(step, donate_argnums=0)
-
-
-def evaluate(loss: Callable, params: Any, batches: Iterable, partitioner: Partitioner) -> dict:
-    """Metrics over held-out batches, by name; `loss` is jitted."""
-    totals: metrics_lib.Metrics = {}
-    for batch in batches:
-        _, metrics = loss(params, partitioner.shard_batch(batch))
-        totals = metrics_lib.merge(totals, metrics)
-    return metrics_lib.compute(totals)
 
 
 def fit(
@@ -193,8 +152,7 @@ def check_finite(state: Any, step: int) -> None:
     Raises:
       NotFiniteError: after ten steps whose loss or gradient wasn't finite.
     """
-    train = state.train if hasattr(state, "train") else state
-    skipped = int(train.skipped_in_row)
+    skipped = int(state.train.skipped_in_row)
     if skipped >= MAX_SKIPPED_IN_ROW:
         raise NotFiniteError(
             f"step {step}: loss or gradient was not finite in the last {skipped} steps; stopped, "

@@ -108,6 +108,19 @@ class TrainState(flax.struct.PyTreeNode):
         step, skipped, in_row = counters
         return cls(step, params, optimizer.init(params), skipped, in_row, optimizer)
 
+    @property
+    def train(self) -> TrainState:
+        """Itself: PPO's state has one within, and both are asked for it alike."""
+        return self
+
+    def split(self) -> tuple[Any, TrainState]:
+        """The parameters, which later stages start from, and the state without them."""
+        return self.params, self.replace(params={})
+
+    def join(self, model: Any) -> TrainState:
+        """The inverse of `split`, of the state without parameters."""
+        return self.replace(params=model)
+
     def apply_gradients(self, grads: Any, loss: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         """One optimizer step; if loss or gradient isn't finite, parameters and moments stay.
 

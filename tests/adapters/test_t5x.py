@@ -284,7 +284,7 @@ def test_predictions_are_pit_jaxs(trained, tmp_path, stage, devices):
     width = max(map(len, prompts))
     rows, key = list(range(len(prompts))), jax.random.key(0)
     greedy = SamplingConfig(temperature=0.0)
-    responses = run.sampler.respond(run.model(stage), prompts, width, rows, key, greedy)
+    responses = run.sampler.respond(run.load_frozen(stage), prompts, width, rows, key, greedy)
     assert [r["prediction"] for r in records] == [
         run.vocabulary.decode(r.tokens) for r in responses
     ]

@@ -9,7 +9,8 @@ import pytest
 
 from pit_jax import cli
 from pit_jax.run import pipeline
-from pit_jax.run.pipeline import Run
+from pit_jax.run import run as runs
+from pit_jax.run.run import Run
 from tests import fake_bucket, tiny_runs
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -21,7 +22,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(trained, tmp_path, monkeypatch, 
     file = tmp_path / "tiny.gin"
     file.write_text(tiny_runs.GIN)
     arguments = ["run", f"--gin_file={file}", "--gin.MODEL_DIR='gs://bucket/run'"]
-    monkeypatch.setattr(pipeline, "Run", partial(Run, devices=jax.devices()[:1]))
+    monkeypatch.setattr(runs, "Run", partial(Run, devices=jax.devices()[:1]))
     assert cli.main([*arguments, "--gin.RunConfig.tensorboard=True"]) == 0
     assert "report: gs://bucket/run/report.html" in capsys.readouterr().out
     for path in sorted(trained.rglob("*")):
@@ -39,6 +40,6 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(trained, tmp_path, monkeypatch, 
     assert capsys.readouterr().out.count(": complete, skipped") == 7
     stage = tiny_runs.supervised("sft_policy", initial="gs://bucket/run/pretrain")
     run = tiny_runs.on_one_device(tiny_runs.config("gs://bucket/other", stages=(stage,)))
-    assert run.train("sft_policy")["steps"] == 2
+    assert pipeline.train(run, "sft_policy")["steps"] == 2
     records = tiny_runs.records(tmp_path / "bucket" / "other" / "sft_policy" / "metrics.jsonl")
     assert records == tiny_runs.records(trained / "sft_policy" / "metrics.jsonl")

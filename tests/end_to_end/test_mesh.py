@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pit_jax import cli, commands
-from pit_jax.method import curriculum
+from pit_jax.method import ppo_step
 from pit_jax.method.curriculum import Round
-from pit_jax.run import stages
-from pit_jax.run.pipeline import Run
+from pit_jax.run import pipeline, stages
+from pit_jax.run.run import Run
 from pit_jax.runtime import loop
 from pit_jax.runtime.metrics import compute
 from pit_jax.runtime.partitioning import MeshConfig, OnHost, Partitioner
@@ -61,7 +61,7 @@ def on_mesh(tmp_path_factory):
     """The first stage of the run, trained on eight devices."""
     config = tiny_runs.config(tmp_path_factory.mktemp("mesh"), mesh=MESH)
     run = Run(config)
-    run.train("pretrain")
+    pipeline.train(run, "pretrain")
     return run
 
 
@@ -73,7 +73,7 @@ def test_the_first_stage_has_the_losses_of_one_device(on_mesh, trained):
         assert record.keys() == other.keys()
         for name in ("loss", "token_accuracy", "grad_norm"):
             np.testing.assert_allclose(record[name], other[name], **CLOSE, err_msg=name)
-    kernel = on_mesh.model("pretrain")["decoder"]["layers"]["mlp"]["up"]["kernel"]
+    kernel = on_mesh.load_frozen("pretrain")["decoder"]["layers"]["mlp"]["up"]["kernel"]
     assert (
         len(kernel.sharding.device_set) == 8 and kernel.addressable_data(0).size * 8 == kernel.size
     )
@@ -83,9 +83,9 @@ def test_a_stage_trained_on_eight_devices_goes_on_on_one(on_mesh):
     """Parameters come back value for value, and a stage of another mesh is no other settings."""
     config = dataclasses.replace(on_mesh.config, mesh=MeshConfig())
     run = tiny_runs.on_one_device(config)
-    run.train("pretrain")
+    pipeline.train(run, "pretrain")
     for one, eight in zip(
-        *(jax.tree.leaves(each.model("pretrain")) for each in (run, on_mesh)), strict=True
+        *(jax.tree.leaves(each.load_frozen("pretrain")) for each in (run, on_mesh)), strict=True
     ):
         np.testing.assert_array_equal(one, eight)
         assert len(one.sharding.device_set) == 1
@@ -110,7 +110,7 @@ def on_one_device(run):
     @functools.cache
     def step(name):
         if name in ("rl_policy", "rl_pit"):
-            return ppo_step(run, name, one)
+            return one_ppo_step(run, name, one)
         return supervised_step(run, run.stage(name), one)
 
     return step
@@ -138,7 +138,7 @@ def test_a_supervised_step_has_the_loss_of_one_device(name, layout, run, on_one_
         assert np.mean(np.abs(leaf - other) > 1e-4) < 0.01
 
 
-def ppo_step(run, name, partitioner):
+def one_ppo_step(run, name, partitioner):
     """Metrics and sampled texts of a PPO step of one gradient step.
 
     One only: Adam's first step is the gradient's sign, which rounding turns where a gradient is 0.
@@ -152,7 +152,7 @@ def ppo_step(run, name, partitioner):
         "reward": random_model(stages.init_scalar_model, partitioner, 2),
     }
     state = stages.create_state(stage, NETWORK, partitioner, jax.random.key(0))
-    step = curriculum.make_step(
+    step = ppo_step.make_step(
         NETWORK,
         stage.ppo,
         "sum",
@@ -171,7 +171,7 @@ def test_a_ppo_step_has_the_episodes_and_losses_of_one_device(name, layout, run,
     """The rollout draws the same tokens, and the update reports the same losses."""
     layout = Partitioner(LAYOUTS[layout])
     metrics, text = on_one_device(name)
-    others, other_text = ppo_step(run, name, layout)
+    others, other_text = one_ppo_step(run, name, layout)
     assert text == other_text
     same(metrics, others)
     assert metrics["first_ratio_error"] == others["first_ratio_error"] == 0.0
@@ -190,7 +190,7 @@ def test_what_a_pod_needs_from_the_command_line(tmp_path, monkeypatch, capsys):
     gin.write_text(
         tiny_runs.GIN
         + """
-pipeline.RunConfig.stages = (
+run_config.RunConfig.stages = (
     @pretrain/stages.SupervisedStage(),
     @rm_policy/stages.RewardStage(),
     @rl_policy/stages.RLStage())

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from pit_jax import cli, commands
-from pit_jax.run import pipeline
+from pit_jax.run import run as runs
 from tests import tiny_runs
 
 pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("quick_compiling")]
 
 # A stage of each kind; the last learns from references that it samples first.
 SHORT = """
-pipeline.RunConfig.stages = (
+run_config.RunConfig.stages = (
     @pretrain/stages.SupervisedStage(), @rm_gap/stages.RewardStage(), @rl_pit/stages.RLStage())
 pretrain/stages.SupervisedStage.steps = 2
 rl_pit/stages.RLStage.initial = 'pretrain'
@@ -40,9 +40,9 @@ STAGES = ("pretrain", "rm_gap", "rl_pit")
 DRIVER = """
 import os, signal, sys, time
 from pit_jax import cli, commands
-from pit_jax.method import curriculum
+from pit_jax.method import ppo_step
 
-make_step = curriculum.make_step
+make_step = ppo_step.make_step
 
 def interrupted(*arguments):
     step = make_step(*arguments)
@@ -56,7 +56,7 @@ def interrupted(*arguments):
     return run
 
 if os.environ["PIT_JAX_PROCESS_INDEX"] == os.environ.get("SIGNALLED"):
-    curriculum.make_step = interrupted
+    ppo_step.make_step = interrupted
 if "REPORT" not in os.environ:
     commands._report = lambda *arguments: None
 sys.exit(cli.main())
@@ -99,8 +99,8 @@ def alone(folder, gin):
     file = folder.with_name("short.gin")
     file.write_text(gin)
     with pytest.MonkeyPatch.context() as patch:
-        run = functools.partial(pipeline.Run, devices=jax.devices()[:4])
-        patch.setattr(pipeline, "Run", run)
+        run = functools.partial(runs.Run, devices=jax.devices()[:4])
+        patch.setattr(runs, "Run", run)
         if gin is not tiny_runs.GIN:
             patch.setattr(commands, "_report", lambda *arguments: None)
         assert cli.main(["run", f"--gin_file={file}", f"--gin.MODEL_DIR='{folder}'"]) == 0

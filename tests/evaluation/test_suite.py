@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pit_jax.data.synthetic import instructions
-from pit_jax.evaluation.judges import ExactJudge, RewardJudge
+from pit_jax.evaluation.judges import ExactJudge, RewardJudge, judge_for
 from pit_jax.evaluation.scoring import GAP_PAIRS
 from pit_jax.evaluation.suite import EvaluationConfig, Suite
 from tests import tiny_runs
@@ -130,7 +130,7 @@ def test_table_4_reads_both_reward_models(results, run, examples):
     layout = run.layout
     expected = {
         a + b: run.sampler.score(
-            run.model("rm_gap"),
+            run.load_frozen("rm_gap"),
             [layout.gap_prompt(e.prompt, e.chosen if b == "w" else e.rejected) for e in examples],
             layout.widths(run.config.lengths).gap,
             [_response(run, e.chosen if a == "w" else e.rejected) for e in examples],
@@ -146,7 +146,7 @@ def test_table_4_reads_both_reward_models(results, run, examples):
     widths = run.layout.widths(run.config.lengths)
     rewards = [
         run.sampler.score(
-            run.model("rm_policy"),
+            run.load_frozen("rm_policy"),
             [run.layout.reward_prompt(e.prompt) for e in examples],
             widths.reward,
             [_response(run, getattr(e, name)) for e in examples],
@@ -203,9 +203,7 @@ def test_data_is_counted(results):
 def test_data_without_a_checker_is_judged_by_the_reward_model(run, suite, examples):
     assert isinstance(suite._judge, ExactJudge)
     dataset = dataclasses.replace(run.config.dataset, kind="preferences", path="unused")
-    other = object.__new__(type(run))
-    other.__dict__.update(run.__dict__, config=dataclasses.replace(run.config, dataset=dataset))
-    judge = Suite(other, CONFIG)._judge
+    judge = judge_for(dataset, suite._reward, CONFIG.reward_model)
     assert isinstance(judge, RewardJudge) and judge.name == "R_P (rm_policy)"
     prompts, texts = [e.prompt for e in examples], [e.chosen for e in examples]
     # Over the window: cut, and read where it ends.
@@ -216,7 +214,7 @@ def test_data_without_a_checker_is_judged_by_the_reward_model(run, suite, exampl
     word = run.vocabulary.encode("from")[0]
     responses[0] = dataclasses.replace(responses[0], tokens=[word] * widths.response, ended=False)
     expected = run.sampler.score(
-        run.model("rm_policy"),
+        run.load_frozen("rm_policy"),
         [run.layout.reward_prompt(prompt) for prompt in prompts],
         widths.reward,
         responses,

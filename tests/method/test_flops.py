@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pit_jax.method import curriculum, flops
+from pit_jax.method import flops, ppo_step
 from pit_jax.method.curriculum import Round
 from pit_jax.method.flops import Work, matrix_parameters
 from pit_jax.method.ppo import PPOConfig
@@ -85,7 +85,7 @@ def test_a_ppo_step_counts_the_tokens_it_wrote(eos):
         ones = jnp.ones_like(decoder["embed"]["embedding"])
         decoder["embed"]["embedding"] = ones.at[1].set(2.0)
     B, P, Q, R = 8, 5, 6, 4
-    collect, _ = curriculum.make_programs(NETWORK, stage.ppo, "last", R, partitioner)
+    collect, _ = ppo_step.make_programs(NETWORK, stage.ppo, "last", R, partitioner)
     rows = np.full((B, Q), 3, np.int32)
     batch = {
         "prompt_tokens": rows[:, :P],

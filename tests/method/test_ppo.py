@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pit_jax.method import losses, ppo
+from pit_jax.method.ppo_step import update
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 from tests import reference
 
@@ -250,7 +251,7 @@ def case():
 def result():
     params, experience = case()
     state = TrainState.create(jax.tree.map(jnp.asarray, params), OPTIMIZER.build())
-    program = jax.jit(lambda s, e, k: ppo.update(s, e, k, PPO, log_probs_fn, values_fn))
+    program = jax.jit(lambda s, e, k: update(s, e, k, PPO, log_probs_fn, values_fn))
     return params, experience, *program(state, experience, jax.random.key(3))
 
 
@@ -323,7 +324,7 @@ def test_microbatches_add_up_to_a_minibatch(result):
     params, experience, expected, metrics = result
     state = TrainState.create(jax.tree.map(jnp.asarray, params), OPTIMIZER.build())
     config = dataclasses.replace(PPO, microbatches=2)
-    program = jax.jit(lambda s, e, k: ppo.update(s, e, k, config, log_probs_fn, values_fn))
+    program = jax.jit(lambda s, e, k: update(s, e, k, config, log_probs_fn, values_fn))
     parts, part_metrics = program(state, experience, jax.random.key(3))
     assert int(parts.step) == int(expected.step)
     for one, two in zip(jax.tree.leaves(expected), jax.tree.leaves(parts), strict=True):
@@ -344,7 +345,7 @@ def test_first_ratio_error_shows_log_probs_of_another_function():
     experience = experience.replace(log_probs_BR=experience.log_probs_BR - 0.1)
     state = TrainState.create(params, OPTIMIZER.build())
     config = dataclasses.replace(PPO, epochs=1, minibatches=1)
-    _, metrics = ppo.update(state, experience, jax.random.key(0), config, log_probs_fn, values_fn)
+    _, metrics = update(state, experience, jax.random.key(0), config, log_probs_fn, values_fn)
     assert float(metrics["first_ratio_error"][0]) == pytest.approx(math.exp(0.1) - 1, rel=1e-4)
 
 
@@ -352,7 +353,7 @@ def test_update_needs_whole_minibatches():
     params, experience = case()
     config = dataclasses.replace(PPO, minibatches=3)
     with pytest.raises(ValueError, match="got a batch of 8 episodes, expected a multiple of .*= 3"):
-        ppo.update(
+        update(
             TrainState.create(params, OPTIMIZER.build()),
             experience,
             jax.random.key(0),

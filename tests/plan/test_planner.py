@@ -128,7 +128,7 @@ def test_slices_must_be_those_of_the_mesh(config):
 
 def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     file = tmp_path / "one.gin"
-    only = "pipeline.RunConfig.stages = (@sft_policy/stages.SupervisedStage(),)\n"
+    only = "run_config.RunConfig.stages = (@sft_policy/stages.SupervisedStage(),)\n"
     file.write_text(
         f"{tiny_runs.GIN}\n{only}BATCH_SIZE = 64\nconfig.NetworkConfig.remat = 'full'\n"
     )

@@ -11,7 +11,7 @@ from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.hlo import Collective
 from pit_jax.plan.programs import Program, programs, size_on_a_chip
 from pit_jax.run import stages
-from pit_jax.run.pipeline import Run
+from pit_jax.run.run import Run
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from tests import tiny_runs
 

@@ -14,7 +14,7 @@ from pit_jax.errors import UserError
 from pit_jax.method import forward, objectives
 from pit_jax.method.curriculum import Round
 from pit_jax.method.ppo import PPOConfig
-from pit_jax.method.rollout import RLState
+from pit_jax.method.ppo_step import RLState
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel, in_compute_type
 from pit_jax.run import stages

@@ -13,9 +13,8 @@ import pytest
 from pit_jax.errors import UserError
 from pit_jax.method import ppo
 from pit_jax.method.curriculum import Round
-from pit_jax.method.rollout import RLState
+from pit_jax.method.ppo_step import RLState
 from pit_jax.run import stages
-from pit_jax.runtime import checkpoints
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
@@ -54,7 +53,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, make):
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(make())):
         assert one.dtype == two.dtype
         np.testing.assert_array_equal(one, two)
-    model, _ = checkpoints.split_model(make())
+    model, _ = make().split()
     restored = again.restore_model(jax.tree.map(jnp.zeros_like, model))
     for one, two in zip(jax.tree.leaves(restored), jax.tree.leaves(model)):
         np.testing.assert_array_equal(one, two)
@@ -63,10 +62,10 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, make):
 
 def test_splitting_off_the_model_and_joining_it_again():
     for state in (train_state(), rl_state()):
-        model, rest = checkpoints.split_model(state)
-        joined = checkpoints.join_model(model, rest)
+        model, rest = state.split()
+        joined = rest.join(model)
         assert jax.tree.structure(joined) == jax.tree.structure(state)
-    actor, rest = checkpoints.split_model(rl_state())
+    actor, rest = rl_state().split()
     np.testing.assert_array_equal(actor["w"], [5, 5, 5])
     assert set(rest.train.params) == {"critic"}
 

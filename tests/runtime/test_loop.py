@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pit_jax.errors import NotFiniteError
 from pit_jax.runtime import loop as training_loop
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.metrics import MetricWriter

@@ -7,18 +7,19 @@ import dataclasses
 import optax
 from etils import epath
 
-from pit_jax.run import pipeline
+from pit_jax.run.config import RunConfig
+from pit_jax.run.run import Run
 from pit_jax.runtime import partitioning
 
 
-class Setup(pipeline.Run):
+class Setup(Run):
     """The stage that T5X works on, in its run.
 
     Attributes:
       trained: the stage.
     """
 
-    def __init__(self, config: pipeline.RunConfig, stage: str):
+    def __init__(self, config: RunConfig, stage: str):
         self._model_dir = epath.Path(config.model_dir)
         directory = str(self._model_dir.parent)
         super().__init__(
@@ -39,7 +40,7 @@ class Setup(pipeline.Run):
 _SETUPS: dict[str, Setup] = {}
 
 
-def setup(config: pipeline.RunConfig, stage: str) -> Setup:
+def setup(config: RunConfig, stage: str) -> Setup:
     """The Setup of a stage; the same one for the same arguments.
 
     Args:

@@ -13,7 +13,7 @@ import t5x.utils
 from flax import traverse_util
 
 from pit_jax.method.ppo import Moments
-from pit_jax.method.rollout import RLState
+from pit_jax.method.ppo_step import RLState
 from pit_jax.run import stage_training, stages
 from pit_jax.run.stages import RLStage, Stage
 from pit_jax.run.t5x_checkpoints import ppo_part

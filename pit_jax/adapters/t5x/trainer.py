@@ -41,7 +41,7 @@ class PPOTrainer(t5x.trainer.Trainer):
             raise UserError(f"optimizer_def: got {kind}, expected an optax one for PPO")
         self._setup, self._stage = model.setup, model.stage
         self._setup.place(partitioner.pit)
-        self._step = stage_training.ppo_step(self._setup, self._stage)
+        self._step = stage_training.make_ppo_step(self._setup, self._stage)
         step = int(t5x.utils.get_local_data(train_state.step))
         for number, round_, _, _ in curriculum.locate(self._stage.rounds, step):
             self._sample_references(number, round_)

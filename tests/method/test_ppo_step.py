@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.method import ppo
-from pit_jax.method.decode import EOS
-from pit_jax.method.rollout import RLState, make_ppo_step
+from pit_jax.method.ppo_step import RLState, make_collect, make_passes, update
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
@@ -67,7 +67,7 @@ def frozen():
 
 @pytest.fixture(scope="module")
 def collect():
-    return jax.jit(make_ppo_step(TINY, TINY, CONFIG, "sum", R)[0])
+    return jax.jit(make_collect(TINY, TINY, CONFIG, "sum", R))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def score_in_numpy(params, prompt, response):
 
 
 def test_a_response_stops_at_its_first_eos(episodes):
-    experience, _, metrics, generation = episodes
+    experience, _, _, metrics, generation = episodes
     for tokens, mask in zip(np.asarray(experience.response_BR), np.asarray(experience.mask_BR)):
         n = int(mask.sum())
         assert mask.tolist() == [1] * n + [0] * (R - n)
@@ -115,7 +115,7 @@ def test_a_response_stops_at_its_first_eos(episodes):
 
 
 def test_log_probs_are_those_of_decoding_and_of_numpy(episodes):
-    experience, _, _, generation = episodes
+    experience, _, _, _, generation = episodes
     np.testing.assert_allclose(
         experience.log_probs_BR, generation.log_probs_BR, rtol=1e-5, atol=1e-5
     )
@@ -137,7 +137,7 @@ def test_values_are_of_the_state_before_each_token(episodes):
 
 
 def test_rewards_are_the_shaped_score_and_the_kl_penalty(episodes, frozen):
-    experience, state, metrics, _ = episodes
+    experience, beta, moments, metrics, _ = episodes
     raw, shaped, k1, ended = [], [], np.zeros((B, R)), []
     for b, n in enumerate(lengths(episodes)):
         rows = {name: real(array[b]) for name, array in batch().items()}
@@ -159,15 +159,17 @@ def test_rewards_are_the_shaped_score_and_the_kl_penalty(episodes, frozen):
     np.testing.assert_allclose(metrics["shaped_score"][0], np.sum(scores), rtol=1e-4)
     np.testing.assert_allclose(metrics["kl"][0], k1.sum(), rtol=1e-4)
     np.testing.assert_allclose(metrics["non_score_reward"][0], -CONFIG.beta * k1.sum(), rtol=1e-4)
-    np.testing.assert_allclose(state.moments.mean, np.mean(shaped), rtol=1e-4, atol=1e-5)
-    assert float(state.moments.count) == B and float(state.beta) == np.float32(CONFIG.beta)
+    np.testing.assert_allclose(moments.mean, np.mean(shaped), rtol=1e-4, atol=1e-5)
+    assert float(moments.count) == B and float(beta) == np.float32(CONFIG.beta)
 
 
 def test_the_first_ratio_of_an_update_is_exactly_1():
     """Step after step, on a network wide enough that other arithmetic shows as a rounding."""
     network = dataclasses.replace(TINY, vocab_size=64, embed_dim=32, head_dim=8, mlp_dim=64)
     config = ppo.PPOConfig(epochs=1, minibatches=2)
-    collect, improve = map(jax.jit, make_ppo_step(network, network, config, "last", 8))
+    collect = jax.jit(make_collect(network, network, config, "last", 8))
+    passes = make_passes(network, network, config)
+    improve = jax.jit(lambda state, episodes, key: update(state, episodes, key, config, *passes))
     rng = np.random.default_rng(0)
     prompts = rng.integers(2, 64, size=(32, 12))
     prompts[::2, :5] = 0
@@ -179,8 +181,11 @@ def test_the_first_ratio_of_an_update_is_exactly_1():
     state = start(config, network)
     for step in range(8):
         keys = jax.random.split(jax.random.key(step))
-        experience, state, _, _ = collect(state, frozen, dict.fromkeys(names, prompts), keys[0])
-        state, metrics = improve(state, experience, keys[1])
+        experience, _, moments, _, _ = collect(
+            state, frozen, dict.fromkeys(names, prompts), keys[0]
+        )
+        train, metrics = improve(state.train, experience, keys[1])
+        state = state.replace(train=train, moments=moments)
         assert float(metrics["first_ratio_error"][0]) == 0.0, step
     # The second minibatch has moved.
     assert float(metrics["ratio_squared"][0]) != float(metrics["ratio_squared"][1])
@@ -190,8 +195,8 @@ def test_the_first_ratio_of_an_update_is_exactly_1():
 def test_the_plain_score_without_options(frozen):
     """METHOD's defaults: the raw score at the last token, the penalty where EOS is missing."""
     config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=1.0, horizon=80)
-    collect, _ = make_ppo_step(TINY, TINY, config, "last", R)
-    experience, state, metrics, _ = jax.jit(collect)(
+    collect = make_collect(TINY, TINY, config, "last", R)
+    experience, beta, _, metrics, _ = jax.jit(collect)(
         start(config).replace(beta=jnp.float32(0.5)), frozen, batch(), jax.random.key(20)
     )
     plain = experience.rewards_BR + 0.5 * (
@@ -208,7 +213,7 @@ def test_the_plain_score_without_options(frozen):
     kl = float(metrics["kl"][0]) / B
     # The controller moves by at most a fifth of episodes / horizon.
     expected = 0.5 * (1 + np.clip(kl / 1.0 - 1, -0.2, 0.2) * B / 80)
-    np.testing.assert_allclose(state.beta, expected, rtol=1e-6)
+    np.testing.assert_allclose(beta, expected, rtol=1e-6)
 
 
 def _reference_log_probs(frozen, experience):

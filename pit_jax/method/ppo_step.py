@@ -1,0 +1,401 @@
+"""One PPO step on one page: episodes, their rewards, the update (3.4; Eqs. 3 to 5).
+
+Read top to bottom, it is:
+
+1. a response to each prompt, sampled at one temperature, which also divides the logits of every
+   log-probability here; those of the episodes are computed by the update's own function, so the
+   first ratio is exactly 1;
+2. per token `−β·k1`, the KL penalty towards the supervised model, and at the last token the score;
+3. a penalty in place of the score where a response didn't end; what follows EOS counts nowhere;
+4. generalised advantage estimation, and advantages whitened over the whole batch;
+5. clipped policy and value losses, summed into one, in epochs of reshuffled minibatches;
+6. a critic that is a network of its own, in the layout of the reward model;
+7. one optimizer for both, whose norm of gradients is clipped;
+8. metrics as (sum, weight) pairs, whose division happens once, over all devices and steps;
+9. a gradient step that isn't finite changes nothing but a counter (TrainState.apply_gradients).
+
+The mathematics of each is in `ppo` and `losses`, and where references come from in `curriculum`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
+from pit_jax.method import flops, ppo
+from pit_jax.method.decode import Generation, SamplingConfig, generate, row_keys
+from pit_jax.method.forward import response_log_probs, response_scores, response_values
+from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
+from pit_jax.method.ppo import Experience, PPOConfig
+from pit_jax.models.config import NetworkConfig
+from pit_jax.models.heads import ScalarModel
+from pit_jax.models.network import LanguageModel
+from pit_jax.runtime.metrics import Metrics
+from pit_jax.runtime.microbatches import accumulate, split
+from pit_jax.runtime.partitioning import Partitioner, constrain_rows
+from pit_jax.runtime.train_state import TrainState
+
+
+class RLState(flax.struct.PyTreeNode):
+    """Everything that a PPO step changes.
+
+    Attributes:
+      train: TrainState of {'actor', 'critic'}.
+      beta: float32 [], weight of the KL penalty.
+      moments: of all scores so far, for reward scaling.
+    """
+
+    train: TrainState
+    beta: jax.Array
+    moments: ppo.Moments
+
+    def split(self) -> tuple[Any, RLState]:
+        """The actor's parameters, which later stages start from, and the state without them."""
+        params = dict(self.train.params)
+        actor = params.pop("actor")
+        return actor, self.replace(train=self.train.replace(params=params))
+
+    def join(self, model: Any) -> RLState:
+        """The inverse of `split`, of the state without the actor's parameters."""
+        params = {"actor": model, **self.train.params}
+        return self.replace(train=self.train.replace(params=params))
+
+
+def make_passes(
+    network: NetworkConfig, reward_network: NetworkConfig, config: PPOConfig
+) -> tuple[Callable, Callable]:
+    """The two forward passes that collecting and updating share.
+
+    Returns:
+      log_probs(actor params, Experience) -> log_probs_BR, entropy_BR; and
+      values(critic params, Experience) -> values_BR.
+    """
+    actor, critic = LanguageModel(network), ScalarModel(reward_network)
+
+    # Rematerialised, so that the update's forward pass keeps nothing for its backward pass: only
+    # then does it compile to the arithmetic of a forward pass, and the first ratio is exactly 1.
+    @jax.checkpoint
+    def log_probs(params, episodes: Experience):
+        return response_log_probs(
+            actor,
+            params,
+            episodes.prompt_BP,
+            episodes.response_BR,
+            episodes.mask_BR,
+            config.temperature,
+        )
+
+    def values(params, episodes: Experience):
+        return response_values(
+            critic, params, episodes.critic_prompt_BQ, episodes.response_BR, episodes.mask_BR
+        )
+
+    return log_probs, values
+
+
+# --- Collecting episodes -------------------------------------------------------------------------
+
+
+def make_collect(
+    network: NetworkConfig,
+    reward_network: NetworkConfig,
+    config: PPOConfig,
+    pooling: str,
+    response_length: int,
+) -> Callable:
+    """The first half of a PPO step: prompts to episodes.
+
+    Args:
+      network: of the actor (policy or PIT) and its KL reference.
+      reward_network: of the reward model and the critic.
+      config: PPO's settings.
+      pooling: how the reward model's score is read.
+      response_length: R.
+
+    Returns:
+      collect(state, frozen, batch, key) -> Experience, new beta, new moments, metrics, Generation.
+      `frozen` holds the parameters {'reference', 'reward'}; `batch` is a batch of RL prompts.
+    """
+    log_probs, values = make_passes(network, reward_network, config)
+    actor, reward_model = LanguageModel(network), ScalarModel(reward_network)
+
+    def collect(state: RLState, frozen, batch, key):
+        params = state.train.params
+        prompt_BP, reward_prompt_BQ = batch["prompt_tokens"], batch["reward_prompt_tokens"]
+        B, P = prompt_BP.shape
+        generation = generate(
+            actor,
+            params["actor"],
+            prompt_BP,
+            row_keys(key, jnp.arange(B)),
+            response_length,
+            SamplingConfig(temperature=config.temperature),
+        )
+        response_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
+        bare = Experience(prompt_BP, reward_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
+        log_probs_BR, _ = in_parts(lambda part: log_probs(params["actor"], part), bare, config)
+        values_BR = in_parts(lambda part: values(params["critic"], part), bare, config)
+        reference = frozen["reference"]
+        ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
+
+        raw_B = response_scores(
+            reward_model, frozen["reward"], reward_prompt_BQ, response_BR, mask_BR, pooling
+        )
+        chosen_B = jnp.zeros(())
+        if config.subtract_chosen:
+            chosen_BR = batch["chosen_tokens"]
+            is_real_BR = chosen_BR != PAD_ID
+            chosen_B = response_scores(
+                reward_model, frozen["reward"], reward_prompt_BQ, chosen_BR, is_real_BR, pooling
+            )
+        ended_B = jnp.any((response_BR == EOS_ID) & generation.mask_BR, axis=1)
+        scores_B, moments = shape_scores(raw_B, chosen_B, ended_B, state.moments, config)
+        k1_BR, k3_BR = ppo.kl_estimates(log_probs_BR, ref_log_probs_BR)
+        rewards_BR = ppo.token_rewards(k1_BR, scores_B, mask_BR, state.beta)
+        experience = bare.replace(
+            log_probs_BR=log_probs_BR, values_BR=values_BR, rewards_BR=rewards_BR
+        )
+        beta = ppo.adapt_beta(state.beta, jnp.sum(k1_BR * mask_BR) / B, config, B)
+
+        rows = jnp.float32(B)
+        real = jnp.sum(mask_BR) + jnp.sum((prompt_BP != PAD_ID).astype(jnp.float32))
+        metrics: Metrics = {
+            "score": (jnp.sum(raw_B), rows),
+            "shaped_score": (jnp.sum(scores_B), rows),
+            "kl": (jnp.sum(k1_BR * mask_BR), rows),
+            "kl_k3": (jnp.sum(k3_BR * mask_BR), rows),
+            "non_score_reward": (-state.beta * jnp.sum(k1_BR * mask_BR), rows),
+            "response_length": (jnp.sum(mask_BR), rows),
+            "eos_rate": (jnp.sum(ended_B.astype(jnp.float32)), rows),
+            "beta": (state.beta, jnp.float32(1)),
+            "tokens": (real, 1.0),
+            "real_token_share": (real, jnp.float32(prompt_BP.size + mask_BR.size)),
+        }
+        # Decoding ends with the longest response.
+        written = jnp.sum(jnp.any(generation.mask_BR, axis=0).astype(jnp.float32))
+        shape = B, P, reward_prompt_BQ.shape[1], response_length, config
+        works = flops.ppo_collect(*shape, written), flops.ppo_update(*shape)
+        metrics["model_flops"] = (sum(flops.total(work, network) for work in works), 1.0)
+        return experience, beta, moments, metrics, generation
+
+    return collect
+
+
+def shape_scores(raw_B, chosen_B, ended_B, moments: ppo.Moments, config: PPOConfig):
+    """The score that PPO maximises, from the reward model's.
+
+    Args:
+      raw_B: the reward model's scores, float32.
+      chosen_B: those of y_w to the same prompts, a constant of each prompt; 0 without the option.
+      ended_B: bool, whether the response ended within its window.
+      moments: of the scores before these.
+      config: PPO's settings.
+
+    Returns:
+      scores_B, and the moments after these scores.
+    """
+    scores_B = raw_B - chosen_B
+    moments = moments.add(scores_B)
+    if config.scale_rewards:
+        scores_B = scores_B / moments.std(config.scale_floor)
+    return jnp.where(ended_B, scores_B, config.missing_eos_penalty), moments
+
+
+def in_parts(function: Callable, episodes: Experience, config: PPOConfig):
+    """Applies a per-episode function in parts of the size that the update uses.
+
+    The same shapes as in the update give the same floating-point results, so the first ratio of
+    an update is exactly 1, and no more activations live at once than in the update.
+    """
+    parts = split(episodes, config.parts)
+    out = jax.lax.map(lambda part: function(constrain_rows(part)), parts)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+
+# --- The update ----------------------------------------------------------------------------------
+
+
+def update(
+    state: TrainState,
+    experience: Experience,
+    key: jax.Array,
+    config: PPOConfig,
+    log_probs: Callable,
+    values: Callable,
+) -> tuple[TrainState, Metrics]:
+    """The second half of a PPO step: `epochs` passes over `minibatches` parts of the episodes.
+
+    Args:
+      state: TrainState with params {'actor', 'critic'}.
+      experience: the episodes.
+      key: shuffles the episodes each epoch.
+      config: PPO's settings.
+      log_probs: (actor params, Experience) -> log_probs_BR, entropy_BR; the very function that
+        gave `experience.log_probs_BR`.
+      values: (critic params, Experience) -> values_BR.
+
+    Returns:
+      the new state and metrics as (sum, weight) pairs, `first_ratio_error` among them: the largest
+      distance from 1 of the first minibatch's ratios.
+
+    Raises:
+      ValueError: if the episodes can't be cut into minibatches x microbatches equal parts.
+    """
+    mask_BR = experience.mask_BR
+    B = mask_BR.shape[0]
+    if B % config.parts:
+        raise ValueError(
+            f"PPO: got a batch of {B} episodes, expected a multiple of minibatches x microbatches ="
+            f" {config.parts}"
+        )
+    advantages_BR, returns_BR = ppo.gae(
+        experience.rewards_BR, experience.values_BR, mask_BR, config.gamma, config.gae_lambda
+    )
+    data = (experience, ppo.whiten(advantages_BR, mask_BR), returns_BR)
+
+    def minibatch_step(state: TrainState, batch):
+        weight = jnp.sum(batch[0].mask_BR)
+
+        def gradients(part):
+            def total(params):
+                return loss(params, part, weight, config, log_probs, values)
+
+            gradient = jax.value_and_grad(total, has_aux=True)
+            (value, (metrics, deviation)), grads = gradient(state.params)
+            return (grads, value, metrics), deviation
+
+        (grads, value, metrics), deviations = accumulate(gradients, batch, config.microbatches)
+        state, step_metrics = state.apply_gradients(grads, value)
+        return state, ({**metrics, **step_metrics}, jnp.max(deviations))
+
+    def epoch(state: TrainState, key):
+        order = jax.random.permutation(key, B).reshape(config.minibatches, -1)
+        return jax.lax.scan(minibatch_step, state, jax.tree.map(lambda x: x[order], data))
+
+    state, (metrics, deviation) = jax.lax.scan(epoch, state, jax.random.split(key, config.epochs))
+    metrics = jax.tree.map(jnp.sum, metrics)
+    explained = ppo.explained_variance(experience.values_BR, returns_BR, mask_BR)
+    one = jnp.float32(1)
+    return state, {
+        **metrics,
+        "explained_variance": (explained, one),
+        "first_ratio_error": (deviation[0, 0], one),
+    }
+
+
+def loss(params, part, weight, config: PPOConfig, log_probs: Callable, values: Callable):
+    """PPO's loss of some episodes of a minibatch.
+
+    Args:
+      params: {'actor', 'critic'}.
+      part: (Experience, advantages_BR, returns_BR).
+      weight: tokens of the whole minibatch, which the sums are divided by.
+      config, log_probs, values: see `update`.
+
+    Returns:
+      the loss, and the metrics with the largest distance of a ratio from 1.
+    """
+    episodes, advantages_BR, returns_BR = part
+    mask_BR = episodes.mask_BR
+    log_probs_BR, entropy_BR = log_probs(params["actor"], episodes)
+    values_BR = values(params["critic"], episodes)
+    (policy, count), policy_metrics = ppo_policy_loss(
+        log_probs_BR, episodes.log_probs_BR, advantages_BR, mask_BR, config.clip
+    )
+    (value, _), value_metrics = ppo_value_loss(
+        values_BR, episodes.values_BR, returns_BR, mask_BR, config.value_clip
+    )
+    metrics = {
+        **policy_metrics,
+        **value_metrics,
+        "policy_loss": (policy, count),
+        "value_loss": (value, count),
+        "entropy": (jnp.sum(entropy_BR * mask_BR), count),
+    }
+    deviation = jnp.max(jnp.abs(jnp.exp((log_probs_BR - episodes.log_probs_BR) * mask_BR) - 1))
+    total = (policy + config.value_coefficient * value) / jnp.maximum(weight, 1)
+    return total, (metrics, deviation)
+
+
+# --- The step ------------------------------------------------------------------------------------
+
+
+def make_programs(
+    network: NetworkConfig,
+    config: PPOConfig,
+    pooling: str,
+    response_length: int,
+    partitioner: Partitioner,
+) -> tuple[Callable, Callable]:
+    """The two jitted programs of a PPO step on a mesh, for one architecture of all models.
+
+    Returns:
+      collect, see `make_collect`, whose metric `model_flops` counts both programs; and
+      update(state, experience, key) -> new state, metrics, which donates the state.
+    """
+    collect = make_collect(network, network, config, pooling, response_length)
+    passes = make_passes(network, network, config)
+
+    # The state's parameters aren't among its results, which would be a copy of them.
+    def collect_episodes(state: RLState, frozen, batch, key):
+        *results, generation = collect(state, frozen, batch, key)
+        return *results, constrain_rows(generation)
+
+    def update_state(state: RLState, experience: Experience, key):
+        train, metrics = update(state.train, experience, key, config, *passes)
+        return state.replace(train=train), metrics
+
+    return partitioner.jit(collect_episodes), partitioner.jit(update_state, donate_argnums=0)
+
+
+def make_step(
+    network: NetworkConfig,
+    config: PPOConfig,
+    pooling: str,
+    response_length: int,
+    partitioner: Partitioner,
+    frozen: Callable[[jax.Array], dict[str, Any]],
+    key: jax.Array,
+    decode: Callable[[Any], str],
+) -> Callable[[RLState, Any, int], tuple[RLState, Metrics, Callable[[], dict[str, str]]]]:
+    """A PPO step for `loop.fit`: collect episodes, then update on them.
+
+    Args:
+      network: of all roles.
+      config: PPO's settings.
+      pooling: of the reward model.
+      response_length: R.
+      partitioner: places the programs.
+      frozen: gives the parameters of `reference` and `reward`; its argument is ready once the
+        update before is done with the memory.
+      key: base key of the stage; step i uses fold_in(key, i).
+      decode: ids to text, for the samples that are logged.
+    """
+    collect, update = make_programs(network, config, pooling, response_length, partitioner)
+
+    def step(state: RLState, batch, number: int):
+        rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
+        models = frozen(state.train.step)
+        placed = partitioner.shard_batch(batch)
+        experience, beta, moments, metrics, generation = collect(state, models, placed, rollout_key)
+        del models  # those that wait on the hosts leave the devices before the update
+        state = state.replace(beta=beta, moments=moments)
+        state, update_metrics = update(state, experience, update_key)
+        return state, {**metrics, **update_metrics}, lambda: texts(batch, generation)
+
+    def texts(batch, generation: Generation) -> dict[str, str]:
+        """The first episodes that this process holds, for people to read."""
+        shard = generation.tokens_BR.addressable_shards[0]
+        first, responses = shard.index[0].start or 0, jax.device_get(shard.data)
+        prompts = batch["prompt_tokens"]
+        return {
+            f"sample_{i}": f"{decode(prompts[first + i])} → {decode(responses[i])}"
+            for i in range(min(3, len(responses)))
+        }
+
+    return step

@@ -1,0 +1,65 @@
+"""Everything that a run is made of, as one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pit_jax.data.batching import BatchingConfig
+from pit_jax.data.datasets import DatasetConfig, MixtureConfig
+from pit_jax.data.layouts import Lengths
+from pit_jax.errors import UserError
+from pit_jax.method.improve import ImproveConfig
+from pit_jax.models.config import NetworkConfig
+from pit_jax.run.stages import Stage
+from pit_jax.runtime.partitioning import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is made of.
+
+    Attributes:
+      model_dir: the run directory, on a disk or in a bucket: `gs://BUCKET/FOLDER`.
+      seed: of initial weights, data order and sampling.
+      network: of every role.
+      vocabulary: `bytes`, `words:FAMILY`, `sentencepiece:PATH` or `tokenizer:PATH`.
+      dataset: the preference data, or a mixture of some.
+      lengths: windows in tokens.
+      stages: in the order they run.
+      control_tokens: of a tokenizer: names of the two reserved pieces that become `<<Candidate>>`
+        and `<<Improved>>`.
+      eos_token: of a tokenizer: name of its EOS piece, where its files don't tell.
+      pad_token: of a tokenizer: name of its padding piece, or of an unused reserved one.
+      batching: packing and length buckets.
+      mesh: of devices.
+      sampling_batch: rows decoded at once when references and evaluations are sampled.
+      shard_size: records in a shard of a reference store.
+      improve: iterations and stop criteria of the `improve` command.
+      tensorboard: whether to write TensorBoard events.
+      wandb_project: where Weights & Biases shows the metrics too; empty: nowhere.
+    """
+
+    model_dir: str
+    seed: int
+    network: NetworkConfig
+    vocabulary: str
+    dataset: DatasetConfig | MixtureConfig
+    lengths: Lengths
+    stages: tuple[Stage, ...]
+    control_tokens: tuple[str, ...] = ()
+    eos_token: str = ""
+    pad_token: str = ""
+    batching: BatchingConfig = BatchingConfig()
+    mesh: MeshConfig = MeshConfig()
+    sampling_batch: int = 256
+    shard_size: int = 1024
+    improve: ImproveConfig = ImproveConfig()
+    tensorboard: bool = False
+    wandb_project: str = ""
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"run: stage names must differ, got {', '.join(repeated)} twice")
+        if not self.model_dir:
+            raise UserError("run: MODEL_DIR is empty, expected a directory for the run")

@@ -1,0 +1,196 @@
+"""A run as its stages and evaluations see it: resources, and the models that it has trained.
+
+A run directory holds one folder per stage with `stage.json` (what it was started with),
+`metrics.jsonl`, `checkpoints/` and, once it is complete, `result.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from pit_jax.data.input_pipeline import InputPipeline
+from pit_jax.data.layouts import Layout
+from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.data.vocabularies.load import load as load_vocabulary
+from pit_jax.errors import UserError
+from pit_jax.method import flops
+from pit_jax.method.improve import Improver
+from pit_jax.method.sampler import Sampler
+from pit_jax.models.network import in_compute_type
+from pit_jax.run import directory as run_directory
+from pit_jax.run import stages, t5x_checkpoints
+from pit_jax.run.config import RunConfig
+from pit_jax.run.stages import RewardStage, Stage
+from pit_jax.runtime import profiling
+from pit_jax.runtime.checkpoints import Checkpoints
+from pit_jax.runtime.partitioning import Partitioner
+from pit_jax.runtime.signals import Signals
+
+
+def key_for(seed: int, *purposes: str | int) -> jax.Array:
+    """A key from a seed and what it is for; other purposes, in any part, give another key."""
+    key = jax.random.key(seed)
+    for purpose in purposes:
+        number = zlib.crc32(purpose.encode()) if isinstance(purpose, str) else purpose
+        key = jax.random.fold_in(key, number)
+    return key
+
+
+class Run:
+    """What the stages and evaluations of a run share: its data, devices and trained models.
+
+    Attributes:
+      config: what it is made of.
+      directory: the run directory.
+      data: the dataset's batches and texts.
+      vocabulary, layout: of the data.
+      partitioner: the mesh.
+      config_text: the configuration as the user's file has it; kept in the folder of each stage.
+      profile: steps of each stage to trace.
+      peak: operations a second of all devices; 0 where it isn't known.
+      sampler: decodes and scores in batches.
+      signals: that end the training of a stage early; entered by the command line.
+    """
+
+    def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
+        """Loads the data and sets up the mesh.
+
+        Args:
+          config: what it is made of.
+          devices: the devices to use; all of `jax.devices()` by default.
+
+        Raises:
+          UserError: for data, vocabulary or a network that don't fit each other.
+        """
+        self.config = config
+        self.directory = epath.Path(config.model_dir)
+        words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
+        extra = tuple(word for word in words.split() if not word.startswith("{"))
+        self.vocabulary: Vocabulary = load_vocabulary(
+            config.vocabulary, extra, config.control_tokens, config.eos_token, config.pad_token
+        )
+        if self.vocabulary.vocab_size > config.network.vocab_size:
+            raise UserError(
+                f"network: got vocab_size={config.network.vocab_size}, expected at least "
+                f"{self.vocabulary.vocab_size}, the size of vocabulary {config.vocabulary!r}"
+            )
+        self.layout = Layout(self.vocabulary)
+        self.data = InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
+        self.place(Partitioner(config.mesh, devices))
+        self.config_text = ""
+        self.profile: profiling.Window | None = None
+        self.signals = Signals()
+        self._stages = {stage.name: stage for stage in config.stages}
+
+    def place(self, partitioner: Partitioner) -> None:
+        """Moves the run to a mesh."""
+        config = self.config
+        self.partitioner = partitioner
+        self.peak = flops.peak(device.device_kind for device in partitioner.mesh.devices.flat)
+        response = self.layout.widths(config.lengths).response
+        self.sampler = Sampler(config.network, partitioner, response, config.sampling_batch)
+
+    def folder(self, name: str) -> epath.Path:
+        """Of a stage of this run, or of another run's by its path."""
+        return epath.Path(name) if "/" in name else self.directory / name
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name.
+
+        Raises:
+          UserError: if the run has none.
+        """
+        if name not in self._stages:
+            raise UserError(f"stage: got {name!r}, expected one of {', '.join(self._stages)}")
+        return self._stages[name]
+
+    def is_complete(self, name: str) -> bool:
+        """Whether a stage has its result."""
+        return (self.folder(name) / "result.json").exists()
+
+    def result(self, name: str) -> dict[str, Any]:
+        """What a completed stage reports: steps, seconds, tokens, final metrics, model_step.
+
+        Of a stage that T5X trained: task, model_step, and a reward model's pooling, which the run's
+        stage of that name has; the name is a folder's where one is given by its path.
+        """
+        path = self.folder(name) / "result.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        checkpoint = self._t5x_checkpoint(name)
+        if checkpoint is None:
+            raise UserError(f"{path}: not found; train stage {name!r} first")
+        parts = reversed(epath.Path(name).parts)
+        stage = self.stage(next((part for part in parts if part in self._stages), name))
+        result = {"task": stage.task, "model_step": t5x_checkpoints.step_of(checkpoint)}
+        if isinstance(stage, RewardStage):
+            result["pooling"] = stage.reward.pooling
+        return result
+
+    def key(self, *purposes: str | int) -> jax.Array:
+        """A key from the run's seed and what it is for."""
+        return key_for(self.config.seed, *purposes)
+
+    def load(self, name: str, step: int | None = None) -> Any:
+        """The float32 parameters that a stage ended with, to train on or to export.
+
+        They are those of its last checkpoint, of a reward model those of its best one.
+
+        Args:
+          name: a stage of this run, or the path of another run's stage folder, or of a checkpoint
+            that T5X wrote.
+          step: a certain checkpoint instead.
+
+        Raises:
+          UserError: if it isn't trained.
+        """
+        folder, network = self.folder(name), self.config.network
+        inits = stages.init_language_model, stages.init_scalar_model
+
+        def abstract(init):
+            return stages.abstract_model(init(network), self.partitioner)
+
+        if checkpoint := self._t5x_checkpoint(name, step):
+            return t5x_checkpoints.load(checkpoint, network, *map(abstract, inits))
+        result = self.result(name)
+        run_directory.check_identity(folder, self.identity())
+        checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+        init = inits[result["task"] in stages.REWARD_TASKS]
+        params = checkpoints.restore_model(abstract(init), step or result["model_step"])
+        checkpoints.close()
+        return params
+
+    def pooling(self, reward_stage: str) -> str:
+        """How a reward stage's score is read."""
+        return self.result(reward_stage)["pooling"]
+
+    def load_frozen(self, name: str, step: int | None = None) -> Any:
+        """The same parameters in the compute type, for a model that is used and not trained."""
+        return in_compute_type(self.load(name, step), self.config.network)
+
+    def improver(self, model: Any, gap_model: Any = None, pooling: str = "last") -> Improver:
+        """Algorithm 2 on this run's mesh with the parameters of M_PIT and, if given, of R_PIT."""
+        return Improver(
+            sampler=self.sampler,
+            layout=self.layout,
+            lengths=self.config.lengths,
+            clean=self.vocabulary.text_ids,
+            decode=self.vocabulary.decode,
+            model=model,
+            gap_model=gap_model,
+            pooling=pooling,
+        )
+
+    def _t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
+        """The newest checkpoint, or that of `step`, of a stage that T5X trained."""
+        return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
+
+    def identity(self) -> dict[str, str]:
+        """What gives the models' parameters their meaning, see run_directory."""
+        return run_directory.identity(self.config, self.vocabulary)
