@@ -2,7 +2,7 @@
 
 From plain text to arrays, in the order of the modules:
 
-    examples                  what an example and a verdict are; folds by a stable hash of the prompt
+    examples                  what an example and a verdict are; folds by a hash of the prompt
     synthetic.drafts          a synthetic family with an exact checker
     synthetic.requirements    another one
     synthetic.instructions    the splits of both
