@@ -118,7 +118,7 @@ def test_a_plan_for_an_unknown_slice(fails):
         (["--gin.SEED=one"], "gin: .+"),
         (["--gin.SEED"], "gin: .+"),
         (["--gin.BATCH_SIZE=%gin.REQUIRED"], "gin: BATCH_SIZE.*not subsequently overridden"),
-        (["--gin.config.RunConfig.stages=()", "--gin.MODEL_DIR=''"], "MODEL_DIR is empty"),
+        (["--gin.run_config.RunConfig.stages=()", "--gin.MODEL_DIR=''"], "MODEL_DIR is empty"),
         (["--gin.NetworkConfig.num_heads=3"], "num_heads=3, expected a multiple of num_kv_heads=2"),
         (["--gin.NetworkConfig.vocab_size=8"], "got vocab_size=8, expected at least"),
         (["--gin.NetworkConfig.dtype='int8'"], "got dtype='int8', expected one of"),
@@ -233,7 +233,7 @@ def test_a_profile_has_the_steps_and_their_programs(trained, tmp_path, capsys):
     steps = [e["args"]["step_num"] for e in events if e.get("name") == "train"]
     assert sorted(steps) == ["2", "3"]
     names = " ".join(e.get("name", "") for e in events)
-    assert "collect_episodes" in names and "improve" in names
+    assert "collect_episodes" in names and "update_state" in names
     # A stage that is shorter than the default window has its last steps traced.
     assert tiny_runs.command("train", folder, "--gin.STAGE='sft_pit'", "--profile") == 0
     assert len(list((folder / "sft_pit" / "profile").rglob("*.xplane.pb"))) == 1

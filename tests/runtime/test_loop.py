@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pit_jax.errors import NotFiniteError
+from pit_jax.method import supervised_step
 from pit_jax.runtime import loop as training_loop
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.metrics import MetricWriter
@@ -65,7 +66,7 @@ class Loop:
         self.recorder = Recorder()
         self.progress = progress or training_loop.Progress()
         self.checkpoints = Checkpoints(folder, best, keep_every)
-        self._step = training_loop.make_step(squared_error, ONE_DEVICE)
+        self._step = supervised_step.make_step(squared_error, ONE_DEVICE)
 
     def step(self, state, batch, number):
         return *self._step(state, batch), lambda: {"sample": f"after step {number}"}
@@ -103,7 +104,7 @@ def test_a_step_divides_once_by_the_weight():
     grad = (2 * error * batch["weight"]) @ batch["x"] / 2.5
     adam = reference.AdamW(OPTIMIZER.b1, OPTIMIZER.b2, OPTIMIZER.epsilon, 0.0, 1e9)
     expected = adam.update({"slope": slope}, {"slope": grad}, 0.1)["slope"]
-    state, metrics = training_loop.make_step(squared_error, ONE_DEVICE)(make_state(), batch)
+    state, metrics = supervised_step.make_step(squared_error, ONE_DEVICE)(make_state(), batch)
     np.testing.assert_allclose(state.params["slope"], expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"][0], np.linalg.norm(grad), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"][0], np.sum(error**2 * batch["weight"]), rtol=1e-5)
@@ -111,8 +112,10 @@ def test_a_step_divides_once_by_the_weight():
 
 def test_microbatches_add_up_to_the_whole_batch():
     """Their weights differ, so a mean of means would not."""
-    whole, metrics = training_loop.make_step(squared_error, ONE_DEVICE)(make_state(), make_batch(0))
-    parts, part_metrics = training_loop.make_step(squared_error, ONE_DEVICE, 2)(
+    whole, metrics = supervised_step.make_step(squared_error, ONE_DEVICE)(
+        make_state(), make_batch(0)
+    )
+    parts, part_metrics = supervised_step.make_step(squared_error, ONE_DEVICE, 2)(
         make_state(), make_batch(0)
     )
     for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)):
@@ -227,7 +230,7 @@ def test_evaluation_leaves_fillers_out():
     batch = make_batch(0)
     jitted = ONE_DEVICE.jit(squared_error)
     params = make_state().params
-    results = training_loop.evaluate(jitted, params, [batch, make_batch(1)], ONE_DEVICE)
+    results = supervised_step.evaluate(jitted, params, [batch, make_batch(1)], ONE_DEVICE)
     total = sum(float(jitted(params, make_batch(seed))[0][0]) for seed in (0, 1))
     np.testing.assert_allclose(results["loss"], total / 5, rtol=1e-6)
-    assert training_loop.evaluate(jitted, params, [], ONE_DEVICE) == {}
+    assert supervised_step.evaluate(jitted, params, [], ONE_DEVICE) == {}

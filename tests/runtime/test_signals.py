@@ -14,7 +14,7 @@ from tests import tiny_runs
 # Its main thread waits for itself, in C, where no Python handler of a signal would run.
 SCRIPT = """
 import ctypes
-from pit_jax.signals import Signals
+from pit_jax.runtime.signals import Signals
 
 with Signals() as signals:
     training = signals.training()
@@ -85,9 +85,9 @@ def test_an_interrupted_stage_goes_on_at_its_step(
     number, status, trained, tmp_path, monkeypatch, capsys
 ):
     """`train` with a signal during the third of four steps, then the same command again."""
-    from pit_jax.runtime import loop
+    from pit_jax.method import supervised_step
 
-    make_step = loop.make_step
+    make_step = supervised_step.make_step
 
     def interrupting(*arguments):
         step, calls = make_step(*arguments), []
@@ -104,7 +104,7 @@ def test_an_interrupted_stage_goes_on_at_its_step(
     folder = tmp_path / "run"
     arguments = ("train", folder, "--gin.STAGE='pretrain'", "--gin.LoopConfig.checkpoint_every=0")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_step", interrupting)
+        patch.setattr(supervised_step, "make_step", interrupting)
         assert tiny_runs.command(*arguments) == status
     errors = capsys.readouterr().err
     assert errors == "interrupted; the same command continues at step 3\n"
