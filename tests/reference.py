@@ -158,6 +158,13 @@ def logits(params, config, tokens, positions=None, mask=None):
 # --- losses --------------------------------------------------------------------------------------
 
 
+def scalars(params, config, tokens):
+    """Scalars [T] of one unpadded example; params of pit_jax's ScalarModel."""
+    mask = np.array(causal(len(tokens)))
+    hidden = decoder(params["decoder"], config, np.array(tokens), range(len(tokens)), mask)
+    return hidden @ params["head"]["kernel"][:, 0]
+
+
 def gap_loss(wl, ww, ll, lw):
     """Eq. 2 of one example."""
     return -(

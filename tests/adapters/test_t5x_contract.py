@@ -147,15 +147,20 @@ def test_names_and_shapes_are_the_recorded_ones(pit, name):
     assert t5x_contract.record_stage(name) == CONTRACT["stages"][name]
 
 
+def initial_params(model):
+    variables = jax.jit(lambda key: model.get_initial_variables(key, {}))(jax.random.key(1))
+    return variables["params"]
+
+
 @pytest.mark.parametrize("name", ["sft_pit", "rm_policy", "rm_gap"])
 def test_the_loss_is_the_stages_own_mean(pit, name):
     setup = setup_of(pit, name)
     model = pit.model(setup)
-    variables = model.get_initial_variables(jax.random.key(1), {})
+    params = initial_params(model)
     batch = next(stage_training.train_batches(setup, setup.trained, 0))
-    loss, metrics = model.loss_fn(variables["params"], batch)
+    loss, metrics = jax.jit(model.loss_fn)(params, batch)
     objective = stages.objective(setup.trained, setup.config.network)
-    (total, weight), expected = objective(variables["params"], batch)
+    (total, weight), expected = jax.jit(objective)(params, batch)
     assert float(loss) == pytest.approx(float(total / weight), rel=1e-6)
     assert float(metrics["loss"].compute()) == pytest.approx(
         float(expected["loss"][0] / expected["loss"][1]), rel=1e-6
@@ -181,7 +186,7 @@ def test_predictions_start_from_the_prompt_of_a_padded_row(pit):
 def test_predictions_and_scores_are_pit_jaxs(pit):
     setup = setup_of(pit, "sft_policy")
     model = pit.model(setup, sampling=SamplingConfig(temperature=0.0))
-    params = model.get_initial_variables(jax.random.key(1), {})["params"]
+    params = initial_params(model)
     batch = next(stage_training.train_batches(setup, setup.trained, 0))
     tokens_BR, aux = jax.jit(model.predict_batch_with_aux)(params, batch)
     prompts = [[int(t) for t in row if t] for row in prompts_of(batch)]
@@ -193,8 +198,8 @@ def test_predictions_and_scores_are_pit_jaxs(pit):
     for tokens_R, response in zip(np.asarray(tokens_BR), responses, strict=True):
         assert tokens_R[: len(response.tokens)].tolist() == response.tokens
     assert aux["scores"].shape == (len(prompts),) and (np.asarray(aux["scores"]) < 0).all()
-    log_probs_B = model.score_batch(params, batch)
-    total, _ = model.loss_fn(params, batch)
+    log_probs_B = jax.jit(model.score_batch)(params, batch)
+    total, _ = jax.jit(model.loss_fn)(params, batch)
     weight = batch["decoder_loss_weights"].sum()
     assert float(-log_probs_B.sum() / weight) == pytest.approx(float(total), rel=1e-5)
 

@@ -31,6 +31,13 @@ def generate(model, params, prompts, keys, length, config):
     return decode.generate(model, params, prompts, keys, length, config)
 
 
+@jax.jit
+def full_pass(params, tokens, valid):
+    """Logits from the last token of the prompts on."""
+    mask = causal_mask(valid.astype(jnp.int32))
+    return MODEL.apply({"params": params}, tokens, positions_of(valid), mask, P - 1)
+
+
 def left_pad(prompts, width=P):
     return jnp.array([[PAD] * (width - len(p)) + p for p in prompts], jnp.int32)
 
@@ -54,10 +61,9 @@ def test_log_probs_equal_teacher_forced_ones(params, temperature):
     result = sample_rows(params, temperature=temperature)
     whole = jnp.concatenate([left_pad(PROMPTS), result.tokens_BR], axis=1)
     valid = jnp.concatenate([left_pad(PROMPTS) != PAD, result.mask_BR], axis=1)
-    logits = MODEL.apply(
-        {"params": params}, whole, positions_of(valid), causal_mask(valid.astype(jnp.int32)), P - 1
+    forced, _ = token_log_probs(
+        full_pass(params, whole, valid)[:, :-1], result.tokens_BR, temperature
     )
-    forced, _ = token_log_probs(logits[:, :-1], result.tokens_BR, temperature)
     np.testing.assert_allclose(result.log_probs_BR, forced * result.mask_BR, atol=1e-5)
     lengths = result.mask_BR.sum(axis=1).tolist()
     assert temperature == 0 or (max(lengths) == R and min(lengths) < R)  # both kinds of row occur

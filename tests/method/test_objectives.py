@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from pit_jax.method import objectives
-from pit_jax.method.forward import response_scores
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from tests import reference
@@ -18,8 +17,7 @@ from tests.tiny_models import TINY, random_params
 from tests.tree_rows import GAP_ORDER, gap_row, pair_row, tree_batch
 
 CLOSE = {"rtol": 3e-5, "atol": 3e-5}
-SCALAR_MODEL = ScalarModel(TINY)
-SCALAR_PARAMS = random_params(SCALAR_MODEL, seed=2)
+SCALAR_PARAMS = random_params(ScalarModel(TINY), seed=2)
 LANGUAGE_PARAMS = random_params(LanguageModel(TINY), seed=1)
 INEQUALITIES = ("wl>ww", "wl>ll", "wl>lw", "ww>lw", "ll>lw")
 
@@ -93,20 +91,14 @@ def gap_batch():
 
 
 def scores_apart(prompts, responses, pooling):
-    """Scores of whole sequences, one at a time."""
+    """Scores of whole sequences, one at a time, in float64."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), SCALAR_PARAMS)
     return np.array(
         [
-            response_scores(
-                SCALAR_MODEL,
-                SCALAR_PARAMS,
-                np.array([prompt]),
-                np.array([response]),
-                np.ones((1, len(response))),
-                pooling,
-            )[0]
+            {"last": scores[-1], "sum": scores[len(prompt) :].sum()}[pooling]
             for prompt, response in zip(prompts, responses, strict=True)
-        ],
-        np.float64,
+            for scores in [reference.scalars(params, TINY, [*prompt, *response])]
+        ]
     )
 
 

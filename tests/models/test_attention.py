@@ -146,13 +146,17 @@ def test_causal_attention_in_parts_is_attention(length, relative):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, length, heads, 4)).astype(np.float32) for heads in (4, 2, 2))
     segments = np.sort(rng.integers(0, 3, (2, length)), axis=1)
-    mask, how = causal_mask(jnp.asarray(segments)), ()
-    if relative:
-        mask = relative_buckets(mask)
-        how = (1.0, jnp.asarray(rng.normal(size=(4, 32)), jnp.float32))
-    expected = attend(*map(jnp.asarray, (q, k, v)), mask, *how)
-    for whole in (attend_causal, attend_in_turn):
-        out = whole(*map(jnp.asarray, (q, k, v)), mask, *how)
+    bias = rng.normal(size=(4, 32)).astype(np.float32)
+
+    @jax.jit
+    def all_of_them(q, k, v, segments, bias):
+        mask, how = causal_mask(segments), ()
+        if relative:
+            mask, how = relative_buckets(mask), (1.0, bias)
+        return [whole(q, k, v, mask, *how) for whole in (attend, attend_causal, attend_in_turn)]
+
+    expected, *others = all_of_them(q, k, v, segments, bias)
+    for out in others:
         np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
