@@ -89,7 +89,7 @@ def test_gradients_of_splash_are_those_of_plain_attention(arrays):
 def test_splash_on_a_mesh_is_split_by_rows_and_heads(arrays, model):
     q, k, v, segments = arrays
     mesh = Partitioner(MeshConfig(data=2, model=model), jax.devices()[: 2 * model])
-    whole = padded_splash(q, k, v, segments)
+    whole = jax.jit(padded_splash)(q, k, v, segments)
     split = mesh.jit(padded_splash)(q, k, v, segments)
     real = segments > 0
     np.testing.assert_allclose(np.asarray(split)[real], np.asarray(whole)[real], atol=1e-6)
@@ -165,7 +165,7 @@ def test_a_network_takes_the_kernel_that_is_chosen(scaled, monkeypatch):
     positions, _ = inputs_of(rows)
 
     def logits(config):
-        apply = LanguageModel(config).apply
+        apply = jax.jit(LanguageModel(config).apply)
         return apply({"params": params}, tokens, positions, CausalRows(jnp.asarray(rows)))
 
     plain = logits(config)

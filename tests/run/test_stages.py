@@ -192,7 +192,7 @@ def test_frozen_models_have_their_matrices_in_the_compute_type():
     assert norms and all("norm" in name for name in norms) and len(norms) < len(types)
     params = nn.meta.unbox(jax.jit(init)(jax.random.key(0)))
     given = jnp.array([[3, 4, 5]]), jnp.array([[0, 1, 2]]), jnp.tril(jnp.ones((1, 3, 3), bool))
-    score = ScalarModel(network).apply
+    score = jax.jit(ScalarModel(network).apply)
     whole = score({"params": params}, *given)
     np.testing.assert_array_equal(
         whole, score({"params": in_compute_type(params, network)}, *given)

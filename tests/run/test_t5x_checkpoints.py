@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import jax
@@ -33,6 +34,7 @@ def abstract(part=None, network=tiny_runs.NETWORK):
     return (network, *(stages.abstract_model(init, part) for init in inits))
 
 
+@functools.cache
 def made(name):
     return stages.create_state(STAGES[name], tiny_runs.NETWORK, partitioner(), KEY)
 
