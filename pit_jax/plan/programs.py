@@ -1,4 +1,4 @@
-"""Every program of a run, with abstract arguments, and the arithmetic it does."""
+"""Lists every program of a run, with abstract arguments and the arithmetic it does."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _SPACE = 1
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program that is compiled.
+    """Describes a program that is compiled.
 
     Attributes:
-      name: what it does.
-      stage: the stage that runs it.
-      function: jitted.
-      arguments: shapes and shardings.
-      roles: what of the arguments stays in memory, by name.
+      name: what the program does.
+      stage: name of the stage that runs it.
+      function: the jitted function.
+      arguments: shapes and shardings of its arguments.
+      roles: those of its arguments that stay in memory, by name.
       beside: what else of the stage is in memory while it runs.
-      work: what it computes.
-      tokens: of one execution, padding included.
-      runs: how often the stage executes it.
-      updates: gradient steps of one execution.
+      work: the passes that it computes.
+      tokens: number of tokens when it runs once, padding included.
+      runs: how often the stage runs it.
+      updates: number of gradient steps when it runs once.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Program:
 
     @property
     def key(self) -> str:
-        """Equal for programs that are the same and run beside the same."""
+        """A text that is equal for equal programs with equal arrays beside them in memory."""
         shapes = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(self.arguments)]
         beside = sum(map(size_on_a_chip, self.beside.values()))
         return f"{self.name} {self.work} {self.updates} {shapes} {beside}"
 
 
 def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
-    """The programs of every stage, in the order they run."""
+    """Yields the programs of every stage, in the order in which they run."""
     for stage in config.stages:
         stages.check_rows(stage, partitioner)
         if isinstance(stage, RLStage):
@@ -179,10 +179,11 @@ def _sampling(
     beside: dict[str, Any],
     partitioner: Partitioner,
 ) -> Iterator[Program]:
-    """References sampled from the policy, and scores, as `Sampler` runs them.
+    """Yields the programs by which `Sampler` samples references from the policy and scores them.
 
-    A round needs one for each prompt of its fold; where files have these, as many as its steps do.
-    No stage runs the scores: evaluations and the `improve` command do.
+    A round needs a reference for each prompt of its fold. Where the prompts are in files, which
+    aren't read here, as many as its steps use are counted. No stage runs the scoring: evaluations
+    and the `improve` command do.
     """
     widths = layouts.widths(config.lengths, _SPACE)
     B, P, Q, R = config.sampling_batch, widths.policy, widths.gap, widths.response
@@ -223,7 +224,7 @@ def _batch(shapes: Mapping[str, tuple[tuple[int, ...], Any]], partitioner: Parti
 
 
 def _placed(tree: Any, partitioner: Partitioner) -> Any:
-    """Abstract arrays with their rows split over the mesh, as Partitioner.shard_batch does it."""
+    """Splits the rows of abstract arrays over the mesh, as Partitioner.shard_batch does."""
 
     def place(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=partitioner.row_sharding(x.shape))
@@ -237,7 +238,7 @@ def _key(partitioner: Partitioner) -> Any:
 
 
 def size_on_a_chip(tree: Any) -> int:
-    """Bytes that a tree of abstract arrays takes on one chip."""
+    """Returns the bytes that a tree of abstract arrays takes on one chip."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
