@@ -1,4 +1,4 @@
-"""What a stage's folder was made with: refuses to mix two runs in one directory.
+"""Records what a stage's folder was made with, and refuses to mix two runs in one directory.
 
 `stage.json` holds the settings that determine the stage's result, its own and those of every stage
 it builds on, and what gives its parameters their meaning.
@@ -23,7 +23,7 @@ from pit_jax.runtime import processes
 
 
 def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[str, str]:
-    """What determines a stage's result: its configuration and that of all it builds on."""
+    """Returns what determines a stage's result: its own settings and those it builds on."""
     names = ("seed", "network", "dataset", "lengths", "batching")
     found = {name: _that_counts(repr(getattr(config, name))) for name in names}
     found["vocabulary"] = vocabulary.fingerprint
@@ -42,7 +42,7 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
 
 
 def identity(config: RunConfig, vocabulary: Vocabulary) -> dict[str, str]:
-    """What gives a model's parameters their meaning: the ids of words, and the architecture."""
+    """Returns what gives a model's parameters their meaning: ids of words, and architecture."""
     network = dataclasses.replace(config.network, dtype="float32", remat="none")
     return {
         "vocabulary": vocabulary.fingerprint,
@@ -57,7 +57,7 @@ def _that_counts(text: str) -> str:
 
 
 def claim(folder: epath.Path, settings: dict[str, str], identity: dict[str, str]) -> None:
-    """Writes `stage.json` into a stage's folder.
+    """Writes `stage.json` into a stage's folder, unless it holds the same stage already.
 
     Raises:
       UserError: if the folder holds a stage that was trained with other settings, or not every
@@ -102,6 +102,6 @@ def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Writes whole or not at all; by the first process only."""
+    """Writes a JSON file whole or not at all; only the first process writes."""
     if processes.is_first():
         files.write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
