@@ -1,7 +1,7 @@
-"""The evaluation of a run: Tables 1 to 4 and Figures 2 to 4, as far as its judge can tell.
+"""Evaluates a run: Tables 1 to 4 and Figures 2 to 4, as far as its judge can tell.
 
-The judge is the exact checker where the data has one, else the run's own R_P. Everything is
-measured on one split, looked at once, with 95% intervals over prompts.
+The judge is the exact checker if the data has one, else the run's own R_P. Everything is measured
+on one split, which is looked at once, with 95% intervals over prompts.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from pit_jax.runtime import metrics as metrics_lib
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What to evaluate.
+    """Says what to evaluate.
 
     Attributes:
       split: `dev` while tuning, `test` for the report.
-      num_prompts: the first so many prompts of the split; 0 takes all.
-      temperatures: of the tables; the first is the main one.
+      num_prompts: how many prompts to take from the beginning of the split; 0 takes all.
+      temperatures: temperatures of the tables, the main one first.
       sweep: temperatures of Figure 3.
-      iterations: improvement steps tabled (Table 3).
-      num_samples: prompts shown with all their texts.
+      iterations: number of improvements in a row (Table 3).
+      num_samples: number of prompts to show with all their texts.
       self_refine: whether to sample the Self-Refine baseline.
       sft, policy, pit, reward_model, gap_model: names of the stages to evaluate.
-      controls: (label, stage) of policies compared with the original, such as one trained longer.
+      controls: (label, stage) of policies compared with the original, as a policy trained longer.
       ablations: (label, stage) of PIT models compared with the original (Table 2).
     """
 
@@ -70,16 +70,16 @@ class EvaluationConfig:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of all stages that are evaluated."""
+        """The names of all stages that are evaluated."""
         others = (stage for _, stage in (*self.controls, *self.ablations))
         return (self.sft, self.policy, self.pit, self.reward_model, self.gap_model, *others)
 
 
 class Suite:
-    """Samples, judges and tables for one run.
+    """Samples a run's models, judges their responses and makes the tables.
 
     Args:
-      run: whose stages are trained.
+      run: the run, whose stages are trained.
       config: what to evaluate.
     """
 
@@ -97,7 +97,7 @@ class Suite:
         self._traces: dict[tuple, list[Trace]] = {}
 
     def results(self) -> dict[str, Any]:
-        """Everything the report shows; see report.py for the layout."""
+        """Computes everything that the report shows, as JSON values."""
         config, run = self._config, self._run
         comparisons, scores = [], []
         for temperature in config.temperatures:
@@ -130,7 +130,7 @@ class Suite:
         }
 
     def judge_generations(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Results for saved generations: each iteration's text compared with the first one's.
+        """Judges saved generations: compares each iteration's text with the original's.
 
         Args:
           records: `prompt` and `responses` [y_0, y_1, …], all of the same length or stopped early
@@ -161,7 +161,7 @@ class Suite:
     # Samples
 
     def policy(self, stage: str, temperature: float, draw: int = 0) -> list[Response]:
-        """One response of a policy to each prompt; `draw` tells independent samples apart."""
+        """Samples a policy's response to each prompt; another `draw` is an independent sample."""
         key = ("policy", stage, temperature, draw)
         if key not in self._cache:
             run = self._run
@@ -178,7 +178,7 @@ class Suite:
     def improved(
         self, stage: str, temperature: float, iterations: int, method: str = "pit"
     ) -> list[Trace]:
-        """Improvements of the original responses at the same temperature (Algorithm 2)."""
+        """Improves the original responses at the same temperature (Algorithm 2)."""
         key = (stage, temperature, iterations, method)
         if key not in self._traces:
             config, run = self._config, self._run
@@ -208,7 +208,7 @@ class Suite:
         return [self._run.vocabulary.decode(r.tokens) for r in responses]
 
     def _reward(self, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """R_P of texts, for data without a checker."""
+        """Scores texts by R_P, for data without a checker."""
         run, name = self._run, self._config.reward_model
         widths = run.layout.widths(run.config.lengths)
         encoded = [run.layout.response(text)[: widths.response] for text in texts]
@@ -327,7 +327,7 @@ class Suite:
         return {"name": "R_P", **dataclasses.asdict(scoring.agreement(verdicts))}
 
     def _gap_rewards(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-        """Table 4's row of R_PIT and the rewards of Figure 2, on the evaluated split."""
+        """Computes R_PIT's row of Table 4 and the rewards of Figure 2, on the evaluated split."""
         run, name = self._run, self._config.gap_model
         model, pooling = ScalarModel(run.config.network), run.pooling(name)
         score = run.partitioner.jit(
