@@ -1,8 +1,8 @@
-"""Sampling from a language model: one prefill, one `while_loop` that ends when every row met EOS.
+"""Samples from a language model: a prefill, then a `while_loop` until every row has met EOS.
 
-Prompts are left-padded, so all rows write the same column of the KV cache and one
-`dynamic_update_slice` puts a token in place. Each row draws with its own key: its sample doesn't
-depend on its neighbours or its place in the batch.
+Prompts are left-padded, so all rows write the same column of the KV cache, and a single
+`dynamic_update_slice` puts the tokens in place. Each row draws with its own key, so its sample
+doesn't depend on its neighbours or its place in the batch.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ PAD, EOS = 0, 1
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are drawn (static under jit).
+    """Says how tokens are drawn (static under jit).
 
     Attributes:
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_k: keep the k likeliest tokens; 0 keeps all.
-      top_p: keep the smallest set of likeliest tokens whose probability reaches this; 1 keeps all.
+      temperature: what the logits are divided by; 0 takes the likeliest token.
+      top_k: how many of the likeliest tokens are kept; 0 keeps all.
+      top_p: the smallest set of likeliest tokens whose probability reaches this is kept; 1 keeps
+        all.
     """
 
     temperature: float = 1.0
@@ -44,12 +45,12 @@ class SamplingConfig:
 
 @flax.struct.dataclass
 class Generation:
-    """Sampled responses.
+    """Holds sampled responses.
 
     Attributes:
       tokens_BR: int32, EOS included where it was met, padding after it.
-      log_probs_BR: float32, of each token under the tempered, unfiltered distribution; 0 on
-        padding.
+      log_probs_BR: float32, each token's log-probability under the tempered, unfiltered
+        distribution; 0 on padding.
       mask_BR: bool, True on real tokens, EOS included.
     """
 
@@ -59,12 +60,12 @@ class Generation:
 
 
 def row_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:
-    """One key for each row, from a number that names the row wherever it stands."""
+    """Makes a key for each row, from a number that names the row wherever it stands."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
 
 
 def filter_logits(logits_BV: jax.Array, config: SamplingConfig) -> jax.Array:
-    """Sets logits that top-k and top-p exclude to -inf; ties with the last kept one are kept.
+    """Sets logits that top-k and top-p exclude to -inf; ties with the last kept logit are kept.
 
     Args:
       logits_BV: logits, already divided by the temperature.
@@ -85,7 +86,7 @@ def filter_logits(logits_BV: jax.Array, config: SamplingConfig) -> jax.Array:
 
 
 def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig):
-    """Draws one token a row.
+    """Draws a token for each row.
 
     Returns:
       tokens_B and their log-probabilities [B] under the tempered, unfiltered distribution.

@@ -1,7 +1,7 @@
-"""What each supervised stage minimises: a batch to a weighted loss and metrics.
+"""Makes the functions that supervised stages minimise, from a batch to a loss and metrics.
 
-Each function has the signature `(params, batch) -> ((sum, weight), metrics)`, all metrics being
-(sum, weight) pairs. `stages.objective` says which stage minimises which.
+Each function made has the signature `(params, batch) -> ((sum, weight), metrics)`, and its metrics
+are (sum, weight) pairs too. `run.stages.objective` says which stage minimises which function.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pit_jax.models.network import LanguageModel
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """How a reward model is read and trained.
+    """Says how a reward model is read and trained.
 
     Attributes:
       pooling: `last` reads the score at EOS (the paper); `sum` adds over the response's tokens,
         which was measured to help small models.
       centring: weight of the mean squared score; 0 in the paper.
-      gap_loss: `eq2`, or an ablation of Appendix C; see `losses.gap_loss`.
+      gap_loss: `eq2`, or an ablation of Appendix C, as in `losses.gap_loss`.
     """
 
     pooling: str = "last"
@@ -44,7 +44,7 @@ class RewardConfig:
 
 
 def supervised(network: NetworkConfig) -> Callable:
-    """`L_SFT` of 3.2, for policy, PIT and the language-model warm-up; rows may be packed."""
+    """Makes `L_SFT` of 3.2, for policy, PIT and the warm-up; rows may be packed."""
     model = LanguageModel(network)
 
     def loss(params, batch):
@@ -69,7 +69,7 @@ def supervised(network: NetworkConfig) -> Callable:
 
 
 def reward(network: NetworkConfig, config: RewardConfig) -> Callable:
-    """The pairwise reward loss of 3.3 for R_P."""
+    """Makes the pairwise reward loss of 3.3 for R_P."""
     model = ScalarModel(network)
 
     def loss(params, batch):
@@ -90,7 +90,7 @@ def reward(network: NetworkConfig, config: RewardConfig) -> Callable:
 
 
 def gap_reward(network: NetworkConfig, config: RewardConfig) -> Callable:
-    """Eq. 2 for R_PIT, with the accuracy of each inequality and the degeneration check."""
+    """Makes Eq. 2 for R_PIT, with the accuracy of each inequality and the degeneration check."""
     model = ScalarModel(network)
 
     def loss(params, batch):
@@ -135,6 +135,6 @@ def _count(condition_B, weight_B):
 
 
 def _token_counts(ids_BT):
-    """Metrics of real tokens: how many, and their share of the batch; ids are 0 on padding."""
+    """Counts real tokens and their share of the batch, as metrics; ids are 0 on padding."""
     real = jnp.sum((ids_BT > 0).astype(jnp.float32))
     return {"tokens": (real, 1.0), "real_token_share": (real, jnp.float32(ids_BT.size))}
