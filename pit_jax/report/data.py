@@ -1,4 +1,4 @@
-"""What became of every example: the `data` command's figures, as JSON and for a terminal."""
+"""Shows what became of every example, for the `data` command: as JSON and for a terminal."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _GAP_BLOCKS = (
 
 
 def gather(data: InputPipeline, stages: Sequence[Stage], num_examples: int = 0) -> dict[str, Any]:
-    """All figures, as JSON values.
+    """Gathers all figures, as JSON values.
 
     Args:
       data: the dataset.
-      stages: of the run; one of several with the same task and batch size is enough.
+      stages: the run's stages; stages with the same task and batch size count once.
       num_examples: how many rows of each task to show token by token.
 
     Returns:
@@ -138,7 +138,7 @@ def _groups(task: str, row: Batch) -> Iterator[tuple[str, bool, list[int]]]:
 
 
 def piece(vocabulary: Vocabulary, token: int) -> str:
-    """A token as printable text; what is no text of its own stands in angle brackets."""
+    """Shows a token as printable text; what is no text of its own stands in angle brackets."""
     control = vocabulary.control_tokens
     names = {vocabulary.eos_id: "<EOS>", control.candidate: "<<Candidate>>"}
     names[control.improved] = "<<Improved>>"
@@ -149,7 +149,7 @@ def piece(vocabulary: Vocabulary, token: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text with control and other unprintable characters written as escapes."""
+    """Writes control and other unprintable characters of a text as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -164,12 +164,12 @@ def write(found: Mapping[str, Any], folder: pathlib.Path) -> None:
 
 
 def to_json(found: Mapping[str, Any]) -> str:
-    """The figures for machines."""
+    """Writes the figures as JSON."""
     return json.dumps(found, indent=1, ensure_ascii=False)
 
 
 def to_text(found: Mapping[str, Any]) -> str:
-    """The figures for a terminal of 100 columns."""
+    """Writes the figures for a terminal of 100 columns."""
     parts = (_examples_text, _overlap_text, _lengths_text, _batches_text, _rows_text)
     return "\n".join(line for part in parts for line in [*part(found), ""]).rstrip()
 
