@@ -1,8 +1,8 @@
-"""Batches of every stage, in an order that one seed determines; the entry point of the data layer.
+"""Makes the batches of every stage, in an order that a seed determines; other folders call it.
 
-Examples flow through seqio once a process (source, preprocessors, feature converter) into arrays;
-batches are gathered from these by index. So the k-th batch is a function of (seed, k) alone: a run
-restarted at batch k sees the very batches of an uninterrupted one, and every host the same ones.
+Examples flow through seqio once a process (source, preprocessors, feature converter) into arrays,
+and batches are gathered from these by index. So the k-th batch is a function of (seed, k) alone: a
+run restarted at batch k sees the batches of an uninterrupted run, and all hosts see the same.
 TensorFlow is imported when the first batch is made.
 """
 
@@ -34,13 +34,13 @@ _CHUNK = 512
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """Every row of a stage's batches, as arrays with the rows first.
+    """Holds every row of a stage's batches, as arrays with the rows first.
 
     Attributes:
       rows: the arrays.
-      sources: rows of each dataset of a mixture, which stand one after the other.
-      widths: that batches come in, ascending; none where rows can't be cut.
-      buckets: of each row, the first of `widths` that holds it.
+      sources: number of rows of each dataset of a mixture, whose rows follow each other.
+      widths: the widths that batches come in, ascending; empty where rows can't be cut.
+      buckets: for each row the index of the first of `widths` that holds it.
     """
 
     rows: Batch
@@ -49,7 +49,7 @@ class _Table:
     buckets: np.ndarray
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        """The rows of these numbers, as wide as the batch needs."""
+        """Returns the rows of these numbers, as wide as the batch needs."""
         rows = {name: array[numbers] for name, array in self.rows.items()}
         if not len(self.widths):
             return rows
@@ -58,11 +58,11 @@ class _Table:
 
 
 class InputPipeline:
-    """A dataset, or a mixture of some, as batches and as text.
+    """Gives a dataset, or a mixture of several, as batches and as text.
 
     Attributes:
       config: the dataset.
-      vocabulary: of every token array.
+      vocabulary: the vocabulary of every token array.
       lengths: the windows; what is longer is in neither batches nor `examples`.
       batching: how examples of different lengths share batches.
     """
@@ -79,7 +79,7 @@ class InputPipeline:
 
         Args:
           config: the dataset.
-          vocabulary: from vocabularies.load.
+          vocabulary: what vocabularies.load returns.
           lengths: the windows.
           batching: packing and length buckets.
           reflection: whether `sft_pit` learns to write the reflection first (Appendix K).
@@ -114,22 +114,22 @@ class InputPipeline:
         num_epochs: int | None = None,
         references: str = DATA_REFERENCES,
     ) -> Iterator[Batch]:
-        """Batches of a stage; their keys and shapes are in the docstrings of feature_converters.py.
+        """Yields a stage's batches, whose keys and shapes feature_converters.py describes.
 
-        In training the rows of an epoch that don't fill a batch are left out (others every epoch).
-        Going through the data once in order (`shuffle=False, num_epochs=1`), the last batch is
-        filled up with copies of its first row, and every batch has `weight` [B] float32: 1 for a
-        row of the data, 0 for a filler.
+        In training, the rows of an epoch that don't fill a batch are left out; they are others in
+        each epoch. If the data is gone through once in order (`shuffle=False, num_epochs=1`), the
+        last batch is filled up with copies of its first row, and every batch has `weight` [B]
+        float32: 1 for a row of the data, 0 for a filler.
 
         Args:
           stage: a key of tasks.STAGES.
           split: `train`, `dev` or `test`.
-          batch_size: rows of a batch.
+          batch_size: number of rows of a batch.
           fold: `sft`, `rm`, `rl` or `all`; None means the stage's own fold in train, else all.
-          seed: of the shuffles.
+          seed: seed of the shuffles.
           shuffle: whether to draw a new order every epoch.
           start_batch: how many batches of the run to skip.
-          num_epochs: None for ever.
+          num_epochs: number of epochs; None never ends.
           references: for `rl_pit`: `data`, or the directory of a reference store.
 
         Raises:
@@ -164,7 +164,7 @@ class InputPipeline:
         return (table.batch(numbers) for numbers in order)
 
     def register(self, stage: str) -> str:
-        """Name of the stage's Task, or Mixture, in seqio's registry."""
+        """Returns the name of the stage's Task, or Mixture, in seqio's registry."""
         self._sources()
         from pit_jax.data.seqio_tasks import tasks
 
@@ -173,14 +173,14 @@ class InputPipeline:
         return self._tasks[self._datasets[0].name, stage].name
 
     def feature_lengths(self, stage: str) -> dict[str, int]:
-        """Length in tokens of every feature of the stage's Task."""
+        """Returns the length in tokens of every feature of the stage's Task."""
         self._sources()
         from pit_jax.data.seqio_tasks import tasks
 
         return tasks.feature_lengths(stage, self.vocabulary, self.lengths)
 
     def feature_converter(self, stage: str) -> type:
-        """The seqio feature converter of the stage."""
+        """Returns the seqio feature converter of the stage."""
         self._sources()
         from pit_jax.data.seqio_tasks import tasks
 
@@ -189,20 +189,20 @@ class InputPipeline:
     def num_rows(
         self, stage: str, split: str, fold: str | None = None, references: str = DATA_REFERENCES
     ) -> int:
-        """Rows of one epoch of `batches` (packed rows if packing)."""
+        """Counts the rows of an epoch of `batches` (packed rows if packing)."""
         return sum(self._table(stage, split, fold, references).sources)
 
     def examples(self, split: str, fold: str = _ALL) -> list[Example]:
-        """The examples that fit the windows, as text, in the order of the dataset."""
+        """Returns the examples that fit the windows, as text, in the order of the dataset."""
         name = _source_split(split, fold)
         examples = [e for source in self._sources() for e in source.examples(name)]
         too_long = self._too_long(split)
         return [example for example in examples if not too_long[example.index]]
 
     def report(self) -> dict[str, Any]:
-        """Counts: `read`, `dropped` by reason, and what is left: `splits`, `folds` of train.
+        """Counts pairs: `read`, `dropped` by reason, and what is left: `splits`, `folds` of train.
 
-        And `malformed`: the first of the lines that were skipped, as `file:line: …`.
+        `malformed` lists the first lines that were skipped, as `file:line: …`.
 
         Every pair is counted once: read = sum of dropped + sum of splits. A pair too long in
         several fields counts under the first of prompt, chosen, rejected, reflection.
@@ -229,7 +229,7 @@ class InputPipeline:
         }
 
     def _sources(self) -> list[Any]:
-        """An ExampleSource of each dataset; the seqio tasks are registered with them."""
+        """Makes an ExampleSource of each dataset, and registers the seqio tasks with them."""
         if not self._seqio:
             with _quiet_stderr():
                 import tensorflow as tf
@@ -251,7 +251,7 @@ class InputPipeline:
         return self._seqio
 
     def token_counts(self, split: str) -> Batch:
-        """Tokens of every example of a split, those that are over a window included.
+        """Counts the tokens of every example of a split, of those over a window too.
 
         Returns:
           `prompt` (of the whole of `Human: {x}Assistant:`), `chosen` and `rejected` without EOS,
@@ -275,12 +275,12 @@ class InputPipeline:
         return self._counts[split]
 
     def padding(self, stage: str, batch_size: int) -> dict[str, Any]:
-        """What an epoch of a stage's training batches is made of.
+        """Counts what an epoch of a stage's training batches is made of.
 
         Returns:
-          `rows` and `batches` of an epoch, `widths` of the batches, `real_tokens`, `tokens`,
-          `real_share`; and `examples`, `window_width`, `window_share`: an example a row, each row
-          as wide as all its windows together.
+          `rows` and `batches` of an epoch, `widths` of the batches, `real_tokens`, `tokens` and
+          `real_share`; and `examples`, `window_width` and `window_share`, for rows of a single
+          example that are as wide as all their windows together.
 
         Raises:
           UserError: if there is less than one batch of examples.
@@ -398,7 +398,7 @@ def _materialise(task, source_split: str, converter, lengths: dict[str, int]) ->
 
 
 def _rows(dataset) -> Batch:
-    """The elements of a tf.data.Dataset as arrays with the elements first."""
+    """Returns the elements of a tf.data.Dataset as arrays, with the elements first."""
     dataset = dataset.batch(_CHUNK)
     chunks = list(dataset.as_numpy_iterator())
     return {

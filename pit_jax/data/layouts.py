@@ -1,4 +1,4 @@
-"""Token layouts of Appendix A, built from pieces, and the widths they need.
+"""Builds the token layouts of Appendix A from pieces, and knows the widths they need.
 
     policy       Human: {x}Assistant:                                              -> {y} EOS
     PIT          Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>             -> {y} EOS
@@ -20,7 +20,7 @@ from pit_jax.data.vocabularies.base import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Windows in tokens; an example over one of them is dropped and counted, never cut.
+    """Sets the windows in tokens; an example over any of them is dropped and counted, never cut.
 
     Attributes:
       prompt: bound on the whole of `Human: {x}Assistant:`.
@@ -38,22 +38,22 @@ class Lengths:
 
     @property
     def longest_text(self) -> int:
-        """Most tokens of a response without EOS: it must fit as a target and as a reference."""
+        """Most tokens of a response without EOS, which must fit as a target and as a reference."""
         return min(self.reference, self.response - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Widths:
-    """Array widths in tokens that hold every layout for some Lengths.
+    """Holds the array widths, in tokens, that every layout needs under some Lengths.
 
     Attributes:
-      policy: `Layout.policy_prompt`.
-      reward: `Layout.reward_prompt`.
-      pit: `Layout.pit_prompt`.
-      gap: `Layout.gap_prompt`.
-      response: `Layout.response`.
-      pair_row: x and both responses, the row of the reward model's training.
-      gap_row: x, both references and four responses, the row of the gap reward model's.
+      policy: width of `Layout.policy_prompt`.
+      reward: width of `Layout.reward_prompt`.
+      pit: width of `Layout.pit_prompt`.
+      gap: width of `Layout.gap_prompt`.
+      response: width of `Layout.response`.
+      pair_row: width of R_P's training rows: x and both responses.
+      gap_row: width of R_PIT's training rows: x, both references and four responses.
     """
 
     policy: int
@@ -66,7 +66,7 @@ class Widths:
 
 
 def widths(lengths: Lengths, space: int) -> Widths:
-    """The array widths of every layout, where a space between two pieces is `space` tokens."""
+    """Returns the array widths of all layouts, if a space between two pieces is `space` tokens."""
     block = lengths.reference + 2 + space
     return Widths(
         policy=lengths.prompt,
@@ -108,11 +108,11 @@ class Layout:
         self._space = vocabulary.encode(" ")
 
     def policy_prompt(self, x):
-        """`Human: {x}Assistant:`, input of M_P."""
+        """Builds `Human: {x}Assistant:`, the input of M_P."""
         return self._join([self._human, self._ids(x), self._assistant])
 
     def pit_prompt(self, x, reference):
-        """`Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>`, input of M_PIT."""
+        """Builds `Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>`, the input of M_PIT."""
         return self._join(
             [
                 self.policy_prompt(x),
@@ -124,15 +124,15 @@ class Layout:
         )
 
     def reward_prompt(self, x):
-        """`Human: {x}Assistant: `, what precedes y in the input of R_P."""
+        """Builds `Human: {x}Assistant: `, which precedes y in the input of R_P."""
         return self._join([self.policy_prompt(x), self._space])
 
     def gap_prompt(self, x, reference):
-        """`Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>> `, which precedes y in R_PIT."""
+        """Builds `Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>> `, before y in R_PIT."""
         return self._join([self.pit_prompt(x, reference), self._space])
 
     def gap_reference(self, reference):
-        """The part of `gap_prompt` after `policy_prompt`: `<<Candidate>> {y_ref}<<Improved>> `."""
+        """Builds `<<Candidate>> {y_ref}<<Improved>> `, the end of `gap_prompt` after x's part."""
         return self._join(
             [
                 [self.control.candidate],
@@ -144,25 +144,25 @@ class Layout:
         )
 
     def response(self, y):
-        """`{y}` EOS."""
+        """Builds `{y}` EOS."""
         return self._join([self._ids(y), [self.vocabulary.eos_id]])
 
     def reflected_response(self, reflection, y):
-        """`{c}<<Improved>>{y}` EOS, the target of PIT with chain of thought (Appendix K).
+        """Builds `{c}<<Improved>>{y}` EOS, PIT's target with chain of thought (Appendix K).
 
         The paper doesn't say how c and y are told apart; no text looks like a control token.
         """
         return self._join([self._ids(reflection), [self.control.improved], self.response(y)])
 
     def final_response(self, tokens: Sequence[int]) -> list[int]:
-        """What follows the last `<<Improved>>` of sampled ids: y of a `reflected_response`."""
+        """Returns what follows the last `<<Improved>>` of sampled ids: a reflected response's y."""
         tokens = [int(token) for token in tokens]
         if self.control.improved not in tokens:
             return tokens
         return tokens[len(tokens) - tokens[::-1].index(self.control.improved) :]
 
     def widths(self, lengths: Lengths) -> Widths:
-        """The array widths every layout needs under `lengths`."""
+        """Returns the array widths that every layout needs under `lengths`."""
         return widths(lengths, len(self._space))
 
     def fits(self, lengths: Lengths, x, chosen, rejected) -> bool:

@@ -1,1 +1,1 @@
-"""The seqio Task of every stage: sources, preprocessors, feature converters. TensorFlow is here."""
+"""This folder makes the seqio Task of every stage; it is where TensorFlow is imported."""

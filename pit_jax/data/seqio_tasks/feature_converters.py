@@ -1,4 +1,4 @@
-"""seqio feature converters: task features -> padded or packed model features. Imports TensorFlow.
+"""Has the seqio feature converters, which pad or pack a task's features. Imports TensorFlow.
 
 Prompts are padded on the left and responses on the right, so that a response starts at the same
 column in every row. Padding is 0.
@@ -16,7 +16,7 @@ _TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
 
 
 class SFTFeatureConverter(seqio.FeatureConverter):
-    """Prompt and target in one decoder sequence, with seqio's names for a decoder's features.
+    """Joins prompt and target to a decoder's sequence, with seqio's names of a decoder's features.
 
     A column's target is the next token of its own sequence, and no start token is put in front: the
     model sees exactly the tokens it sees when it samples and when its samples are scored.
@@ -92,12 +92,12 @@ class SFTFeatureConverter(seqio.FeatureConverter):
         return ds.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
     def get_model_feature_lengths(self, task_feature_lengths):
-        """T = inputs + targets for every feature."""
+        """Returns T = inputs + targets for every feature."""
         return dict.fromkeys(self.MODEL_FEATURES, sum(task_feature_lengths.values()))
 
 
 class PretrainFeatureConverter(SFTFeatureConverter):
-    """SFTFeatureConverter with the loss on every token but the first of its text.
+    """Converts as SFTFeatureConverter, with the loss on every token but the first of its text.
 
     Example, lengths {"inputs": 4, "targets": 3}:
 
@@ -109,7 +109,7 @@ class PretrainFeatureConverter(SFTFeatureConverter):
 
 
 class PaddedFeatureConverter(seqio.FeatureConverter):
-    """Base of converters that only pad and rename; LEFT, RIGHT: model feature -> task feature."""
+    """Only pads and renames; LEFT and RIGHT of a subclass map model features to task features."""
 
     LEFT: ClassVar[Mapping[str, str]]
     RIGHT: ClassVar[Mapping[str, str]]
@@ -137,12 +137,12 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
         return ds.map(pad, num_parallel_calls=tf.data.AUTOTUNE)
 
     def get_model_feature_lengths(self, task_feature_lengths):
-        """The length of the task feature that a model feature is made of."""
+        """Returns the length of the task feature that a model feature is made of."""
         return {name: task_feature_lengths[source] for name, source in self.SOURCES.items()}
 
 
 def _pad(tokens: tf.Tensor, length: int, left: bool = False) -> tf.Tensor:
-    """Zeros up to `length`; an error (of tf.pad) if there are more tokens than that."""
+    """Pads with zeros up to `length`; more tokens than that are an error of tf.pad."""
     missing = length - tf.size(tokens)
     return tf.ensure_shape(tf.pad(tokens, [[missing, 0] if left else [0, missing]]), [length])
 
@@ -162,7 +162,7 @@ class TreeFeatureConverter(PaddedFeatureConverter):
 
 
 class PromptFeatureConverter(PaddedFeatureConverter):
-    """Prompts to sample from in reinforcement learning, and as the reward model reads them.
+    """Pads prompts to sample from in reinforcement learning, and as the reward model reads them.
 
     Example, lengths {"prompt": 3, "reward_prompt": 4, "chosen": 3, "example_index": 1}:
 

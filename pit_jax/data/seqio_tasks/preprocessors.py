@@ -1,4 +1,4 @@
-"""seqio preprocessors: text -> token pieces -> the sequences of a stage. Imports TensorFlow."""
+"""Has the seqio preprocessors: text -> tokens -> a stage's sequences. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tensor_layout(vocabulary: Vocabulary) -> Layout:
 
 
 def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
-    """Text features become int32 ids without EOS; other features pass through.
+    """Makes int32 ids without EOS of text features; other features pass through.
 
     The text stays as `NAME_pretokenized`, which seqio's and T5X's tools show; the chosen response,
     the target of every stage, as `targets_pretokenized` too.
@@ -77,7 +77,7 @@ def mark_too_long(
 
 
 def count_tokens(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
-    """Sizes in place of tokens: {prompt, chosen, rejected, too_long}, int32 scalars."""
+    """Puts sizes in place of tokens: {prompt, chosen, rejected, too_long}, int32 scalars."""
     layout = tensor_layout(vocabulary)
 
     def count(f: Features) -> Features:
@@ -103,7 +103,7 @@ def build_sequences(
 ) -> tf.data.Dataset:
     """Replaces every element by the elements that `sequences` makes of it, in their order.
 
-    Each of them has the element's texts too.
+    The new elements have the texts of the old.
     """
     layout = tensor_layout(vocabulary)
 
@@ -125,9 +125,9 @@ def build_sequences(
 
 
 def pretrain(layout: Layout, f: Features) -> list[Features]:
-    """Plain text, with no word of which response is better: {inputs, targets} four times.
+    """Makes plain text that doesn't tell which response is better: {inputs, targets} four times.
 
-    Each response alone, and each after the other one, so that a model knows both layouts.
+    It is each response alone and each response after the other, so that a model knows both layouts.
     """
     parts: list[Features] = []
     for y, other in (("chosen", "rejected"), ("rejected", "chosen")):
@@ -137,18 +137,18 @@ def pretrain(layout: Layout, f: Features) -> list[Features]:
 
 
 def sft_policy(layout: Layout, f: Features) -> list[Features]:
-    """-log M_P(y_w | x): {inputs, targets}."""
+    """Makes {inputs, targets} of -log M_P(y_w | x)."""
     return [{"inputs": layout.policy_prompt(f["prompt"]), "targets": layout.response(f["chosen"])}]
 
 
 def sft_pit(layout: Layout, f: Features) -> list[Features]:
-    """-log M_PIT(y_w | x, y_l): {inputs, targets}."""
+    """Makes {inputs, targets} of -log M_PIT(y_w | x, y_l)."""
     inputs = layout.pit_prompt(f["prompt"], f["rejected"])
     return [{"inputs": inputs, "targets": layout.response(f["chosen"])}]
 
 
 def sft_pit_reflection(layout: Layout, f: Features) -> list[Features]:
-    """-log M_PIT(c, y_w | x, y_l), Appendix K: {inputs, targets}."""
+    """Makes {inputs, targets} of -log M_PIT(c, y_w | x, y_l) (Appendix K)."""
     inputs = layout.pit_prompt(f["prompt"], f["rejected"])
     return [{"inputs": inputs, "targets": layout.reflected_response(f["reflection"], f["chosen"])}]
 
@@ -174,13 +174,13 @@ def rm_gap(layout: Layout, f: Features) -> list[Features]:
 
 
 def _tree(*blocks: tf.Tensor) -> list[Features]:
-    """Blocks one after the other, and the number of each token's block, from 1."""
+    """Joins blocks one after the other, and numbers each token's block from 1."""
     numbers = [tf.fill([tf.size(block)], number) for number, block in enumerate(blocks, 1)]
     return [{"tokens": tf.concat(blocks, axis=0), "blocks": tf.concat(numbers, axis=0)}]
 
 
 def rl_policy(layout: Layout, f: Features) -> list[Features]:
-    """Prompts for Eq. 3: {prompt, reward_prompt, chosen, example_index}."""
+    """Makes prompts for Eq. 3: {prompt, reward_prompt, chosen, example_index}."""
     return [
         {
             "prompt": layout.policy_prompt(f["prompt"]),
@@ -192,7 +192,7 @@ def rl_policy(layout: Layout, f: Features) -> list[Features]:
 
 
 def rl_pit(layout: Layout, f: Features) -> list[Features]:
-    """Prompts for Eqs. 4 and 5, y_ref being `reference` if there is one, else y_l, then y_w."""
+    """Makes prompts for Eqs. 4 and 5; y_ref is `reference` if there is any, else y_l, then y_w."""
     references = [f["reference"]] if "reference" in f else [f["rejected"], f["chosen"]]
     return [
         {

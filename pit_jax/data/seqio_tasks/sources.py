@@ -1,4 +1,4 @@
-"""seqio data sources over examples in memory and over a reference store. Imports TensorFlow."""
+"""Has seqio's data sources, of examples and of a reference store. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TEXT_FIELDS = ("prompt", "chosen", "rejected", "reflection")
 
 
 class ExampleSource(seqio.DataSource):
-    """Examples held in memory, in their order.
+    """Offers examples that are held in memory, in their order.
 
     A split `train` also offers `train_sft`, `train_rm` and `train_rl`, the three folds by the hash
-    of the prompt. Elements: the text fields of Example as strings and `index`, int32.
+    of the prompt. The elements have the text fields of Example as strings, and `index`, int32.
     """
 
     def __init__(self, splits: Mapping[str, Sequence[Example]]):
@@ -41,7 +41,7 @@ class ExampleSource(seqio.DataSource):
         return [split]
 
     def examples(self, split: str) -> list[Example]:
-        """The examples of a split or a fold of it, in order."""
+        """Returns the examples of a split or a fold of it, in order."""
         return self._examples[split]
 
     def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **_):
@@ -57,11 +57,11 @@ class ExampleSource(seqio.DataSource):
 
 
 class ReferenceSource(seqio.DataSource):
-    """Sampled references of a store, joined with the examples they were sampled for.
+    """Offers a store's sampled references, joined with the examples they were sampled for.
 
-    Elements are read from the store by index, in its order: those of ExampleSource and `reference`,
-    int32 [reference], the sampled ids up to EOS without ids that stand for no text (so a model that
-    sampled a control token can't forge one).
+    Elements are read from the store by index, in its order. They have what those of ExampleSource
+    have, and `reference`, int32 [reference]: the sampled ids up to EOS without ids that stand for
+    no text, so that a control token that a model has sampled is forged nowhere.
     """
 
     def __init__(self, store: ReferenceStore, examples: Sequence[Example], vocabulary: Vocabulary):

@@ -1,4 +1,4 @@
-"""The seqio Task of every stage, as a table and its registration. Imports TensorFlow."""
+"""Defines the seqio Task of every stage in a table, and registers it. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Stage:
     Attributes:
       fold: fold of the train split that the stage learns from; None for all of it.
       sequences: makes the task's features from token pieces (preprocessors.py).
-      features: task feature -> name of its width in formats.Widths; None for one number.
+      features: task feature -> name of its width in layouts.Widths; None for a number.
       converter: makes the model's features from the task's.
       metrics: what seqio's Evaluator computes of a model's scores or predictions.
     """
@@ -39,22 +39,22 @@ class Stage:
 
 
 def log_likelihood(targets: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
-    """The mean score of a language model."""
+    """Takes the mean score of a language model."""
     del targets
     return {"log_likelihood": float(np.mean(scores))}
 
 
 def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """The share of predictions that are the chosen response."""
+    """Computes the share of predictions that are the chosen response."""
     pairs = zip(targets, predictions, strict=True)
     return {"exact_match": float(np.mean([target == guess for target, guess in pairs]))}
 
 
 def pair_accuracy(targets: Sequence[str], scores: Any) -> dict[str, float]:
-    """How often, and by how much, a reward model prefers the chosen response.
+    """Measures how often, and by how much, a reward model prefers the chosen response.
 
     Args:
-      targets: not looked at.
+      targets: not used.
       scores: (margins, scores by name); a margin above 0 is right.
     """
     del targets
@@ -119,7 +119,7 @@ STAGES = {
 
 
 def feature_lengths(stage: str, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, int]:
-    """Length of every task feature of a stage, in tokens; 1 for a number."""
+    """Returns the length of every task feature of a stage, in tokens; 1 for a number."""
     widths = Layout(vocabulary).widths(lengths)
     return {
         name: 1 if width is None else getattr(widths, width)
@@ -135,13 +135,13 @@ def build_task(
     lengths: Lengths,
     reflection: bool = False,
 ) -> seqio.Task:
-    """The Task of one stage over `source`: tokenize, drop what is too long, build the sequences.
+    """Makes a stage's Task over `source`: tokenize, drop what is too long, build the sequences.
 
     Args:
       name: name of the task, letters, digits, `_`, `.`, `:` only.
       stage: a key of STAGES.
-      source: ExampleSource, or ReferenceSource for `rl_pit`.
-      vocabulary: of every feature.
+      source: an ExampleSource, or a ReferenceSource for `rl_pit`.
+      vocabulary: the vocabulary of every feature.
       lengths: the windows.
       reflection: whether `sft_pit` writes the reflection before the response (Appendix K).
 
@@ -205,19 +205,19 @@ def register_tasks(
 
 
 def mixture_name(name: str, stage: str) -> str:
-    """What a stage's Mixture of the datasets called `name` together is registered as."""
+    """Names a stage's Mixture of the datasets that are called `name` together."""
     return f"{name}_mixture_{stage}"
 
 
 def register_mixtures(name: str, datasets: Sequence[str], rates: Sequence[float]) -> None:
     """Registers `{name}_mixture_{stage}`, a seqio Mixture of the datasets' tasks, for every stage.
 
-    For readers other than InputPipeline, which mixes by row number, so that the order is exact.
+    This is for readers other than InputPipeline, which mixes by row number to keep the order exact.
 
     Args:
-      name: of the mixtures.
-      datasets: of tasks that are registered.
-      rates: of the datasets; none draws by their numbers of examples.
+      name: name of the datasets together.
+      datasets: names of datasets whose tasks are registered.
+      rates: rates of the datasets; without any, they are drawn by their numbers of examples.
     """
     for stage in STAGES:
         mixture = mixture_name(name, stage)
