@@ -48,7 +48,7 @@ def delta(comparison: str) -> str:
 
 
 def elo(iteration: int) -> str:
-    """The paper's ELO ratings of PIT at an iteration; '' past its fifth."""
+    """Writes the paper's ELO ratings of PIT at an iteration; '' past its fifth."""
     return ", ".join(
         f"{ratings[iteration]}{NO_BREAK}{dataset}"
         for dataset, ratings in ELO.items()

@@ -1,4 +1,4 @@
-"""The figures of a report. matplotlib draws without a display and is imported on first use.
+"""Draws the figures of a report; matplotlib needs no display and is imported on first use.
 
 Every function returns a `matplotlib.figure.Figure` of the page's width; `render` makes bytes of it.
 """
@@ -89,7 +89,7 @@ def render(figure: Figure, file_format: str = "svg", dpi: int = 160) -> bytes:
 
 
 def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Win, tie and lose rates, and delta with its interval, a line for each comparison.
+    """Draws win, tie and lose rates, and delta with its interval, a line for each comparison.
 
     Args:
       rows: label, win, tie, lose, delta, ci_low, ci_high (percent).
@@ -181,7 +181,7 @@ def iterations(blocks: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
-    """Figure 2: densities of a gap reward for the four pairs of chosen and rejected."""
+    """Draws Figure 2: densities of a gap reward for the four pairs of chosen and rejected."""
     finite = {name: [v for v in series.get(name, ()) if known(v)] for name in _PAIR_LABELS}
     present = {name: values for name, values in finite.items() if values}
     edges, densities = scoring.density_histograms(present)
@@ -321,7 +321,7 @@ def _legend_below(figure: Figure, axis: Axes) -> None:
 
 
 def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """A histogram of token counts for each field, with its window.
+    """Draws a histogram of token counts for each field, with its window.
 
     Args:
       fields: name -> edges, counts, window; the last bin holds all that is longer.

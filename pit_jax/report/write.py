@@ -91,7 +91,7 @@ def write_report(results: Mapping[str, Any], run_dir: str | os.PathLike[str]) ->
 
 
 def format_summary(results: Mapping[str, Any]) -> str:
-    """The main tables as aligned lines for a terminal."""
+    """Writes the main tables as aligned lines for a terminal."""
     plain = _plain(results)
     blocks = [plain.get("title", "PIT report")]
     blocks += [_aligned(*table) for table in _summary_tables(plain) if table[1]]

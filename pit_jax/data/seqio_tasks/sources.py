@@ -45,7 +45,7 @@ class ExampleSource(seqio.DataSource):
         return self._examples[split]
 
     def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **_):
-        """See seqio.DataSource; never shuffles, as the order of batches is made elsewhere."""
+        """Is called by seqio; it never shuffles, as the order of batches is made elsewhere."""
         _refuse_shards(shard_info)
         examples = self._examples[split]
         tensors = {
@@ -86,7 +86,7 @@ class ReferenceSource(seqio.DataSource):
         return [split]
 
     def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **_):
-        """See seqio.DataSource; never shuffles, as the order of batches is made elsewhere."""
+        """Is called by seqio; it never shuffles, as the order of batches is made elsewhere."""
         _refuse_shards(shard_info)
         signature = {field: tf.TensorSpec([], tf.string) for field in _TEXT_FIELDS}
         signature["index"] = tf.TensorSpec([], tf.int32)

@@ -21,7 +21,7 @@ seqio.Vocabulary.register(Vocabulary)
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A row of STAGES.
+    """Describes a row of STAGES.
 
     Attributes:
       fold: fold of the train split that the stage learns from; None for all of it.
