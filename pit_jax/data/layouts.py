@@ -67,15 +67,21 @@ class Widths:
 
 def widths(lengths: Lengths, space: int) -> Widths:
     """The array widths of every layout, where a space between two pieces is `space` tokens."""
-    block = lengths.reference + 2 + space
+    candidate = lengths.reference + 2 + space
+    of_piece = {
+        Layout.policy_prompt: lengths.prompt,
+        Layout.reward_prompt: lengths.prompt + space,
+        Layout.gap_reference: candidate + space,
+        Layout.response: lengths.response,
+    }
     return Widths(
         policy=lengths.prompt,
         reward=lengths.prompt + space,
-        pit=lengths.prompt + block,
-        gap=lengths.prompt + block + space,
+        pit=lengths.prompt + candidate,
+        gap=lengths.prompt + candidate + space,
         response=lengths.response,
-        pair_row=lengths.prompt + space + 2 * lengths.response,
-        gap_row=lengths.prompt + 2 * (block + space) + 4 * lengths.response,
+        pair_row=sum(of_piece[block.piece] for block in PAIR_TREE),
+        gap_row=sum(of_piece[block.piece] for block in GAP_TREE),
     )
 
 
@@ -173,3 +179,42 @@ class Layout:
 
     def _ids(self, piece):
         return self.vocabulary.encode(piece) if isinstance(piece, str) else piece
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A piece of a row in which sequences that share prefixes stand one after the other.
+
+    Attributes:
+      label: what people read beside its tokens.
+      piece: the method of Layout that builds it.
+      text: the field of the example that it is built from.
+      after: number of the block that it follows in its sequence, counted from 1; 0 for none.
+      score: name of the reward that is read on it; empty where none is.
+    """
+
+    label: str
+    piece: Callable[[Layout, Any], Any]
+    text: str
+    after: int = 0
+    score: str = ""
+
+
+# The rows that reward models learn from; a token's block is its number here, counted from 1.
+PAIR_TREE = (
+    Block("x", Layout.reward_prompt, "prompt"),
+    Block("y_w", Layout.response, "chosen", 1, "chosen"),
+    Block("y_l", Layout.response, "rejected", 1, "rejected"),
+)
+# The four sequences of Eq. 2; the score `wl` is R_PIT(x, y_w, y_l).
+GAP_TREE = (
+    Block("x", Layout.policy_prompt, "prompt"),
+    Block("reference y_w", Layout.gap_reference, "chosen", 1),
+    Block("reference y_l", Layout.gap_reference, "rejected", 1),
+    Block("y_w after y_l", Layout.response, "chosen", 3, "wl"),
+    Block("y_w after y_w", Layout.response, "chosen", 2, "ww"),
+    Block("y_l after y_l", Layout.response, "rejected", 3, "ll"),
+    Block("y_l after y_w", Layout.response, "rejected", 2, "lw"),
+)
+TREES = {"rm_policy": PAIR_TREE, "rm_gap": GAP_TREE}
+GAP_PAIRS = tuple(block.score for block in GAP_TREE if block.score)

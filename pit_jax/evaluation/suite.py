@@ -17,11 +17,12 @@ import numpy as np
 
 from pit_jax import __version__
 from pit_jax.data.examples import SPLITS, Example
+from pit_jax.data.layouts import GAP_TREE
 from pit_jax.evaluation import scoring
 from pit_jax.evaluation.judges import ExactJudge, judge_for
 from pit_jax.method import curriculum
 from pit_jax.method.decode import SamplingConfig
-from pit_jax.method.forward import GAP_TREE, tree_scores
+from pit_jax.method.forward import tree_scores
 from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.sampler import Response
 from pit_jax.models.heads import ScalarModel

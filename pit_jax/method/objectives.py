@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from pit_jax.data.layouts import GAP_TREE, PAIR_TREE
 from pit_jax.method import losses
-from pit_jax.method.forward import GAP_TREE, PAIR_TREE, tree_scores
+from pit_jax.method.forward import tree_scores
 from pit_jax.models.attention import CausalRows
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import POOLINGS, ScalarModel

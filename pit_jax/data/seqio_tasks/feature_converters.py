@@ -148,7 +148,7 @@ def _pad(tokens: tf.Tensor, length: int, left: bool = False) -> tf.Tensor:
 
 
 class TreeFeatureConverter(PaddedFeatureConverter):
-    """Sequences that share prefixes in one row, for reward models; see forward.Tree.
+    """Sequences that share prefixes in one row, for reward models; see layouts.Block.
 
     Example, with lengths {"tokens": 9, "blocks": 9}, x = [7, 8], y_w = [5, 1], y_l = [6, 6, 1]:
 

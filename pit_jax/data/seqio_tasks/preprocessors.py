@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.layouts import GAP_TREE, PAIR_TREE, Block, Layout, Lengths
 from pit_jax.data.vocabularies.base import Vocabulary
 
 # What can be too long; the code that mark_too_long gives is the position here plus one.
@@ -154,26 +154,17 @@ def sft_pit_reflection(layout: Layout, f: Features) -> list[Features]:
 
 
 def rm_policy(layout: Layout, f: Features) -> list[Features]:
-    """R_P(x, y_w) against R_P(x, y_l), with one x: {tokens, blocks} of forward.PAIR_TREE."""
-    return _tree(
-        layout.reward_prompt(f["prompt"]),
-        layout.response(f["chosen"]),
-        layout.response(f["rejected"]),
-    )
+    """R_P(x, y_w) against R_P(x, y_l), with one x: {tokens, blocks} of layouts.PAIR_TREE."""
+    return _tree(PAIR_TREE, layout, f)
 
 
+    blocks = [block.piece(layout, f[block.text]) for block in tree]
 def rm_gap(layout: Layout, f: Features) -> list[Features]:
-    """The four sequences of Eq. 2 with shared prefixes: {tokens, blocks} of forward.GAP_TREE."""
-    chosen, rejected = layout.response(f["chosen"]), layout.response(f["rejected"])
-    return _tree(
-        layout.policy_prompt(f["prompt"]),
-        layout.gap_reference(f["chosen"]),
-        layout.gap_reference(f["rejected"]),
-        *(chosen, chosen, rejected, rejected),
-    )
+    """The four sequences of Eq. 2 with shared prefixes: {tokens, blocks} of layouts.GAP_TREE."""
+    return _tree(GAP_TREE, layout, f)
 
 
-def _tree(*blocks: tf.Tensor) -> list[Features]:
+def _tree(tree: tuple[Block, ...], layout: Layout, f: Features) -> list[Features]:
     """Blocks one after the other, and the number of each token's block, from 1."""
     numbers = [tf.fill([tf.size(block)], number) for number, block in enumerate(blocks, 1)]
     return [{"tokens": tf.concat(blocks, axis=0), "blocks": tf.concat(numbers, axis=0)}]
