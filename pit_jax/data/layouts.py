@@ -171,11 +171,34 @@ class Layout:
         """The array widths every layout needs under `lengths`."""
         return widths(lengths, len(self._space))
 
-    def fits(self, lengths: Lengths, x, chosen, rejected) -> bool:
-        """Whether an example is within `lengths`."""
-        return len(self.policy_prompt(x)) <= lengths.prompt and all(
-            len(self._ids(y)) <= lengths.longest_text for y in (chosen, rejected)
-        )
+    def sizes(self, x, chosen, rejected, reflection=None, reference=None) -> dict[str, Any]:
+        """Tokens of each field of an example that has a window, in the order of `Lengths.windows`.
+
+        Args:
+          x: counted with what stands around it, as `policy_prompt`.
+          chosen, rejected: counted without EOS.
+          reflection: counted with y_w, as `reflected_response`; None where no target holds it.
+          reference: a sampled one; None where there is none.
+        """
+        sizes = {
+            "prompt": self._size(self.policy_prompt(x)),
+            "chosen": self._size(self._ids(chosen)),
+            "rejected": self._size(self._ids(rejected)),
+        }
+        if reflection is not None:
+            sizes["reflection"] = self._size(self.reflected_response(reflection, chosen))
+        if reference is not None:
+            sizes["reference"] = self._size(self._ids(reference))
+        return sizes
+
+    def too_long(self, lengths: Lengths, *pieces) -> dict[str, Any]:
+        """Whether each field of an example is over its window; for the pieces see `sizes`."""
+        windows = lengths.windows
+        return {field: size > windows[field] for field, size in self.sizes(*pieces).items()}
+
+    def fits(self, lengths: Lengths, *pieces) -> bool:
+        """Whether an example is within all windows; for the pieces see `sizes`."""
+        return not any(self.too_long(lengths, *pieces).values())
 
     def _ids(self, piece):
         return self.vocabulary.encode(piece) if isinstance(piece, str) else piece

@@ -1,7 +1,7 @@
 """seqio feature converters: task features -> padded or packed model features. Imports TensorFlow.
 
 Prompts are padded on the left and responses on the right, so that a response starts at the same
-column in every row. Padding is 0.
+column in every row. Padding is 0 in every feature, as seqio's packing has it: in tokens PAD_ID.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import ClassVar
 
 import seqio
 import tensorflow as tf
+
+from pit_jax.data.vocabularies.base import PAD_ID
 
 _TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
 
@@ -74,7 +76,7 @@ class SFTFeatureConverter(seqio.FeatureConverter):
             segments = features.get("tokens_segment_ids", tf.cast(marks > 0, tf.int32))
             positions = features.get("tokens_positions", tf.range(length) * segments)
             goes_on = tf.pad((segments[1:] == segments[:-1]) & (segments[1:] > 0), [[0, 1]])
-            targets = tf.where(goes_on, tf.roll(tokens, -1, axis=0), 0)
+            targets = tf.where(goes_on, tf.roll(tokens, -1, axis=0), PAD_ID)
             counts = goes_on & (tf.roll(marks, -1, axis=0) == 2)
             return {
                 "decoder_input_tokens": tokens,

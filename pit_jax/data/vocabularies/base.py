@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+# The same in every vocabulary; seqio pads with 0 and knows no other padding.
 PAD_ID = 0
 EOS_ID = 1
 
