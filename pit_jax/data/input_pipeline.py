@@ -93,9 +93,12 @@ class InputPipeline:
         self.batching = batching
         self._reflection = reflection
         layout = Layout(vocabulary)
-        self._datasets = datasets.load(
-            config, lambda e: layout.fits(lengths, e.prompt, e.chosen, e.rejected)
-        )
+
+        def fits(e: Example) -> bool:
+            target = e.reflection if reflection else None
+            return layout.fits(lengths, e.prompt, e.chosen, e.rejected, target)
+
+        self._datasets = datasets.load(config, fits)
         self._rates = config.rates if isinstance(config, datasets.MixtureConfig) else ()
         self._tables: dict[tuple, _Table] = {}
         self._counts: dict[str, Batch] = {}
@@ -207,9 +210,6 @@ class InputPipeline:
         Every pair is counted once: read = sum of dropped + sum of splits. A pair too long in
         several fields counts under the first of prompt, chosen, rejected, reflection.
         """
-        self._sources()
-        from pit_jax.data.seqio_tasks.preprocessors import FIELDS
-
         dropped: collections.Counter[str] = collections.Counter()
         for each in self._datasets:
             dropped.update(each.dropped)
@@ -217,8 +217,8 @@ class InputPipeline:
         for split in SPLITS:
             marks = self._too_long(split)
             splits[split] = int(np.sum(marks == 0))
-            for code, field in enumerate(FIELDS, 1):
-                if count := int(np.sum(marks == code)):
+            for number, field in enumerate(self.lengths.windows, 1):
+                if count := int(np.sum(marks == number)):
                     dropped[f"{field} too long"] += count
         return {
             "read": sum(each.read for each in self._datasets),
@@ -255,7 +255,7 @@ class InputPipeline:
 
         Returns:
           `prompt` (of the whole of `Human: {x}Assistant:`), `chosen` and `rejected` without EOS,
-          and `too_long`, the code of preprocessors.mark_too_long; each [n] int32.
+          and `too_long`, the number of preprocessors.mark_too_long; each [n] int32.
         """
         if split not in self._counts:
             sources = self._sources()

@@ -41,6 +41,17 @@ class Lengths:
         """Most tokens of a response without EOS: it must fit as a target and as a reference."""
         return min(self.reference, self.response - 1)
 
+    @property
+    def windows(self) -> dict[str, int]:
+        """Most tokens of each field of `Layout.sizes`; of several too long, the first counts."""
+        return {
+            "prompt": self.prompt,
+            "chosen": self.longest_text,
+            "rejected": self.longest_text,
+            "reflection": self.response,
+            "reference": self.reference,
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Widths:
@@ -95,7 +106,8 @@ class Layout:
 
     A piece (x, y, reference, reflection) is either text, which is encoded, or its token ids without
     EOS. Every method returns ids joined by `join`: a list by default; the seqio preprocessors pass
-    a function that concatenates tensors, so that the layouts are written down once.
+    functions that concatenate tensors and count their elements, so that the layouts, and what is
+    too long for the windows, are written down once.
 
     Example, with x = "2+2?", y_ref = "5":
       pit_prompt = ids("Human: ") ids("2+2?") ids("Assistant:") CANDIDATE ids(" ") ids("5") IMPROVED
@@ -105,10 +117,12 @@ class Layout:
         self,
         vocabulary: Vocabulary,
         join: Callable[[Iterable[Any]], Any] = join_lists,
+        size: Callable[[Any], Any] = len,
     ):
         self.vocabulary = vocabulary
         self.control = vocabulary.control_tokens
         self._join = join
+        self._size = size
         self._human = vocabulary.encode("Human: ")
         self._assistant = vocabulary.encode("Assistant:")
         self._space = vocabulary.encode(" ")

@@ -131,7 +131,7 @@ def generate(
     Args:
       model: the language model.
       params: its parameters.
-      prompt_BP: int32 prompts, padding (0) on the left.
+      prompt_BP: int32 prompts, padding on the left.
       keys_B: one key for each row, see `row_keys`.
       response_length: R, the most tokens of a response, EOS included.
       config: temperature and filters.
