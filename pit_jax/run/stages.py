@@ -54,8 +54,8 @@ class SupervisedStage:
     batch_size: int
     optimizer: OptimizerConfig
     initial: str = ""
-    microbatches: int = 1
-    loop: LoopConfig = LoopConfig()
+    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
         _check_task(self.name, self.task, SUPERVISED_TASKS)
@@ -84,10 +84,10 @@ class RewardStage:
     batch_size: int
     optimizer: OptimizerConfig
     initial: str = ""
-    microbatches: int = 1
+    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     reward: RewardConfig = RewardConfig()
     held_out: int = 128
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
         _check_task(self.name, self.task, REWARD_TASKS)
@@ -124,9 +124,9 @@ class RLStage:
     reference: str
     reward_model: str
     ppo: PPOConfig = PPOConfig()
-    offload_frozen: bool = False
+    offload_frozen: bool = dataclasses.field(default=False, metadata={"changes_result": False})
     keep_every: int = 0
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
         _check_task(self.name, self.task, RL_TASKS)
