@@ -237,14 +237,16 @@ class Block:
     score: str = ""
 
 
+Tree = tuple[Block, ...]
+
 # The rows that reward models learn from; a token's block is its number here, counted from 1.
-PAIR_TREE = (
+PAIR_TREE: Tree = (
     Block("x", Layout.reward_prompt, "prompt"),
     Block("y_w", Layout.response, "chosen", 1, "chosen"),
     Block("y_l", Layout.response, "rejected", 1, "rejected"),
 )
 # The four sequences of Eq. 2; the score `wl` is R_PIT(x, y_w, y_l).
-GAP_TREE = (
+GAP_TREE: Tree = (
     Block("x", Layout.policy_prompt, "prompt"),
     Block("reference y_w", Layout.gap_reference, "chosen", 1),
     Block("reference y_l", Layout.gap_reference, "rejected", 1),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pit_jax.data.layouts import Block
+from pit_jax.data.layouts import Tree
 from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method.losses import token_log_probs
 from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
@@ -68,7 +68,7 @@ def response_values(model: ScalarModel, params, prompt_BP, response_BR, mask_BR)
 
 
 def tree_scores(
-    model: ScalarModel, params, batch, tree: tuple[Block, ...], pooling: str
+    model: ScalarModel, params, batch, tree: Tree, pooling: str
 ) -> dict[str, jax.Array]:
     """Scores of all responses of a row in one pass that shares their prefixes.
 

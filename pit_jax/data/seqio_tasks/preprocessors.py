@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from pit_jax.data.layouts import GAP_TREE, PAIR_TREE, Block, Layout, Lengths
+from pit_jax.data.layouts import GAP_TREE, PAIR_TREE, Layout, Lengths, Tree
 from pit_jax.data.vocabularies.base import Vocabulary
 
 Features = Mapping[str, tf.Tensor]
@@ -156,7 +156,7 @@ def rm_gap(layout: Layout, f: Features) -> list[Features]:
     return _tree(GAP_TREE, layout, f)
 
 
-def _tree(tree: tuple[Block, ...], layout: Layout, f: Features) -> list[Features]:
+def _tree(tree: Tree, layout: Layout, f: Features) -> list[Features]:
     """Blocks one after the other, and the number of each token's block, from 1."""
     blocks = [block.piece(layout, f[block.text]) for block in tree]
     numbers = [tf.fill([tf.size(block)], number) for number, block in enumerate(blocks, 1)]
