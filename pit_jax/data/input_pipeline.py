@@ -232,12 +232,7 @@ class InputPipeline:
         """An ExampleSource of each dataset; the seqio tasks are registered with them."""
         if not self._seqio:
             with _quiet_stderr():
-                import tensorflow as tf
-
                 from pit_jax.data.seqio_tasks import sources, tasks
-
-            # TensorFlow would otherwise take the accelerator's memory from JAX.
-            tf.config.set_visible_devices([], "GPU")
             self._seqio = [sources.ExampleSource(each.splits) for each in self._datasets]
             names = [each.name for each in self._datasets]
             self._tasks = tasks.register_tasks(
