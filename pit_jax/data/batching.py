@@ -26,7 +26,7 @@ class BatchingConfig:
     """How examples of different lengths share batches.
 
     Attributes:
-      packed_length: tokens of a row of the stages pretrain, sft_policy and sft_pit, into which
+      packed_length: tokens of a row of the tasks pretrain, sft_policy and sft_pit, into which
         several examples go; 0 puts one example in a row.
       length_buckets: number of widths that batches of rows with one example come in; each is a
         program to compile. With 1, every batch is as wide as the longest row.

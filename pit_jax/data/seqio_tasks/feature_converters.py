@@ -125,7 +125,7 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
     def __init__(self, pack: bool = False, use_custom_packing_ops: bool = False):
         del use_custom_packing_ops
         if pack:
-            raise ValueError(f"{type(self).__name__}: got pack=True; only SFT stages can be packed")
+            raise ValueError(f"{type(self).__name__}: got pack=True; only SFT tasks can be packed")
         super().__init__(pack=False, apply_length_check=False)
 
     def _convert_features(self, ds, task_feature_lengths):

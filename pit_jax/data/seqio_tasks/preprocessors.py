@@ -1,4 +1,4 @@
-"""seqio preprocessors: text -> token pieces -> the sequences of a stage. Imports TensorFlow."""
+"""seqio preprocessors: text -> token pieces -> the sequences of a task. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Datase
     """Text features become int32 ids without EOS; other features pass through.
 
     The text stays as `NAME_pretokenized`, which seqio's and T5X's tools show; the chosen response,
-    the target of every stage, as `targets_pretokenized` too.
+    the target of every task, as `targets_pretokenized` too.
     """
 
     def encode(features: Features) -> Features:

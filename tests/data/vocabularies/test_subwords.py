@@ -351,7 +351,7 @@ def test_a_seqio_task_end_to_end(made, name):
     task = tasks.build_task("subwords", "sft_pit", source, vocabulary, lengths)
     widths = tasks.feature_lengths("sft_pit", vocabulary, lengths)
     dataset = task.get_dataset(widths, "train", shuffle=False)
-    dataset = tasks.STAGES["sft_pit"].converter(pack=False)(dataset, widths)
+    dataset = tasks.TASKS["sft_pit"].converter(pack=False)(dataset, widths)
     rows = list(dataset.as_numpy_iterator())
     assert len(rows) == 12
     layout = Layout(vocabulary)
