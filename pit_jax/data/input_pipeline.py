@@ -21,7 +21,7 @@ import numpy as np
 from pit_jax.data import batching, datasets
 from pit_jax.data.batching import Batch, BatchingConfig
 from pit_jax.data.examples import FOLDS, SPLITS, Example
-from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.layouts import FEATURES, Layout, Lengths, feature_lengths
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
@@ -125,7 +125,7 @@ class InputPipeline:
         row of the data, 0 for a filler.
 
         Args:
-          task: a key of tasks.TASKS.
+          task: a key of layouts.FEATURES.
           split: `train`, `dev` or `test`.
           batch_size: rows of a batch.
           fold: `sft`, `rm`, `rl` or `all`; None means the task's own fold in train, else all.
@@ -177,10 +177,7 @@ class InputPipeline:
 
     def feature_lengths(self, task: str) -> dict[str, int]:
         """Length in tokens of every feature of the task."""
-        self._sources()
-        from pit_jax.data.seqio_tasks import tasks
-
-        return tasks.feature_lengths(task, self.vocabulary, self.lengths)
+        return feature_lengths(task, Layout(self.vocabulary).widths(self.lengths))
 
     def feature_converter(self, task: str) -> type:
         """The seqio feature converter of the task."""
@@ -317,8 +314,8 @@ class InputPipeline:
         sources = self._sources()
         from pit_jax.data.seqio_tasks import tasks
 
-        if task not in tasks.TASKS:
-            raise ValueError(f"task: got {task!r}, expected one of {', '.join(tasks.TASKS)}")
+        if task not in FEATURES:
+            raise ValueError(f"task: got {task!r}, expected one of {', '.join(FEATURES)}")
         row = tasks.TASKS[task]
         if fold is None:
             fold = row.fold if split == "train" and row.fold else _ALL

@@ -257,3 +257,23 @@ GAP_TREE: Tree = (
 )
 TREES = {"rm_policy": PAIR_TREE, "rm_gap": GAP_TREE}
 GAP_PAIRS = tuple(block.score for block in GAP_TREE if block.score)
+
+_RL = {"chosen": "response", "example_index": None}
+# Task -> feature -> name of its width in Widths; None for one number.
+FEATURES: dict[str, dict[str, str | None]] = {
+    "pretrain": {"inputs": "pit", "targets": "response"},
+    "sft_policy": {"inputs": "policy", "targets": "response"},
+    "sft_pit": {"inputs": "pit", "targets": "response"},
+    "rm_policy": {"tokens": "pair_row", "blocks": "pair_row"},
+    "rm_gap": {"tokens": "gap_row", "blocks": "gap_row"},
+    "rl_policy": {"prompt": "policy", "reward_prompt": "reward", **_RL},
+    "rl_pit": {"prompt": "pit", "reward_prompt": "gap", **_RL},
+}
+
+
+def feature_lengths(task: str, widths: Widths) -> dict[str, int]:
+    """Most tokens of each feature of a task, which is a key of FEATURES; 1 for a number."""
+    return {
+        feature: 1 if width is None else getattr(widths, width)
+        for feature, width in FEATURES[task].items()
+    }

@@ -11,7 +11,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.layouts import FEATURES, Lengths
 from pit_jax.data.seqio_tasks import feature_converters, preprocessors
 from pit_jax.data.vocabularies.base import Vocabulary
 
@@ -26,14 +26,12 @@ class TaskRow:
     Attributes:
       fold: fold of the train split that the task learns from; None for all of it.
       sequences: makes the task's features from token pieces (preprocessors.py).
-      features: task feature -> name of its width in formats.Widths; None for one number.
       converter: makes the model's features from the task's.
       metrics: what seqio's Evaluator computes of a model's scores or predictions.
     """
 
     fold: str | None
     sequences: Callable
-    features: Mapping[str, str | None]
     converter: type[seqio.FeatureConverter]
     metrics: tuple[Callable, ...]
 
@@ -63,68 +61,51 @@ def pair_accuracy(targets: Sequence[str], scores: Any) -> dict[str, float]:
 
 
 _SUPERVISED = (log_likelihood, exact_match)
-_RL = {"chosen": "response", "example_index": None}
 
 TASKS = {
     "pretrain": TaskRow(
         "sft",
         preprocessors.pretrain,
-        {"inputs": "pit", "targets": "response"},
         feature_converters.PretrainFeatureConverter,
         _SUPERVISED,
     ),
     "sft_policy": TaskRow(
         "sft",
         preprocessors.sft_policy,
-        {"inputs": "policy", "targets": "response"},
         feature_converters.SFTFeatureConverter,
         _SUPERVISED,
     ),
     "sft_pit": TaskRow(
         "sft",
         preprocessors.sft_pit,
-        {"inputs": "pit", "targets": "response"},
         feature_converters.SFTFeatureConverter,
         _SUPERVISED,
     ),
     "rm_policy": TaskRow(
         "rm",
         preprocessors.rm_policy,
-        {"tokens": "pair_row", "blocks": "pair_row"},
         feature_converters.TreeFeatureConverter,
         (pair_accuracy,),
     ),
     "rm_gap": TaskRow(
         "rm",
         preprocessors.rm_gap,
-        {"tokens": "gap_row", "blocks": "gap_row"},
         feature_converters.TreeFeatureConverter,
         (pair_accuracy,),
     ),
     "rl_policy": TaskRow(
         "rl",
         preprocessors.rl_policy,
-        {"prompt": "policy", "reward_prompt": "reward", **_RL},
         feature_converters.PromptFeatureConverter,
         (log_likelihood,),
     ),
     "rl_pit": TaskRow(
         "rl",
         preprocessors.rl_pit,
-        {"prompt": "pit", "reward_prompt": "gap", **_RL},
         feature_converters.PromptFeatureConverter,
         (log_likelihood,),
     ),
 }
-
-
-def feature_lengths(task: str, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, int]:
-    """Length of every feature of a task, in tokens; 1 for a number."""
-    widths = Layout(vocabulary).widths(lengths)
-    return {
-        name: 1 if width is None else getattr(widths, width)
-        for name, width in TASKS[task].features.items()
-    }
 
 
 def build_task(
@@ -169,7 +150,7 @@ def build_task(
     ]
     features = {
         feature: seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
-        for feature in row.features
+        for feature in FEATURES[task]
     }
     return seqio.Task(
         name,
