@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.data.vocabularies.base import ASSISTANT, HUMAN, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Layout:
         self.control = vocabulary.control_tokens
         self._join = join
         self._size = size
-        self._human = vocabulary.encode("Human: ")
-        self._assistant = vocabulary.encode("Assistant:")
+        self._human = vocabulary.encode(HUMAN)
+        self._assistant = vocabulary.encode(ASSISTANT)
         self._space = vocabulary.encode(" ")
 
     def policy_prompt(self, x):
@@ -133,15 +133,7 @@ class Layout:
 
     def pit_prompt(self, x, reference):
         """`Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>`, input of M_PIT."""
-        return self._join(
-            [
-                self.policy_prompt(x),
-                [self.control.candidate],
-                self._space,
-                self._ids(reference),
-                [self.control.improved],
-            ]
-        )
+        return self._join([self.policy_prompt(x), self._candidate(reference)])
 
     def reward_prompt(self, x):
         """`Human: {x}Assistant: `, what precedes y in the input of R_P."""
@@ -153,15 +145,7 @@ class Layout:
 
     def gap_reference(self, reference):
         """The part of `gap_prompt` after `policy_prompt`: `<<Candidate>> {y_ref}<<Improved>> `."""
-        return self._join(
-            [
-                [self.control.candidate],
-                self._space,
-                self._ids(reference),
-                [self.control.improved],
-                self._space,
-            ]
-        )
+        return self._join([self._candidate(reference), self._space])
 
     def response(self, y):
         """`{y}` EOS."""
@@ -213,6 +197,11 @@ class Layout:
     def fits(self, lengths: Lengths, *pieces) -> bool:
         """Whether an example is within all windows; for the pieces see `sizes`."""
         return not any(self.too_long(lengths, *pieces).values())
+
+    def _candidate(self, reference):
+        """`<<Candidate>> {y_ref}<<Improved>>`."""
+        candidate, improved = [self.control.candidate], [self.control.improved]
+        return self._join([candidate, self._space, self._ids(reference), improved])
 
     def _ids(self, piece):
         return self.vocabulary.encode(piece) if isinstance(piece, str) else piece
