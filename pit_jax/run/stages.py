@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pit_jax.data.layouts import TREES
 from pit_jax.errors import UserError
 from pit_jax.method import objectives
 from pit_jax.method.curriculum import Round
@@ -29,7 +30,7 @@ from pit_jax.runtime.partitioning import Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 
 SUPERVISED_TASKS = ("pretrain", "sft_policy", "sft_pit")
-REWARD_TASKS = ("rm_policy", "rm_gap")
+REWARD_TASKS = tuple(TREES)
 RL_TASKS = ("rl_policy", "rl_pit")
 
 

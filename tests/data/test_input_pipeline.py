@@ -9,7 +9,7 @@ import pytest
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.input_pipeline import InputPipeline
-from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.layouts import FEATURES, Layout, Lengths
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.data.synthetic import drafts
 from pit_jax.data.vocabularies.load import load
@@ -397,6 +397,7 @@ def test_tasks_are_in_the_registry():
 
     pipeline = InputPipeline(CONFIG, WORDS, LENGTHS)
     pipeline.num_rows("rm_gap", "dev")
+    assert tuple(tasks.TASKS) == tuple(FEATURES)
     for stage, row in tasks.TASKS.items():
         task = seqio.TaskRegistry.get(f"instructions_drafts_{stage}")
         assert "train_rl" in task.splits
