@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.sampler import Response, Sampler, Tokens
 from pit_jax.runtime import processes
@@ -83,8 +84,8 @@ class Improver:
 
     Attributes:
       sampler: decodes and scores.
-      layout: builds prompts (data.formats.Layout).
-      lengths: the windows (data.formats.Lengths).
+      layout: builds prompts.
+      lengths: the windows.
       clean: sampled ids to ids of plain text, as a reference must be.
       decode: ids to text.
       model: parameters of M_PIT; of M_P for Self-Refine.
@@ -93,8 +94,8 @@ class Improver:
     """
 
     sampler: Sampler
-    layout: Any
-    lengths: Any
+    layout: Layout
+    lengths: Lengths
     clean: Callable[[Sequence[int]], Tokens]
     decode: Callable[[Sequence[int]], str]
     model: Any
