@@ -39,12 +39,7 @@ TOP = ("__main__", "cli", "commands")
 CONFINED = {
     "gin": ("cli",),
     "__gin__": ("cli",),
-    "tensorflow": (
-        "data.seqio_tasks.",
-        "data.files.builders",
-        "data.vocabularies.",
-        "data.input_pipeline",
-    ),
+    "tensorflow": ("data.seqio_tasks.", "data.files.builders", "data.vocabularies."),
     "tensorflow_text": ("data.vocabularies.",),
     "tensorflow_datasets": ("data.files.",),
     "seqio": ("data.seqio_tasks.",),

@@ -17,9 +17,9 @@ These are its modules, in the order of the way from plain text to arrays:
     datasets                  what a dataset is made of; its train, dev and test examples; mixtures
     layouts                   token layouts of every model's input (Appendix A of the paper)
     seqio_tasks.sources       seqio's sources of examples and of sampled references
-    seqio_tasks.preprocessors text -> the features of every stage
+    seqio_tasks.preprocessors text -> the features of every task
     seqio_tasks.feature_converters  those features -> padded or packed model features
-    seqio_tasks.tasks         the seqio Task of every stage
+    seqio_tasks.tasks         the table of tasks, and a seqio Task of each
     batching                  order of rows, mixtures, packing, length buckets
     reference_store           sampled references on disk, read back through seqio
     input_pipeline            batches in a deterministic order; what other folders call

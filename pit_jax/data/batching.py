@@ -26,10 +26,10 @@ class BatchingConfig:
     """Says how examples of different lengths share batches.
 
     Attributes:
-      packed_length: tokens of a row of the stages pretrain, sft_policy and sft_pit, into which
-        several examples go; 0 puts a single example into each row.
-      length_buckets: number of widths that batches come in where a row has a single example; each
-        width is a program to compile. With 1, every batch is as wide as the longest row.
+      packed_length: tokens of a row of the tasks pretrain, sft_policy and sft_pit, into which
+        several examples go; 0 puts one example in a row.
+      length_buckets: number of widths that batches of rows with one example come in; each is a
+        program to compile. With 1, every batch is as wide as the longest row.
     """
 
     packed_length: int = 0

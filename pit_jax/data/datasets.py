@@ -27,7 +27,7 @@ class DatasetConfig:
 
     Attributes:
       kind: `instructions` (synthetic); `preferences` (JSON lines), `hh` (Anthropic HH-RLHF) or
-        `summaries` (OpenAI summarize-from-feedback), read from files; or `tfds`, a dataset that
+        `summaries` (OpenAI summarize-from-feedback), read from files; `tfds`, one that
         `tfds build` has prepared (data/files/builders.py).
       train_size: examples in the train split; 0 means all that remain, except for `instructions`.
       dev_size: examples in the dev split; except for `instructions`, at most this many.

@@ -28,6 +28,10 @@ class Example:
     index: int = 0
 
 
+# The fields of Example that are text.
+TEXTS = ("prompt", "chosen", "rejected", "reflection")
+
+
 @dataclasses.dataclass(frozen=True)
 class Check:
     """Holds the verdict of an exact checker on a response.

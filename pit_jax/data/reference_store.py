@@ -77,10 +77,7 @@ class ReferenceWriter:
         self._pending: list[str] = []
         expected = {
             "format": _FORMAT,
-            "round": meta.round,
-            "source": meta.source,
-            "checkpoint": meta.checkpoint,
-            "seed": meta.seed,
+            **dataclasses.asdict(meta),
             "shard_size": shard_size,
         }
         if (self.directory / MANIFEST).exists():

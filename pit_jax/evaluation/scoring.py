@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from pit_jax.data.layouts import GAP_PAIRS
+from pit_jax.method.losses import GAP_INEQUALITIES
+
 RESAMPLES = 10_000
 # sigmoid(difference) in [0.45, 0.55] is |difference| <= log(0.55 / 0.45).
 REWARD_TIE_MARGIN = math.log(0.55 / 0.45)
-GAP_PAIRS = ("wl", "ww", "ll", "lw")
-GAP_INEQUALITIES = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
 
 _INTERVAL = (2.5, 97.5)
 _NORMAL_QUANTILE = 1.959963984540054

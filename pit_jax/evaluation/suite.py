@@ -17,12 +17,14 @@ import numpy as np
 
 from pit_jax import __version__
 from pit_jax.data.examples import SPLITS, Example
+from pit_jax.data.layouts import GAP_TREE
 from pit_jax.evaluation import scoring
 from pit_jax.evaluation.judges import ExactJudge, judge_for
 from pit_jax.method import curriculum
 from pit_jax.method.decode import SamplingConfig
-from pit_jax.method.forward import GAP_TREE, tree_scores
+from pit_jax.method.forward import tree_scores
 from pit_jax.method.improve import ImproveConfig, Trace
+from pit_jax.method.losses import reference_moves_score
 from pit_jax.method.sampler import Response
 from pit_jax.models.heads import ScalarModel
 from pit_jax.run import stages
@@ -346,12 +348,11 @@ class Suite:
             for pair in scoring.GAP_PAIRS:
                 found[pair].append(np.asarray(scores[pair])[real])
         values = {p: np.concatenate(v)[: len(self._prompts)] for p, v in found.items()}
-        moved = np.abs(values["wl"] - values["ww"]) + np.abs(values["ll"] - values["lw"])
-        spread = np.abs(values["wl"] - values["lw"])
+        moved, spread = reference_moves_score(values)
         row = {
             "name": "R_PIT",
             **scoring.gap_reward_summary(values),
-            "degeneration": float(moved.sum() / max(float(spread.sum()), 1e-9)),
+            "degeneration": float(moved / max(float(spread), 1e-9)),
         }
         return [row], values
 

@@ -13,12 +13,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method.losses import token_log_probs
 from pit_jax.models.attention import CausalRows, KVCache, positions_of
 from pit_jax.models.network import LanguageModel, in_compute_type
 from pit_jax.runtime import partitioning
-
-PAD, EOS = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +106,7 @@ def prefill(model: LanguageModel, params, prompt_BP: jax.Array, response_length:
     Returns:
       next-token logits [B, V] and a cache of P + R columns holding the prompts.
     """
-    valid_BP = prompt_BP != PAD
+    valid_BP = prompt_BP != PAD_ID
     cache = KVCache.zeros(model.config, prompt_BP.shape[0], prompt_BP.shape[1] + response_length)
     return model.apply(
         {"params": params},
@@ -133,7 +132,7 @@ def generate(
     Args:
       model: the language model.
       params: its parameters.
-      prompt_BP: int32 prompts, padding (0) on the left.
+      prompt_BP: int32 prompts, padding on the left.
       keys_B: one key for each row, see `row_keys`.
       response_length: R, the most tokens of a response, EOS included.
       config: temperature and filters.
@@ -142,7 +141,7 @@ def generate(
     R = response_length
     params = in_compute_type(params, model.config)
     logits_BV, cache = prefill(model, params, prompt_BP, R)
-    prompt_valid_BP = prompt_BP != PAD
+    prompt_valid_BP = prompt_BP != PAD_ID
     count_B = jnp.sum(prompt_valid_BP, axis=1)
     columns_S = jnp.arange(P + R)
     prompt_valid_BS = jnp.pad(prompt_valid_BP, ((0, 0), (0, R)))
@@ -154,13 +153,13 @@ def generate(
         """Samples column t; rows that are done get padding."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
         token_B, log_prob_B = sample(logits_BV, keys, config)
-        token_B = jnp.where(done_B, PAD, token_B)
+        token_B = jnp.where(done_B, PAD_ID, token_B)
         generation = Generation(
             write(generation.tokens_BR, token_B, t),
             write(generation.log_probs_BR, jnp.where(done_B, 0.0, log_prob_B), t),
             write(generation.mask_BR, ~done_B, t),
         )
-        return generation, done_B | (token_B == EOS), token_B
+        return generation, done_B | (token_B == EOS_ID), token_B
 
     def unfinished(carry):
         t, _, done_B, _, _ = carry
@@ -184,7 +183,7 @@ def generate(
         return t + 1, generation, done_B, token_B, cache
 
     empty = Generation(
-        jnp.full((B, R), PAD, jnp.int32), jnp.zeros((B, R), jnp.float32), jnp.zeros((B, R), bool)
+        jnp.full((B, R), PAD_ID, jnp.int32), jnp.zeros((B, R), jnp.float32), jnp.zeros((B, R), bool)
     )
     generation, done_B, token_B = draw(jnp.int32(0), logits_BV, empty, jnp.zeros((B,), bool))
     start = (jnp.int32(1), generation, done_B, token_B, cache)

@@ -8,12 +8,11 @@ means the same thing everywhere.
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
-from pit_jax.method.decode import PAD
+from pit_jax.data.layouts import Tree
+from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method.losses import token_log_probs
 from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
 from pit_jax.models.heads import ScalarModel, pool
@@ -23,7 +22,7 @@ from pit_jax.models.network import LanguageModel
 def join(prompt_BP: jax.Array, response_BR: jax.Array, mask_BR: jax.Array):
     """Joins prompts and responses to rows: tokens_BT, positions_BT and their mask, T = P + R."""
     tokens_BT = jnp.concatenate([prompt_BP, response_BR], axis=1)
-    valid_BT = jnp.concatenate([prompt_BP != PAD, mask_BR > 0], axis=1)
+    valid_BT = jnp.concatenate([prompt_BP != PAD_ID, mask_BR > 0], axis=1)
     return tokens_BT, positions_of(valid_BT), CausalRows(valid_BT.astype(jnp.int32))
 
 
@@ -72,26 +71,6 @@ def response_values(model: ScalarModel, params, prompt_BP, response_BR, mask_BR)
     return jnp.where(mask_BR > 0, scalars_BT[:, prompt_BP.shape[1] - 1 :], 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tree:
-    """Scored sequences that share prefixes, as blocks one after the other in one row.
-
-    Attributes:
-      parents: of blocks 1, 2, …: the block that each follows, 0 for none.
-      scores: (name, block) of every response that is scored.
-    """
-
-    parents: tuple[int, ...]
-    scores: tuple[tuple[str, int], ...]
-
-
-# The rows that data.preprocessors.rm_policy and rm_gap write, block after block:
-#   x | y_w | y_l
-PAIR_TREE = Tree((0, 1, 1), (("chosen", 2), ("rejected", 3)))
-#   x | ref_w | ref_l | y_w after ref_l | y_w after ref_w | y_l after ref_l | y_l after ref_w
-GAP_TREE = Tree((0, 1, 1, 3, 2, 3, 2), (("wl", 4), ("ww", 5), ("ll", 6), ("lw", 7)))
-
-
 def tree_scores(
     model: ScalarModel, params, batch, tree: Tree, pooling: str
 ) -> dict[str, jax.Array]:
@@ -105,14 +84,19 @@ def tree_scores(
       model: the reward model.
       params: its parameters.
       batch: tokens and blocks, int32 [B, T]; a token's block is 0 on padding.
-      tree: what the blocks are.
+      tree: what the blocks are: GAP_TREE or PAIR_TREE of data.layouts.
       pooling: how a score is read, see `heads.pool`.
 
     Returns:
-      float32 [B] under the names of `tree.scores`.
+      float32 [B] under the names of the scores in `tree`.
     """
     tokens_BT, blocks_BT = batch["tokens"], batch["blocks"]
-    positions_BT = tree_positions(blocks_BT, tree.parents)
-    mask_BTT = tree_mask(blocks_BT, tree.parents)
+    parents = tuple(block.after for block in tree)
+    positions_BT = tree_positions(blocks_BT, parents)
+    mask_BTT = tree_mask(blocks_BT, parents)
     scalars_BT = model.apply({"params": params}, tokens_BT, positions_BT, mask_BTT)
-    return {name: pool(scalars_BT, blocks_BT == block, pooling) for name, block in tree.scores}
+    return {
+        block.score: pool(scalars_BT, blocks_BT == number, pooling)
+        for number, block in enumerate(tree, 1)
+        if block.score
+    }

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.sampler import Response, Sampler, Tokens
 from pit_jax.runtime import processes
@@ -83,19 +84,19 @@ class Improver:
     """Runs Algorithm 2 over lists of prompts.
 
     Attributes:
-      sampler: what samples and scores.
-      layout: what builds the prompts.
+      sampler: decodes and scores.
+      layout: builds prompts.
       lengths: the windows.
-      clean: makes ids of plain text of sampled ids, as a reference must have.
-      decode: makes text of ids.
-      model: parameters of M_PIT, or of M_P for Self-Refine.
+      clean: sampled ids to ids of plain text, as a reference must be.
+      decode: ids to text.
+      model: parameters of M_PIT; of M_P for Self-Refine.
       gap_model: parameters of R_PIT, if gaps are wanted.
       pooling: how R_PIT's score is read.
     """
 
     sampler: Sampler
-    layout: Any
-    lengths: Any
+    layout: Layout
+    lengths: Lengths
     clean: Callable[[Sequence[int]], Tokens]
     decode: Callable[[Sequence[int]], str]
     model: Any

@@ -6,6 +6,9 @@ Equation numbers are the paper's (ICLR 2024, arXiv 2310.00898).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -95,6 +98,28 @@ def gap_loss(scores: dict[str, jax.Array], weight_B: jax.Array, kind: str = "eq2
     else:
         raise ValueError(f"gap loss: got {kind!r}, expected one of {GAP_LOSSES}")
     return jnp.sum(loss_B * weight_B), jnp.sum(weight_B)
+
+
+def reference_moves_score(
+    scores: Mapping[str, Any], weight_B: jax.Array | float = 1.0
+) -> tuple[Any, Any]:
+    """How far the score moves where only the reference is swapped (Appendix C's degeneration).
+
+        (|r_wl − r_ww| + |r_ll − r_lw|) / |r_wl − r_lw|
+
+    It is 0 for a model that ignores the reference, and 1 for a gap that is a difference of two
+    scores, f(y) − f(y_ref).
+
+    Args:
+      scores: r_ab [B] under the keys wl, ww, ll, lw, of NumPy or of JAX.
+      weight_B: 0 for rows that only fill the batch.
+
+    Returns:
+      (sum, weight): numerator and denominator, each summed over the rows.
+    """
+    moved_B = abs(scores["wl"] - scores["ww"]) + abs(scores["ll"] - scores["lw"])
+    spread_B = abs(scores["wl"] - scores["lw"])
+    return (moved_B * weight_B).sum(), (spread_B * weight_B).sum()
 
 
 def centring_penalty(scores_NB: jax.Array, weight_B: jax.Array) -> Weighted:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from pit_jax.data.layouts import GAP_TREE, PAIR_TREE
 from pit_jax.method import losses
-from pit_jax.method.forward import GAP_TREE, PAIR_TREE, tree_scores
+from pit_jax.method.forward import tree_scores
 from pit_jax.models.attention import CausalRows
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import POOLINGS, ScalarModel
@@ -107,12 +108,7 @@ def gap_reward(network: NetworkConfig, config: RewardConfig) -> Callable:
             metrics[f"accuracy_{a}>{b}"] = (_count(scores[a] > scores[b], weight_B), weight)
         for name, score_B in scores.items():
             metrics[f"mean_{name}"] = (jnp.sum(score_B * weight_B), weight)
-        moved_B = jnp.abs(scores["wl"] - scores["ww"]) + jnp.abs(scores["ll"] - scores["lw"])
-        spread_B = jnp.abs(scores["wl"] - scores["lw"])
-        metrics["reference_moves_score"] = (
-            jnp.sum(moved_B * weight_B),
-            jnp.sum(spread_B * weight_B),
-        )
+        metrics["reference_moves_score"] = losses.reference_moves_score(scores, weight_B)
         stacked_NB = jnp.stack(list(scores.values()))
         return _centred(total, weight, stacked_NB, weight_B, config), metrics
 

@@ -50,7 +50,7 @@ class PPOConfig:
     value_coefficient: float = 0.1
     epochs: int = 4
     minibatches: int = 4
-    microbatches: int = 1
+    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     missing_eos_penalty: float = -1.0
     subtract_chosen: bool = False
     scale_rewards: bool = False

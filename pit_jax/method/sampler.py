@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pit_jax.method.decode import EOS, SamplingConfig, generate, row_keys
+from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
+from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.method.forward import response_scores
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
@@ -111,7 +112,7 @@ class Sampler:
         scores = []
         for start in range(0, len(prompts), self._batch_size):
             chosen = self._fill(start, len(prompts))
-            rows = [responses[i].tokens + [EOS] * responses[i].ended for i in chosen]
+            rows = [responses[i].tokens + [EOS_ID] * responses[i].ended for i in chosen]
             lengths = np.array([len(row) for row in rows])
             batch = {
                 "prompts": pad_left([prompts[i] for i in chosen], width),
@@ -168,7 +169,7 @@ def pad_left(rows: Sequence[Tokens], width: int) -> np.ndarray:
     Raises:
       ValueError: if a row is longer than `width`.
     """
-    padded = np.zeros((len(rows), width), np.int32)
+    padded = np.full((len(rows), width), PAD_ID, np.int32)
     for number, row in enumerate(rows):
         if len(row) > width:
             raise ValueError(f"prompt of {len(row)} tokens, expected at most {width}")
@@ -177,8 +178,8 @@ def pad_left(rows: Sequence[Tokens], width: int) -> np.ndarray:
 
 
 def pad_right(rows: Sequence[Tokens], width: int) -> np.ndarray:
-    """Pads rows on the right, to int32 [n, width]; they must fit."""
-    padded = np.zeros((len(rows), width), np.int32)
+    """int32 [n, width], padding on the right; rows must fit."""
+    padded = np.full((len(rows), width), PAD_ID, np.int32)
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
     return padded
@@ -186,5 +187,5 @@ def pad_right(rows: Sequence[Tokens], width: int) -> np.ndarray:
 
 def _response(tokens_R: np.ndarray, mask_R: np.ndarray) -> Response:
     tokens = tokens_R[mask_R].tolist()
-    ended = EOS in tokens
-    return Response(tokens[: tokens.index(EOS)] if ended else tokens, ended)
+    ended = EOS_ID in tokens
+    return Response(tokens[: tokens.index(EOS_ID)] if ended else tokens, ended)

@@ -54,9 +54,11 @@ class NetworkConfig:
     positions: str
     rope_theta: float
     norm_epsilon: float
-    dtype: str
-    remat: str
-    attention: str = "auto"
+    dtype: str = dataclasses.field(metadata={"identity": "float32"})
+    remat: str = dataclasses.field(metadata={"changes_result": False, "identity": "none"})
+    attention: str = dataclasses.field(
+        default="auto", metadata={"changes_result": False, "identity": None}
+    )
 
     def __post_init__(self):
         for field in (

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pit_jax.data import layouts
+from pit_jax.data.examples import FOLDS
 from pit_jax.method import flops, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.flops import Work
@@ -73,17 +74,16 @@ def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
 def _supervised(
     config: RunConfig, stage: SupervisedStage | RewardStage, partitioner: Partitioner
 ) -> Iterator[Program]:
-    network, widths = config.network, layouts.widths(config.lengths, _SPACE)
+    network, lengths = config.network, _lengths(config, stage.task)
     state: Any = stages.abstract_state(stage, network, partitioner)
     loss = stages.objective(stage, network)
     B = stage.batch_size
     if isinstance(stage, RewardStage):
-        width = widths.pair_row if stage.task == "rm_policy" else widths.gap_row
-        batch: dict[str, Any] = dict.fromkeys(("tokens", "blocks"), ((B, width), jnp.int32))
+        width = lengths["tokens"]
+        batch: dict[str, Any] = dict.fromkeys(lengths, ((B, width), jnp.int32))
         logits = 0
     else:
-        prompt = widths.policy if stage.task == "sft_policy" else widths.pit
-        width = config.batching.packed_length or prompt + widths.response
+        width = config.batching.packed_length or sum(lengths.values())
         names = ("target_tokens", "input_tokens", "segment_ids", "positions")
         batch = {f"decoder_{name}": ((B, width), jnp.int32) for name in names}
         batch["decoder_loss_weights"] = ((B, width), jnp.float32)
@@ -120,9 +120,9 @@ def _supervised(
 
 
 def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator[Program]:
-    network, widths = config.network, layouts.widths(config.lengths, _SPACE)
-    B, R = stage.batch_size, widths.response
-    P, Q = (widths.policy, widths.reward) if stage.task == "rl_policy" else (widths.pit, widths.gap)
+    network, lengths = config.network, _lengths(config, stage.task)
+    B, P, Q = stage.batch_size, lengths["prompt"], lengths["reward_prompt"]
+    R = lengths["chosen"]
     models = {
         "reference": stages.abstract_frozen(
             stages.init_language_model(network), network, partitioner
@@ -188,7 +188,7 @@ def _sampling(
     widths = layouts.widths(config.lengths, _SPACE)
     B, P, Q, R = config.sampling_batch, widths.policy, widths.gap, widths.response
     sampler = Sampler(config.network, partitioner, R, B)
-    fold = getattr(config.dataset, "train_size", 0) // 3
+    fold = getattr(config.dataset, "train_size", 0) // len(FOLDS)
     sampled = [fold or r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
     batches = sum(-(-rows // B) for rows in sampled)
     shapes = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
@@ -215,6 +215,11 @@ def _sampling(
         B * (Q + R),
         0,
     )
+
+
+def _lengths(config: RunConfig, task: str) -> dict[str, int]:
+    """Width of each feature of a task."""
+    return layouts.feature_lengths(task, layouts.widths(config.lengths, _SPACE))
 
 
 def _batch(shapes: Mapping[str, tuple[tuple[int, ...], Any]], partitioner: Partitioner) -> Any:

@@ -14,23 +14,14 @@ import numpy as np
 from pit_jax.data.batching import Batch
 from pit_jax.data.examples import FOLDS, SPLITS
 from pit_jax.data.input_pipeline import InputPipeline
-from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.data.layouts import TREES
+from pit_jax.data.vocabularies.base import PAD_ID, Vocabulary
 from pit_jax.errors import UserError
 from pit_jax.run.stages import RL_TASKS, Stage
 
 _QUANTILES = (0, 10, 50, 90, 99, 100)
 _BINS = 12
 _BAR = 40
-_PAIR_BLOCKS = ("x", "y_w", "y_l")
-_GAP_BLOCKS = (
-    "x",
-    "reference y_w",
-    "reference y_l",
-    "y_w after y_l",
-    "y_w after y_w",
-    "y_l after y_l",
-    "y_l after y_w",
-)
 
 
 def gather(data: InputPipeline, stages: Sequence[Stage], num_examples: int = 0) -> dict[str, Any]:
@@ -81,10 +72,9 @@ def _overlap(data: InputPipeline) -> dict[str, int]:
 
 def _lengths(data: InputPipeline) -> dict[str, dict[str, Any]]:
     counts = [data.token_counts(split) for split in SPLITS]
-    response = data.lengths.longest_text
-    windows = {"prompt": data.lengths.prompt, "chosen": response, "rejected": response}
     found = {}
-    for field, window in windows.items():
+    for field in ("prompt", "chosen", "rejected"):
+        window = data.lengths.windows[field]
         tokens = np.concatenate([part[field] for part in counts])
         low, top = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
         # A few very long examples would squeeze all others into one bin: the last bin takes them.
@@ -119,12 +109,12 @@ def _groups(task: str, row: Batch) -> Iterator[tuple[str, bool, list[int]]]:
     """(what, whether the loss or the score is on it, tokens) of the parts of a row, in order."""
     if task in RL_TASKS:
         for name in ("prompt_tokens", "reward_prompt_tokens", "chosen_tokens"):
-            yield name.removesuffix("_tokens"), False, row[name][row[name] > 0].tolist()
+            yield name.removesuffix("_tokens"), False, row[name][row[name] != PAD_ID].tolist()
         return
-    if "blocks" in row:
-        names = _PAIR_BLOCKS if task == "rm_policy" else _GAP_BLOCKS
-        for number, name in enumerate(names, 1):
-            yield name, name.startswith("y"), row["tokens"][row["blocks"] == number].tolist()
+    if task in TREES:
+        for number, block in enumerate(TREES[task], 1):
+            tokens = row["tokens"][row["blocks"] == number].tolist()
+            yield block.label, bool(block.score), tokens
         return
     # A weight is of the prediction of the next column: a token's own is that of the one before.
     weights = np.roll(row["decoder_loss_weights"] > 0, 1)

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pit_jax.data.layouts import TREES
 from pit_jax.errors import UserError
 from pit_jax.method import objectives
 from pit_jax.method.curriculum import Round
@@ -29,7 +30,7 @@ from pit_jax.runtime.partitioning import Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 
 SUPERVISED_TASKS = ("pretrain", "sft_policy", "sft_pit")
-REWARD_TASKS = ("rm_policy", "rm_gap")
+REWARD_TASKS = tuple(TREES)
 RL_TASKS = ("rl_policy", "rl_pit")
 
 
@@ -54,8 +55,8 @@ class SupervisedStage:
     batch_size: int
     optimizer: OptimizerConfig
     initial: str = ""
-    microbatches: int = 1
-    loop: LoopConfig = LoopConfig()
+    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
         _check_task(self.name, self.task, SUPERVISED_TASKS)
@@ -84,10 +85,10 @@ class RewardStage:
     batch_size: int
     optimizer: OptimizerConfig
     initial: str = ""
-    microbatches: int = 1
+    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     reward: RewardConfig = RewardConfig()
     held_out: int = 128
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
         _check_task(self.name, self.task, REWARD_TASKS)
@@ -124,9 +125,9 @@ class RLStage:
     reference: str
     reward_model: str
     ppo: PPOConfig = PPOConfig()
-    offload_frozen: bool = False
+    offload_frozen: bool = dataclasses.field(default=False, metadata={"changes_result": False})
     keep_every: int = 0
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
         _check_task(self.name, self.task, RL_TASKS)

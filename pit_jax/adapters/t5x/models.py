@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec
 
 from pit_jax.adapters.t5x.setups import Setup
 from pit_jax.adapters.t5x.states import Optimizer
+from pit_jax.data import layouts
+from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method import forward, losses
 from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.models.attention import CausalRows
@@ -129,7 +131,7 @@ class SupervisedModel(_Model):
 class PairwiseRewardModel(_Model):
     """This is the model of the stage rm_policy, which scores two responses."""
 
-    tree = forward.PAIR_TREE
+    tree = layouts.PAIR_TREE
     margin = ("chosen", "rejected")
 
     def _module(self) -> nn.Module:
@@ -157,7 +159,7 @@ class PairwiseRewardModel(_Model):
 class GapRewardModel(PairwiseRewardModel):
     """This is the model of the stage rm_gap, with the four scores of Eq. 2."""
 
-    tree = forward.GAP_TREE
+    tree = layouts.GAP_TREE
     margin = ("wl", "lw")
 
 
@@ -195,7 +197,7 @@ class PPOModel(_Model):
             params["actor"],
             batch["prompt_tokens"],
             chosen_BR,
-            (chosen_BR != 0).astype(jnp.float32),
+            (chosen_BR != PAD_ID).astype(jnp.float32),
         )
         return jnp.sum(log_probs_BR, axis=1)
 
@@ -245,4 +247,4 @@ def _prompts(batch: Batch, width: int) -> jax.Array:
     P = tokens_BT.shape[1] - width
     column_BP = jnp.arange(P)[None] - (P - length_B)[:, None]
     moved_BP = jnp.take_along_axis(tokens_BT, jnp.maximum(column_BP, 0), axis=1)
-    return jnp.where(column_BP >= 0, moved_BP, 0)
+    return jnp.where(column_BP >= 0, moved_BP, PAD_ID)

@@ -38,12 +38,11 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from pit_jax.data.examples import SPLITS, Example
+from pit_jax.data.examples import SPLITS, TEXTS, Example
 from pit_jax.data.files import formats, readers
 from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
 
-_TEXTS = ("prompt", "chosen", "rejected", "reflection")
 _BATCH = 1024
 _HH_URL = (
     "https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/"
@@ -73,7 +72,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     code_path = epath.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {name: tfds.features.Text() for name in _TEXTS} | self.COLUMNS
+        features = {name: tfds.features.Text() for name in TEXTS} | self.COLUMNS
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.DESCRIPTION,
@@ -86,7 +85,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         self, examples: Sequence[Example], columns: Mapping[str, Sequence[Any]]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, example in enumerate(examples):
-            texts = {name: getattr(example, name) for name in _TEXTS}
+            texts = {name: getattr(example, name) for name in TEXTS}
             yield key, texts | {name: values[key] for name, values in columns.items()}
 
     def _generators(self, splits: dict[str, tuple[list[Example], dict[str, list[Any]]]]):
@@ -321,7 +320,7 @@ def _examples(builder: tfds.core.DatasetBuilder, split: str) -> list[Example]:
     dataset = builder.as_dataset(split=split, read_config=in_order, batch_size=_BATCH)
     examples: list[Example] = []
     for batch in tfds.as_numpy(dataset):
-        names = [name for name in _TEXTS if name in batch]
+        names = [name for name in TEXTS if name in batch]
         for texts in zip(*(batch[name] for name in names)):
             fields = dict(zip(names, (text.decode() for text in texts)))
             examples.append(Example(**fields, index=len(examples)))

@@ -1,7 +1,7 @@
 """Has the seqio feature converters, which pad or pack a task's features. Imports TensorFlow.
 
 Prompts are padded on the left and responses on the right, so that a response starts at the same
-column in every row. Padding is 0.
+column in every row. Padding is 0 in every feature, as seqio's packing has it: in tokens PAD_ID.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import ClassVar
 
 import seqio
 import tensorflow as tf
+
+from pit_jax.data.vocabularies.base import PAD_ID
 
 _TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
 
@@ -74,7 +76,7 @@ class SFTFeatureConverter(seqio.FeatureConverter):
             segments = features.get("tokens_segment_ids", tf.cast(marks > 0, tf.int32))
             positions = features.get("tokens_positions", tf.range(length) * segments)
             goes_on = tf.pad((segments[1:] == segments[:-1]) & (segments[1:] > 0), [[0, 1]])
-            targets = tf.where(goes_on, tf.roll(tokens, -1, axis=0), 0)
+            targets = tf.where(goes_on, tf.roll(tokens, -1, axis=0), PAD_ID)
             counts = goes_on & (tf.roll(marks, -1, axis=0) == 2)
             return {
                 "decoder_input_tokens": tokens,
@@ -123,7 +125,7 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
     def __init__(self, pack: bool = False, use_custom_packing_ops: bool = False):
         del use_custom_packing_ops
         if pack:
-            raise ValueError(f"{type(self).__name__}: got pack=True; only SFT stages can be packed")
+            raise ValueError(f"{type(self).__name__}: got pack=True; only SFT tasks can be packed")
         super().__init__(pack=False, apply_length_check=False)
 
     def _convert_features(self, ds, task_feature_lengths):
@@ -148,7 +150,7 @@ def _pad(tokens: tf.Tensor, length: int, left: bool = False) -> tf.Tensor:
 
 
 class TreeFeatureConverter(PaddedFeatureConverter):
-    """Sequences that share prefixes in one row, for reward models; see forward.Tree.
+    """Sequences that share prefixes in one row, for reward models; see layouts.Block.
 
     Example, with lengths {"tokens": 9, "blocks": 9}, x = [7, 8], y_w = [5, 1], y_l = [6, 6, 1]:
 

@@ -8,12 +8,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.examples import FOLDS, Example, fold_of
+from pit_jax.data.examples import FOLDS, TEXTS, Example, fold_of
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
-
-_TEXT_FIELDS = ("prompt", "chosen", "rejected", "reflection")
 
 
 class ExampleSource(seqio.DataSource):
@@ -50,7 +48,7 @@ class ExampleSource(seqio.DataSource):
         examples = self._examples[split]
         tensors = {
             field: tf.constant([getattr(e, field).encode() for e in examples], tf.string)
-            for field in _TEXT_FIELDS
+            for field in TEXTS
         }
         tensors["index"] = tf.constant([e.index for e in examples], tf.int32)
         return tf.data.Dataset.from_tensor_slices(tensors)
@@ -88,7 +86,7 @@ class ReferenceSource(seqio.DataSource):
     def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **_):
         """Is called by seqio; it never shuffles, as the order of batches is made elsewhere."""
         _refuse_shards(shard_info)
-        signature = {field: tf.TensorSpec([], tf.string) for field in _TEXT_FIELDS}
+        signature = {field: tf.TensorSpec([], tf.string) for field in TEXTS}
         signature["index"] = tf.TensorSpec([], tf.int32)
         signature["reference"] = tf.TensorSpec([None], tf.int32)
         return tf.data.Dataset.from_generator(self._elements, output_signature=signature)
@@ -97,7 +95,7 @@ class ReferenceSource(seqio.DataSource):
         for position in range(len(self._store)):
             record = self._store[position]
             example = self._by_index[record["index"]]
-            element = {field: getattr(example, field).encode() for field in _TEXT_FIELDS}
+            element = {field: getattr(example, field).encode() for field in TEXTS}
             element["index"] = np.int32(example.index)
             ids = self._vocabulary.text_ids(record["reference_tokens"])
             element["reference"] = np.array(ids, np.int32)

@@ -7,8 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+# The same in every vocabulary; seqio pads with 0 and knows no other padding.
 PAD_ID = 0
 EOS_ID = 1
+# What stands around x in every layout (Appendix A); a vocabulary of words has to hold both.
+HUMAN, ASSISTANT = "Human: ", "Assistant:"
 
 
 @dataclasses.dataclass(frozen=True)

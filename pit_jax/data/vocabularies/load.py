@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pit_jax.data.synthetic.instructions import FAMILIES
-from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.data.vocabularies.base import ASSISTANT, HUMAN, Vocabulary
 from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
 from pit_jax.errors import UserError
 
@@ -52,4 +52,4 @@ def load(
         )
     if spec == "bytes":
         return ByteVocabulary()
-    return WordVocabulary(("Human:", "Assistant:", *FAMILIES[name].WORDS, *extra_words))
+    return WordVocabulary((HUMAN.strip(), ASSISTANT, *FAMILIES[name].WORDS, *extra_words))
