@@ -167,7 +167,7 @@ class InputPipeline:
         return (table.batch(numbers) for numbers in order)
 
     def register(self, task: str) -> str:
-        """Name of the task, or of its Mixture, in seqio's registry."""
+        """Returns the name of the task, or of its Mixture, in seqio's registry."""
         self._sources()
         from pit_jax.data.seqio_tasks import tasks
 
@@ -176,11 +176,11 @@ class InputPipeline:
         return self._tasks[self._datasets[0].name, task].name
 
     def feature_lengths(self, task: str) -> dict[str, int]:
-        """Length in tokens of every feature of the task."""
+        """Returns the length in tokens of every feature of the task."""
         return feature_lengths(task, Layout(self.vocabulary).widths(self.lengths))
 
     def feature_converter(self, task: str) -> type:
-        """The seqio feature converter of the task."""
+        """Returns the seqio feature converter of the task."""
         self._sources()
         from pit_jax.data.seqio_tasks import tasks
 
@@ -189,7 +189,7 @@ class InputPipeline:
     def num_rows(
         self, task: str, split: str, fold: str | None = None, references: str = DATA_REFERENCES
     ) -> int:
-        """Rows of one epoch of `batches` (packed rows if packing)."""
+        """Counts the rows of an epoch of `batches` (packed rows if packing)."""
         return sum(self._table(task, split, fold, references).sources)
 
     def examples(self, split: str, fold: str = _ALL) -> list[Example]:
@@ -267,7 +267,7 @@ class InputPipeline:
         return self._counts[split]
 
     def padding(self, task: str, batch_size: int) -> dict[str, Any]:
-        """What an epoch of a task's training batches is made of.
+        """Counts what an epoch of a task's training batches is made of.
 
         Returns:
           `rows` and `batches` of an epoch, `widths` of the batches, `real_tokens`, `tokens` and

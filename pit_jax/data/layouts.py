@@ -77,7 +77,7 @@ class Widths:
 
 
 def widths(lengths: Lengths, space: int) -> Widths:
-    """The array widths of every layout, where a space between two pieces is `space` tokens."""
+    """Returns the array widths of all layouts, if a space between two pieces is `space` tokens."""
     candidate = lengths.reference + 2 + space
     of_piece = {
         Layout.policy_prompt: lengths.prompt,
@@ -132,7 +132,7 @@ class Layout:
         return self._join([self._human, self._ids(x), self._assistant])
 
     def pit_prompt(self, x, reference):
-        """`Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>`, input of M_PIT."""
+        """Builds `Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>`, the input of M_PIT."""
         return self._join([self.policy_prompt(x), self._candidate(reference)])
 
     def reward_prompt(self, x):
@@ -144,7 +144,7 @@ class Layout:
         return self._join([self.pit_prompt(x, reference), self._space])
 
     def gap_reference(self, reference):
-        """The part of `gap_prompt` after `policy_prompt`: `<<Candidate>> {y_ref}<<Improved>> `."""
+        """Builds `<<Candidate>> {y_ref}<<Improved>> `, the end of `gap_prompt` after x's part."""
         return self._join([self._candidate(reference), self._space])
 
     def response(self, y):
@@ -170,7 +170,7 @@ class Layout:
         return widths(lengths, len(self._space))
 
     def sizes(self, x, chosen, rejected, reflection=None, reference=None) -> dict[str, Any]:
-        """Tokens of each field of an example that has a window, in the order of `Lengths.windows`.
+        """Counts the tokens of each field that has a window, in the order of `Lengths.windows`.
 
         Args:
           x: counted with what stands around it, as `policy_prompt`.
@@ -190,12 +190,12 @@ class Layout:
         return sizes
 
     def too_long(self, lengths: Lengths, *pieces) -> dict[str, Any]:
-        """Whether each field of an example is over its window; for the pieces see `sizes`."""
+        """Returns whether each field of an example is over its window; takes what `sizes` takes."""
         windows = lengths.windows
         return {field: size > windows[field] for field, size in self.sizes(*pieces).items()}
 
     def fits(self, lengths: Lengths, *pieces) -> bool:
-        """Whether an example is within all windows; for the pieces see `sizes`."""
+        """Returns whether an example is within all windows; takes what `sizes` takes."""
         return not any(self.too_long(lengths, *pieces).values())
 
     def _candidate(self, reference):
@@ -209,7 +209,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A piece of a row in which sequences that share prefixes stand one after the other.
+    """Describes a piece of a row in which sequences that share prefixes follow each other.
 
     Attributes:
       label: what people read beside its tokens.
@@ -261,7 +261,7 @@ FEATURES: dict[str, dict[str, str | None]] = {
 
 
 def feature_lengths(task: str, widths: Widths) -> dict[str, int]:
-    """Most tokens of each feature of a task, which is a key of FEATURES; 1 for a number."""
+    """Returns the most tokens of each feature of a task, a key of FEATURES; 1 for a number."""
     return {
         feature: 1 if width is None else getattr(widths, width)
         for feature, width in FEATURES[task].items()

@@ -103,7 +103,7 @@ def gap_loss(scores: dict[str, jax.Array], weight_B: jax.Array, kind: str = "eq2
 def reference_moves_score(
     scores: Mapping[str, Any], weight_B: jax.Array | float = 1.0
 ) -> tuple[Any, Any]:
-    """How far the score moves where only the reference is swapped (Appendix C's degeneration).
+    """Measures how far scores move if only the reference is swapped (Appendix C's degeneration).
 
         (|r_wl − r_ww| + |r_ll − r_lw|) / |r_wl − r_lw|
 

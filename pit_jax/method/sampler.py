@@ -178,7 +178,7 @@ def pad_left(rows: Sequence[Tokens], width: int) -> np.ndarray:
 
 
 def pad_right(rows: Sequence[Tokens], width: int) -> np.ndarray:
-    """int32 [n, width], padding on the right; rows must fit."""
+    """Pads rows on the right, to int32 [n, width]; they must fit."""
     padded = np.full((len(rows), width), PAD_ID, np.int32)
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row

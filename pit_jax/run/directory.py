@@ -48,7 +48,7 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
 
 
 def identity(config: RunConfig, vocabulary: Vocabulary) -> dict[str, str]:
-    """What gives a model's parameters their meaning: the ids of words, and the architecture."""
+    """Returns what gives a model's parameters their meaning: ids of words, and architecture."""
     stand_ins = {
         field.name: field.metadata["identity"]
         for field in dataclasses.fields(config.network)

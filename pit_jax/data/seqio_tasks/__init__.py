@@ -1,4 +1,4 @@
-"""Our tasks as Tasks of seqio: sources, preprocessors, feature converters. TensorFlow is here."""
+"""This folder makes seqio Tasks of our tasks; it is where TensorFlow is imported."""
 
 import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""seqio preprocessors: text -> token pieces -> the sequences of a task. Imports TensorFlow."""
+"""Has the seqio preprocessors: text -> tokens -> a task's sequences. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PRETOKENIZED = "_pretokenized"
 
 
 def tensor_layout(vocabulary: Vocabulary) -> Layout:
-    """A Layout that joins and measures int32 tensors."""
+    """Makes a Layout that joins and measures int32 tensors."""
     return Layout(
         vocabulary,
         join=lambda pieces: tf.concat([tf.convert_to_tensor(p, tf.int32) for p in pieces], axis=0),
@@ -147,17 +147,17 @@ def sft_pit_reflection(layout: Layout, f: Features) -> list[Features]:
 
 
 def rm_policy(layout: Layout, f: Features) -> list[Features]:
-    """R_P(x, y_w) against R_P(x, y_l), with one x: {tokens, blocks} of layouts.PAIR_TREE."""
+    """Makes {tokens, blocks} of layouts.PAIR_TREE: R_P(x, y_w) against R_P(x, y_l), with one x."""
     return _tree(PAIR_TREE, layout, f)
 
 
 def rm_gap(layout: Layout, f: Features) -> list[Features]:
-    """The four sequences of Eq. 2 with shared prefixes: {tokens, blocks} of layouts.GAP_TREE."""
+    """Makes {tokens, blocks} of layouts.GAP_TREE: the sequences of Eq. 2 with shared prefixes."""
     return _tree(GAP_TREE, layout, f)
 
 
 def _tree(tree: Tree, layout: Layout, f: Features) -> list[Features]:
-    """Blocks one after the other, and the number of each token's block, from 1."""
+    """Joins blocks one after the other, and numbers each token's block from 1."""
     blocks = [block.piece(layout, f[block.text]) for block in tree]
     numbers = [tf.fill([tf.size(block)], number) for number, block in enumerate(blocks, 1)]
     return [{"tokens": tf.concat(blocks, axis=0), "blocks": tf.concat(numbers, axis=0)}]

@@ -1,4 +1,4 @@
-"""What each task is made of, and its registration as a Task of seqio. Imports TensorFlow."""
+"""Says what each task is made of, and registers it as a seqio Task. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ seqio.Vocabulary.register(Vocabulary)
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """A row of TASKS.
+    """Describes a row of TASKS.
 
     Attributes:
       fold: fold of the train split that the task learns from; None for all of it.
@@ -116,7 +116,7 @@ def build_task(
     lengths: Lengths,
     reflection: bool = False,
 ) -> seqio.Task:
-    """A seqio Task over `source`: tokenize, drop what is too long, build the sequences.
+    """Makes a seqio Task over `source`: tokenize, drop what is too long, build the sequences.
 
     Args:
       name: of the seqio Task, letters, digits, `_`, `.`, `:` only.
@@ -186,7 +186,7 @@ def register_tasks(
 
 
 def mixture_name(name: str, task: str) -> str:
-    """What a task's Mixture of the datasets called `name` together is registered as."""
+    """Names a task's Mixture of the datasets that are called `name` together."""
     return f"{name}_mixture_{task}"
 
 
