@@ -32,6 +32,7 @@ INSTALL_REQUIRES = [
     "tensorboardX>=2.6",  # TensorBoard event files without TensorFlow
     "tqdm>=4.66",  # progress bars
     "matplotlib>=3.9",  # plots of the report
+    "scipy>=1.14",  # intervals of its shares
 ]
 
 EXTRAS_REQUIRE = {
