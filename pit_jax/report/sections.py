@@ -1,7 +1,7 @@
 """The sections of a report: which tables and figures each part of the results becomes.
 
 Each builder takes the whole results and returns a section, which has no blocks where its part is
-absent. `write` documents the results; `templates` draws the sections.
+absent. `write` documents the results; `page` and `markdown` show the sections.
 """
 
 from __future__ import annotations
@@ -11,6 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from pit_jax.evaluation import scoring
 from pit_jax.report import paper, plots
+from pit_jax.report.blocks import (
+    Block,
+    Cell,
+    Code,
+    Figure,
+    Paragraph,
+    Response,
+    Sample,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    Warnings,
+)
 from pit_jax.report.formatting import (
     NONE,
     comparison_labels,
@@ -24,20 +38,6 @@ from pit_jax.report.formatting import (
     tone,
     whole,
     with_interval,
-)
-from pit_jax.report.templates import (
-    Block,
-    Cell,
-    Code,
-    Figure,
-    Paragraph,
-    Response,
-    Sample,
-    Section,
-    Table,
-    Tile,
-    Tiles,
-    Warnings,
 )
 
 if TYPE_CHECKING:

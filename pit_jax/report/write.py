@@ -48,7 +48,7 @@ from typing import Any
 from etils import epath
 
 from pit_jax.files import write_whole
-from pit_jax.report import plots, sections, templates
+from pit_jax.report import markdown, page, plots, sections
 from pit_jax.report.formatting import (
     NONE,
     comparison_labels,
@@ -91,12 +91,12 @@ def write_report(results: Mapping[str, Any], run_dir: str | os.PathLike[str]) ->
     parts, figures = sections.build(plain)
     title, description = plain.get("title", "PIT report"), plain.get("description", "")
     vector = {name: plots.render(figure, "svg") for name, figure in figures.items()}
-    write_whole(paths["html"], templates.to_html(title, description, parts, vector))
+    write_whole(paths["html"], page.to_html(title, description, parts, vector))
 
     image_paths = {name: f"figures/{name}.png" for name in figures}
     for name, figure in figures.items():
         write_whole(folder / image_paths[name], plots.render(figure, "png"))
-    write_whole(paths["markdown"], templates.to_markdown(title, description, parts, image_paths))
+    write_whole(paths["markdown"], markdown.to_markdown(title, description, parts, image_paths))
     return {name: str(path) for name, path in paths.items()}
 
 

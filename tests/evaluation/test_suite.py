@@ -14,7 +14,7 @@ from pit_jax.evaluation.scoring import GAP_PAIRS
 from pit_jax.evaluation.suite import EvaluationConfig, Suite
 from pit_jax.method.curriculum import Round
 from pit_jax.report import paper, sections
-from pit_jax.report.templates import Table
+from pit_jax.report.blocks import Table
 from tests import tiny_runs
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")

@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 
+import jinja2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pit_jax.report import paper, plots, sections, templates
+from pit_jax.report import blocks, markdown, page, paper, plots, sections
 from pit_jax.report import write as report
 
 SCRIPT = '<script>alert("owned")</script>'
@@ -248,7 +249,7 @@ def test_any_part_may_be_absent(absent):
     results = report._plain(_results())
     del results[absent]
     parts, figures = sections.build(results)
-    drawn = {b.name for part in parts for b in part.blocks if isinstance(b, templates.Figure)}
+    drawn = {b.name for part in parts for b in part.blocks if isinstance(b, blocks.Figure)}
     assert drawn == set(figures)
     assert all(part.blocks for part in parts)
     assert report.format_summary(results)
@@ -270,7 +271,7 @@ def test_missing_numbers_are_dashes():
         "stages": [{"name": "sft_policy"}],
     }
     parts, _ = sections.build(results)
-    text = templates.to_markdown("t", "", parts, dict.fromkeys(("comparisons",), "x.png"))
+    text = markdown.to_markdown("t", "", parts, dict.fromkeys(("comparisons",), "x.png"))
     assert "| a vs b | 40.0 | 40.0 | 20.0 | +0.0 | 256 |" in text
     assert "| R | – | – | – |" in text
     assert "| sft\\_policy | – | – | – | – | – | – |" in text
@@ -310,40 +311,55 @@ def test_summary_is_aligned():
     assert max(map(len, lines)) <= 100
 
 
-def _unmarked(marked):
-    """The text after the change, from the marked one."""
-    without = re.sub(r"<del>.*?</del>", "", marked, flags=re.DOTALL)
-    return without.replace("<ins>", "").replace("</ins>", "")
-
-
 TEXTS = st.text(alphabet='ab<>&" \n', max_size=30)
 
 
 @settings(max_examples=200)
 @given(TEXTS, TEXTS)
-def test_marked_changes_keep_the_new_text_and_escape_both(before, after):
-    marked = templates._marked_changes(before, after)
-    assert html.unescape(_unmarked(marked)) == after
-    assert set(re.findall(r"<[^>]*>", marked)) <= {"<ins>", "</ins>", "<del>", "</del>"}
+def test_changes_hold_the_new_text_and_words_of_the_old(before, after):
+    changes = list(page._changes(before, after))
+    assert "".join(text for tag, text in changes if tag != "del") == after
+    assert {tag for tag, _ in changes} <= {"", "ins", "del"}
+    kept = "".join(text for tag, text in changes if tag != "ins")
+    assert kept.split() == before.split()
 
 
-def test_marked_changes_by_hand():
-    assert (
-        templates._marked_changes("one two three", "one 2 three four")
-        == "one <del>two</del><ins>2</ins> three<ins> four</ins>"
-    )
+def test_changes_by_hand():
+    assert list(page._changes("one two three", "one 2 three four")) == [
+        ("", "one "),
+        ("del", "two"),
+        ("ins", "2"),
+        ("", " three"),
+        ("ins", " four"),
+    ]
+
+
+def test_a_response_on_the_page_keeps_its_white_space_and_marks_its_changes():
+    responses = [
+        blocks.Response("Original", "\n one  two\n"),
+        blocks.Response("Iteration 1", "\n one  <b>\n", revises=True),
+    ]
+    sections_ = [blocks.Section("", [blocks.Sample("p", responses)])]
+    text = page.to_html("t", "", sections_, {})
+    assert "<dd>\n one  two\n</dd>" in text
+    assert "<dd>\n one  <del>two</del><ins>&lt;b&gt;</ins>\n</dd>" in text
+
+
+def test_a_block_that_the_page_cannot_draw_is_refused():
+    with pytest.raises(jinja2.UndefinedError, match="has no attribute 'Cell'"):
+        page.to_html("t", "", [blocks.Section("", [blocks.Cell("1")])], {})
 
 
 @given(st.text(alphabet="`ab\n", max_size=40))
 def test_a_fence_outlasts_the_backticks_inside(text):
-    fenced = templates._fenced(text)
+    fenced = markdown._fenced(text)
     fence = re.match("`+", fenced)[0]
     assert fence not in fenced[len(fence) : -len(fence)] and fenced.endswith(fence)
 
 
 def test_markdown_tables_keep_their_columns():
-    table = templates.Table(["a|b", "c"], [["x | y\nz", templates.Cell("1", "up")]])
-    assert templates._markdown_table(table).splitlines() == [
+    table = blocks.Table(["a|b", "c"], [["x | y\nz", blocks.Cell("1", "up")]])
+    assert markdown._table(table).splitlines() == [
         "| a\\|b | c |",
         "| --- | ---: |",
         "| x \\| y z | 1 |",
