@@ -24,7 +24,6 @@ RESAMPLES = 10_000
 REWARD_TIE_MARGIN = math.log(0.55 / 0.45)
 
 _INTERVAL = (2.5, 97.5)
-_NORMAL_QUANTILE = 1.959963984540054
 _CHUNK_ELEMENTS = 1 << 20
 
 
@@ -139,15 +138,14 @@ def agreement(outcomes) -> Agreement:
     Only a verdict for the chosen response agrees; a tie doesn't. R_P prefers it when
     r(x, y_w) > r(x, y_l), R_PIT when r_gap(x, y_w, y_l) > r_gap(x, y_l, y_w).
     """
+    from scipy import stats  # its import takes a second or two, and most commands need none of it
+
     outcomes_N = _outcomes(outcomes)
-    n = outcomes_N.size
-    share = float((outcomes_N == 1).mean())
+    n, agreed = outcomes_N.size, int((outcomes_N == 1).sum())
     # Wilson's interval keeps its width where every verdict agrees, as a bootstrap doesn't.
-    z = _NORMAL_QUANTILE
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    interval = stats.binomtest(agreed, n).proportion_ci(method="wilson")
     return Agreement(
-        accuracy=share, ci_low=max(0.0, centre - half), ci_high=min(1.0, centre + half), n=n
+        accuracy=agreed / n, ci_low=float(interval.low), ci_high=float(interval.high), n=n
     )
 
 

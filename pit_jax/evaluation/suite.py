@@ -18,7 +18,7 @@ import numpy as np
 from pit_jax import __version__
 from pit_jax.data.examples import SPLITS, Example
 from pit_jax.data.layouts import GAP_TREE
-from pit_jax.evaluation import scoring
+from pit_jax.evaluation import curves, scoring
 from pit_jax.evaluation.judges import ExactJudge, judge_for
 from pit_jax.method import curriculum
 from pit_jax.method.decode import SamplingConfig
@@ -27,10 +27,8 @@ from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.losses import reference_moves_score
 from pit_jax.method.sampler import Response
 from pit_jax.models.heads import ScalarModel
-from pit_jax.run import stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage
-from pit_jax.runtime import metrics as metrics_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +75,21 @@ class EvaluationConfig:
         return (self.sft, self.policy, self.pit, self.reward_model, self.gap_model, *others)
 
 
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes:
+      kind: what the responses are, one of those that report/write.py lists.
+      label: what tables call them.
+      responses: one to each prompt.
+    """
+
+    kind: str
+    label: str
+    responses: Sequence[Response]
+
+
 class Suite:
     """Samples a run's models, judges their responses and makes the tables.
 
@@ -99,7 +112,7 @@ class Suite:
         self._traces: dict[tuple, list[Trace]] = {}
 
     def results(self) -> dict[str, Any]:
-        """Computes everything that the report shows, as JSON values."""
+        """Gathers everything that the report shows, in the layout of report/write.py."""
         config, run = self._config, self._run
         comparisons, scores = [], []
         for temperature in config.temperatures:
@@ -126,8 +139,8 @@ class Suite:
             "reward_models": [self._pair_rewards(), *gap_rows],
             "figure2": {pair: values.tolist() for pair, values in gap_values.items()},
             "figure3": self._sweep(),
-            "figure4": self._reward_curves(),
-            "curves": self._learning_curves(),
+            "figure4": curves.reward_curves(run, config.pit),
+            "curves": curves.learning_curves(run),
             "samples": self._samples(),
         }
 
@@ -150,9 +163,16 @@ class Suite:
             scores.append({"name": f"iteration {k}", "mean_score": mean.mean, **interval})
             if k:
                 outcomes = self._judge(prompts, each, texts[0])
-                row = {"name": f"Iteration {k} vs Original", "judge": self._judge.name}
-                row |= {"group": "table1", **dataclasses.asdict(scoring.compare(outcomes))}
-                comparisons.append(row)
+                comparisons.append(
+                    {
+                        "name": f"Iteration {k} vs Original",
+                        "first": "iteration",
+                        "second": "original",
+                        "judge": self._judge.name,
+                        "group": "table1",
+                        **dataclasses.asdict(scoring.compare(outcomes)),
+                    }
+                )
         return {
             "title": "Saved generations",
             "num_prompts": len(prompts),
@@ -225,44 +245,56 @@ class Suite:
 
     # Tables
 
-    def _compare(self, name, temperature, group, first, second) -> dict[str, Any]:
-        outcomes = self._judge(self._prompts, self._texts(first), self._texts(second))
-        comparison = dataclasses.asdict(scoring.compare(outcomes, seed=self._run.config.seed))
+    def _compare(self, temperature: float, group: str, a: Side, b: Side) -> dict[str, Any]:
+        outcomes = self._judge(self._prompts, self._texts(a.responses), self._texts(b.responses))
         return {
-            "name": name,
+            "name": f"{a.label} vs {b.label}",
+            "first": a.kind,
+            "second": b.kind,
             "temperature": temperature,
             "judge": self._judge.name,
             "group": group,
-            **comparison,
+            **dataclasses.asdict(scoring.compare(outcomes, seed=self._run.config.seed)),
         }
 
     def _comparisons(self, temperature: float) -> list[dict[str, Any]]:
         config = self._config
-        original = self.policy(config.policy, temperature)
-        pit = self._pit(config.pit, temperature)
+        encode = self._run.vocabulary.encode
+        original = Side("original", "Original", self.policy(config.policy, temperature))
+        pit = Side("pit", "PIT", self._pit(config.pit, temperature))
+        sft = Side("sft", "SFT", self.policy(config.sft, temperature))
+        chosen = Side("chosen", "y_w", [Response(encode(e.chosen), True) for e in self._examples])
         again = self.policy(config.policy, temperature, draw=1)
-        chosen = [Response(self._run.vocabulary.encode(e.chosen), True) for e in self._examples]
         rows = [
-            ("RL vs SFT", "table1", original, self.policy(config.sft, temperature)),
-            ("Original vs y_w", "table1", original, chosen),
-            ("PIT vs Original", "table1", pit, original),
+            ("table1", dataclasses.replace(original, label="RL"), sft),
+            ("table1", original, chosen),
+            ("table1", pit, original),
         ]
         if config.self_refine:
             traces = self.improved(config.policy, temperature, 1, "self_refine")
-            refined = [trace.responses[1] for trace in traces]
-            rows.append(("Self-Refine vs Original", "table1", refined, original))
-            rows.append(("PIT vs Self-Refine", "table1", pit, refined))
-        for label, stage in config.ablations:
-            ablated = self._pit(stage, temperature)
-            rows.append((f"{label} vs Original", "table2", ablated, original))
-            rows.append((f"PIT vs {label}", "table2", pit, ablated))
-        rows.append(("Policy re-sampled vs Original", "control", again, original))
-        rows.append(("PIT vs Policy re-sampled", "control", pit, again))
-        for label, stage in config.controls:
-            other = self.policy(stage, temperature)
-            rows.append((f"{label} vs Original", "control", other, original))
-            rows.append((f"PIT vs {label}", "control", pit, other))
-        return [self._compare(n, temperature, group, a, b) for n, group, a, b in rows]
+            refined = Side("self_refine", "Self-Refine", [trace.responses[1] for trace in traces])
+            rows += [("table1", refined, original), ("table1", pit, refined)]
+        others = [
+            ("table2", Side(self._ablation(stage), label, self._pit(stage, temperature)))
+            for label, stage in config.ablations
+        ]
+        others.append(("control", Side("resampled", "Policy re-sampled", again)))
+        others += [
+            ("control", Side("control", label, self.policy(stage, temperature)))
+            for label, stage in config.controls
+        ]
+        for group, other in others:
+            rows += [(group, other, original), (group, pit, other)]
+        return [self._compare(temperature, group, a, b) for group, a, b in rows]
+
+    def _ablation(self, name: str) -> str:
+        """What a PIT model of Table 2 is, by the rounds that its stage has."""
+        stage = next((stage for stage in self._run.config.stages if stage.name == name), None)
+        rounds = stage.rounds if isinstance(stage, RLStage) else ()
+        sources = {round_.source for _, round_, *_ in curriculum.locate(rounds, 0)}
+        if sources == {"data"}:
+            return "first_only"
+        return "second_only" if sources == {"policy"} else "ablation"
 
     def _scores(self, temperature: float) -> list[dict[str, Any]]:
         config = self._config
@@ -363,57 +395,20 @@ class Suite:
         series: dict[str, list[float]] = {}
         intervals: dict[str, list[list[float]]] = {}
         for temperature in config.sweep:
-            original = self.policy(config.policy, 1.0)
+            original = Side("original", "Original", self.policy(config.policy, 1.0))
             improver = self._run.improver(self._model(config.pit))
             improve = ImproveConfig(sampling=SamplingConfig(temperature=temperature))
             draw = self._run.key("evaluation", config.pit, "sweep")
-            traces = improver(self._prompts, original, self._rows, draw, improve)
+            traces = improver(self._prompts, original.responses, self._rows, draw, improve)
             again = self.policy(config.policy, temperature, draw=1)
-            for name, responses in (
-                ("PIT vs Original", [t.responses[1] for t in traces]),
-                ("Policy re-sampled vs Original", again),
+            for side in (
+                Side("pit", "PIT", [trace.responses[1] for trace in traces]),
+                Side("resampled", "Policy re-sampled", again),
             ):
-                row = self._compare(name, temperature, "figure3", responses, original)
-                series.setdefault(name, []).append(row["delta"])
-                intervals.setdefault(name, []).append([row["ci_low"], row["ci_high"]])
+                row = self._compare(temperature, "figure3", side, original)
+                series.setdefault(row["name"], []).append(row["delta"])
+                intervals.setdefault(row["name"], []).append([row["ci_low"], row["ci_high"]])
         return {"temperatures": list(config.sweep), "series": series, "intervals": intervals}
-
-    def _records(self, stage: str) -> list[dict[str, Any]]:
-        return metrics_lib.read_jsonl(self._run.directory / stage / "metrics.jsonl")
-
-    def _reward_curves(self) -> list[dict[str, Any]]:
-        stage = self._run.stage(self._config.pit)
-        assert isinstance(stage, RLStage)
-        if not self._run.is_complete(stage.name):  # T5X trained it, whose metrics are not ours
-            return []
-        curves = []
-        for number, round_, first, last in curriculum.locate(stage.rounds, 0):
-            records = [r for r in self._records(stage.name) if first < r["step"] <= last]
-            curves.append(
-                {
-                    "round": f"round {number}: references from {round_.source}",
-                    "steps": [r["step"] for r in records],
-                    "reward": [r["score"] for r in records],
-                }
-            )
-        return curves
-
-    def _learning_curves(self) -> list[dict[str, Any]]:
-        curves = []
-        for stage in self._run.config.stages:
-            if not self._run.is_complete(stage.name):
-                continue
-            metric = "score" if stage.task in stages.RL_TASKS else "loss"
-            records = [r for r in self._records(stage.name) if metric in r]
-            curves.append(
-                {
-                    "stage": stage.name,
-                    "metric": metric,
-                    "steps": [r["step"] for r in records],
-                    "values": [r[metric] for r in records],
-                }
-            )
-        return curves
 
     def _samples(self) -> list[dict[str, Any]]:
         traces = self.improved(

@@ -54,18 +54,10 @@ def tone(row: Mapping[str, Any]) -> str:
 
 
 def comparison_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of comparisons, with temperature and judge where the rows differ in them."""
-    temperatures = {row.get("temperature") for row in rows}
-    judges = {row.get("judge") for row in rows}
-    labels = []
-    for row in rows:
-        details = []
-        if len(temperatures) > 1 and known(row.get("temperature")):
-            details.append(f"T={row['temperature']:g}")
-        if len(judges) > 1 and row.get("judge"):
-            details.append(str(row["judge"]))
-        labels.append(row["name"] + (f" ({', '.join(details)})" if details else ""))
-    return labels
+    """Names of comparisons, with the temperature where the rows differ in it."""
+    if len({row.get("temperature") for row in rows}) == 1:
+        return [row["name"] for row in rows]
+    return [f"{row['name']} (T={row['temperature']:g})" for row in rows]
 
 
 def with_interval(value: str, low: Any, high: Any, form: Callable[[Any], str]) -> str:
