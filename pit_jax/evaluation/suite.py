@@ -112,7 +112,7 @@ class Suite:
         self._traces: dict[tuple, list[Trace]] = {}
 
     def results(self) -> dict[str, Any]:
-        """Computes everything that the report shows, as JSON values; report/write.py has their layout."""
+        """Computes all that the report shows, as JSON values in the layout of report/write.py."""
         config, run = self._config, self._run
         comparisons, scores = [], []
         for temperature in config.temperatures:
