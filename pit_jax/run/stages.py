@@ -8,6 +8,7 @@ hold several stages of one task under different names, as ablations do.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -201,6 +202,7 @@ def init_scalar_model(network: NetworkConfig) -> Callable[[jax.Array], Any]:
     return _init(ScalarModel(network))
 
 
+@functools.cache  # JAX traces each function once
 def _init(model: nn.Module) -> Callable[[jax.Array], Any]:
     def init(key):
         tokens_BT = jnp.zeros((1, 2), jnp.int32)

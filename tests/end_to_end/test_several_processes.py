@@ -71,8 +71,7 @@ def together(folder, *arguments, command="run", **environment):
     environment |= {
         "PIT_JAX_COORDINATOR": f"localhost:{port}",
         "PIT_JAX_PROCESS_COUNT": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": re.sub("count=8", "count=2", os.environ["XLA_FLAGS"]),
     }
     words = [sys.executable, "-c", DRIVER, command, "--distributed"]
     words += [f"--gin_file={folder.with_name('short.gin')}", f"--gin.MODEL_DIR='{folder}'"]
