@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import socket
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 from pit_jax import cli, commands
 from pit_jax.run import run as runs
 from tests import tiny_runs
+from tests.child_environment import child_environment
 
 pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("quick_compiling")]
 
@@ -71,7 +71,6 @@ def together(folder, *arguments, command="run", **environment):
     environment |= {
         "PIT_JAX_COORDINATOR": f"localhost:{port}",
         "PIT_JAX_PROCESS_COUNT": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     words = [sys.executable, "-c", DRIVER, command, "--distributed"]
@@ -79,7 +78,7 @@ def together(folder, *arguments, command="run", **environment):
     started = [
         subprocess.Popen(
             [*words, *arguments],
-            env={**os.environ, **environment, "PIT_JAX_PROCESS_INDEX": str(index)},
+            env=child_environment(2, **environment, PIT_JAX_PROCESS_INDEX=str(index)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
