@@ -24,6 +24,7 @@ from pit_jax.method.decode import SamplingConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.run import t5x_checkpoints
 from tests import tiny_runs
+from tests.adapters import t5x_contract
 from tests.child_environment import ROOT, child_environment
 
 pytestmark = pytest.mark.t5x
@@ -131,6 +132,11 @@ def run_of(folder: pathlib.Path):
     """The run in a directory, as pit_jax sees it."""
     base = tiny_runs.config(folder)
     return tiny_runs.on_one_device(base)
+
+
+def test_the_recorded_signatures_are_t5xs():
+    recorded = t5x_contract.recorded()
+    assert t5x_contract.record() == {name: recorded[name] for name in ("commit", "modules")}
 
 
 @pytest.mark.parametrize("devices", DEVICES)

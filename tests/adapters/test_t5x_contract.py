@@ -44,6 +44,14 @@ def setup_of(pit, name, folder="unused", **changes):
     return pit.setup(config, name)
 
 
+def test_the_stub_gives_way_to_what_was_imported_before(monkeypatch):
+    real = types.ModuleType("t5x.real")
+    monkeypatch.setitem(sys.modules, "t5x.real", real)
+    with t5x_contract.install_stub():
+        assert "t5x.real" not in sys.modules
+    assert sys.modules["t5x.real"] is real
+
+
 def test_without_t5x_one_line_says_so():
     code = "import sys; sys.modules['t5x'] = None\nimport pit_jax.adapters.t5x"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
