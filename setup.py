@@ -32,6 +32,8 @@ INSTALL_REQUIRES = [
     "tensorboardX>=2.6",  # TensorBoard event files without TensorFlow
     "tqdm>=4.66",  # progress bars
     "matplotlib>=3.9",  # plots of the report
+    "jinja2>=3.1",  # the report's page
+    "scipy>=1.14",  # intervals of its shares
 ]
 
 EXTRAS_REQUIRE = {
@@ -76,7 +78,10 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["pit_jax", "pit_jax.*"]),
-    package_data={"pit_jax.data.files": ["checksums.tsv"]},
+    package_data={
+        "pit_jax.data.files": ["checksums.tsv"],
+        "pit_jax.report": ["templates/*"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["pit_jax=pit_jax.cli:main"]},

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pit_jax.data import layouts
 from pit_jax.method import forward, losses
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
@@ -54,7 +55,7 @@ def make_batch(options: argparse.Namespace) -> dict[str, np.ndarray]:
 
 def in_one_pass(model, params, batch):
     """All four scores from rows that share prefixes."""
-    return forward.tree_scores(model, params, batch, forward.GAP_TREE, "last")
+    return forward.tree_scores(model, params, batch, layouts.GAP_TREE, "last")
 
 
 def separately(model, params, batch):

@@ -24,10 +24,10 @@ import numpy as np
 import gin
 from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.vocabularies.load import load
+from pit_jax.method import supervised_step
 from pit_jax.run import stages
 from pit_jax.run.config import RunConfig
 from pit_jax.run.run import Run
-from pit_jax.runtime import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -83,7 +83,7 @@ def consumed(config: RunConfig, steps: int) -> dict[str, float]:
             continue
         state = stages.create_state(stage, config.network, run.partitioner, jax.random.key(0))
         loss = stages.objective(stage, config.network)
-        step = loop.make_step(loss, run.partitioner, stage.microbatches)
+        step = supervised_step.make_step(loss, run.partitioner, stage.microbatches)
         batches = run.data.batches(stage.task, "train", stage.batch_size)
         state, metrics = step(state, run.partitioner.shard_batch(next(batches)))
         jax.block_until_ready(metrics)

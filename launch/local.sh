@@ -20,7 +20,7 @@ needs), then runs COMMAND from the root of the checkout:
                                 bash launch/local.sh quickstart --gin.MODEL_DIR="'runs/again'"
   test [ARGUMENT ...]         lint, types, and every test with coverage. With arguments, only
                               pytest, with them:
-                                bash launch/local.sh test tests/test_losses.py -k gap
+                                bash launch/local.sh test tests/method/test_losses.py -k gap
                                 bash launch/local.sh test -m slow
   t5x-test [ARGUMENT ...]     the tests that run T5X itself, with the Python of PIT_JAX_PYTHON
                               (python3), which has to have it: docs/t5x.md. Nothing is installed

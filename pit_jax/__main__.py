@@ -1,4 +1,4 @@
-"""`python -m pit_jax COMMAND`: the command line."""
+"""Runs the command line: `python -m pit_jax COMMAND`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command line: flags, gin, dispatch. The only module that knows gin.
+"""Reads the command line's flags and gin files and starts the command; only this knows gin.
 
 python -m pit_jax COMMAND --gin_file=FILE [--gin_file=…] [--gin.NAME=VALUE …]
 """

@@ -1,6 +1,6 @@
-"""What the commands do, once flags and configuration are read.
+"""Does what the commands do, once flags and configuration are read.
 
-Each takes the Run, the EvaluationConfig and the flags, but for `plan`, which needs no data.
+Each command takes the Run, the EvaluationConfig and the flags, except `plan`, which needs no data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pit_jax.runtime import processes
 
 
 def run(run, evaluation, options) -> None:
-    """A whole pipeline, then its report."""
+    """Trains a whole pipeline, then writes its report."""
     from pit_jax.run import pipeline
 
     for name in evaluation.stages:
@@ -29,7 +29,7 @@ def run(run, evaluation, options) -> None:
 
 
 def data(run, evaluation, options) -> None:
-    """What became of every example."""
+    """Shows what became of every example."""
     del evaluation
     from pit_jax.report import data as data_report
 
@@ -40,7 +40,7 @@ def data(run, evaluation, options) -> None:
 
 
 def plan(config, options) -> int:
-    """Every program of a run, compiled for a TPU; exit status 1 if it doesn't fit."""
+    """Compiles every program of a run for a TPU; returns exit status 1 if it doesn't fit."""
     from pit_jax.plan import chips, planner
 
     def say(text: str) -> None:
@@ -67,7 +67,7 @@ def plan(config, options) -> int:
 
 
 def train(run, evaluation, options) -> None:
-    """The stage that STAGE names."""
+    """Trains the stage that STAGE names."""
     del evaluation
     from pit_jax.run import pipeline
 
@@ -78,7 +78,7 @@ def train(run, evaluation, options) -> None:
 
 
 def convert(run, evaluation, options) -> None:
-    """The checkpoint of the stage that STAGE names, as T5X writes them."""
+    """Writes the checkpoint of the stage that STAGE names as T5X writes its checkpoints."""
     del evaluation
     from pit_jax.run import stage_training, t5x_checkpoints
 
@@ -90,7 +90,7 @@ def convert(run, evaluation, options) -> None:
 
 
 def evaluate(run, evaluation, options) -> None:
-    """The tables and plots of a run, or of a file that `improve` wrote."""
+    """Makes the tables and plots of a run, or of a file that `improve` wrote."""
     if options.generations:
         _evaluate_generations(run, evaluation, options)
         return
@@ -115,10 +115,10 @@ def _report(run, evaluation, directory, config_text: str, options) -> None:
 
 
 def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
-    """The objects of a JSONL file.
+    """Reads the objects of a JSONL file.
 
     Raises:
-      UserError: `file:line: what was expected`.
+      UserError: for a line that isn't such an object; `file:line: what was expected`.
     """
     try:
         lines = epath.Path(path).read_text(encoding="utf-8").splitlines()
@@ -142,7 +142,7 @@ def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
 
 
 def improve(run, evaluation, options) -> None:
-    """Algorithm 2 on the prompts of a file."""
+    """Runs Algorithm 2 on the prompts of a file."""
     from pit_jax.method.decode import SamplingConfig
     from pit_jax.method.sampler import Response
 

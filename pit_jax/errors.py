@@ -1,8 +1,8 @@
-"""Errors that are a user's to mend."""
+"""Has the errors that end a command with a line in place of a traceback."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for: a path, a flag, a config value, a data file.
+    """Tells of a mistake in what the user asked for: a path, a flag, a config value, a data file.
 
     The message is one line that says what was wrong, what was got and what was expected. The
     command line prints it without a traceback and exits with status 2.
@@ -10,14 +10,14 @@ class UserError(ValueError):
 
 
 class NotFiniteError(RuntimeError):
-    """Ten steps in a row had a loss or gradient that wasn't finite."""
+    """Tells that ten steps in a row had a loss or gradient that wasn't finite."""
 
 
 class Interrupted(Exception):
-    """A stage was told to stop by a signal, and wrote a checkpoint.
+    """Tells that a stage was stopped by a signal, after it wrote a checkpoint.
 
     Attributes:
-      number: of the signal.
+      number: number of the signal.
     """
 
     def __init__(self, number: int, step: int):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, on a disk or in a bucket (`gs://…`)."""
+"""Writes files whole or not at all, on a disk or in a bucket (`gs://…`)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from etils import epath
 
 
 def is_local(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is on a disk rather than in a bucket, where nothing can be appended."""
+    """Returns whether a path is on a disk and not in a bucket, where nothing can be appended."""
     return "://" not in os.fspath(path)
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """The whole path of what is on a disk; orbax takes no other."""
+    """Returns the absolute path of what is on a disk, since orbax takes no other."""
     return path.resolve() if is_local(path) else path
 
 
 def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
-    """Writes or replaces a file; a crash or a reader never meets half of it.
+    """Writes or replaces a file, so that neither a crash nor a reader ever meets half of it.
 
-    Its folder is made if missing. Text is UTF-8. What is on a disk is synced.
+    Its folder is made if missing. Text is encoded as UTF-8. A file on a disk is synced.
     """
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

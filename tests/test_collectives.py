@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pit_jax.method import decode
+from pit_jax.method import decode, supervised_step
 from pit_jax.models.network import LanguageModel
 from pit_jax.plan import chips, hlo
 from pit_jax.run import stages
-from pit_jax.runtime import loop
 from pit_jax.runtime.partitioning import DECODE_RULES, MeshConfig, Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig
 from tests.tiny_models import TINY
@@ -150,7 +149,7 @@ def training(**mesh) -> str:
     names = ("target_tokens", "input_tokens", "segment_ids", "positions")
     batch = {f"decoder_{name}": rows(partitioner, (B, T)) for name in names}
     batch["decoder_loss_weights"] = rows(partitioner, (B, T), jnp.float32)
-    step = loop.make_step(stages.objective(stage, NETWORK), partitioner)
+    step = supervised_step.make_step(stages.objective(stage, NETWORK), partitioner)
     state = stages.abstract_state(stage, NETWORK, partitioner)
     return step.lower(state, batch).compile().as_text()
 

@@ -291,6 +291,19 @@ def test_pins_are_plain_versions():
         assert not set("/@: ;") & set(name + version), f"{name}=={version} names a place"
 
 
+def test_files_that_are_not_python_are_installed(monkeypatch):
+    package_data = read_setup(monkeypatch)["package_data"]
+    listed = {
+        path
+        for package, patterns in package_data.items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    others = {path for path in (ROOT / "pit_jax").rglob("*.*") if path.is_file()}
+    others = {path for path in others if path.suffix not in (".py", ".pyc")}
+    assert others == listed and any(path.name == "report.html.j2" for path in listed)
+
+
 def test_version_has_one_source(monkeypatch):
     import pit_jax
 

@@ -1,1 +1,1 @@
-"""Bridges to other training frameworks."""
+"""This folder bridges to other training frameworks."""

@@ -1,15 +1,15 @@
-"""Data: what an example is, where examples come from, and how they become batches.
+"""This folder says what an example is, where examples come from, and how they become batches.
 
-From plain text to arrays, in the order of the modules:
+These are its modules, in the order of the way from plain text to arrays:
 
     examples                  what an example and a verdict are; folds by a hash of the prompt
     synthetic.drafts          a synthetic family with an exact checker
-    synthetic.requirements    another one
+    synthetic.requirements    another synthetic family
     synthetic.instructions    the splits of both
     files.formats             a line of a preference file -> an Example
     files.readers             files -> Examples, and a count of what was left out and why
-    files.builders            the same prepared once as TFDS datasets
-    files.build               the command that does it
+    files.builders            datasets of these files, prepared once by TFDS
+    files.build               the command that prepares them
     vocabularies.base         what every vocabulary offers
     vocabularies.words        bytes, and the words of a synthetic family
     vocabularies.subwords     SentencePiece models and Hugging Face tokenizers
@@ -17,9 +17,9 @@ From plain text to arrays, in the order of the modules:
     datasets                  what a dataset is made of; its train, dev and test examples; mixtures
     layouts                   token layouts of every model's input (Appendix A of the paper)
     seqio_tasks.sources       seqio's sources of examples and of sampled references
-    seqio_tasks.preprocessors text -> the features of every stage
+    seqio_tasks.preprocessors text -> the features of every task
     seqio_tasks.feature_converters  those features -> padded or packed model features
-    seqio_tasks.tasks         the seqio Task of every stage
+    seqio_tasks.tasks         the table of tasks, and a seqio Task of each
     batching                  order of rows, mixtures, packing, length buckets
     reference_store           sampled references on disk, read back through seqio
     input_pipeline            batches in a deterministic order; what other folders call

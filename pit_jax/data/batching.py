@@ -1,7 +1,7 @@
-"""Which rows make a batch, and how wide it is: order, mixtures, packing, length buckets.
+"""Says which rows make a batch and how wide it is: order, mixtures, packing, length buckets.
 
-Everything here is a function of row lengths and a seed, so the k-th batch of a run is known without
-the ones before it, and every host knows the whole of it.
+Everything here is a function of row lengths and a seed. So the k-th batch of a run is known without
+the batches before it, and every host knows the whole of it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _CYCLE = 1000
 
 @dataclasses.dataclass(frozen=True)
 class BatchingConfig:
-    """How examples of different lengths share batches.
+    """Says how examples of different lengths share batches.
 
     Attributes:
-      packed_length: tokens of a row of the stages pretrain, sft_policy and sft_pit, into which
+      packed_length: tokens of a row of the tasks pretrain, sft_policy and sft_pit, into which
         several examples go; 0 puts one example in a row.
       length_buckets: number of widths that batches of rows with one example come in; each is a
         program to compile. With 1, every batch is as wide as the longest row.
@@ -43,14 +43,14 @@ class BatchingConfig:
 
 
 def pack(rows: Mapping[str, np.ndarray], length: int) -> Batch:
-    """Puts several rows of one example each into rows of `length` tokens.
+    """Packs rows that have a single example each into rows of `length` tokens.
 
-    Longest first, each goes where it leaves the least room (best fit). Segment ids count the
-    examples of a row from 1.
+    From the longest on, each example goes into the row where it leaves the least room (best fit).
+    Segment ids count the examples of a row from 1.
 
     Args:
       rows: features of SFTFeatureConverter, [n, T].
-      length: of the new rows; no example may be longer.
+      length: length of the new rows; no example may be longer.
     """
     lengths = row_lengths(rows["decoder_segment_ids"])
     bins = _best_fit(lengths, length)
@@ -67,7 +67,7 @@ def pack(rows: Mapping[str, np.ndarray], length: int) -> Batch:
 
 
 def _best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Members of each bin."""
+    """Returns the members of each bin."""
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (room left, bin), ascending
     for member in np.argsort(-lengths, kind="stable").tolist():
@@ -83,12 +83,12 @@ def _best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
 
 
 def row_lengths(ids: np.ndarray) -> np.ndarray:
-    """Real tokens of each row of ids that are 0 on the padding at its end, [n]."""
+    """Counts the real tokens of each row, [n], whose ids are 0 on the padding at its end."""
     return np.sum(ids > 0, axis=1)
 
 
 def bucket_widths(lengths: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` widths, ascending multiples of 8, that pad rows of these lengths least."""
+    """Finds at most `count` widths, ascending multiples of 8, that pad rows of `lengths` least."""
     widths, rows = np.unique(-(-lengths // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, return_counts=True)
     if not len(widths):
         return np.array([_WIDTH_MULTIPLE])
@@ -120,22 +120,23 @@ def batch_rows(
     start_batch: int = 0,
     num_epochs: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Row numbers [batch_size] of each training batch, from batch `start_batch` of the run on.
+    """Yields the row numbers [batch_size] of each training batch, from `start_batch` on.
 
-    Epoch e goes through a permutation drawn from (seed, e), in whole batches; others are left out
-    every epoch. Within it rows of a bucket come together, then the batches are shuffled. With
-    rates, an epoch is as many rows, at least a cycle that holds the rates, drawn from each source
-    at its rate; each source goes through its own permutations, one after the other.
+    Epoch e goes through a permutation drawn from (seed, e), in whole batches; the rows that are
+    left over are others in each epoch. Within an epoch, the rows of a bucket come together, and the
+    batches are shuffled. With rates, an epoch has as many rows, at least a cycle that holds the
+    rates; they are drawn from each source at its rate, and each source goes through permutations
+    of its own.
 
     Args:
-      sources: rows of each dataset, which stand one after the other.
-      rates: of the datasets; none draws each row once an epoch.
+      sources: number of rows of each dataset; the rows of a dataset follow those of the last.
+      rates: rates of the datasets; without any, each row is drawn once an epoch.
       buckets: bucket number of every row.
-      batch_size: rows of a batch.
-      seed: of the order.
+      batch_size: number of rows of a batch.
+      seed: seed of the order.
       shuffle: whether to draw a new order every epoch.
       start_batch: how many batches to skip.
-      num_epochs: None for ever.
+      num_epochs: number of epochs; None never ends.
     """
     per_epoch = max(sum(sources), _CYCLE if rates else 0) // batch_size
     size = per_epoch * batch_size
@@ -156,7 +157,7 @@ def batch_rows(
 
 
 def _mixed(sources, rates, seed: int, start: int, size: int) -> np.ndarray:
-    """Rows `start` to `start + size` of an endless mixture: in cycles that hold the rates."""
+    """Returns rows `start` to `start + size` of an endless mixture, whose cycles hold the rates."""
     bounds = np.round(np.cumsum(rates) / np.sum(rates) * _CYCLE).astype(int)
     per_cycle = np.diff(bounds, prepend=0)
     cycle, _ = divmod(start, _CYCLE)

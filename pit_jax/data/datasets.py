@@ -1,4 +1,4 @@
-"""What a dataset is made of, and its train, dev and test examples."""
+"""Says what a dataset is made of, and loads its train, dev and test examples."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ KINDS = ("instructions", *_READERS, "tfds")
 
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
-    """One dataset.
+    """Describes a dataset.
 
     Attributes:
       kind: `instructions` (synthetic); `preferences` (JSON lines), `hh` (Anthropic HH-RLHF) or
         `summaries` (OpenAI summarize-from-feedback), read from files; `tfds`, one that
-        `tfds build` has prepared (data/builders.py).
+        `tfds build` has prepared (data/files/builders.py).
       train_size: examples in the train split; 0 means all that remain, except for `instructions`.
-      dev_size: examples in the dev split; but for `instructions` at most this many.
-      test_size: likewise for the test split.
-      seed: of the synthetic generator.
-      family: `instructions` only: a key of instructions.FAMILIES.
-      level: `instructions` only: the family's configuration.
-      path: files: a path or glob, or several; `tfds`: name of the dataset, such as
+      dev_size: examples in the dev split; except for `instructions`, at most this many.
+      test_size: examples in the test split, likewise.
+      seed: seed of the synthetic generator.
+      family: for `instructions` only: a key of instructions.FAMILIES.
+      level: for `instructions` only: the family's configuration.
+      path: for files: a path or glob, or several; for `tfds`: name of the dataset, such as
         `hh_rlhf/helpful`, or the directory it was prepared in.
-      test_path: files only: where dev and test come from; empty means from `path` too.
-      data_dir: `tfds` only: the `--data_dir` it was prepared with; empty is TFDS's own.
-      on_error: files only: `raise` stops at malformed lines, `skip` counts them as dropped.
+      test_path: for files only: where dev and test come from; empty means from `path` too.
+      data_dir: for `tfds` only: the `--data_dir` it was prepared with; empty is TFDS's own.
+      on_error: for files only: `raise` stops at malformed lines, `skip` counts them as dropped.
     """
 
     kind: str
@@ -83,11 +83,12 @@ class DatasetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig:
-    """Several datasets at once, such as the subsets of HH-RLHF or summaries beside dialogues.
+    """Describes several datasets used at once, such as summaries beside dialogues.
 
     Attributes:
       parts: the datasets.
-      rates: how often each is drawn in training, in any unit; empty draws every example as often.
+      rates: how often each dataset is drawn in training, in any unit; empty draws every example
+        equally often.
     """
 
     parts: tuple[DatasetConfig, ...]
@@ -111,12 +112,12 @@ class MixtureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Examples of every split.
+    """Holds the examples of every split.
 
     Attributes:
-      name: of its tasks.
+      name: name that its tasks begin with.
       splits: split -> examples; `index` counts them over the datasets of a mixture.
-      read: pairs read from files, or generated.
+      read: number of pairs read from files, or generated.
       dropped: reason -> number of pairs read that are in no split.
       malformed: some of the lines that were skipped, as `file:line: …`.
     """
@@ -133,11 +134,11 @@ def load(
 ) -> list[Dataset]:
     """Generates or reads the dataset, or every dataset of a mixture.
 
-    From files, a prompt's hash decides where it goes: prompts are taken in the order of their hash,
-    first for test, then for dev, until each has its size of examples that fit the windows (the
-    others are dropped later, by whoever tokenizes); the rest is train. So a prompt with
-    several pairs is in one split only, and the choice doesn't depend on the order of the file.
-    No prompt is in two splits, those of other parts of a mixture included.
+    The hash of a prompt from a file decides where it goes. Prompts are taken in the order of their
+    hash, first for test, then for dev, until each has its size of examples that fit the windows
+    (the others are dropped later, by whoever tokenizes); the rest is train. So a prompt with
+    several pairs is in a single split, and the choice doesn't depend on the order of the file. No
+    prompt is in two splits, not even in those of different parts of a mixture.
 
     Args:
       config: the dataset.
@@ -177,7 +178,7 @@ def load(
 
 
 def _load(config: DatasetConfig, fits: Callable[[Example], bool]) -> Dataset:
-    """One dataset, its `dropped` a Counter."""
+    """Loads a dataset, with a Counter as `dropped`."""
     sizes = {"train": config.train_size, "dev": config.dev_size, "test": config.test_size}
     if config.kind == "instructions":
         splits = {
@@ -209,7 +210,7 @@ def _load(config: DatasetConfig, fits: Callable[[Example], bool]) -> Dataset:
 
 
 def _read(config: DatasetConfig) -> tuple[readers.Reading, readers.Reading | None]:
-    """The pairs to train on (and to hold some out of), and the pairs to hold out if apart."""
+    """Reads the pairs to train on, some of them to hold out, and those of `test_path`, if any."""
     if config.kind != "tfds":
         read = _READERS[config.kind]
         reading = read(config.path, on_error=config.on_error)
@@ -233,7 +234,7 @@ def _read(config: DatasetConfig) -> tuple[readers.Reading, readers.Reading | Non
 def _divide(
     examples: list[Example], sizes: dict[str, int], fits: Callable[[Example], bool]
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    """Test, dev and the rest: whole prompts by the order of their hash, each in file order."""
+    """Divides into test, dev and rest: whole prompts by their hash; file order within each."""
     by_prompt: dict[str, list[Example]] = {}
     for example in examples:
         by_prompt.setdefault(example.prompt, []).append(example)

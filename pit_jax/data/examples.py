@@ -1,4 +1,4 @@
-"""What an example and a verdict on a response are; folds by a stable hash of the prompt."""
+"""Says what an example and a verdict are, and makes folds by a stable hash of the prompt."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ FOLDS = ("sft", "rm", "rl")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One preference example, as text: x, y_w, y_l and the reflection c (section 3.1, Appendix D).
+    """Holds a preference example as text: x, y_w, y_l, reflection c (section 3.1, Appendix D).
 
     Attributes:
       prompt: x, what stands between `Human: ` and `Assistant:` of the layout.
       chosen: y_w, the better response.
-      rejected: y_l, the worse one.
+      rejected: y_l, the worse response.
       reflection: c, how y_l could become y_w; empty where the data has none.
       index: position in its split; names the example in batches and reference stores.
     """
@@ -28,9 +28,13 @@ class Example:
     index: int = 0
 
 
+# The fields of Example that are text.
+TEXTS = ("prompt", "chosen", "rejected", "reflection")
+
+
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """The verdict of an exact checker on one response.
+    """Holds the verdict of an exact checker on a response.
 
     Attributes:
       score: in [0, 1]; 1 for a perfect response.
@@ -46,7 +50,7 @@ class Check:
 
 
 def stable_hash(text: str, purpose: str) -> int:
-    """A 64-bit hash, the same in every process; hashes for different purposes are independent."""
+    """Computes a 64-bit hash, the same in every process; purposes have independent hashes."""
     digest = hashlib.blake2b(
         text.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose.encode()[:16]
     )
@@ -54,5 +58,5 @@ def stable_hash(text: str, purpose: str) -> int:
 
 
 def fold_of(prompt: str, folds: int = len(FOLDS)) -> int:
-    """The fold, in [0, folds), that every example with this prompt belongs to."""
+    """Returns the fold, in [0, folds), that every example with this prompt belongs to."""
     return stable_hash(prompt, "fold") % folds

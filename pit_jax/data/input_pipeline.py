@@ -1,8 +1,8 @@
-"""Batches of every stage, in an order that one seed determines; the entry point of the data layer.
+"""Batches of every task, in an order that one seed determines; the entry point of the data layer.
 
-Examples flow through seqio once a process (source, preprocessors, feature converter) into arrays;
-batches are gathered from these by index. So the k-th batch is a function of (seed, k) alone: a run
-restarted at batch k sees the very batches of an uninterrupted one, and every host the same ones.
+Examples flow through seqio once a process (source, preprocessors, feature converter) into arrays,
+and batches are gathered from these by index. So the k-th batch is a function of (seed, k) alone: a
+run restarted at batch k sees the batches of an uninterrupted run, and all hosts see the same.
 TensorFlow is imported when the first batch is made.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from pit_jax.data import batching, datasets
 from pit_jax.data.batching import Batch, BatchingConfig
 from pit_jax.data.examples import FOLDS, SPLITS, Example
-from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.layouts import FEATURES, Layout, Lengths, feature_lengths
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
@@ -34,13 +34,13 @@ _CHUNK = 512
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """Every row of a stage's batches, as arrays with the rows first.
+    """Every row of a task's batches, as arrays with the rows first.
 
     Attributes:
       rows: the arrays.
-      sources: rows of each dataset of a mixture, which stand one after the other.
-      widths: that batches come in, ascending; none where rows can't be cut.
-      buckets: of each row, the first of `widths` that holds it.
+      sources: number of rows of each dataset of a mixture, whose rows follow each other.
+      widths: the widths that batches come in, ascending; empty where rows can't be cut.
+      buckets: for each row the index of the first of `widths` that holds it.
     """
 
     rows: Batch
@@ -49,7 +49,7 @@ class _Table:
     buckets: np.ndarray
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        """The rows of these numbers, as wide as the batch needs."""
+        """Returns the rows of these numbers, as wide as the batch needs."""
         rows = {name: array[numbers] for name, array in self.rows.items()}
         if not len(self.widths):
             return rows
@@ -58,11 +58,11 @@ class _Table:
 
 
 class InputPipeline:
-    """A dataset, or a mixture of some, as batches and as text.
+    """Gives a dataset, or a mixture of several, as batches and as text.
 
     Attributes:
       config: the dataset.
-      vocabulary: of every token array.
+      vocabulary: the vocabulary of every token array.
       lengths: the windows; what is longer is in neither batches nor `examples`.
       batching: how examples of different lengths share batches.
     """
@@ -79,7 +79,7 @@ class InputPipeline:
 
         Args:
           config: the dataset.
-          vocabulary: from vocabularies.load.
+          vocabulary: what vocabularies.load returns.
           lengths: the windows.
           batching: packing and length buckets.
           reflection: whether `sft_pit` learns to write the reflection first (Appendix K).
@@ -93,9 +93,12 @@ class InputPipeline:
         self.batching = batching
         self._reflection = reflection
         layout = Layout(vocabulary)
-        self._datasets = datasets.load(
-            config, lambda e: layout.fits(lengths, e.prompt, e.chosen, e.rejected)
-        )
+
+        def fits(e: Example) -> bool:
+            target = e.reflection if reflection else None
+            return layout.fits(lengths, e.prompt, e.chosen, e.rejected, target)
+
+        self._datasets = datasets.load(config, fits)
         self._rates = config.rates if isinstance(config, datasets.MixtureConfig) else ()
         self._tables: dict[tuple, _Table] = {}
         self._counts: dict[str, Batch] = {}
@@ -103,7 +106,7 @@ class InputPipeline:
 
     def batches(
         self,
-        stage: str,
+        task: str,
         split: str,
         batch_size: int,
         *,
@@ -114,35 +117,35 @@ class InputPipeline:
         num_epochs: int | None = None,
         references: str = DATA_REFERENCES,
     ) -> Iterator[Batch]:
-        """Batches of a stage; their keys and shapes are in the docstrings of feature_converters.py.
+        """Batches of a task; their keys and shapes are in the docstrings of feature_converters.py.
 
-        In training the rows of an epoch that don't fill a batch are left out (others every epoch).
-        Going through the data once in order (`shuffle=False, num_epochs=1`), the last batch is
-        filled up with copies of its first row, and every batch has `weight` [B] float32: 1 for a
-        row of the data, 0 for a filler.
+        In training, the rows of an epoch that don't fill a batch are left out; they are others in
+        each epoch. If the data is gone through once in order (`shuffle=False, num_epochs=1`), the
+        last batch is filled up with copies of its first row, and every batch has `weight` [B]
+        float32: 1 for a row of the data, 0 for a filler.
 
         Args:
-          stage: a key of tasks.STAGES.
+          task: a key of layouts.FEATURES.
           split: `train`, `dev` or `test`.
           batch_size: rows of a batch.
-          fold: `sft`, `rm`, `rl` or `all`; None means the stage's own fold in train, else all.
+          fold: `sft`, `rm`, `rl` or `all`; None means the task's own fold in train, else all.
           seed: of the shuffles.
           shuffle: whether to draw a new order every epoch.
           start_batch: how many batches of the run to skip.
-          num_epochs: None for ever.
+          num_epochs: number of epochs; None never ends.
           references: for `rl_pit`: `data`, or the directory of a reference store.
 
         Raises:
           UserError: if there is less than one batch of examples, or the store isn't sound.
         """
-        table = self._table(stage, split, fold, references)
+        table = self._table(task, split, fold, references)
         size = sum(table.sources)
         evaluating = not shuffle and num_epochs == 1
         if size < (1 if evaluating else batch_size):
             packed = "decoder_segment_ids" in table.rows and self.batching.packed_length
             what = f"rows of {packed} tokens" if packed else "examples"
             raise UserError(
-                f"{stage}: {size} {what} in split {split!r} (fold {fold or 'of the stage'}), "
+                f"{task}: {size} {what} in split {split!r} (fold {fold or 'of the task'}), "
                 f"expected at least batch_size={batch_size}; {self.report()}"
             )
         if evaluating:
@@ -150,7 +153,7 @@ class InputPipeline:
         rates = self._rates if len(table.sources) > 1 else ()
         if rates and min(table.sources) == 0:
             empty = [d.name for d, n in zip(self._datasets, table.sources, strict=True) if not n]
-            raise UserError(f"{stage}: the mixture draws from {empty[0]}, which has no rows")
+            raise UserError(f"{task}: the mixture draws from {empty[0]}, which has no rows")
         order = batching.batch_rows(
             table.sources,
             rates,
@@ -163,53 +166,47 @@ class InputPipeline:
         )
         return (table.batch(numbers) for numbers in order)
 
-    def register(self, stage: str) -> str:
-        """Name of the stage's Task, or Mixture, in seqio's registry."""
+    def register(self, task: str) -> str:
+        """Returns the name of the task, or of its Mixture, in seqio's registry."""
         self._sources()
         from pit_jax.data.seqio_tasks import tasks
 
         if len(self._datasets) > 1:
-            return tasks.mixture_name(self.config.name, stage)
-        return self._tasks[self._datasets[0].name, stage].name
+            return tasks.mixture_name(self.config.name, task)
+        return self._tasks[self._datasets[0].name, task].name
 
-    def feature_lengths(self, stage: str) -> dict[str, int]:
-        """Length in tokens of every feature of the stage's Task."""
+    def feature_lengths(self, task: str) -> dict[str, int]:
+        """Returns the length in tokens of every feature of the task."""
+        return feature_lengths(task, Layout(self.vocabulary).widths(self.lengths))
+
+    def feature_converter(self, task: str) -> type:
+        """Returns the seqio feature converter of the task."""
         self._sources()
         from pit_jax.data.seqio_tasks import tasks
 
-        return tasks.feature_lengths(stage, self.vocabulary, self.lengths)
-
-    def feature_converter(self, stage: str) -> type:
-        """The seqio feature converter of the stage."""
-        self._sources()
-        from pit_jax.data.seqio_tasks import tasks
-
-        return tasks.STAGES[stage].converter
+        return tasks.TASKS[task].converter
 
     def num_rows(
-        self, stage: str, split: str, fold: str | None = None, references: str = DATA_REFERENCES
+        self, task: str, split: str, fold: str | None = None, references: str = DATA_REFERENCES
     ) -> int:
-        """Rows of one epoch of `batches` (packed rows if packing)."""
-        return sum(self._table(stage, split, fold, references).sources)
+        """Counts the rows of an epoch of `batches` (packed rows if packing)."""
+        return sum(self._table(task, split, fold, references).sources)
 
     def examples(self, split: str, fold: str = _ALL) -> list[Example]:
-        """The examples that fit the windows, as text, in the order of the dataset."""
+        """Returns the examples that fit the windows, as text, in the order of the dataset."""
         name = _source_split(split, fold)
         examples = [e for source in self._sources() for e in source.examples(name)]
         too_long = self._too_long(split)
         return [example for example in examples if not too_long[example.index]]
 
     def report(self) -> dict[str, Any]:
-        """Counts: `read`, `dropped` by reason, and what is left: `splits`, `folds` of train.
+        """Counts pairs: `read`, `dropped` by reason, and what is left: `splits`, `folds` of train.
 
-        And `malformed`: the first of the lines that were skipped, as `file:line: …`.
+        `malformed` lists the first lines that were skipped, as `file:line: …`.
 
         Every pair is counted once: read = sum of dropped + sum of splits. A pair too long in
         several fields counts under the first of prompt, chosen, rejected, reflection.
         """
-        self._sources()
-        from pit_jax.data.seqio_tasks.preprocessors import FIELDS
-
         dropped: collections.Counter[str] = collections.Counter()
         for each in self._datasets:
             dropped.update(each.dropped)
@@ -217,8 +214,8 @@ class InputPipeline:
         for split in SPLITS:
             marks = self._too_long(split)
             splits[split] = int(np.sum(marks == 0))
-            for code, field in enumerate(FIELDS, 1):
-                if count := int(np.sum(marks == code)):
+            for number, field in enumerate(self.lengths.windows, 1):
+                if count := int(np.sum(marks == number)):
                     dropped[f"{field} too long"] += count
         return {
             "read": sum(each.read for each in self._datasets),
@@ -229,15 +226,10 @@ class InputPipeline:
         }
 
     def _sources(self) -> list[Any]:
-        """An ExampleSource of each dataset; the seqio tasks are registered with them."""
+        """Makes an ExampleSource of each dataset, and registers the seqio tasks with them."""
         if not self._seqio:
             with _quiet_stderr():
-                import tensorflow as tf
-
                 from pit_jax.data.seqio_tasks import sources, tasks
-
-            # TensorFlow would otherwise take the accelerator's memory from JAX.
-            tf.config.set_visible_devices([], "GPU")
             self._seqio = [sources.ExampleSource(each.splits) for each in self._datasets]
             names = [each.name for each in self._datasets]
             self._tasks = tasks.register_tasks(
@@ -251,11 +243,11 @@ class InputPipeline:
         return self._seqio
 
     def token_counts(self, split: str) -> Batch:
-        """Tokens of every example of a split, those that are over a window included.
+        """Counts the tokens of every example of a split, of those over a window too.
 
         Returns:
           `prompt` (of the whole of `Human: {x}Assistant:`), `chosen` and `rejected` without EOS,
-          and `too_long`, the code of preprocessors.mark_too_long; each [n] int32.
+          and `too_long`, the number of preprocessors.mark_too_long; each [n] int32.
         """
         if split not in self._counts:
             sources = self._sources()
@@ -274,20 +266,20 @@ class InputPipeline:
             }
         return self._counts[split]
 
-    def padding(self, stage: str, batch_size: int) -> dict[str, Any]:
-        """What an epoch of a stage's training batches is made of.
+    def padding(self, task: str, batch_size: int) -> dict[str, Any]:
+        """Counts what an epoch of a task's training batches is made of.
 
         Returns:
-          `rows` and `batches` of an epoch, `widths` of the batches, `real_tokens`, `tokens`,
-          `real_share`; and `examples`, `window_width`, `window_share`: an example a row, each row
-          as wide as all its windows together.
+          `rows` and `batches` of an epoch, `widths` of the batches, `real_tokens`, `tokens` and
+          `real_share`; and `examples`, `window_width` and `window_share`, for rows of a single
+          example that are as wide as all their windows together.
 
         Raises:
           UserError: if there is less than one batch of examples.
         """
-        table = self._table(stage, "train", None, DATA_REFERENCES)
+        table = self._table(task, "train", None, DATA_REFERENCES)
 
-        lengths = self.feature_lengths(stage)
+        lengths = self.feature_lengths(task)
         name, width = {
             "inputs": ("decoder_segment_ids", lengths.get("inputs", 0) + lengths.get("targets", 0)),
             "tokens": ("blocks", lengths.get("tokens", 0)),
@@ -296,7 +288,7 @@ class InputPipeline:
         ids = table.rows[name]
         packed = name == "decoder_segment_ids"
         examples = int(ids.max(axis=1, initial=0).sum()) if packed else len(ids)
-        batches = self.batches(stage, "train", batch_size, num_epochs=1)
+        batches = self.batches(task, "train", batch_size, num_epochs=1)
         shapes: collections.Counter[tuple[int, int]] = collections.Counter()
         real = 0
         for batch in batches:
@@ -318,33 +310,33 @@ class InputPipeline:
     def _too_long(self, split: str) -> np.ndarray:
         return self.token_counts(split)["too_long"]
 
-    def _table(self, stage: str, split: str, fold: str | None, references: str) -> _Table:
+    def _table(self, task: str, split: str, fold: str | None, references: str) -> _Table:
         sources = self._sources()
         from pit_jax.data.seqio_tasks import tasks
 
-        if stage not in tasks.STAGES:
-            raise ValueError(f"stage: got {stage!r}, expected one of {', '.join(tasks.STAGES)}")
-        row = tasks.STAGES[stage]
+        if task not in FEATURES:
+            raise ValueError(f"task: got {task!r}, expected one of {', '.join(FEATURES)}")
+        row = tasks.TASKS[task]
         if fold is None:
             fold = row.fold if split == "train" and row.fold else _ALL
         source_split = _source_split(split, fold)
         store = None
         if references != DATA_REFERENCES:
-            if stage != "rl_pit":
-                raise ValueError(f"references: got {references!r} for {stage}, expected rl_pit")
+            if task != "rl_pit":
+                raise ValueError(f"references: got {references!r} for {task}, expected rl_pit")
             store = ReferenceStore(references)
-        key = (stage, source_split, store and store.fingerprint)
+        key = (task, source_split, store and store.fingerprint)
         if key not in self._tables:
-            of_stage = [self._tasks[each.name, stage] for each in self._datasets]
+            parts = [self._tasks[each.name, task] for each in self._datasets]
             if store is not None:
                 examples = [e for source in sources for e in source.examples(source_split)]
-                of_stage = [self._reference_task(of_stage[0], store, examples)]
+                parts = [self._reference_task(parts[0], store, examples)]
                 source_split = "train"
-            lengths = self.feature_lengths(stage)
-            parts = [_materialise(task, source_split, row.converter, lengths) for task in of_stage]
+            lengths = self.feature_lengths(task)
+            tables = [_materialise(part, source_split, row.converter, lengths) for part in parts]
             if len(self._tables) == _KEPT_TABLES:
                 self._tables.pop(next(iter(self._tables)))
-            self._tables[key] = self._finish(stage, parts)
+            self._tables[key] = self._finish(task, tables)
         return self._tables[key]
 
     def _reference_task(self, task, store: ReferenceStore, examples: list[Example]):
@@ -353,7 +345,7 @@ class InputPipeline:
         source = sources.ReferenceSource(store, examples, self.vocabulary)
         return task.replace(name=f"{task.name}_references", source=source)
 
-    def _finish(self, stage: str, parts: list[Batch]) -> _Table:
+    def _finish(self, task: str, parts: list[Batch]) -> _Table:
         """Packs the rows, or sorts them into length buckets."""
         ids = next((i for i in ("decoder_segment_ids", "blocks") if i in parts[0]), None)
         packed_length = self.batching.packed_length
@@ -361,7 +353,7 @@ class InputPipeline:
             longest = max(int(batching.row_lengths(part[ids]).max(initial=0)) for part in parts)
             if packed_length < longest:
                 raise UserError(
-                    f"{stage}: got packed_length={packed_length}, expected at least {longest}, the "
+                    f"{task}: got packed_length={packed_length}, expected at least {longest}, the "
                     "length of the longest example"
                 )
             parts = [batching.pack(part, packed_length) for part in parts]
@@ -398,7 +390,7 @@ def _materialise(task, source_split: str, converter, lengths: dict[str, int]) ->
 
 
 def _rows(dataset) -> Batch:
-    """The elements of a tf.data.Dataset as arrays with the elements first."""
+    """Returns the elements of a tf.data.Dataset as arrays, with the elements first."""
     dataset = dataset.batch(_CHUNK)
     chunks = list(dataset.as_numpy_iterator())
     return {

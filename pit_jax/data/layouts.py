@@ -1,4 +1,4 @@
-"""Token layouts of Appendix A, built from pieces, and the widths they need.
+"""Builds the token layouts of Appendix A from pieces, and knows the widths they need.
 
     policy       Human: {x}Assistant:                                              -> {y} EOS
     PIT          Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>             -> {y} EOS
@@ -15,12 +15,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.data.vocabularies.base import ASSISTANT, HUMAN, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Windows in tokens; an example over one of them is dropped and counted, never cut.
+    """Sets the windows in tokens; an example over any of them is dropped and counted, never cut.
 
     Attributes:
       prompt: bound on the whole of `Human: {x}Assistant:`.
@@ -38,22 +38,33 @@ class Lengths:
 
     @property
     def longest_text(self) -> int:
-        """Most tokens of a response without EOS: it must fit as a target and as a reference."""
+        """Most tokens of a response without EOS, which must fit as a target and as a reference."""
         return min(self.reference, self.response - 1)
+
+    @property
+    def windows(self) -> dict[str, int]:
+        """Most tokens of each field of `Layout.sizes`; of several too long, the first counts."""
+        return {
+            "prompt": self.prompt,
+            "chosen": self.longest_text,
+            "rejected": self.longest_text,
+            "reflection": self.response,
+            "reference": self.reference,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Widths:
-    """Array widths in tokens that hold every layout for some Lengths.
+    """Holds the array widths, in tokens, that every layout needs under some Lengths.
 
     Attributes:
-      policy: `Layout.policy_prompt`.
-      reward: `Layout.reward_prompt`.
-      pit: `Layout.pit_prompt`.
-      gap: `Layout.gap_prompt`.
-      response: `Layout.response`.
-      pair_row: x and both responses, the row of the reward model's training.
-      gap_row: x, both references and four responses, the row of the gap reward model's.
+      policy: width of `Layout.policy_prompt`.
+      reward: width of `Layout.reward_prompt`.
+      pit: width of `Layout.pit_prompt`.
+      gap: width of `Layout.gap_prompt`.
+      response: width of `Layout.response`.
+      pair_row: width of R_P's training rows: x and both responses.
+      gap_row: width of R_PIT's training rows: x, both references and four responses.
     """
 
     policy: int
@@ -66,16 +77,22 @@ class Widths:
 
 
 def widths(lengths: Lengths, space: int) -> Widths:
-    """The array widths of every layout, where a space between two pieces is `space` tokens."""
-    block = lengths.reference + 2 + space
+    """Returns the array widths of all layouts, if a space between two pieces is `space` tokens."""
+    candidate = lengths.reference + 2 + space
+    of_piece = {
+        Layout.policy_prompt: lengths.prompt,
+        Layout.reward_prompt: lengths.prompt + space,
+        Layout.gap_reference: candidate + space,
+        Layout.response: lengths.response,
+    }
     return Widths(
         policy=lengths.prompt,
         reward=lengths.prompt + space,
-        pit=lengths.prompt + block,
-        gap=lengths.prompt + block + space,
+        pit=lengths.prompt + candidate,
+        gap=lengths.prompt + candidate + space,
         response=lengths.response,
-        pair_row=lengths.prompt + space + 2 * lengths.response,
-        gap_row=lengths.prompt + 2 * (block + space) + 4 * lengths.response,
+        pair_row=sum(of_piece[block.piece] for block in PAIR_TREE),
+        gap_row=sum(of_piece[block.piece] for block in GAP_TREE),
     )
 
 
@@ -89,7 +106,8 @@ class Layout:
 
     A piece (x, y, reference, reflection) is either text, which is encoded, or its token ids without
     EOS. Every method returns ids joined by `join`: a list by default; the seqio preprocessors pass
-    a function that concatenates tensors, so that the layouts are written down once.
+    functions that concatenate tensors and count their elements, so that the layouts, and what is
+    too long for the windows, are written down once.
 
     Example, with x = "2+2?", y_ref = "5":
       pit_prompt = ids("Human: ") ids("2+2?") ids("Assistant:") CANDIDATE ids(" ") ids("5") IMPROVED
@@ -99,77 +117,152 @@ class Layout:
         self,
         vocabulary: Vocabulary,
         join: Callable[[Iterable[Any]], Any] = join_lists,
+        size: Callable[[Any], Any] = len,
     ):
         self.vocabulary = vocabulary
         self.control = vocabulary.control_tokens
         self._join = join
-        self._human = vocabulary.encode("Human: ")
-        self._assistant = vocabulary.encode("Assistant:")
+        self._size = size
+        self._human = vocabulary.encode(HUMAN)
+        self._assistant = vocabulary.encode(ASSISTANT)
         self._space = vocabulary.encode(" ")
 
     def policy_prompt(self, x):
-        """`Human: {x}Assistant:`, input of M_P."""
+        """Builds `Human: {x}Assistant:`, the input of M_P."""
         return self._join([self._human, self._ids(x), self._assistant])
 
     def pit_prompt(self, x, reference):
-        """`Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>`, input of M_PIT."""
-        return self._join(
-            [
-                self.policy_prompt(x),
-                [self.control.candidate],
-                self._space,
-                self._ids(reference),
-                [self.control.improved],
-            ]
-        )
+        """Builds `Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>`, the input of M_PIT."""
+        return self._join([self.policy_prompt(x), self._candidate(reference)])
 
     def reward_prompt(self, x):
-        """`Human: {x}Assistant: `, what precedes y in the input of R_P."""
+        """Builds `Human: {x}Assistant: `, which precedes y in the input of R_P."""
         return self._join([self.policy_prompt(x), self._space])
 
     def gap_prompt(self, x, reference):
-        """`Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>> `, which precedes y in R_PIT."""
+        """Builds `Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>> `, before y in R_PIT."""
         return self._join([self.pit_prompt(x, reference), self._space])
 
     def gap_reference(self, reference):
-        """The part of `gap_prompt` after `policy_prompt`: `<<Candidate>> {y_ref}<<Improved>> `."""
-        return self._join(
-            [
-                [self.control.candidate],
-                self._space,
-                self._ids(reference),
-                [self.control.improved],
-                self._space,
-            ]
-        )
+        """Builds `<<Candidate>> {y_ref}<<Improved>> `, the end of `gap_prompt` after x's part."""
+        return self._join([self._candidate(reference), self._space])
 
     def response(self, y):
-        """`{y}` EOS."""
+        """Builds `{y}` EOS."""
         return self._join([self._ids(y), [self.vocabulary.eos_id]])
 
     def reflected_response(self, reflection, y):
-        """`{c}<<Improved>>{y}` EOS, the target of PIT with chain of thought (Appendix K).
+        """Builds `{c}<<Improved>>{y}` EOS, PIT's target with chain of thought (Appendix K).
 
         The paper doesn't say how c and y are told apart; no text looks like a control token.
         """
         return self._join([self._ids(reflection), [self.control.improved], self.response(y)])
 
     def final_response(self, tokens: Sequence[int]) -> list[int]:
-        """What follows the last `<<Improved>>` of sampled ids: y of a `reflected_response`."""
+        """Returns what follows the last `<<Improved>>` of sampled ids: a reflected response's y."""
         tokens = [int(token) for token in tokens]
         if self.control.improved not in tokens:
             return tokens
         return tokens[len(tokens) - tokens[::-1].index(self.control.improved) :]
 
     def widths(self, lengths: Lengths) -> Widths:
-        """The array widths every layout needs under `lengths`."""
+        """Returns the array widths that every layout needs under `lengths`."""
         return widths(lengths, len(self._space))
 
-    def fits(self, lengths: Lengths, x, chosen, rejected) -> bool:
-        """Whether an example is within `lengths`."""
-        return len(self.policy_prompt(x)) <= lengths.prompt and all(
-            len(self._ids(y)) <= lengths.longest_text for y in (chosen, rejected)
-        )
+    def sizes(self, x, chosen, rejected, reflection=None, reference=None) -> dict[str, Any]:
+        """Counts the tokens of each field that has a window, in the order of `Lengths.windows`.
+
+        Args:
+          x: counted with what stands around it, as `policy_prompt`.
+          chosen, rejected: counted without EOS.
+          reflection: counted with y_w, as `reflected_response`; None where no target holds it.
+          reference: a sampled one; None where there is none.
+        """
+        sizes = {
+            "prompt": self._size(self.policy_prompt(x)),
+            "chosen": self._size(self._ids(chosen)),
+            "rejected": self._size(self._ids(rejected)),
+        }
+        if reflection is not None:
+            sizes["reflection"] = self._size(self.reflected_response(reflection, chosen))
+        if reference is not None:
+            sizes["reference"] = self._size(self._ids(reference))
+        return sizes
+
+    def too_long(self, lengths: Lengths, *pieces) -> dict[str, Any]:
+        """Returns whether each field of an example is over its window; takes what `sizes` takes."""
+        windows = lengths.windows
+        return {field: size > windows[field] for field, size in self.sizes(*pieces).items()}
+
+    def fits(self, lengths: Lengths, *pieces) -> bool:
+        """Returns whether an example is within all windows; takes what `sizes` takes."""
+        return not any(self.too_long(lengths, *pieces).values())
+
+    def _candidate(self, reference):
+        """`<<Candidate>> {y_ref}<<Improved>>`."""
+        candidate, improved = [self.control.candidate], [self.control.improved]
+        return self._join([candidate, self._space, self._ids(reference), improved])
 
     def _ids(self, piece):
         return self.vocabulary.encode(piece) if isinstance(piece, str) else piece
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Describes a piece of a row in which sequences that share prefixes follow each other.
+
+    Attributes:
+      label: what people read beside its tokens.
+      piece: the method of Layout that builds it.
+      text: the field of the example that it is built from.
+      after: number of the block that it follows in its sequence, counted from 1; 0 for none.
+      score: name of the reward that is read on it; empty where none is.
+    """
+
+    label: str
+    piece: Callable[[Layout, Any], Any]
+    text: str
+    after: int = 0
+    score: str = ""
+
+
+Tree = tuple[Block, ...]
+
+# The rows that reward models learn from; a token's block is its number here, counted from 1.
+PAIR_TREE: Tree = (
+    Block("x", Layout.reward_prompt, "prompt"),
+    Block("y_w", Layout.response, "chosen", 1, "chosen"),
+    Block("y_l", Layout.response, "rejected", 1, "rejected"),
+)
+# The four sequences of Eq. 2; the score `wl` is R_PIT(x, y_w, y_l).
+GAP_TREE: Tree = (
+    Block("x", Layout.policy_prompt, "prompt"),
+    Block("reference y_w", Layout.gap_reference, "chosen", 1),
+    Block("reference y_l", Layout.gap_reference, "rejected", 1),
+    Block("y_w after y_l", Layout.response, "chosen", 3, "wl"),
+    Block("y_w after y_w", Layout.response, "chosen", 2, "ww"),
+    Block("y_l after y_l", Layout.response, "rejected", 3, "ll"),
+    Block("y_l after y_w", Layout.response, "rejected", 2, "lw"),
+)
+TREES = {"rm_policy": PAIR_TREE, "rm_gap": GAP_TREE}
+GAP_PAIRS = tuple(block.score for block in GAP_TREE if block.score)
+
+_RL = {"chosen": "response", "example_index": None}
+# Task -> feature -> name of its width in Widths; None for one number.
+FEATURES: dict[str, dict[str, str | None]] = {
+    "pretrain": {"inputs": "pit", "targets": "response"},
+    "sft_policy": {"inputs": "policy", "targets": "response"},
+    "sft_pit": {"inputs": "pit", "targets": "response"},
+    "rm_policy": {"tokens": "pair_row", "blocks": "pair_row"},
+    "rm_gap": {"tokens": "gap_row", "blocks": "gap_row"},
+    "rl_policy": {"prompt": "policy", "reward_prompt": "reward", **_RL},
+    "rl_pit": {"prompt": "pit", "reward_prompt": "gap", **_RL},
+}
+
+
+def feature_lengths(task: str, widths: Widths) -> dict[str, int]:
+    """Returns the most tokens of each feature of a task, a key of FEATURES; 1 for a number."""
+    return {
+        feature: 1 if width is None else getattr(widths, width)
+        for feature, width in FEATURES[task].items()
+    }

@@ -1,10 +1,10 @@
-"""Sampled references y_ref on disk: immutable shards listed by an atomically replaced manifest.
+"""Keeps sampled references y_ref on disk, in immutable shards that a manifest lists.
 
-A directory holds `shard-00000.jsonl`, … and `manifest.json`. A shard is written to a temporary
-file, synced and renamed, and only then listed, so a crash at any point leaves a store that the
-writer goes on from. A record is one JSON line: `index` (of the example), `reference_tokens`
-(sampled ids), `text` (what they decode to) and, if wanted, `prompt_tokens`. Needs no TensorFlow;
-seqio reads a store through sources.ReferenceSource.
+A directory holds `shard-00000.jsonl`, … and `manifest.json`, which is replaced atomically. A shard
+is written to a temporary file, synced and renamed, and only then listed, so a crash at any point
+leaves a store that the writer can continue. A record is a JSON line: `index` (of the example),
+`reference_tokens` (sampled ids), `text` (what they decode to) and, if wanted, `prompt_tokens`. This
+needs no TensorFlow; seqio reads a store through sources.ReferenceSource.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _REQUIRED = {"index": int, "reference_tokens": list, "text": str}
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceMeta:
-    """Where a store's references come from.
+    """Says where a store's references come from.
 
     Attributes:
-      round: of the curriculum that learns from them.
+      round: number of the curriculum's round that learns from them.
       source: name of what they were sampled from, such as `rl_policy`.
-      checkpoint: which checkpoint of it.
-      seed: of the sampling.
+      checkpoint: the checkpoint that they were sampled from.
+      seed: seed of the sampling.
     """
 
     round: int
@@ -44,7 +44,7 @@ class ReferenceMeta:
 
 
 class ReferenceWriter:
-    """Writes a store, record after record, and goes on where a crash interrupted it.
+    """Writes a store, record after record, and continues where a crash interrupted it.
 
     Attributes:
       next_record: number of records safely on disk or waiting for their shard to fill; a resumed
@@ -61,11 +61,11 @@ class ReferenceWriter:
         """Opens a new or an interrupted store.
 
         Args:
-          directory: made if missing.
-          shard_size: records in every shard but the last.
-          meta: must agree with what an existing manifest says.
-          write: False only counts: for a process beside the one that writes, which gets the same
-            records.
+          directory: the store's folder; it is made if missing.
+          shard_size: number of records in every shard but the last.
+          meta: where the references come from; an existing manifest must agree.
+          write: whether this process writes; a process beside the writer gets the same records
+            and only counts them.
 
         Raises:
           UserError: if the directory holds another store, or one of its shards is damaged.
@@ -77,10 +77,7 @@ class ReferenceWriter:
         self._pending: list[str] = []
         expected = {
             "format": _FORMAT,
-            "round": meta.round,
-            "source": meta.source,
-            "checkpoint": meta.checkpoint,
-            "seed": meta.seed,
+            **dataclasses.asdict(meta),
             "shard_size": shard_size,
         }
         if (self.directory / MANIFEST).exists():
@@ -103,7 +100,7 @@ class ReferenceWriter:
 
     @property
     def closed(self) -> bool:
-        """Whether the store is complete."""
+        """Whether the store is complete and closed."""
         return self._manifest["closed"]
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -149,16 +146,16 @@ class ReferenceWriter:
 
 
 def is_closed(directory: str | os.PathLike) -> bool:
-    """Whether there is a store that is complete."""
+    """Returns whether there is a store that is complete."""
     path = epath.Path(directory)
     return (path / MANIFEST).exists() and _read_manifest(path)["closed"]
 
 
 class ReferenceStore:
-    """A complete store, read by position: `store[k]` is the k-th record that was written.
+    """Reads a complete store by position: `store[k]` is the k-th record that was written.
 
     Attributes:
-      manifest: what manifest.json holds.
+      manifest: the content of manifest.json.
       example_indices: the `index` of every record, in order.
     """
 
@@ -189,7 +186,7 @@ class ReferenceStore:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the manifest, and so of every record."""
+        """Digest of the manifest, and so of every record."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
 

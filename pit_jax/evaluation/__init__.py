@@ -1,1 +1,1 @@
-"""Judges, scores with intervals, and the report of a run (sections 4.3 to 4.7 of the paper)."""
+"""This folder judges a run's responses and computes its tables (sections 4.3 to 4.7)."""

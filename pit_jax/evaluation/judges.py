@@ -1,6 +1,6 @@
-"""Judges: which of two responses to a prompt is better.
+"""Has the judges, which say which of two responses to a prompt is better.
 
-A judge is a callable `judge(prompts, first, second) -> outcomes`: three sequences of N strings to
+A judge is called as `judge(prompts, first, second)` with three sequences of N strings. It returns
 verdicts [N] for the first response, as `pit_jax.evaluation.scoring` defines them. A new judge is a
 class with that call and a `name`.
 """
@@ -30,25 +30,25 @@ class Judge(Protocol):
 
 
 class ScoringJudge(Judge, Protocol):
-    """A judge that scores each response by itself, so that many can be ranked at once."""
+    """Scores each response by itself, so that many can be ranked at once."""
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactJudge:
-    """Judges by an exact checker, as the synthetic families have: no model, no noise.
+    """Judges by an exact checker, as the synthetic families have, without model or noise.
 
     Attributes:
-      check: `check(prompt, response)`, whose result has a `score` between 0 and 1.
-      name: shown in tables.
+      check: called as `check(prompt, response)`; its result has a `score` between 0 and 1.
+      name: the judge's name in tables.
     """
 
     check: Callable[[str, str], Any]
     name: str = "checker"
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Checker scores [N], float64."""
+        """Returns the checker's scores [N], float64."""
         _check_lengths(prompts, responses)
         return np.array(
             [self.check(p, r).score for p, r in zip(prompts, responses, strict=True)], np.float64
@@ -65,15 +65,15 @@ class RewardJudge:
     """Judges by a reward model, with the paper's tie rule (section 4.4).
 
     Attributes:
-      score_fn: N prompts and N responses to N scalar rewards.
-      name: shown in tables.
+      score_fn: makes N scalar rewards of N prompts and N responses.
+      name: the judge's name in tables.
     """
 
     score_fn: Callable[[Sequence[str], Sequence[str]], Any]
     name: str = "reward model"
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Rewards [N], float64."""
+        """Returns the rewards [N], float64."""
         _check_lengths(prompts, responses)
         rewards_N = np.asarray(self.score_fn(prompts, responses), np.float64)
         if rewards_N.shape != (len(prompts),):
@@ -91,11 +91,11 @@ class RewardJudge:
 def judge_for(
     dataset: DatasetConfig | MixtureConfig, rewards: Callable, reward_model: str
 ) -> ScoringJudge:
-    """The judge of a dataset: its exact checker where it has one, else a reward model.
+    """Makes the judge of a dataset: its exact checker where it has one, else a reward model.
 
     Args:
-      dataset: what the prompts are of.
-      rewards: N prompts and N responses to N scalar rewards.
+      dataset: the dataset that the prompts are from.
+      rewards: makes N scalar rewards of N prompts and N responses.
       reward_model: name of the stage that `rewards` comes from.
     """
     if isinstance(dataset, DatasetConfig) and dataset.kind == "instructions":

@@ -1,4 +1,4 @@
-"""From scores and verdicts to the numbers of the paper's tables, with intervals.
+"""Computes the numbers of the paper's tables, with intervals, from scores and verdicts.
 
 A verdict on a pair of responses (first, second) is +1 when the first is better, -1 when it is worse
 and 0 for a tie; `outcomes` are int8 arrays of them, one a prompt. Win, lose, tie and delta are in
@@ -16,25 +16,25 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from pit_jax.data.layouts import GAP_PAIRS
+from pit_jax.method.losses import GAP_INEQUALITIES
+
 RESAMPLES = 10_000
 # sigmoid(difference) in [0.45, 0.55] is |difference| <= log(0.55 / 0.45).
 REWARD_TIE_MARGIN = math.log(0.55 / 0.45)
-GAP_PAIRS = ("wl", "ww", "ll", "lw")
-GAP_INEQUALITIES = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
 
 _INTERVAL = (2.5, 97.5)
-_NORMAL_QUANTILE = 1.959963984540054
 _CHUNK_ELEMENTS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Win, lose and tie rates of a first model against a second, all in percent.
+    """Holds win, lose and tie rates of a first model against a second, all in percent.
 
     Attributes:
       win, lose, tie: shares of the prompts; they add up to 100.
       delta: win - lose, the paper's measure of a performance gap.
-      ci_low, ci_high: 95% bootstrap interval of delta, prompts resampled.
+      ci_low, ci_high: 95% bootstrap interval of delta, from resampled prompts.
       n: number of prompts.
     """
 
@@ -49,7 +49,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean over prompts with its 95% bootstrap interval."""
+    """Holds a mean over prompts with its 95% bootstrap interval."""
 
     mean: float
     ci_low: float
@@ -59,7 +59,7 @@ class Mean:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How often an evaluator agrees with the ground truth: share, 95% Wilson interval, pairs."""
+    """Holds the share of n pairs on which an evaluator agrees with labels, 95% Wilson interval."""
 
     accuracy: float
     ci_low: float
@@ -69,7 +69,7 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class EloRatings:
-    """Ratings [M] of M models in the order given, 95% intervals, and ranks (1 is best)."""
+    """Holds ratings [M] of M models in the order given, 95% intervals, and ranks (1 is best)."""
 
     rating: np.ndarray
     low: np.ndarray
@@ -78,7 +78,7 @@ class EloRatings:
 
 
 def win_lose_tie(scores_a, scores_b, tie_margin: float = 0.0) -> np.ndarray:
-    """Verdicts [N] from two score arrays [N]; a difference of at most `tie_margin` is a tie."""
+    """Makes verdicts [N] of two score arrays [N]; a difference up to `tie_margin` is a tie."""
     a_N, b_N = _scores(scores_a, "scores_a"), _scores(scores_b, "scores_b")
     if a_N.shape != b_N.shape:
         raise ValueError(
@@ -91,7 +91,7 @@ def win_lose_tie(scores_a, scores_b, tie_margin: float = 0.0) -> np.ndarray:
 
 
 def reward_judge_outcomes(r1, r2) -> np.ndarray:
-    """Verdicts [N] of a reward model: a tie when sigmoid(r1 - r2) is in [0.45, 0.55] (4.4)."""
+    """Makes verdicts [N] of rewards: a tie is where sigmoid(r1 - r2) is in [0.45, 0.55] (4.4)."""
     return win_lose_tie(r1, r2, tie_margin=REWARD_TIE_MARGIN)
 
 
@@ -119,7 +119,7 @@ def compare(outcomes, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
 
 
 def mean_interval(values, seed: int = 0, resamples: int = RESAMPLES) -> Mean:
-    """Mean of per-prompt values [N] with a 95% bootstrap interval over prompts."""
+    """Takes the mean of per-prompt values [N], with a 95% bootstrap interval over prompts."""
     values_N = _scores(values, "values")
     n = values_N.size
     rng = np.random.default_rng(seed)
@@ -133,25 +133,24 @@ def mean_interval(values, seed: int = 0, resamples: int = RESAMPLES) -> Mean:
 
 
 def agreement(outcomes) -> Agreement:
-    """Agreement of an evaluator with labels (Table 4), from its verdicts [N] on (chosen, rejected).
+    """Counts an evaluator's agreement with labels (Table 4) in verdicts [N] on (chosen, rejected).
 
     Only a verdict for the chosen response agrees; a tie doesn't. R_P prefers it when
     r(x, y_w) > r(x, y_l), R_PIT when r_gap(x, y_w, y_l) > r_gap(x, y_l, y_w).
     """
+    from scipy import stats  # its import takes a second or two, and most commands need none of it
+
     outcomes_N = _outcomes(outcomes)
-    n = outcomes_N.size
-    share = float((outcomes_N == 1).mean())
+    n, agreed = outcomes_N.size, int((outcomes_N == 1).sum())
     # Wilson's interval keeps its width where every verdict agrees, as a bootstrap doesn't.
-    z = _NORMAL_QUANTILE
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    interval = stats.binomtest(agreed, n).proportion_ci(method="wilson")
     return Agreement(
-        accuracy=share, ci_low=max(0.0, centre - half), ci_high=min(1.0, centre + half), n=n
+        accuracy=agreed / n, ci_low=float(interval.low), ci_high=float(interval.high), n=n
     )
 
 
 def gap_reward_summary(rewards: Mapping[str, np.ndarray]) -> dict[str, object]:
-    """Table 4 and Equation 1 for a gap reward model, from its scores on held-out pairs.
+    """Computes Table 4 and Equation 1 for a gap reward model from its scores on held-out pairs.
 
     Args:
       rewards: 'wl', 'ww', 'll', 'lw' -> [N], where 'wl' is r_gap(x, y_w, y_l) and so on.
@@ -181,7 +180,7 @@ def pairwise_outcomes(
 
     Args:
       scores_MN: a score for each model and prompt.
-      judge: two score arrays [N] to verdicts [N]: `win_lose_tie` or `reward_judge_outcomes`.
+      judge: makes verdicts [N] of two score arrays [N]: `win_lose_tie` or `reward_judge_outcomes`.
 
     Returns:
       The M(M-1)/2 pairs [Q, 2] of model indices, and the verdicts [Q, N] for the first of each.
@@ -202,9 +201,9 @@ def elo_ratings(
     k: float = 4.0,
     initial: float = 1000.0,
 ) -> EloRatings:
-    """ELO ratings averaged over orders of the comparisons (Table 3).
+    """Computes ELO ratings, averaged over orders of the comparisons (Table 3).
 
-    A rating depends on the order in which matches are played, so each is averaged over `shuffles`
+    A rating depends on the order in which matches are played, so it is averaged over `shuffles`
     random orders of all Q x N matches. The interval comes from as many orders again in which the
     prompts are resampled too: it holds the noise of the order and of the prompts.
 
@@ -212,7 +211,7 @@ def elo_ratings(
       pairs_Q2: model indices of each pairing; every index 0..M-1 occurs.
       outcomes_QN: verdicts for the first model of each pair, by prompt.
       shuffles: number of orders.
-      seed: of the orders and resamples.
+      seed: seed of the orders and resamples.
       k: points at stake in one match.
       initial: rating at the start, and so the mean of all ratings.
     """
@@ -260,7 +259,7 @@ def _play(first, second, won, order_TS, k: float, initial: float) -> np.ndarray:
 def density_histograms(
     series: Mapping[str, Sequence[float]], bins: int = 40
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Densities of several samples over the same bins (Figure 2).
+    """Computes densities of several samples over the same bins (Figure 2).
 
     Returns:
       edges [bins + 1], and for each name its density [bins], which integrates to 1.
@@ -275,15 +274,15 @@ def density_histograms(
 
 
 def reward_regions(means: Mapping[str, float]) -> tuple[float, float] | None:
-    """Bounds of Figure 4's Similar region, from a gap reward model's means on held-out pairs.
+    """Bounds Figure 4's Similar region by a gap reward model's means on held-out pairs.
 
-    A response no better than its reference scores like r_ww and r_ll, a better one like r_wl, a
-    worse one like r_lw: the bounds are the midpoints between neighbours. The paper doesn't say
-    how it drew its regions.
+    A response as good as its reference scores like r_ww and r_ll, a better response like r_wl, and
+    a worse response like r_lw. The bounds are the midpoints between neighbours. The paper doesn't
+    say how it drew its regions.
 
     Returns:
-      (low, high): Worse lies below low, Better above high. None where the means aren't in the
-      order of Equation 1, for then there are no such regions.
+      (low, high): Worse lies below low, Better above high. None if the means aren't in the order
+      of Equation 1, for then there are no such regions.
     """
     alike = (means["ww"], means["ll"])
     low, high = (means["lw"] + min(alike)) / 2, (means["wl"] + max(alike)) / 2
@@ -293,7 +292,7 @@ def reward_regions(means: Mapping[str, float]) -> tuple[float, float] | None:
 
 
 def region_of(reward: float, regions: tuple[float, float]) -> str:
-    """'worse', 'similar' or 'better', the region of Figure 4 a reward lies in."""
+    """Returns 'worse', 'similar' or 'better', the region of Figure 4 that a reward lies in."""
     low, high = regions
     return "worse" if reward < low else "better" if reward > high else "similar"
 

@@ -1,7 +1,7 @@
-"""The evaluation of a run: Tables 1 to 4 and Figures 2 to 4, as far as its judge can tell.
+"""Evaluates a run: Tables 1 to 4 and Figures 2 to 4, as far as its judge can tell.
 
-The judge is the exact checker where the data has one, else the run's own R_P. Everything is
-measured on one split, looked at once, with 95% intervals over prompts.
+The judge is the exact checker if the data has one, else the run's own R_P. Everything is measured
+on one split, which is looked at once, with 95% intervals over prompts.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import numpy as np
 
 from pit_jax import __version__
 from pit_jax.data.examples import SPLITS, Example
-from pit_jax.evaluation import scoring
+from pit_jax.data.layouts import GAP_TREE
+from pit_jax.evaluation import curves, scoring
 from pit_jax.evaluation.judges import ExactJudge, judge_for
 from pit_jax.method import curriculum
 from pit_jax.method.decode import SamplingConfig
-from pit_jax.method.forward import GAP_TREE, tree_scores
+from pit_jax.method.forward import tree_scores
 from pit_jax.method.improve import ImproveConfig, Trace
+from pit_jax.method.losses import reference_moves_score
 from pit_jax.method.sampler import Response
 from pit_jax.models.heads import ScalarModel
-from pit_jax.run import stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage
-from pit_jax.runtime import metrics as metrics_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What to evaluate.
+    """Says what to evaluate.
 
     Attributes:
       split: `dev` while tuning, `test` for the report.
-      num_prompts: the first so many prompts of the split; 0 takes all.
-      temperatures: of the tables; the first is the main one.
+      num_prompts: how many prompts to take from the beginning of the split; 0 takes all.
+      temperatures: temperatures of the tables, the main one first.
       sweep: temperatures of Figure 3.
-      iterations: improvement steps tabled (Table 3).
-      num_samples: prompts shown with all their texts.
+      iterations: number of improvements in a row (Table 3).
+      num_samples: number of prompts to show with all their texts.
       self_refine: whether to sample the Self-Refine baseline.
       sft, policy, pit, reward_model, gap_model: names of the stages to evaluate.
-      controls: (label, stage) of policies compared with the original, such as one trained longer.
+      controls: (label, stage) of policies compared with the original, as a policy trained longer.
       ablations: (label, stage) of PIT models compared with the original (Table 2).
     """
 
@@ -70,16 +70,31 @@ class EvaluationConfig:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of all stages that are evaluated."""
+        """The names of all stages that are evaluated."""
         others = (stage for _, stage in (*self.controls, *self.ablations))
         return (self.sft, self.policy, self.pit, self.reward_model, self.gap_model, *others)
 
 
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes:
+      kind: what the responses are, one of those that report/write.py lists.
+      label: what tables call them.
+      responses: one to each prompt.
+    """
+
+    kind: str
+    label: str
+    responses: Sequence[Response]
+
+
 class Suite:
-    """Samples, judges and tables for one run.
+    """Samples a run's models, judges their responses and makes the tables.
 
     Args:
-      run: whose stages are trained.
+      run: the run, whose stages are trained.
       config: what to evaluate.
     """
 
@@ -97,7 +112,7 @@ class Suite:
         self._traces: dict[tuple, list[Trace]] = {}
 
     def results(self) -> dict[str, Any]:
-        """Everything the report shows; see report.py for the layout."""
+        """Gathers everything that the report shows, in the layout of report/write.py."""
         config, run = self._config, self._run
         comparisons, scores = [], []
         for temperature in config.temperatures:
@@ -124,13 +139,13 @@ class Suite:
             "reward_models": [self._pair_rewards(), *gap_rows],
             "figure2": {pair: values.tolist() for pair, values in gap_values.items()},
             "figure3": self._sweep(),
-            "figure4": self._reward_curves(),
-            "curves": self._learning_curves(),
+            "figure4": curves.reward_curves(run, config.pit),
+            "curves": curves.learning_curves(run),
             "samples": self._samples(),
         }
 
     def judge_generations(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Results for saved generations: each iteration's text compared with the first one's.
+        """Judges saved generations: compares each iteration's text with the original's.
 
         Args:
           records: `prompt` and `responses` [y_0, y_1, …], all of the same length or stopped early
@@ -148,9 +163,16 @@ class Suite:
             scores.append({"name": f"iteration {k}", "mean_score": mean.mean, **interval})
             if k:
                 outcomes = self._judge(prompts, each, texts[0])
-                row = {"name": f"Iteration {k} vs Original", "judge": self._judge.name}
-                row |= {"group": "table1", **dataclasses.asdict(scoring.compare(outcomes))}
-                comparisons.append(row)
+                comparisons.append(
+                    {
+                        "name": f"Iteration {k} vs Original",
+                        "first": "iteration",
+                        "second": "original",
+                        "judge": self._judge.name,
+                        "group": "table1",
+                        **dataclasses.asdict(scoring.compare(outcomes)),
+                    }
+                )
         return {
             "title": "Saved generations",
             "num_prompts": len(prompts),
@@ -161,7 +183,7 @@ class Suite:
     # Samples
 
     def policy(self, stage: str, temperature: float, draw: int = 0) -> list[Response]:
-        """One response of a policy to each prompt; `draw` tells independent samples apart."""
+        """Samples a policy's response to each prompt; another `draw` is an independent sample."""
         key = ("policy", stage, temperature, draw)
         if key not in self._cache:
             run = self._run
@@ -178,7 +200,7 @@ class Suite:
     def improved(
         self, stage: str, temperature: float, iterations: int, method: str = "pit"
     ) -> list[Trace]:
-        """Improvements of the original responses at the same temperature (Algorithm 2)."""
+        """Improves the original responses at the same temperature (Algorithm 2)."""
         key = (stage, temperature, iterations, method)
         if key not in self._traces:
             config, run = self._config, self._run
@@ -208,7 +230,7 @@ class Suite:
         return [self._run.vocabulary.decode(r.tokens) for r in responses]
 
     def _reward(self, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """R_P of texts, for data without a checker."""
+        """Scores texts by R_P, for data without a checker."""
         run, name = self._run, self._config.reward_model
         widths = run.layout.widths(run.config.lengths)
         encoded = [run.layout.response(text)[: widths.response] for text in texts]
@@ -223,44 +245,56 @@ class Suite:
 
     # Tables
 
-    def _compare(self, name, temperature, group, first, second) -> dict[str, Any]:
-        outcomes = self._judge(self._prompts, self._texts(first), self._texts(second))
-        comparison = dataclasses.asdict(scoring.compare(outcomes, seed=self._run.config.seed))
+    def _compare(self, temperature: float, group: str, a: Side, b: Side) -> dict[str, Any]:
+        outcomes = self._judge(self._prompts, self._texts(a.responses), self._texts(b.responses))
         return {
-            "name": name,
+            "name": f"{a.label} vs {b.label}",
+            "first": a.kind,
+            "second": b.kind,
             "temperature": temperature,
             "judge": self._judge.name,
             "group": group,
-            **comparison,
+            **dataclasses.asdict(scoring.compare(outcomes, seed=self._run.config.seed)),
         }
 
     def _comparisons(self, temperature: float) -> list[dict[str, Any]]:
         config = self._config
-        original = self.policy(config.policy, temperature)
-        pit = self._pit(config.pit, temperature)
+        encode = self._run.vocabulary.encode
+        original = Side("original", "Original", self.policy(config.policy, temperature))
+        pit = Side("pit", "PIT", self._pit(config.pit, temperature))
+        sft = Side("sft", "SFT", self.policy(config.sft, temperature))
+        chosen = Side("chosen", "y_w", [Response(encode(e.chosen), True) for e in self._examples])
         again = self.policy(config.policy, temperature, draw=1)
-        chosen = [Response(self._run.vocabulary.encode(e.chosen), True) for e in self._examples]
         rows = [
-            ("RL vs SFT", "table1", original, self.policy(config.sft, temperature)),
-            ("Original vs y_w", "table1", original, chosen),
-            ("PIT vs Original", "table1", pit, original),
+            ("table1", dataclasses.replace(original, label="RL"), sft),
+            ("table1", original, chosen),
+            ("table1", pit, original),
         ]
         if config.self_refine:
             traces = self.improved(config.policy, temperature, 1, "self_refine")
-            refined = [trace.responses[1] for trace in traces]
-            rows.append(("Self-Refine vs Original", "table1", refined, original))
-            rows.append(("PIT vs Self-Refine", "table1", pit, refined))
-        for label, stage in config.ablations:
-            ablated = self._pit(stage, temperature)
-            rows.append((f"{label} vs Original", "table2", ablated, original))
-            rows.append((f"PIT vs {label}", "table2", pit, ablated))
-        rows.append(("Policy re-sampled vs Original", "control", again, original))
-        rows.append(("PIT vs Policy re-sampled", "control", pit, again))
-        for label, stage in config.controls:
-            other = self.policy(stage, temperature)
-            rows.append((f"{label} vs Original", "control", other, original))
-            rows.append((f"PIT vs {label}", "control", pit, other))
-        return [self._compare(n, temperature, group, a, b) for n, group, a, b in rows]
+            refined = Side("self_refine", "Self-Refine", [trace.responses[1] for trace in traces])
+            rows += [("table1", refined, original), ("table1", pit, refined)]
+        others = [
+            ("table2", Side(self._ablation(stage), label, self._pit(stage, temperature)))
+            for label, stage in config.ablations
+        ]
+        others.append(("control", Side("resampled", "Policy re-sampled", again)))
+        others += [
+            ("control", Side("control", label, self.policy(stage, temperature)))
+            for label, stage in config.controls
+        ]
+        for group, other in others:
+            rows += [(group, other, original), (group, pit, other)]
+        return [self._compare(temperature, group, a, b) for group, a, b in rows]
+
+    def _ablation(self, name: str) -> str:
+        """What a PIT model of Table 2 is, by the rounds that its stage has."""
+        stage = next((stage for stage in self._run.config.stages if stage.name == name), None)
+        rounds = stage.rounds if isinstance(stage, RLStage) else ()
+        sources = {round_.source for _, round_, *_ in curriculum.locate(rounds, 0)}
+        if sources == {"data"}:
+            return "first_only"
+        return "second_only" if sources == {"policy"} else "ablation"
 
     def _scores(self, temperature: float) -> list[dict[str, Any]]:
         config = self._config
@@ -327,7 +361,7 @@ class Suite:
         return {"name": "R_P", **dataclasses.asdict(scoring.agreement(verdicts))}
 
     def _gap_rewards(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-        """Table 4's row of R_PIT and the rewards of Figure 2, on the evaluated split."""
+        """Computes R_PIT's row of Table 4 and the rewards of Figure 2, on the evaluated split."""
         run, name = self._run, self._config.gap_model
         model, pooling = ScalarModel(run.config.network), run.pooling(name)
         score = run.partitioner.jit(
@@ -346,12 +380,11 @@ class Suite:
             for pair in scoring.GAP_PAIRS:
                 found[pair].append(np.asarray(scores[pair])[real])
         values = {p: np.concatenate(v)[: len(self._prompts)] for p, v in found.items()}
-        moved = np.abs(values["wl"] - values["ww"]) + np.abs(values["ll"] - values["lw"])
-        spread = np.abs(values["wl"] - values["lw"])
+        moved, spread = reference_moves_score(values)
         row = {
             "name": "R_PIT",
             **scoring.gap_reward_summary(values),
-            "degeneration": float(moved.sum() / max(float(spread.sum()), 1e-9)),
+            "degeneration": float(moved / max(float(spread), 1e-9)),
         }
         return [row], values
 
@@ -362,57 +395,20 @@ class Suite:
         series: dict[str, list[float]] = {}
         intervals: dict[str, list[list[float]]] = {}
         for temperature in config.sweep:
-            original = self.policy(config.policy, 1.0)
+            original = Side("original", "Original", self.policy(config.policy, 1.0))
             improver = self._run.improver(self._model(config.pit))
             improve = ImproveConfig(sampling=SamplingConfig(temperature=temperature))
             draw = self._run.key("evaluation", config.pit, "sweep")
-            traces = improver(self._prompts, original, self._rows, draw, improve)
+            traces = improver(self._prompts, original.responses, self._rows, draw, improve)
             again = self.policy(config.policy, temperature, draw=1)
-            for name, responses in (
-                ("PIT vs Original", [t.responses[1] for t in traces]),
-                ("Policy re-sampled vs Original", again),
+            for side in (
+                Side("pit", "PIT", [trace.responses[1] for trace in traces]),
+                Side("resampled", "Policy re-sampled", again),
             ):
-                row = self._compare(name, temperature, "figure3", responses, original)
-                series.setdefault(name, []).append(row["delta"])
-                intervals.setdefault(name, []).append([row["ci_low"], row["ci_high"]])
+                row = self._compare(temperature, "figure3", side, original)
+                series.setdefault(row["name"], []).append(row["delta"])
+                intervals.setdefault(row["name"], []).append([row["ci_low"], row["ci_high"]])
         return {"temperatures": list(config.sweep), "series": series, "intervals": intervals}
-
-    def _records(self, stage: str) -> list[dict[str, Any]]:
-        return metrics_lib.read_jsonl(self._run.directory / stage / "metrics.jsonl")
-
-    def _reward_curves(self) -> list[dict[str, Any]]:
-        stage = self._run.stage(self._config.pit)
-        assert isinstance(stage, RLStage)
-        if not self._run.is_complete(stage.name):  # T5X trained it, whose metrics are not ours
-            return []
-        curves = []
-        for number, round_, first, last in curriculum.locate(stage.rounds, 0):
-            records = [r for r in self._records(stage.name) if first < r["step"] <= last]
-            curves.append(
-                {
-                    "round": f"round {number}: references from {round_.source}",
-                    "steps": [r["step"] for r in records],
-                    "reward": [r["score"] for r in records],
-                }
-            )
-        return curves
-
-    def _learning_curves(self) -> list[dict[str, Any]]:
-        curves = []
-        for stage in self._run.config.stages:
-            if not self._run.is_complete(stage.name):
-                continue
-            metric = "score" if stage.task in stages.RL_TASKS else "loss"
-            records = [r for r in self._records(stage.name) if metric in r]
-            curves.append(
-                {
-                    "stage": stage.name,
-                    "metric": metric,
-                    "steps": [r["step"] for r in records],
-                    "values": [r[metric] for r in records],
-                }
-            )
-        return curves
 
     def _samples(self) -> list[dict[str, Any]]:
         traces = self.improved(

@@ -1,1 +1,1 @@
-"""The paper: its losses, its models' passes, PPO, curriculum and improvement, each in a module."""
+"""This folder is the paper: losses, passes of its models, PPO, curriculum, improvement."""

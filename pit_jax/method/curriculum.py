@@ -1,9 +1,9 @@
-"""The rounds of curriculum reinforcement learning, and where their references come from.
+"""Defines the rounds of curriculum reinforcement learning, and samples their references.
 
 A round names the source of y_ref (3.4.1): the data (Eq. 4), M_P^RL (Eq. 5), M_PIT applied to M_P^RL
-samples (a third round and on), or an intermediate checkpoint of M_P's RL run. Sampled references go
-through a reference store; a round trains only once its store is closed. Each round goes on from the
-last one's weights, and the KL reference stays M_PIT^SFT.
+samples (from a third round on), or an intermediate checkpoint of M_P's RL run. Sampled references
+go through a reference store; a round trains only once its store is closed. Each round continues
+with the weights of the round before it, and the KL reference stays M_PIT^SFT.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ SOURCES = ("none", "data", "policy", "checkpoint", "pit")
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One round of PPO.
+    """Configures a round of PPO.
 
     Attributes:
-      source: of y_ref: `none` (M_P itself has no reference), `data` (y_l and y_w), `policy`
-        (M_P^RL), `checkpoint` (M_P after `policy_step` steps of its RL run) or `pit` (M_PIT as it
-        is when the round begins, applied to an M_P^RL sample).
-      steps: PPO steps.
+      source: where y_ref comes from: `none` (M_P itself has no reference), `data` (y_l and y_w),
+        `policy` (M_P^RL), `checkpoint` (M_P after `policy_step` steps of its RL run) or `pit`
+        (M_PIT as it is when the round begins, applied to an M_P^RL sample).
+      steps: number of PPO steps.
       policy: the stage that trained M_P.
-      policy_step: for `checkpoint`, which of its steps.
+      policy_step: for `checkpoint`, the step of its RL run.
       improvements: for `pit`, how often M_PIT is applied.
-      temperature: of the sampled references.
+      temperature: temperature at which references are sampled.
     """
 
     source: str
@@ -59,7 +59,7 @@ class Round:
 
 
 def locate(rounds: tuple[Round, ...], step: int) -> Iterator[tuple[int, Round, int, int]]:
-    """The rounds still to do at `step`: (number, round, its first step, its last step)."""
+    """Yields the rounds still to do at `step`: (number, round, its first step, its last step)."""
     first = 0
     for number, round_ in enumerate(rounds):
         last = first + round_.steps
@@ -80,13 +80,13 @@ def sample_references(
     """Fills and closes the reference store of a round, from where a crash left it.
 
     Args:
-      round_: a sampled one.
-      writer: of its store.
-      examples: one reference is sampled for each of their prompts.
+      round_: a round whose references are sampled.
+      writer: what writes the round's store.
+      examples: the examples; for each prompt of theirs a reference is sampled.
       policy: parameters of M_P.
       improver: Algorithm 2 with M_PIT as it is when the round begins.
-      key: of the round.
-      shard_size: references sampled between two writes.
+      key: the round's key.
+      shard_size: number of references sampled between two writes.
     """
     layout, sampling = improver.layout, SamplingConfig(temperature=round_.temperature)
     width = layout.widths(improver.lengths).policy

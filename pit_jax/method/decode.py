@@ -1,8 +1,8 @@
-"""Sampling from a language model: one prefill, one `while_loop` that ends when every row met EOS.
+"""Samples from a language model: a prefill, then a `while_loop` until every row has met EOS.
 
-Prompts are left-padded, so all rows write the same column of the KV cache and one
-`dynamic_update_slice` puts a token in place. Each row draws with its own key: its sample doesn't
-depend on its neighbours or its place in the batch.
+Prompts are left-padded, so all rows write the same column of the KV cache, and a single
+`dynamic_update_slice` puts the tokens in place. Each row draws with its own key, so its sample
+doesn't depend on its neighbours or its place in the batch.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method.losses import token_log_probs
 from pit_jax.models.attention import CausalRows, KVCache, positions_of
 from pit_jax.models.network import LanguageModel, in_compute_type
 from pit_jax.runtime import partitioning
 
-PAD, EOS = 0, 1
-
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are drawn (static under jit).
+    """Says how tokens are drawn (static under jit).
 
     Attributes:
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_k: keep the k likeliest tokens; 0 keeps all.
-      top_p: keep the smallest set of likeliest tokens whose probability reaches this; 1 keeps all.
+      temperature: what the logits are divided by; 0 takes the likeliest token.
+      top_k: how many of the likeliest tokens are kept; 0 keeps all.
+      top_p: the smallest set of likeliest tokens whose probability reaches this is kept; 1 keeps
+        all.
     """
 
     temperature: float = 1.0
@@ -44,12 +44,12 @@ class SamplingConfig:
 
 @flax.struct.dataclass
 class Generation:
-    """Sampled responses.
+    """Holds sampled responses.
 
     Attributes:
       tokens_BR: int32, EOS included where it was met, padding after it.
-      log_probs_BR: float32, of each token under the tempered, unfiltered distribution; 0 on
-        padding.
+      log_probs_BR: float32, each token's log-probability under the tempered, unfiltered
+        distribution; 0 on padding.
       mask_BR: bool, True on real tokens, EOS included.
     """
 
@@ -59,12 +59,12 @@ class Generation:
 
 
 def row_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:
-    """One key for each row, from a number that names the row wherever it stands."""
+    """Makes a key for each row, from a number that names the row wherever it stands."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
 
 
 def filter_logits(logits_BV: jax.Array, config: SamplingConfig) -> jax.Array:
-    """Sets logits that top-k and top-p exclude to -inf; ties with the last kept one are kept.
+    """Sets logits that top-k and top-p exclude to -inf; ties with the last kept logit are kept.
 
     Args:
       logits_BV: logits, already divided by the temperature.
@@ -85,7 +85,7 @@ def filter_logits(logits_BV: jax.Array, config: SamplingConfig) -> jax.Array:
 
 
 def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig):
-    """Draws one token a row.
+    """Draws a token for each row.
 
     Returns:
       tokens_B and their log-probabilities [B] under the tempered, unfiltered distribution.
@@ -106,7 +106,7 @@ def prefill(model: LanguageModel, params, prompt_BP: jax.Array, response_length:
     Returns:
       next-token logits [B, V] and a cache of P + R columns holding the prompts.
     """
-    valid_BP = prompt_BP != PAD
+    valid_BP = prompt_BP != PAD_ID
     cache = KVCache.zeros(model.config, prompt_BP.shape[0], prompt_BP.shape[1] + response_length)
     return model.apply(
         {"params": params},
@@ -132,7 +132,7 @@ def generate(
     Args:
       model: the language model.
       params: its parameters.
-      prompt_BP: int32 prompts, padding (0) on the left.
+      prompt_BP: int32 prompts, padding on the left.
       keys_B: one key for each row, see `row_keys`.
       response_length: R, the most tokens of a response, EOS included.
       config: temperature and filters.
@@ -141,7 +141,7 @@ def generate(
     R = response_length
     params = in_compute_type(params, model.config)
     logits_BV, cache = prefill(model, params, prompt_BP, R)
-    prompt_valid_BP = prompt_BP != PAD
+    prompt_valid_BP = prompt_BP != PAD_ID
     count_B = jnp.sum(prompt_valid_BP, axis=1)
     columns_S = jnp.arange(P + R)
     prompt_valid_BS = jnp.pad(prompt_valid_BP, ((0, 0), (0, R)))
@@ -153,13 +153,13 @@ def generate(
         """Samples column t; rows that are done get padding."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
         token_B, log_prob_B = sample(logits_BV, keys, config)
-        token_B = jnp.where(done_B, PAD, token_B)
+        token_B = jnp.where(done_B, PAD_ID, token_B)
         generation = Generation(
             write(generation.tokens_BR, token_B, t),
             write(generation.log_probs_BR, jnp.where(done_B, 0.0, log_prob_B), t),
             write(generation.mask_BR, ~done_B, t),
         )
-        return generation, done_B | (token_B == EOS), token_B
+        return generation, done_B | (token_B == EOS_ID), token_B
 
     def unfinished(carry):
         t, _, done_B, _, _ = carry
@@ -183,7 +183,7 @@ def generate(
         return t + 1, generation, done_B, token_B, cache
 
     empty = Generation(
-        jnp.full((B, R), PAD, jnp.int32), jnp.zeros((B, R), jnp.float32), jnp.zeros((B, R), bool)
+        jnp.full((B, R), PAD_ID, jnp.int32), jnp.zeros((B, R), jnp.float32), jnp.zeros((B, R), bool)
     )
     generation, done_B, token_B = draw(jnp.int32(0), logits_BV, empty, jnp.zeros((B,), bool))
     start = (jnp.int32(1), generation, done_B, token_B, cache)

@@ -1,4 +1,4 @@
-"""Model FLOPs of what training and decoding do, and the peaks they are measured against.
+"""Counts the model FLOPs of training and decoding, and knows the peaks of devices.
 
 The plan and the training loop count with the same functions. Padding counts, because a device
 computes it; what is computed twice to save memory doesn't.
@@ -37,26 +37,26 @@ PEAKS = {
 
 
 def peak(kinds: Iterable[str]) -> float:
-    """Operations a second of devices of these kinds together; 0 if one of them isn't in PEAKS."""
+    """Adds up the operations a second of devices of these kinds; 0 if any isn't in PEAKS."""
     found = [max((n for n in PEAKS if kind.startswith(n)), key=len, default="") for kind in kinds]
     return sum(PEAKS[name] for name in found) if all(found) else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Passes of a network over rows of tokens, forwards and backwards.
+    """Describes passes of a network over rows of tokens, forwards and backwards.
 
     Attributes:
-      rows: rows of all chips together.
-      tokens: tokens of a row.
-      logits: columns of a row that logits are computed of.
+      rows: number of rows, of all chips together.
+      tokens: number of tokens of a row.
+      logits: number of columns of a row that logits are computed for.
       backward: whether gradients follow.
-      checkpointed: whether the whole forward pass is done again for them, whatever the network's
-        `remat` is.
-      steps: None for a pass over whole rows; of decoding, how many tokens are read one at a time
-        after `tokens`.
-      cache: of decoding, how many further columns the cache has.
-      times: how often.
+      checkpointed: whether the whole forward pass is done again for the gradients, whatever the
+        network's `remat` is.
+      steps: None for a pass over whole rows; for decoding, how many tokens are read singly, after
+        `tokens`.
+      cache: for decoding, how many further columns the cache has.
+      times: how often the pass is done.
     """
 
     rows: int
@@ -69,7 +69,7 @@ class Work:
     times: int = 1
 
     def flops(self, network: NetworkConfig, rematerialised: bool = False) -> float:
-        """Floating-point operations; with `rematerialised` those that are done twice too."""
+        """Counts floating-point operations, with `rematerialised` those that are repeated too."""
         c = network
         matrices = float(matrix_parameters(c))  # as integers, counts would overflow under jit
         unembed = 2.0 * c.embed_dim * c.vocab_size
@@ -91,32 +91,32 @@ class Work:
 
 
 def matrix_parameters(network: NetworkConfig) -> int:
-    """Parameters that a token is multiplied with, but for embedding and logits."""
+    """Counts the parameters that a token is multiplied with, without embedding and logits."""
     c = network
     attention = c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
     return c.num_layers * (attention + 3 * c.embed_dim * c.mlp_dim)
 
 
 def total(works: Iterable[Work], network: NetworkConfig, rematerialised: bool = False) -> float:
-    """Floating-point operations of all of them."""
+    """Adds up the floating-point operations of several passes."""
     return sum(work.flops(network, rematerialised) for work in works)
 
 
 def training_step(rows: int, width: int, logits: bool, microbatches: int = 1) -> tuple[Work, ...]:
-    """A supervised step, of a language model (`logits`) or of a reward model."""
+    """Lists the passes of a supervised step, of a language model (`logits`) or a reward model."""
     columns = width if logits else 0
     return (Work(rows // microbatches, width, columns, backward=True, times=microbatches),)
 
 
 def sampling(rows: int, P: int, R: int, written: Any = None) -> tuple[Work, ...]:
-    """`decode.generate`: a prefill, whose logits give the first token, and the others' loop.
+    """Lists the passes of `decode.generate`: a prefill for the first token, a loop for the others.
 
     Args:
-      rows: decoded at once.
+      rows: number of rows decoded at once.
       P: tokens of a prompt.
-      R: tokens there is room for.
-      written: tokens of the longest response, where the loop ends, a number or a traced one; R by
-        default.
+      R: tokens that there is room for.
+      written: tokens of the longest response, where the loop ends; a number, which may be traced,
+        or None for R.
     """
     steps = (R if written is None else written) - 1
     return (Work(rows, P, 1), Work(rows, P, steps=steps, cache=R))
@@ -125,15 +125,15 @@ def sampling(rows: int, P: int, R: int, written: Any = None) -> tuple[Work, ...]
 def ppo_collect(
     rows: int, P: int, Q: int, R: int, config: PPOConfig, written: Any = None
 ) -> tuple[Work, ...]:
-    """Episodes of a PPO step: sampling, two log-probabilities, values, scores; see `ppo_step`.
+    """Lists the passes for a PPO step's episodes: sampling, two log-probabilities, values, scores.
 
     Args:
-      rows: episodes.
+      rows: number of episodes.
       P: tokens of a prompt.
       Q: tokens of a prompt in the reward model's layout.
       R: tokens of a response.
       config: PPO's settings.
-      written: see `sampling`.
+      written: as for `sampling`.
     """
     parts = config.parts
     return (
@@ -145,7 +145,7 @@ def ppo_collect(
 
 
 def ppo_update(rows: int, P: int, Q: int, R: int, config: PPOConfig) -> tuple[Work, ...]:
-    """Epochs of minibatches for actor and critic; arguments as for `ppo_collect`."""
+    """Lists the passes of PPO's epochs, for actor and critic; takes what `ppo_collect` takes."""
     part, updates = rows // config.parts, config.parts * config.epochs
     return (
         Work(part, P + R, R, backward=True, checkpointed=True, times=updates),

@@ -1,18 +1,18 @@
-"""Teacher-forced passes over a left-padded prompt and a right-padded response.
+"""Does the teacher-forced passes over a left-padded prompt and a right-padded response.
 
-One function each for log-probabilities (policy, PIT, their references), scores (reward models),
-values (critic), and the scores of sequences that share prefixes, which reward models learn from.
-Rollout, update and evaluation all call these, so a quantity means the same thing everywhere.
+There is a function for log-probabilities (policy, PIT, their references), one for scores (reward
+models), one for values (critic), and one for the scores of sequences that share prefixes, which
+reward models learn from. Sampling of episodes, update and evaluation all call these, so a quantity
+means the same thing everywhere.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
-from pit_jax.method.decode import PAD
+from pit_jax.data.layouts import Tree
+from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method.losses import token_log_probs
 from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
 from pit_jax.models.heads import ScalarModel, pool
@@ -20,9 +20,9 @@ from pit_jax.models.network import LanguageModel
 
 
 def join(prompt_BP: jax.Array, response_BR: jax.Array, mask_BR: jax.Array):
-    """One row a sequence: tokens_BT, positions_BT and their mask, with T = P + R."""
+    """Joins prompts and responses to rows: tokens_BT, positions_BT and their mask, T = P + R."""
     tokens_BT = jnp.concatenate([prompt_BP, response_BR], axis=1)
-    valid_BT = jnp.concatenate([prompt_BP != PAD, mask_BR > 0], axis=1)
+    valid_BT = jnp.concatenate([prompt_BP != PAD_ID, mask_BR > 0], axis=1)
     return tokens_BT, positions_of(valid_BT), CausalRows(valid_BT.astype(jnp.int32))
 
 
@@ -34,7 +34,7 @@ def response_log_probs(
     mask_BR: jax.Array,
     temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """`log M(y_t | prompt, y_<t)` and the entropy of each distribution.
+    """Computes `log M(y_t | prompt, y_<t)` and the entropy of each distribution.
 
     Args:
       model: policy or PIT model.
@@ -56,59 +56,47 @@ def response_log_probs(
 def response_scores(
     model: ScalarModel, params, prompt_BP, response_BR, mask_BR, pooling: str
 ) -> jax.Array:
-    """R_P(x, y) or R_PIT(x, y, y_ref), as the prompt's layout says (Appendix A), float32 [B]."""
+    """Computes R_P(x, y) or R_PIT(x, y, y_ref), float32 [B].
+
+    Which of the two it is, the prompt's layout says (Appendix A).
+    """
     scalars_BT = model.apply({"params": params}, *join(prompt_BP, response_BR, mask_BR))
     return pool(scalars_BT[:, prompt_BP.shape[1] :], mask_BR, pooling)
 
 
 def response_values(model: ScalarModel, params, prompt_BP, response_BR, mask_BR) -> jax.Array:
-    """V(state before each token of the response), float32 [B, R], 0 on padding."""
+    """Computes V(state before each token of the response), float32 [B, R], 0 on padding."""
     rows = join(prompt_BP, response_BR[:, :-1], mask_BR[:, :-1])
     scalars_BT = model.apply({"params": params}, *rows)
     return jnp.where(mask_BR > 0, scalars_BT[:, prompt_BP.shape[1] - 1 :], 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tree:
-    """Scored sequences that share prefixes, as blocks one after the other in one row.
-
-    Attributes:
-      parents: of blocks 1, 2, …: the block that each follows, 0 for none.
-      scores: (name, block) of every response that is scored.
-    """
-
-    parents: tuple[int, ...]
-    scores: tuple[tuple[str, int], ...]
-
-
-# The rows that data.preprocessors.rm_policy and rm_gap write, block after block:
-#   x | y_w | y_l
-PAIR_TREE = Tree((0, 1, 1), (("chosen", 2), ("rejected", 3)))
-#   x | ref_w | ref_l | y_w after ref_l | y_w after ref_w | y_l after ref_l | y_l after ref_w
-GAP_TREE = Tree((0, 1, 1, 3, 2, 3, 2), (("wl", 4), ("ww", 5), ("ll", 6), ("lw", 7)))
-
-
 def tree_scores(
     model: ScalarModel, params, batch, tree: Tree, pooling: str
 ) -> dict[str, jax.Array]:
-    """Scores of all responses of a row in one pass that shares their prefixes.
+    """Scores all responses of a row in one pass that shares their prefixes.
 
-    With GAP_TREE the four r_ab = R_PIT(x, y_a, y_b) of Eq. 2, from 7 pieces in place of the 12 of
-    four whole sequences; with PAIR_TREE R_P(x, y_w) and R_P(x, y_l), from 3 in place of 4. The
-    scores equal those of separate passes (`response_scores`).
+    GAP_TREE gives the four r_ab = R_PIT(x, y_a, y_b) of Eq. 2, from 7 pieces in place of the 12
+    that four whole sequences have. PAIR_TREE gives R_P(x, y_w) and R_P(x, y_l), from 3 pieces in
+    place of 4. The scores equal those of separate passes (`response_scores`).
 
     Args:
       model: the reward model.
       params: its parameters.
       batch: tokens and blocks, int32 [B, T]; a token's block is 0 on padding.
-      tree: what the blocks are.
+      tree: what the blocks are: GAP_TREE or PAIR_TREE of data.layouts.
       pooling: how a score is read, see `heads.pool`.
 
     Returns:
-      float32 [B] under the names of `tree.scores`.
+      float32 [B] under the names of the scores in `tree`.
     """
     tokens_BT, blocks_BT = batch["tokens"], batch["blocks"]
-    positions_BT = tree_positions(blocks_BT, tree.parents)
-    mask_BTT = tree_mask(blocks_BT, tree.parents)
+    parents = tuple(block.after for block in tree)
+    positions_BT = tree_positions(blocks_BT, parents)
+    mask_BTT = tree_mask(blocks_BT, parents)
     scalars_BT = model.apply({"params": params}, tokens_BT, positions_BT, mask_BTT)
-    return {name: pool(scalars_BT, blocks_BT == block, pooling) for name, block in tree.scores}
+    return {
+        block.score: pool(scalars_BT, blocks_BT == number, pooling)
+        for number, block in enumerate(tree, 1)
+        if block.score
+    }

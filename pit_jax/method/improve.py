@@ -1,4 +1,4 @@
-"""Self-improvement at inference: Algorithm 2 by PIT or Self-Refine, and its stop criteria (4.7)."""
+"""Improves responses at inference: Algorithm 2 by PIT or Self-Refine, and stop criteria (4.7)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.sampler import Response, Sampler, Tokens
 from pit_jax.runtime import processes
@@ -19,17 +20,18 @@ METHODS = ("pit", "self_refine")
 
 @dataclasses.dataclass(frozen=True)
 class ImproveConfig:
-    """How long to improve, and how to sample.
+    """Says how long to improve, and how to sample.
 
     Attributes:
       iterations: K of Algorithm 2.
-      sampling: of M_PIT (or of M_P for Self-Refine).
-      stop_unchanged: stop a row whose response came back unchanged.
-      min_gap: stop a row when r_gap(x, y_{k+1}, y_k) is below this, and keep y_k; None never does.
-      time_budget: seconds after which no further iteration starts; 0 is without limit.
+      sampling: how M_PIT samples, or M_P for Self-Refine.
+      stop_unchanged: whether a row stops when its response comes back unchanged.
+      min_gap: a row stops when r_gap(x, y_{k+1}, y_k) is below this, and keeps y_k; with None it
+        never stops for its gap.
+      time_budget: seconds after which no further iteration starts; 0 sets no limit.
       method: `pit`, or the baseline `self_refine`.
       feedback_prompt: Self-Refine's first prompt, with `{prompt}` and `{response}`.
-      refine_prompt: its second, with `{prompt}`, `{response}` and `{feedback}`.
+      refine_prompt: its second prompt, with `{prompt}`, `{response}` and `{feedback}`.
     """
 
     iterations: int = 1
@@ -58,12 +60,12 @@ class ImproveConfig:
 
 @dataclasses.dataclass
 class Trace:
-    """What became of one row.
+    """Records what became of a row.
 
     Attributes:
-      responses: y_0, y_1, … as they were sampled, a rejected last one included.
-      gaps: r_gap(x, y_{k+1}, y_k) of each iteration, where a gap model is at hand.
-      final: which of `responses` is the result.
+      responses: y_0, y_1, … as they were sampled, including a last response that was rejected.
+      gaps: r_gap(x, y_{k+1}, y_k) of each iteration, if there is a gap model.
+      final: index in `responses` of the result.
       stop_reason: `iterations`, `unchanged`, `gap` or `time`.
     """
 
@@ -73,28 +75,28 @@ class Trace:
     stop_reason: str = "iterations"
 
     def at(self, iteration: int) -> Response:
-        """The response that stands after so many iterations."""
+        """Returns the response that stands after so many iterations."""
         return self.responses[min(iteration, self.final)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Improver:
-    """Algorithm 2 over lists of prompts.
+    """Runs Algorithm 2 over lists of prompts.
 
     Attributes:
       sampler: decodes and scores.
-      layout: builds prompts (data.formats.Layout).
-      lengths: the windows (data.formats.Lengths).
+      layout: builds prompts.
+      lengths: the windows.
       clean: sampled ids to ids of plain text, as a reference must be.
       decode: ids to text.
       model: parameters of M_PIT; of M_P for Self-Refine.
       gap_model: parameters of R_PIT, if gaps are wanted.
-      pooling: of R_PIT.
+      pooling: how R_PIT's score is read.
     """
 
     sampler: Sampler
-    layout: Any
-    lengths: Any
+    layout: Layout
+    lengths: Lengths
     clean: Callable[[Sequence[int]], Tokens]
     decode: Callable[[Sequence[int]], str]
     model: Any
@@ -115,8 +117,11 @@ class Improver:
           prompts: x, as text.
           responses: y_0.
           rows: a number that names each row, for its random draws.
-          key: iteration k draws with fold_in(key, k).
+          key: the base key; iteration k draws with fold_in(key, k).
           config: iterations and stop criteria.
+
+        Returns:
+          a Trace for each prompt.
         """
         started = time.monotonic()
         traces = [Trace([response], []) for response in responses]
@@ -139,7 +144,7 @@ class Improver:
         return traces
 
     def improve_once(self, prompts, current, rows, key, config: ImproveConfig) -> list[Response]:
-        """`y_{k+1} ~ M_PIT(x, y_k)`."""
+        """Samples `y_{k+1} ~ M_PIT(x, y_k)` for each prompt (3.5)."""
         built = [
             self.layout.pit_prompt(prompt, self.reference(response))
             for prompt, response in zip(prompts, current, strict=True)
@@ -148,7 +153,7 @@ class Improver:
         return self.sampler.respond(self.model, built, width, rows, key, config.sampling)
 
     def self_refine(self, prompts, current, rows, key, config: ImproveConfig) -> list[Response]:
-        """Feedback, then a refinement, both by M_P (Madaan et al., 2023)."""
+        """Samples feedback and then a refinement, both from M_P (Madaan et al., 2023)."""
         texts = [self.decode(response.tokens) for response in current]
         feedback_key, refine_key = jax.random.split(key)
         asked = [
@@ -165,7 +170,7 @@ class Improver:
         return self._answer(asked, rows, refine_key, config)
 
     def gaps(self, prompts, improved, current) -> np.ndarray:
-        """r_gap(x, y_{k+1}, y_k), float32 [n]."""
+        """Computes r_gap(x, y_{k+1}, y_k), float32 [n]."""
         built = [
             self.layout.gap_prompt(prompt, self.reference(response))
             for prompt, response in zip(prompts, current, strict=True)
@@ -174,11 +179,11 @@ class Improver:
         return self.sampler.score(self.gap_model, built, width, improved, self.pooling)
 
     def reference(self, response: Response) -> Tokens:
-        """A response as y_ref: ids of plain text, cut to the reference window."""
+        """Makes a y_ref of a response: ids of plain text, cut to the reference window."""
         return self.clean(response.tokens)[: self.lengths.reference]
 
     def _answer(self, texts, rows, key, config) -> list[Response]:
-        """M_P's answer to each text, at a width that holds the longest."""
+        """Samples M_P's answer to each text, at a width that holds the longest."""
         built = [self.layout.policy_prompt(text) for text in texts]
         width = -(-max(map(len, built)) // 32) * 32
         return self.sampler.respond(self.model, built, width, rows, key, config.sampling)

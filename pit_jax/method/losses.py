@@ -1,10 +1,13 @@
-"""Losses of supervised fine-tuning, reward models and PPO, as pure functions.
+"""Computes the losses of supervised fine-tuning, reward models and PPO, by pure functions.
 
-Every loss returns `(sum, weight)`: the division happens once, after all microbatches and hosts.
+Every loss returns `(sum, weight)`; the division happens once, after all microbatches and hosts.
 Equation numbers are the paper's (ICLR 2024, arXiv 2310.00898).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +20,12 @@ GAP_INEQUALITIES = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll
 
 
 def token_log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array, temperature: float = 1.0):
-    """Log-probability of each token and entropy of each distribution.
+    """Computes each token's log-probability and each distribution's entropy.
 
     Args:
       logits_BTV: float32 logits.
       tokens_BT: int32 tokens, one for each column of logits.
-      temperature: divides the logits; 0 (greedy decoding) counts as 1.
+      temperature: what the logits are divided by; 0 (greedy decoding) counts as 1.
 
     Returns:
       log_probs_BT and entropy_BT in nats.
@@ -35,7 +38,7 @@ def token_log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array, temperature: fl
 
 
 def sft_loss(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Weighted:
-    """`-log M(y | …)` over target tokens (3.2).
+    """Adds up `-log M(y | …)` over target tokens (3.2).
 
     Tokens of negative weight are unlikely targets instead: `-log(1 - M(y | …))` times the weight's
     size (the unlikelihood option the paper discusses in 3.2). They add to the sum and not to the
@@ -55,7 +58,7 @@ def sft_loss(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
 
 
 def pairwise_loss(chosen_B: jax.Array, rejected_B: jax.Array, weight_B: jax.Array) -> Weighted:
-    """`-log σ(r_w − r_l)` (3.3).
+    """Adds up `-log σ(r_w − r_l)` over rows (3.3).
 
     Args:
       chosen_B: scores of y_w.
@@ -66,9 +69,9 @@ def pairwise_loss(chosen_B: jax.Array, rejected_B: jax.Array, weight_B: jax.Arra
 
 
 def gap_loss(scores: dict[str, jax.Array], weight_B: jax.Array, kind: str = "eq2") -> Weighted:
-    """The gap reward's loss.
+    """Adds up the gap reward's loss over rows.
 
-    `eq2` is Eq. 2, for r_ab = R_PIT(x, y_a, y_b):
+    The kind `eq2` is Eq. 2, for r_ab = R_PIT(x, y_a, y_b):
 
         −[log σ(r_wl − r_ww) + log σ(r_wl − r_ll) + log σ(r_wl − r_lw)
           + log σ(r_ww − r_lw) + log σ(r_ll − r_lw)]
@@ -97,10 +100,32 @@ def gap_loss(scores: dict[str, jax.Array], weight_B: jax.Array, kind: str = "eq2
     return jnp.sum(loss_B * weight_B), jnp.sum(weight_B)
 
 
-def centring_penalty(scores_NB: jax.Array, weight_B: jax.Array) -> Weighted:
-    """Mean squared score, an option that is off by default: keeps a small model's scores around 0.
+def reference_moves_score(
+    scores: Mapping[str, Any], weight_B: jax.Array | float = 1.0
+) -> tuple[Any, Any]:
+    """Measures how far scores move if only the reference is swapped (Appendix C's degeneration).
 
-    A difference-only loss leaves the scores' offset free (Eisenstein et al., 2023).
+        (|r_wl − r_ww| + |r_ll − r_lw|) / |r_wl − r_lw|
+
+    It is 0 for a model that ignores the reference, and 1 for a gap that is a difference of two
+    scores, f(y) − f(y_ref).
+
+    Args:
+      scores: r_ab [B] under the keys wl, ww, ll, lw, of NumPy or of JAX.
+      weight_B: 0 for rows that only fill the batch.
+
+    Returns:
+      (sum, weight): numerator and denominator, each summed over the rows.
+    """
+    moved_B = abs(scores["wl"] - scores["ww"]) + abs(scores["ll"] - scores["lw"])
+    spread_B = abs(scores["wl"] - scores["lw"])
+    return (moved_B * weight_B).sum(), (spread_B * weight_B).sum()
+
+
+def centring_penalty(scores_NB: jax.Array, weight_B: jax.Array) -> Weighted:
+    """Adds up squared scores, which keeps a small model's scores around 0; off by default.
+
+    A loss of differences alone leaves the scores' offset free (Eisenstein et al., 2023).
     """
     squares = jnp.sum(jnp.square(scores_NB) * weight_B[None])
     return squares, jnp.sum(weight_B) * scores_NB.shape[0]
@@ -113,7 +138,7 @@ def ppo_policy_loss(
     mask_BR: jax.Array,
     clip: float,
 ) -> tuple[Weighted, dict[str, Weighted]]:
-    """`mean max(−Aρ, −A clip(ρ, 1 ± clip))` over real tokens (Schulman et al., 2017).
+    """Adds up `max(−Aρ, −A clip(ρ, 1 ± clip))` over real tokens (Schulman et al., 2017).
 
     Returns:
       (sum, weight) and metrics: ratio and its square, share of clipped tokens, approximate KL
@@ -142,7 +167,7 @@ def ppo_value_loss(
     mask_BR: jax.Array,
     clip: float,
 ) -> tuple[Weighted, dict[str, Weighted]]:
-    """`½ mean max((V−R)², (clip(V, V_old ± clip)−R)²)` over real tokens."""
+    """Adds up `½ max((V−R)², (clip(V, V_old ± clip)−R)²)` over real tokens."""
     clipped_BR = jnp.clip(values_BR, old_values_BR - clip, old_values_BR + clip)
     plain_error_BR = jnp.square(values_BR - returns_BR)
     clipped_error_BR = jnp.square(clipped_BR - returns_BR)

@@ -1,7 +1,7 @@
-"""What each supervised stage minimises: a batch to a weighted loss and metrics.
+"""Makes the functions that supervised stages minimise, from a batch to a loss and metrics.
 
-Each function has the signature `(params, batch) -> ((sum, weight), metrics)`, all metrics being
-(sum, weight) pairs. `stages.objective` says which stage minimises which.
+Each function made has the signature `(params, batch) -> ((sum, weight), metrics)`, and its metrics
+are (sum, weight) pairs too. `run.stages.objective` says which stage minimises which function.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from pit_jax.data.layouts import GAP_TREE, PAIR_TREE
 from pit_jax.method import losses
-from pit_jax.method.forward import GAP_TREE, PAIR_TREE, tree_scores
+from pit_jax.method.forward import tree_scores
 from pit_jax.models.attention import CausalRows
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import POOLINGS, ScalarModel
@@ -21,13 +22,13 @@ from pit_jax.models.network import LanguageModel
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """How a reward model is read and trained.
+    """Says how a reward model is read and trained.
 
     Attributes:
       pooling: `last` reads the score at EOS (the paper); `sum` adds over the response's tokens,
         which was measured to help small models.
       centring: weight of the mean squared score; 0 in the paper.
-      gap_loss: `eq2`, or an ablation of Appendix C; see `losses.gap_loss`.
+      gap_loss: `eq2`, or an ablation of Appendix C, as in `losses.gap_loss`.
     """
 
     pooling: str = "last"
@@ -44,7 +45,7 @@ class RewardConfig:
 
 
 def supervised(network: NetworkConfig) -> Callable:
-    """`L_SFT` of 3.2, for policy, PIT and the language-model warm-up; rows may be packed."""
+    """Makes `L_SFT` of 3.2, for policy, PIT and the warm-up; rows may be packed."""
     model = LanguageModel(network)
 
     def loss(params, batch):
@@ -69,7 +70,7 @@ def supervised(network: NetworkConfig) -> Callable:
 
 
 def reward(network: NetworkConfig, config: RewardConfig) -> Callable:
-    """The pairwise reward loss of 3.3 for R_P."""
+    """Makes the pairwise reward loss of 3.3 for R_P."""
     model = ScalarModel(network)
 
     def loss(params, batch):
@@ -90,7 +91,7 @@ def reward(network: NetworkConfig, config: RewardConfig) -> Callable:
 
 
 def gap_reward(network: NetworkConfig, config: RewardConfig) -> Callable:
-    """Eq. 2 for R_PIT, with the accuracy of each inequality and the degeneration check."""
+    """Makes Eq. 2 for R_PIT, with the accuracy of each inequality and the degeneration check."""
     model = ScalarModel(network)
 
     def loss(params, batch):
@@ -107,12 +108,7 @@ def gap_reward(network: NetworkConfig, config: RewardConfig) -> Callable:
             metrics[f"accuracy_{a}>{b}"] = (_count(scores[a] > scores[b], weight_B), weight)
         for name, score_B in scores.items():
             metrics[f"mean_{name}"] = (jnp.sum(score_B * weight_B), weight)
-        moved_B = jnp.abs(scores["wl"] - scores["ww"]) + jnp.abs(scores["ll"] - scores["lw"])
-        spread_B = jnp.abs(scores["wl"] - scores["lw"])
-        metrics["reference_moves_score"] = (
-            jnp.sum(moved_B * weight_B),
-            jnp.sum(spread_B * weight_B),
-        )
+        metrics["reference_moves_score"] = losses.reference_moves_score(scores, weight_B)
         stacked_NB = jnp.stack(list(scores.values()))
         return _centred(total, weight, stacked_NB, weight_B, config), metrics
 
@@ -135,6 +131,6 @@ def _count(condition_B, weight_B):
 
 
 def _token_counts(ids_BT):
-    """Metrics of real tokens: how many, and their share of the batch; ids are 0 on padding."""
+    """Counts real tokens and their share of the batch, as metrics; ids are 0 on padding."""
     real = jnp.sum((ids_BT > 0).astype(jnp.float32))
     return {"tokens": (real, 1.0), "real_token_share": (real, jnp.float32(ids_BT.size))}

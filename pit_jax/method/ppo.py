@@ -1,4 +1,4 @@
-"""The settings and the mathematics of PPO for token sequences; `ppo_step` puts them together.
+"""Has the settings and the mathematics of PPO for token sequences, which `ppo_step` combines.
 
 Every statistic is masked: tokens after EOS never count.
 """
@@ -16,7 +16,7 @@ CRITIC_STARTS = ("reward", "actor")
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """PPO's settings; defaults follow the practice of TRL and OpenAI's lm-human-preferences.
+    """Sets PPO; the defaults follow the practice of TRL and OpenAI's lm-human-preferences.
 
     Attributes:
       beta: weight of the KL penalty.
@@ -31,9 +31,9 @@ class PPOConfig:
       minibatches: parts of a batch, reshuffled each epoch; each gives one gradient step.
       microbatches: parts of a minibatch whose gradients are added up.
       missing_eos_penalty: score of a response that didn't end within its window.
-      subtract_chosen: subtract the score of y_w from each episode's score, a per-prompt constant
-        (an option that helps small models).
-      scale_rewards: divide scores by their running standard deviation.
+      subtract_chosen: whether the score of y_w, a constant of each prompt, is subtracted from each
+        episode's score (an option that helps small models).
+      scale_rewards: whether scores are divided by their running standard deviation.
       scale_floor: least standard deviation to divide by.
       critic_start: `reward` starts the critic from the reward model, `actor` from the actor with a
         zero head.
@@ -50,7 +50,7 @@ class PPOConfig:
     value_coefficient: float = 0.1
     epochs: int = 4
     minibatches: int = 4
-    microbatches: int = 1
+    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     missing_eos_penalty: float = -1.0
     subtract_chosen: bool = False
     scale_rewards: bool = False
@@ -74,21 +74,21 @@ class PPOConfig:
 
     @property
     def parts(self) -> int:
-        """Parts of a batch that pass through the network one after the other."""
+        """The number of parts of a batch that pass through the network one after the other."""
         return self.minibatches * self.microbatches
 
 
 class Experience(flax.struct.PyTreeNode):
-    """A batch of episodes; prompts are left-padded, responses right-padded.
+    """Holds a batch of episodes; prompts are left-padded, responses right-padded.
 
     Attributes:
-      prompt_BP: what the actor saw.
-      critic_prompt_BQ: the same in the reward model's layout (Q tokens).
-      response_BR: tokens, EOS included.
+      prompt_BP: int32, the prompts that the actor saw.
+      critic_prompt_BQ: int32, these prompts in the reward model's layout (Q tokens).
+      response_BR: int32 tokens, EOS included.
       mask_BR: float32, 1 on real tokens.
-      log_probs_BR: of the tokens under the actor that sampled them.
-      values_BR: of the state before each token.
-      rewards_BR: −β·k1 per token, the score added at the last real token.
+      log_probs_BR: float32, log-probabilities of the tokens under the actor that sampled them.
+      values_BR: float32, the critic's value of the state before each token.
+      rewards_BR: float32, −β·k1 of each token; at the last real token the score is added.
     """
 
     prompt_BP: jax.Array
@@ -102,7 +102,7 @@ class Experience(flax.struct.PyTreeNode):
 
 @flax.struct.dataclass
 class Moments:
-    """Running count, mean and sum of squared deviations of scores (Chan et al., 1979)."""
+    """Keeps the running count, mean and squared deviations of scores (Chan et al., 1979)."""
 
     count: jax.Array
     mean: jax.Array
@@ -110,11 +110,11 @@ class Moments:
 
     @classmethod
     def zero(cls) -> Moments:
-        """No scores seen; three separate float32 buffers."""
+        """Makes the moments of no scores, in three separate float32 buffers."""
         return cls(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
     def add(self, scores_B: jax.Array) -> Moments:
-        """The moments after a batch of scores."""
+        """Returns the moments after a further batch of scores."""
         n = jnp.float32(scores_B.size)
         mean = jnp.mean(scores_B)
         total = self.count + n
@@ -124,12 +124,12 @@ class Moments:
         return Moments(total, self.mean + delta * n / total, squares)
 
     def std(self, floor: float) -> jax.Array:
-        """Standard deviation, at least `floor`."""
+        """Returns the standard deviation, or `floor` if that is larger."""
         return jnp.maximum(jnp.sqrt(self.squares / jnp.maximum(self.count, 1.0)), floor)
 
 
 def masked_mean(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
-    """Mean over real tokens."""
+    """Takes the mean over real tokens."""
     return jnp.sum(x_BR * mask_BR) / jnp.maximum(jnp.sum(mask_BR), 1.0)
 
 
@@ -141,7 +141,7 @@ def whiten(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
 
 
 def kl_estimates(log_probs_BR: jax.Array, ref_log_probs_BR: jax.Array):
-    """Per-token estimators of KL(π ‖ π_ref) (Schulman, 2020).
+    """Computes two estimators of KL(π ‖ π_ref) for each token (Schulman, 2020).
 
     Returns:
       k1 = log π − log π_ref, unbiased, and k3 = exp(−k1) − 1 + k1, unbiased and never negative.
@@ -151,7 +151,7 @@ def kl_estimates(log_probs_BR: jax.Array, ref_log_probs_BR: jax.Array):
 
 
 def token_rewards(k1_BR: jax.Array, scores_B: jax.Array, mask_BR: jax.Array, beta) -> jax.Array:
-    """`−β·k1` on each token, the score added at the last real one (Eqs. 3 to 5)."""
+    """Gives each token `−β·k1` and adds the score at the last real token (Eqs. 3 to 5)."""
     last_BR = mask_BR * (jnp.cumsum(mask_BR, axis=1) == jnp.sum(mask_BR, axis=1, keepdims=True))
     return -beta * k1_BR * mask_BR + scores_B[:, None] * last_BR
 
@@ -159,7 +159,7 @@ def token_rewards(k1_BR: jax.Array, scores_B: jax.Array, mask_BR: jax.Array, bet
 def gae(
     rewards_BR: jax.Array, values_BR: jax.Array, mask_BR: jax.Array, gamma: float, lam: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantage estimation (Schulman et al., 2016); the value after the end is 0.
+    """Estimates generalised advantages (Schulman et al., 2016); the value after the end is 0.
 
     Returns:
       advantages_BR (not whitened) and returns_BR = advantages + values, both 0 off the mask.
@@ -179,8 +179,10 @@ def gae(
 
 
 def adapt_beta(beta, kl, config: PPOConfig, episodes: int):
-    """`β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)`, Ziegler et al. (2019); fixed without a
-    target."""
+    """Moves β towards the KL target, if there is one (Ziegler et al., 2019).
+
+    It computes `β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)`; without a target β is fixed.
+    """
     if config.target_kl is None:
         return beta
     error = jnp.clip(kl / config.target_kl - 1, -0.2, 0.2)
@@ -188,7 +190,7 @@ def adapt_beta(beta, kl, config: PPOConfig, episodes: int):
 
 
 def explained_variance(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array):
-    """`1 − Var(R − V) / Var(R)` over real tokens; 1 is a perfect critic, 0 a constant one."""
+    """Computes `1 − Var(R − V) / Var(R)` over real tokens: 1 if V is perfect, 0 if constant."""
 
     def variance(x_BR):
         return masked_mean(jnp.square(x_BR - masked_mean(x_BR, mask_BR)), mask_BR)

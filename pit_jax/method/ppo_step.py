@@ -1,6 +1,6 @@
-"""One PPO step on one page: episodes, their rewards, the update (3.4; Eqs. 3 to 5).
+"""Does a PPO step, all on this page: episodes, their rewards, the update (3.4; Eqs. 3 to 5).
 
-Read top to bottom, it is:
+From top to bottom the step has:
 
 1. a response to each prompt, sampled at one temperature, which also divides the logits of every
    log-probability here; those of the episodes are computed by the update's own function, so the
@@ -42,12 +42,12 @@ from pit_jax.runtime.train_state import TrainState
 
 
 class RLState(flax.struct.PyTreeNode):
-    """Everything that a PPO step changes.
+    """Holds everything that a PPO step changes.
 
     Attributes:
       train: TrainState of {'actor', 'critic'}.
       beta: float32 [], weight of the KL penalty.
-      moments: of all scores so far, for reward scaling.
+      moments: moments of all scores so far, for reward scaling.
     """
 
     train: TrainState
@@ -55,13 +55,13 @@ class RLState(flax.struct.PyTreeNode):
     moments: ppo.Moments
 
     def split(self) -> tuple[Any, RLState]:
-        """The actor's parameters, which later stages start from, and the state without them."""
+        """Returns the actor's parameters, which later stages start from, and all other state."""
         params = dict(self.train.params)
         actor = params.pop("actor")
         return actor, self.replace(train=self.train.replace(params=params))
 
     def join(self, model: Any) -> RLState:
-        """The inverse of `split`, of the state without the actor's parameters."""
+        """Puts the actor's parameters into a state that `split` left without; its inverse."""
         params = {"actor": model, **self.train.params}
         return self.replace(train=self.train.replace(params=params))
 
@@ -69,7 +69,7 @@ class RLState(flax.struct.PyTreeNode):
 def make_passes(
     network: NetworkConfig, reward_network: NetworkConfig, config: PPOConfig
 ) -> tuple[Callable, Callable]:
-    """The two forward passes that collecting and updating share.
+    """Makes the two forward passes that collecting and updating share.
 
     Returns:
       log_probs(actor params, Experience) -> log_probs_BR, entropy_BR; and
@@ -108,11 +108,11 @@ def make_collect(
     pooling: str,
     response_length: int,
 ) -> Callable:
-    """The first half of a PPO step: prompts to episodes.
+    """Makes the first half of a PPO step, which collects episodes for prompts.
 
     Args:
-      network: of the actor (policy or PIT) and its KL reference.
-      reward_network: of the reward model and the critic.
+      network: network of the actor (policy or PIT) and its KL reference.
+      reward_network: network of the reward model and the critic.
       config: PPO's settings.
       pooling: how the reward model's score is read.
       response_length: R.
@@ -187,13 +187,13 @@ def make_collect(
 
 
 def shape_scores(raw_B, chosen_B, ended_B, moments: ppo.Moments, config: PPOConfig):
-    """The score that PPO maximises, from the reward model's.
+    """Makes the scores that PPO maximises of the reward model's scores.
 
     Args:
       raw_B: the reward model's scores, float32.
-      chosen_B: those of y_w to the same prompts, a constant of each prompt; 0 without the option.
+      chosen_B: its scores of y_w to the same prompts, float32; 0 without the option.
       ended_B: bool, whether the response ended within its window.
-      moments: of the scores before these.
+      moments: moments of the scores before these.
       config: PPO's settings.
 
     Returns:
@@ -228,15 +228,15 @@ def update(
     log_probs: Callable,
     values: Callable,
 ) -> tuple[TrainState, Metrics]:
-    """The second half of a PPO step: `epochs` passes over `minibatches` parts of the episodes.
+    """Does the second half of a PPO step: `epochs` passes over `minibatches` parts of the episodes.
 
     Args:
       state: TrainState with params {'actor', 'critic'}.
       experience: the episodes.
-      key: shuffles the episodes each epoch.
+      key: what the episodes are shuffled with, anew for each epoch.
       config: PPO's settings.
-      log_probs: (actor params, Experience) -> log_probs_BR, entropy_BR; the very function that
-        gave `experience.log_probs_BR`.
+      log_probs: (actor params, Experience) -> log_probs_BR, entropy_BR; it has to be the function
+        that computed `experience.log_probs_BR`.
       values: (critic params, Experience) -> values_BR.
 
     Returns:
@@ -289,13 +289,13 @@ def update(
 
 
 def loss(params, part, weight, config: PPOConfig, log_probs: Callable, values: Callable):
-    """PPO's loss of some episodes of a minibatch.
+    """Computes PPO's loss of a part of a minibatch.
 
     Args:
       params: {'actor', 'critic'}.
       part: (Experience, advantages_BR, returns_BR).
-      weight: tokens of the whole minibatch, which the sums are divided by.
-      config, log_probs, values: see `update`.
+      weight: number of tokens of the whole minibatch, which the sums are divided by.
+      config, log_probs, values: as for `update`.
 
     Returns:
       the loss, and the metrics with the largest distance of a ratio from 1.
@@ -332,11 +332,11 @@ def make_programs(
     response_length: int,
     partitioner: Partitioner,
 ) -> tuple[Callable, Callable]:
-    """The two jitted programs of a PPO step on a mesh, for one architecture of all models.
+    """Makes the two jitted programs of a PPO step on a mesh, for one architecture of all models.
 
     Returns:
-      collect, see `make_collect`, whose metric `model_flops` counts both programs; and
-      update(state, experience, key) -> new state, metrics, which donates the state.
+      `collect` of `make_collect`, whose metric `model_flops` counts both programs; and
+      `update(state, experience, key)` -> new state, metrics, which donates the state.
     """
     collect = make_collect(network, network, config, pooling, response_length)
     passes = make_passes(network, network, config)
@@ -363,18 +363,18 @@ def make_step(
     key: jax.Array,
     decode: Callable[[Any], str],
 ) -> Callable[[RLState, Any, int], tuple[RLState, Metrics, Callable[[], dict[str, str]]]]:
-    """A PPO step for `loop.fit`: collect episodes, then update on them.
+    """Makes a PPO step for `loop.fit`, which collects episodes and then updates on them.
 
     Args:
-      network: of all roles.
+      network: network of all models.
       config: PPO's settings.
-      pooling: of the reward model.
+      pooling: how the reward model's score is read.
       response_length: R.
-      partitioner: places the programs.
+      partitioner: what puts the programs on devices.
       frozen: gives the parameters of `reference` and `reward`; its argument is ready once the
-        update before is done with the memory.
+        last update doesn't need the memory any more.
       key: base key of the stage; step i uses fold_in(key, i).
-      decode: ids to text, for the samples that are logged.
+      decode: makes text of ids, for the samples that are logged.
     """
     collect, update = make_programs(network, config, pooling, response_length, partitioner)
 
@@ -389,7 +389,7 @@ def make_step(
         return state, {**metrics, **update_metrics}, lambda: texts(batch, generation)
 
     def texts(batch, generation: Generation) -> dict[str, str]:
-        """The first episodes that this process holds, for people to read."""
+        """Returns the first episodes that this process holds, for people to read."""
         shard = generation.tokens_BR.addressable_shards[0]
         first, responses = shard.index[0].start or 0, jax.device_get(shard.data)
         prompts = batch["prompt_tokens"]

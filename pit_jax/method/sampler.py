@@ -1,8 +1,8 @@
-"""Lists of prompts in, lists of responses out: decoding for curriculum, improvement and evaluation.
+"""Samples responses to lists of prompts, for curriculum, improvement and evaluation.
 
-Rows are cut into batches of one fixed size (the last one filled up), so that each width compiles
-once; every process gives the same rows and gets all responses. A row's sample depends on the key
-and on the number that names the row, not on its batch.
+Rows are cut into batches of a fixed size (the last is filled up), so that each width compiles once.
+Every process gives the same rows and gets all responses. A row's sample depends on the key and on
+the number that names the row, not on its batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pit_jax.method.decode import EOS, SamplingConfig, generate, row_keys
+from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
+from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.method.forward import response_scores
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
@@ -26,10 +27,10 @@ Tokens = list[int]
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """One sampled response.
+    """Holds a sampled response.
 
     Attributes:
-      tokens: ids before EOS.
+      tokens: the ids before EOS.
       ended: whether EOS came within the window.
     """
 
@@ -38,13 +39,13 @@ class Response:
 
 
 class Sampler:
-    """Samples from language models and scores with reward models of one architecture each.
+    """Samples from language models and scores with reward models, all of one architecture.
 
     Args:
-      network: of the language models.
+      network: network of the models.
       partitioner: the mesh.
       response_length: R, the most tokens of a response, EOS included.
-      batch_size: rows decoded at once, over all devices.
+      batch_size: number of rows decoded at once, over all devices.
     """
 
     def __init__(
@@ -70,14 +71,14 @@ class Sampler:
         key: jax.Array,
         sampling: SamplingConfig,
     ) -> list[Response]:
-        """Samples one response to each prompt.
+        """Samples a response to each prompt.
 
         Args:
-          params: of the language model.
+          params: parameters of the language model.
           prompts: token ids, at most `width` each.
           width: P, the padded length.
           rows: a number that names each row; equal numbers under one key draw alike.
-          key: of this sampling.
+          key: the key of this sampling.
           sampling: temperature and filters.
         """
         run = self.respond_program(sampling)
@@ -106,12 +107,12 @@ class Sampler:
         responses: Sequence[Response],
         pooling: str,
     ) -> np.ndarray:
-        """Reward model scores, float32 [n], of responses to prompts in the reward's layout."""
+        """Scores responses to prompts in the reward model's layout, float32 [n]."""
         run = self.score_program(pooling)
         scores = []
         for start in range(0, len(prompts), self._batch_size):
             chosen = self._fill(start, len(prompts))
-            rows = [responses[i].tokens + [EOS] * responses[i].ended for i in chosen]
+            rows = [responses[i].tokens + [EOS_ID] * responses[i].ended for i in chosen]
             lengths = np.array([len(row) for row in rows])
             batch = {
                 "prompts": pad_left([prompts[i] for i in chosen], width),
@@ -122,7 +123,7 @@ class Sampler:
         return np.concatenate(scores)[: len(prompts)] if scores else np.zeros(0, np.float32)
 
     def respond_program(self, sampling: SamplingConfig) -> Callable:
-        """The jitted (params, {prompts [B, P], rows [B]}, key) -> Generation."""
+        """Returns the jitted program (params, {prompts [B, P], rows [B]}, key) -> Generation."""
 
         def respond(params, batch, key):
             return generate(
@@ -137,7 +138,7 @@ class Sampler:
         return self._program(("respond", sampling), respond)
 
     def score_program(self, pooling: str) -> Callable:
-        """The jitted (params, {prompts [B, Q], responses [B, R], mask [B, R]}) -> scores [B]."""
+        """Returns the jitted (params, {prompts_BQ, responses_BR, mask_BR}) -> scores_B."""
 
         def score(params, batch):
             return response_scores(
@@ -152,7 +153,7 @@ class Sampler:
         return self._program(("score", pooling), score)
 
     def _fill(self, start: int, total: int) -> np.ndarray:
-        """Indices of one batch; past the end it repeats the last row."""
+        """Returns the indices of a batch; past the end it repeats the last row."""
         return np.minimum(np.arange(start, start + self._batch_size), total - 1)
 
     def _program(self, name: Any, function: Callable) -> Callable:
@@ -163,12 +164,12 @@ class Sampler:
 
 
 def pad_left(rows: Sequence[Tokens], width: int) -> np.ndarray:
-    """int32 [n, width], padding on the left.
+    """Pads rows on the left, to int32 [n, width].
 
     Raises:
       ValueError: if a row is longer than `width`.
     """
-    padded = np.zeros((len(rows), width), np.int32)
+    padded = np.full((len(rows), width), PAD_ID, np.int32)
     for number, row in enumerate(rows):
         if len(row) > width:
             raise ValueError(f"prompt of {len(row)} tokens, expected at most {width}")
@@ -177,8 +178,8 @@ def pad_left(rows: Sequence[Tokens], width: int) -> np.ndarray:
 
 
 def pad_right(rows: Sequence[Tokens], width: int) -> np.ndarray:
-    """int32 [n, width], padding on the right; rows must fit."""
-    padded = np.zeros((len(rows), width), np.int32)
+    """Pads rows on the right, to int32 [n, width]; they must fit."""
+    padded = np.full((len(rows), width), PAD_ID, np.int32)
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
     return padded
@@ -186,5 +187,5 @@ def pad_right(rows: Sequence[Tokens], width: int) -> np.ndarray:
 
 def _response(tokens_R: np.ndarray, mask_R: np.ndarray) -> Response:
     tokens = tokens_R[mask_R].tolist()
-    ended = EOS in tokens
-    return Response(tokens[: tokens.index(EOS)] if ended else tokens, ended)
+    ended = EOS_ID in tokens
+    return Response(tokens[: tokens.index(EOS_ID)] if ended else tokens, ended)

@@ -1,4 +1,4 @@
-"""One step of supervised fine-tuning or of a reward model, and the evaluation of either."""
+"""Makes a training step of a language or reward model, and evaluates such a model's loss."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pit_jax.runtime.train_state import TrainState
 
 
 def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -> Callable:
-    """The jitted supervised step `(state, batch) -> (state, metrics)`; donates the state.
+    """Makes the jitted supervised step `(state, batch) -> (state, metrics)`; it donates the state.
 
     Args:
       loss: (params, batch) -> ((sum, weight), metrics).
-      partitioner: places the program.
-      microbatches: parts of the batch whose gradients are added up before the one division.
+      partitioner: what puts the program on devices.
+      microbatches: number of parts of the batch, whose gradients are added up before they are
+        divided once.
     """
 
     def step(state: TrainState, batch):
@@ -40,7 +41,7 @@ def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -
 
 
 def evaluate(loss: Callable, params: Any, batches: Iterable, partitioner: Partitioner) -> dict:
-    """Metrics over held-out batches, by name; `loss` is jitted."""
+    """Computes metrics over held-out batches, by name; `loss` has to be jitted."""
     totals: metrics_lib.Metrics = {}
     for batch in batches:
         _, metrics = loss(params, partitioner.shard_batch(batch))

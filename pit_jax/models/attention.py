@@ -1,4 +1,4 @@
-"""Grouped-query attention, its masks, and the KV cache. The dim legend is in `network.py`.
+"""Computes grouped-query attention; has its masks and the KV cache. Dims: see `network.py`.
 
 Masks are boolean, True where a query may look at a key. All padding is expressed by segment ids:
 0 is padding, and tokens see only their own segment.
@@ -27,7 +27,7 @@ _STARTS = np.array([*range(1, 16), *(math.ceil(16 * 8 ** (n / 16)) for n in rang
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of all layers; decoding writes one token in place.
+    """Holds the keys and values of all layers; decoding writes one token in place.
 
     Attributes:
       k_LBSKE: keys.
@@ -39,7 +39,7 @@ class KVCache:
 
     @classmethod
     def zeros(cls, config: NetworkConfig, batch: int, length: int) -> KVCache:
-        """An empty cache of `length` tokens for `batch` rows."""
+        """Makes an empty cache of `length` tokens for `batch` rows."""
         shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
         names = ("layers", "batch", "length", "kv_heads", "kv")
         return cls(*(constrain(jnp.zeros(shape, config.dtype), *names) for _ in range(2)))
@@ -53,7 +53,7 @@ class KVCache:
         )
 
     def layer(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of one layer, [B, S, K, E] each."""
+        """Returns the keys and the values of a layer, [B, S, K, E] each."""
         return tuple(
             jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
             for x in (self.k_LBSKE, self.v_LBSKE)
@@ -62,7 +62,7 @@ class KVCache:
 
 @flax.struct.dataclass
 class CausalRows:
-    """The mask of whole rows by `causal_mask`, in a form that fused kernels take too.
+    """Stands for the `causal_mask` of whole rows, in a form that fused kernels take too.
 
     Attributes:
       segments_BT: int32 segment of each token, 0 for padding.
@@ -71,12 +71,12 @@ class CausalRows:
     segments_BT: jax.Array
 
     def dense(self) -> jax.Array:
-        """The mask itself, bool [B, T, T]."""
+        """Returns the mask itself, bool [B, T, T]."""
         return causal_mask(self.segments_BT)
 
 
 def causal_mask(segments_BT: jax.Array) -> jax.Array:
-    """Mask [B, T, T]: a token sees the earlier tokens (and itself) of its segment.
+    """Returns a mask [B, T, T] by which a token sees itself and its segment's earlier tokens.
 
     For segments `[0, 1, 1, 2]` (padding, two tokens of one example, one of the next):
 
@@ -92,7 +92,7 @@ def causal_mask(segments_BT: jax.Array) -> jax.Array:
 
 
 def tree_mask(blocks_BT: jax.Array, parents: Sequence[int]) -> jax.Array:
-    """Mask [B, T, T] of sequences that share prefixes: a tree of blocks, one after the other.
+    """Returns the mask [B, T, T] of sequences that share prefixes, as a tree of blocks in a row.
 
     A token sees its block's ancestors and the earlier tokens of its own block. For blocks
     `[1, 2, 2, 3, 0]` with parents `(0, 1, 1)` (a prefix, two branches, padding):
@@ -105,7 +105,7 @@ def tree_mask(blocks_BT: jax.Array, parents: Sequence[int]) -> jax.Array:
 
     Args:
       blocks_BT: number of each token's block, from 1, ascending along T; 0 for padding.
-      parents: of blocks 1, 2, …: the block that each follows, 0 for none.
+      parents: for block 1, 2, … the number of the block that it follows, 0 for none.
     """
     lineage_NN = _lineage(parents)
     T = blocks_BT.shape[1]
@@ -115,7 +115,7 @@ def tree_mask(blocks_BT: jax.Array, parents: Sequence[int]) -> jax.Array:
 
 
 def tree_positions(blocks_BT: jax.Array, parents: Sequence[int]) -> jax.Array:
-    """Positions [B, T] of the tokens of a `tree_mask`, counted along each one's own sequence."""
+    """Returns positions [B, T] for a `tree_mask`, counted along each token's own sequence."""
     lineage_NN = _lineage(parents)
     own_BTN = jax.nn.one_hot(blocks_BT, len(lineage_NN), dtype=jnp.int32)
     so_far_BTN = jnp.cumsum(own_BTN, axis=1)
@@ -123,7 +123,7 @@ def tree_positions(blocks_BT: jax.Array, parents: Sequence[int]) -> jax.Array:
 
 
 def _lineage(parents: Sequence[int]) -> jax.Array:
-    """1 where a block (row) is another one (column) or comes below it; nothing is for padding."""
+    """Returns [N, N], 1 where a row's block is the column's or comes below it; 0 for padding."""
     lineage_NN = np.eye(len(parents) + 1, dtype=np.float32)
     lineage_NN[0, 0] = 0
     for block, parent in enumerate(parents, 1):
@@ -132,12 +132,12 @@ def _lineage(parents: Sequence[int]) -> jax.Array:
 
 
 def positions_of(valid_BT: jax.Array) -> jax.Array:
-    """Positions [B, T] that count real tokens from 0, whatever the padding around them."""
+    """Returns positions [B, T] that count real tokens from 0, whatever the padding around them."""
     return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
 
 
 def relative_buckets(mask_BTS: jax.Array) -> jax.Array:
-    """Bucket of each visible key's distance, int8 [B, T, S]; -1 where a query doesn't look.
+    """Returns the bucket of each visible key's distance, int8 [B, T, S]; -1 for unseen keys.
 
     The keys that a query sees are its history in order, with itself at the end, so a key's distance
     is the number of visible keys after it, whatever is packed, shared or padded. Section 2.1 of
@@ -156,14 +156,14 @@ def attend(
     scale: float | None = None,
     bias_HN: jax.Array | None = None,
 ) -> jax.Array:
-    """Grouped-query attention with softmax in float32; a row without any key gives zeros.
+    """Computes grouped-query attention, softmax in float32; a query that sees no key gets zeros.
 
     Args:
       q_BTHE: queries.
       k_BSKE: keys.
       v_BSKE: values.
       mask_BTS: bool, True where a query sees a key; with `bias_HN` its `relative_buckets`.
-      scale: of the scores; 1/sqrt(E) by default.
+      scale: factor of the scores; 1/sqrt(E) by default.
       bias_HN: added to the scores, for each head and bucket of distance.
 
     Returns:
@@ -203,10 +203,10 @@ def _bias(bias_KGN, buckets_BTS, dtype):
 def attend_causal(
     q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array, *how
 ):
-    """`attend` where no query sees a later key: does half the work of a long row.
+    """Computes `attend` where no query sees a later key, with half the work for a long row.
 
-    The queries go in up to 8 parts, each with the keys up to its own last one. `how` is the scale
-    and the bias.
+    The queries go in up to 8 parts, and each part gets the keys up to its last query. `how` is the
+    scale and the bias.
     """
     T = q_BTHE.shape[1]
     part = _part(T)
@@ -228,10 +228,11 @@ def attend_causal(
 def attend_in_turn(
     q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array, *how
 ):
-    """`attend` by the same parts of queries, each with all keys, in a loop: one part in memory.
+    """Computes `attend` in a loop over parts of the queries, with one part in memory at a time.
 
-    For accelerators, where what `attend_causal` writes out eight times over takes minutes to
-    compile, and gigabytes.
+    The parts are those of `attend_causal`, but each gets all keys. This is for accelerators, where
+    the program of `attend_causal`, which writes every part out, takes minutes to compile, and
+    gigabytes.
     """
     B, T, H, E = q_BTHE.shape
     part = _part(T)
@@ -249,7 +250,7 @@ def attend_in_turn(
 
 
 class Attention(nn.Module):
-    """Self-attention of one block, with or without a cache."""
+    """Computes the self-attention of a block, with or without a cache."""
 
     config: NetworkConfig
 

@@ -1,4 +1,4 @@
-"""Architecture of the decoder-only network, as frozen data."""
+"""Describes the architecture of the decoder-only network as frozen data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POSITIONS = ("rotary", "relative")
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """A decoder-only transformer; what it computes has no default, a gin file states it all.
+    """Describes a decoder-only transformer; all that it computes is set, nothing by default.
 
     Attributes:
       vocab_size: rows of the embedding, at least the vocabulary's size.
@@ -26,7 +26,7 @@ class NetworkConfig:
       activation: gate of the MLP, `silu` or `gelu`.
       tied_embeddings: whether the output projection is the embedding.
       scale_embeddings: whether embedded tokens are multiplied by sqrt(D).
-      scale_attention: whether attention's scores are divided by sqrt(E); where not, query kernels
+      scale_attention: whether attention's scores are divided by sqrt(E); if not, query kernels
         begin that much smaller (T5).
       scale_logits: whether the logits of tied embeddings are divided by sqrt(D), and these begin
         that much larger (T5X).
@@ -34,9 +34,9 @@ class NetworkConfig:
       rope_theta: base wavelength of the rotary positions; nothing reads it with `relative`.
       norm_epsilon: epsilon of RMSNorm.
       dtype: compute type, `float32` or `bfloat16`; parameters are float32.
-      remat: what the backward pass computes again: `none`, `full` or `dots` (all but matrix
-        products).
-      attention: kernel for whole rows, see kernels.py; `auto` takes the platform's.
+      remat: what the backward pass computes again: nothing (`none`), everything within a block
+        (`full`), or all but matrix products (`dots`).
+      attention: the kernel for whole rows, see kernels.py; `auto` takes the platform's.
     """
 
     vocab_size: int
@@ -54,9 +54,11 @@ class NetworkConfig:
     positions: str
     rope_theta: float
     norm_epsilon: float
-    dtype: str
-    remat: str
-    attention: str = "auto"
+    dtype: str = dataclasses.field(metadata={"identity": "float32"})
+    remat: str = dataclasses.field(metadata={"changes_result": False, "identity": "none"})
+    attention: str = dataclasses.field(
+        default="auto", metadata={"changes_result": False, "identity": None}
+    )
 
     def __post_init__(self):
         for field in (

@@ -1,4 +1,4 @@
-"""Scalar read-outs: one score of a response (reward models), one value per token (critic)."""
+"""Reads scalars off the decoder: a score per response (reward models) or per token (critic)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POOLINGS = ("last", "sum")
 
 
 class ScalarModel(nn.Module):
-    """A decoder with a scalar head at every token.
+    """Gives every token a scalar, by a decoder with a linear head.
 
     Reward models pool the scalars of a response with `pool`; the critic reads them as values. Both
     have the same parameters, so that a critic can start from a reward model.
@@ -24,20 +24,20 @@ class ScalarModel(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BT, positions_BT, mask) -> jax.Array:
-        """Scalars, float32 [B, T]."""
+        """Returns the scalars, float32 [B, T]."""
         hidden_BTD, _ = Decoder(self.config, name="decoder")(tokens_BT, positions_BT, mask)
         head = Dense((self.config.embed_dim, 1), ("embed", "scalar"), 1, "float32", name="head")
         return head(hidden_BTD.astype(jnp.float32))[..., 0]
 
 
 def pool(scalars_BR: jax.Array, mask_BR: jax.Array, how: str) -> jax.Array:
-    """One score [B] of each response from its per-token scalars.
+    """Makes one score of each response, float32 [B], from its per-token scalars.
 
     Args:
       scalars_BR: scalars at the tokens of a row, or of its response alone.
       mask_BR: True on the response's real tokens, EOS included.
-      how: `last` reads the last of these, which is EOS when the response ended (Appendix A);
-        `sum` adds them up.
+      how: `last` reads the scalar of the last real token, which is EOS if the response ended
+        (Appendix A); `sum` adds up those of all real tokens.
 
     Raises:
       ValueError: if `how` is not one of POOLINGS.

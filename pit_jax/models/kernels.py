@@ -1,4 +1,4 @@
-"""Attention kernels by platform, for whole rows in which tokens see earlier ones of their segment.
+"""Chooses an attention kernel by platform, for rows whose tokens see earlier ones of a segment.
 
 `xla` is plain array code (`attention.attend_causal`) and runs everywhere; `splash` is JAX's Pallas
 kernel for TPUs; `cudnn` is NVIDIA's. They agree on real tokens and differ on padding, which nothing
@@ -18,13 +18,13 @@ _LARGEST_BLOCK = 512
 
 
 def platform() -> str:
-    """Of the devices that the program which is traced is for: `cpu`, `gpu` or `tpu`."""
+    """Returns the platform of the program that is traced: `cpu`, `gpu` or `tpu`."""
     partitioner = partitioning.active()
     return partitioner.platform if partitioner else jax.default_backend()
 
 
 def choose(config: NetworkConfig) -> str:
-    """The kernel for the devices at hand: `xla`, `splash` or `cudnn`."""
+    """Chooses the kernel for the devices at hand: `xla`, `splash` or `cudnn`."""
     if config.attention != "auto":
         return config.attention
     if config.positions == "relative":  # a bias that only `xla` adds
@@ -44,7 +44,7 @@ def fused(
     segments_BT: jax.Array,
     scale: float | None = None,
 ) -> jax.Array:
-    """Causal attention within segments by one of the fused kernels.
+    """Computes causal attention within segments by one of the fused kernels.
 
     Args:
       kernel: `splash` or `cudnn`.
@@ -52,10 +52,10 @@ def fused(
       k_BTKE: keys.
       v_BTKE: values.
       segments_BT: int32 segment of each token, 0 for padding.
-      scale: of the scores; 1/sqrt(E) by default.
+      scale: factor of the scores; 1/sqrt(E) by default.
 
     Returns:
-      [B, T, H, E] in the type of `q_BTHE`; anything finite on padding.
+      [B, T, H, E] in the type of `q_BTHE`; on padding the values are finite and mean nothing.
     """
     T = q_BTHE.shape[1]
     multiple = _LANES if T <= _LARGEST_BLOCK else 2 * _LANES

@@ -1,4 +1,4 @@
-"""Embed, Dense, RMSNorm, gated MLP and rotary positions. The dim legend is in `network.py`."""
+"""Has the simple layers: Dense, Embed, RMSNorm, GatedMLP, rotary. Dims: see `network.py`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _EMBED_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis
 
 
 class Dense(nn.Module):
-    """Linear map over the last dims, without bias.
+    """Applies a linear map to the last dims, without bias.
 
     Attributes:
-      shape: kernel shape, input dims first.
-      axes: logical axis of each kernel dim.
+      shape: shape of the kernel, input dims first.
+      axes: logical axis of each dim of the kernel.
       num_inputs: how many of the kernel's dims are input dims.
       dtype: compute type.
       out_dtype: type of the result; the compute type by default.
-      initial_scale: factor of the kernel that training begins with.
+      initial_scale: factor of the kernel's initial values.
     """
 
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-    """Token embedding and, when tied, the output projection."""
+    """Embeds tokens and, if the embeddings are tied, projects to logits."""
 
     config: NetworkConfig
 
@@ -74,7 +74,7 @@ class Embed(nn.Module):
         return constrain(x_BTD, *RESIDUAL)
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits of tied embeddings, float32 [B, T, V]."""
+        """Returns the logits of tied embeddings, float32 [B, T, V]."""
         embedding_VD = self.embedding.astype(self.config.dtype)
         logits_BTV = jnp.einsum(
             "BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32
@@ -83,7 +83,7 @@ class Embed(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation, computed in float32 (Zhang and Sennrich, 2019)."""
+    """Divides by the root mean square, computed in float32 (Zhang and Sennrich, 2019)."""
 
     epsilon: float
     dtype: str
@@ -102,7 +102,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """`down(activation(gate(x)) * up(x))` (Shazeer, 2020); `gelu` is its tanh approximation."""
+    """Computes `down(activation(gate(x)) * up(x))` (Shazeer, 2020); `gelu` by tanh."""
 
     config: NetworkConfig
 

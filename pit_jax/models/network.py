@@ -1,6 +1,6 @@
-"""The decoder-only network.
+"""Builds the decoder-only network.
 
-Dims, used in every name and einsum of the package:
+These letters stand for dims in every name and einsum of the package:
 
     B batch         T query tokens   S key tokens     L layers
     D model width   F mlp width      E head width     V vocabulary
@@ -29,7 +29,7 @@ from pit_jax.runtime.partitioning import constrain
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP with residuals; the carry of the scan over layers."""
+    """Applies pre-norm attention and MLP with residuals; it is a step of the scan over layers."""
 
     config: NetworkConfig
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens to hidden states, and hidden states to logits (`Decoder.logits`)."""
+    """Makes hidden states of tokens, and logits of hidden states (`Decoder.logits`)."""
 
     config: NetworkConfig
 
@@ -89,14 +89,15 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         index: int | jax.Array = 0,
     ) -> tuple[jax.Array, KVCache | None]:
-        """Hidden states after the last norm.
+        """Returns the hidden states after the last norm.
 
         Args:
           tokens_BT: int32 token ids.
           positions_BT: int32 position of each token.
-          mask: bool [B, T, S], True where a query sees a key. S = T attends within the tokens; S =
-            the cache's length attends to the cache. Or CausalRows, for the platform's kernel.
-          cache: written at `index` in place, if given.
+          mask: bool [B, T, S], True where a query sees a key, or CausalRows for the platform's
+            kernel. If S is T, the tokens attend to each other; if S is the cache's length, they
+            attend to the cache.
+          cache: a cache to write at `index`, in place.
           index: column of the cache where the first of the T tokens goes.
 
         Returns:
@@ -116,7 +117,7 @@ class Decoder(nn.Module):
         return self.final_norm(x_BTD), cache
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Next-token logits, float32 [B, T, V]."""
+        """Returns the logits of the next token, float32 [B, T, V]."""
         if self.config.tied_embeddings:
             logits_BTV = self.embed.attend(hidden_BTD)
         else:
@@ -125,7 +126,7 @@ class Decoder(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A policy or PIT model: the decoder with its logits, in one set of parameters."""
+    """Computes a policy or PIT model: the decoder and its logits, in one set of parameters."""
 
     config: NetworkConfig
 
@@ -133,20 +134,24 @@ class LanguageModel(nn.Module):
         self.decoder = Decoder(self.config)
 
     def __call__(self, tokens_BT, positions_BT, mask, first: int = 0) -> jax.Array:
-        """Logits [B, T - first, V] of the columns from `first` on."""
+        """Returns the logits of the columns from `first` on, float32 [B, T - first, V]."""
         hidden_BTD, _ = self.decoder(tokens_BT, positions_BT, mask)
         return self.decoder.logits(hidden_BTD[:, first:])
 
     def step(self, tokens_BT, positions_BT, mask, cache: KVCache, index):
-        """Logits of the last column [B, V] and the cache with these tokens written at `index`."""
+        """Returns the last column's logits, float32 [B, V], and the cache with the tokens written.
+
+        The arguments are those of Decoder.__call__.
+        """
         hidden_BTD, written = self.decoder(tokens_BT, positions_BT, mask, cache, index)
         return self.decoder.logits(hidden_BTD[:, -1:])[:, 0], written
 
 
 def in_compute_type(params, config: NetworkConfig):
-    """Parameters with their decoder's matrices in the compute type, to which every use casts them.
+    """Casts the decoder's matrices to the compute type, as every use of them does anyway.
 
-    Halves what frozen models and decoding read and keep, without a change of any result.
+    With bfloat16 this halves the memory that frozen models take and that decoding reads, and
+    changes no result.
     """
 
     def one(path, x):

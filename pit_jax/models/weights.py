@@ -1,6 +1,6 @@
-"""Weights of other families under our names, as declarative tables. NumPy only.
+"""Brings weights of other families under our names, by declarative tables, with NumPy only.
 
-Ours are nested, and stacked over layers; a family's are flat, with names joined by `/`.
+Our parameters are nested and stacked over layers; a family's are flat, with names joined by `/`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _INSTEAD = (
 
 
 class _Piece(NamedTuple):
-    """One array of a family, which is one layer of ours or a whole parameter."""
+    """Names an array of a family, which is a whole parameter of ours or one layer of it."""
 
     name: str
     ours: str
@@ -53,7 +53,7 @@ class _Piece(NamedTuple):
 
 
 def is_t5x_decoder(flat: Mapping[str, Any]) -> bool:
-    """Whether the names are those of T5X's decoder-only example."""
+    """Returns whether the names are those of T5X's decoder-only example."""
     return _ROOT + T5X_DECODER[0][0] in flat
 
 
@@ -61,7 +61,7 @@ def check_t5x_decoder(config: NetworkConfig) -> None:
     """Refuses a network that makes something else of T5X's weights than T5X does.
 
     Raises:
-      UserError: which names the field.
+      UserError: for such a network; it names the field.
     """
     for field, value in (
         ("num_kv_heads", config.num_heads),
@@ -79,7 +79,7 @@ def check_t5x_decoder(config: NetworkConfig) -> None:
 
 
 def from_t5x_decoder(flat: Mapping[str, np.ndarray], abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a `LanguageModel` from those of T5X's decoder-only example.
+    """Makes parameters of a `LanguageModel` from those of T5X's decoder-only example.
 
     Args:
       flat: T5X's parameters by name, such as `decoder/layers_0/mlp/wo/kernel`.
@@ -114,13 +114,16 @@ def from_t5x_decoder(flat: Mapping[str, np.ndarray], abstract: Mapping[str, Any]
 
 
 def to_t5x_decoder(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `from_t5x_decoder`: a `LanguageModel`'s parameters under T5X's names.
+    """Brings a `LanguageModel`'s parameters under T5X's names; the inverse of `from_t5x_decoder`.
 
     Args:
       params: our parameters, unboxed.
 
+    Returns:
+      NumPy arrays by T5X's names.
+
     Raises:
-      UserError: if T5X's decoder has no place for one of them, or lacks one.
+      UserError: if T5X's decoder has a parameter that is missing here, or lacks one that is here.
     """
     ours = {name: np.asarray(array) for name, array in _flatten(params)}
     flat = {}
@@ -131,7 +134,7 @@ def to_t5x_decoder(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _pieces(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Piece]:
-    """All arrays of T5X's decoder for our parameters of these shapes."""
+    """Yields every array that T5X's decoder has for our parameters of these shapes."""
     rows = {_ROOT + ours: (_ROOT + theirs, dims) for theirs, ours, dims in T5X_DECODER}
     for name in sorted(shapes.keys() - rows.keys()):
         raise UserError(f"T5X weights: our {name}: got a parameter that T5X's decoder has not")

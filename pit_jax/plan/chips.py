@@ -1,7 +1,7 @@
-"""TPU chips and slices under the names users know, such as `v4-128`.
+"""Knows TPU chips and slices by the names that users know, such as `v4-128`.
 
-Capacity and bandwidth are those of the pages on TPU versions in Google Cloud's documentation;
-an interconnect that they give for both directions together counts half here.
+Capacities and bandwidths are those that Google Cloud's documentation gives for each TPU version;
+where it gives the interconnect of both directions together, half of it is taken.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """Describes a generation of TPU chips.
 
     Attributes:
-      name: of the generation, as in accelerator names.
+      name: the generation's name, as in accelerator names.
       hbm: bytes of memory.
-      flops: bfloat16 operations a second, peak.
-      bandwidth: of the memory, bytes a second.
-      interconnect: of all links of a chip together, bytes a second in one direction.
-      counted: what the number of an accelerator name counts of a chip.
+      flops: bfloat16 operations a second at the peak.
+      bandwidth: bytes a second between chip and memory.
+      interconnect: bytes a second in one direction, over all links of a chip together.
+      counted: how much a chip adds to the number in an accelerator name: 1, or 2 TensorCores.
       topology: libtpu's name of the generation.
     """
 
@@ -77,12 +77,12 @@ _SHAPES_2D = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips that one interconnect joins, or several such slices.
+    """Describes a slice, which is chips that an interconnect joins, or several equal slices.
 
     Attributes:
-      name: the accelerator's.
-      chip: what it is made of.
-      shape: arrangement of the chips of one slice.
+      name: the accelerator's name, as the user gave it.
+      chip: the generation of its chips.
+      shape: arrangement of the chips of a slice.
       slices: number of slices.
     """
 
@@ -93,16 +93,16 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """Number of chips of all slices."""
+        """The number of chips of all slices."""
         x, y, z = self.shape
         return x * y * z * self.slices
 
 
 def parse(name: str) -> Slice:
-    """The slice of an accelerator name: `v4-128`, `v5e-16`, or two of them: `2xv5p-256`.
+    """Finds the slice of an accelerator name: `v4-128`, `v5e-16`, or `2xv5p-256` for two slices.
 
     Raises:
-      UserError: for a name that isn't one, listing what is.
+      UserError: for any other name; it lists the choices.
     """
     found = re.fullmatch(r"(?:(\d+)x)?(v\w+)-(\d+)", name)
     chip = CHIPS.get(_ALIASES.get(found[2], found[2])) if found else None
@@ -118,7 +118,7 @@ def parse(name: str) -> Slice:
 
 
 def devices(slice_: Slice):
-    """Devices of the slice for the compiler; none of them is there.
+    """Returns devices of the slice for the compiler, none of which is there.
 
     Raises:
       UserError: if libtpu isn't installed.

@@ -1,4 +1,4 @@
-"""Roofline estimate: how long a program takes on given machines."""
+"""Estimates how long a program takes on given machines, by the roofline."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _ADDITION_TRAFFIC = 12
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What an estimate assumes of one device.
+    """Says what an estimate assumes of each device.
 
     Attributes:
       flops: operations a second in matrix products.
-      bandwidth: of its memory, bytes a second.
+      bandwidth: bytes a second between the device and its memory.
       interconnect: bytes a second to other devices.
     """
 
@@ -37,14 +37,14 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of one execution.
+    """Holds the seconds that a program takes when it runs once.
 
     Attributes:
-      compute: arithmetic at the machine's peak.
-      memory: traffic with the memory at its bandwidth.
-      communication: collectives at the interconnect's bandwidth.
-      passes: of all passes, the larger of a pass's arithmetic and traffic: a prefill waits for the
-        one, the decoding after it for the other.
+      compute: seconds of arithmetic, at the machine's peak.
+      memory: seconds of memory traffic, at the memory's bandwidth.
+      communication: seconds of collectives, at the interconnect's bandwidth.
+      passes: sum over all passes of the larger of a pass's arithmetic and memory traffic; a prefill
+        waits for its arithmetic, the decoding after it for the memory.
     """
 
     compute: float
@@ -54,7 +54,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Passes, which go one after the other, and collectives, taken to go beside none."""
+        """The whole time: passes go one after the other, and collectives overlap with none."""
         return self.passes + self.communication
 
 
@@ -66,15 +66,15 @@ def estimate(
     devices: int,
     model_axis: int,
 ) -> Estimate:
-    """The estimate for one program.
+    """Estimates how long a program takes when it runs once.
 
     Args:
-      program: what runs.
-      network: of its models.
-      collectives: of the compiled program.
-      machine: one device.
-      devices: of the mesh.
-      model_axis: devices that share a layer's weights.
+      program: the program.
+      network: the network of its models.
+      collectives: the collectives of the compiled program.
+      machine: what is assumed of each device.
+      devices: number of devices of the mesh.
+      model_axis: number of devices that share a layer's weights.
     """
     compute = [
         work.flops(network, rematerialised=True) / devices / machine.flops for work in program.work
@@ -93,7 +93,7 @@ def estimate(
 
 
 def _traffic(work, network: NetworkConfig, devices: int, model_axis: int) -> float:
-    """Bytes of weights, activations and cache that a device reads and writes."""
+    """Returns the bytes of weights, activations and cache that a device reads and writes."""
     c = network
     width = 2 if c.dtype == "bfloat16" else 4
     vocabulary = c.embed_dim * c.vocab_size
@@ -111,7 +111,7 @@ def _traffic(work, network: NetworkConfig, devices: int, model_axis: int) -> flo
 
 
 def _optimizer_traffic(program: Program, devices: int) -> float:
-    """Parameters, gradients and moments, once a gradient step; sums of microbatches' gradients."""
+    """Returns the bytes of parameters, gradients and moments that gradient steps move."""
     if not program.updates:
         return 0.0
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.roles["parameters"]))

@@ -1,4 +1,4 @@
-"""Reads a compiled program's text: its collectives, and what happens inside its loops."""
+"""Reads from a compiled program's text its collectives and what happens inside its loops."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective operation.
+    """Describes a collective operation of a program.
 
     Attributes:
       kind: one of KINDS.
-      shapes: of its results on a chip, without layout.
-      bytes: of these.
+      shapes: shapes of its results on a chip, without layout.
+      bytes: bytes of these results.
       times: how often it runs when the program runs once.
       depth: how many loops it is inside.
     """
@@ -37,7 +37,7 @@ class Collective:
 
 
 class Program:
-    """The text of a compiled program, taken apart.
+    """Takes the text of a compiled program apart.
 
     Args:
       text: `compiled.as_text()`.
@@ -57,7 +57,7 @@ class Program:
                 self._lines[name].append(line)
 
     def collectives(self) -> list[Collective]:
-        """Every collective, loops counted."""
+        """Returns every collective, with how often loops run it."""
         found = []
         for line, times, depth, where in self._walk(self._entry, 1, 0):
             if match := _COLLECTIVE.search(line):
@@ -72,12 +72,12 @@ class Program:
         return found
 
     def instructions(self) -> Iterator[tuple[str, int]]:
-        """Every instruction that runs, and how many loops it is inside."""
+        """Yields every instruction that runs, and how many loops it is inside."""
         for line, _, depth, _ in self._walk(self._entry, 1, 0):
             yield line, depth
 
     def _walk(self, name: str, times: int, depth: int) -> Iterator[tuple[str, int, int, str]]:
-        """(instruction, times it runs, loops around it, computation), of all that is called."""
+        """Yields (instruction, times it runs, loops around it, computation) of all it calls."""
         for line in self._lines.get(name, ()):
             yield line, times, depth, name
             if loop := _loop(line):
@@ -97,7 +97,7 @@ class Program:
 
 
 def by_kind(collectives: list[Collective]) -> dict[tuple[str, bool], tuple[int, int]]:
-    """(kind, whether inside a loop) -> how many run, and their bytes on a chip together."""
+    """Adds up collectives: (kind, whether inside a loop) -> how many run, bytes on a chip."""
     counts: collections.Counter[tuple[str, bool]] = collections.Counter()
     sizes: collections.Counter[tuple[str, bool]] = collections.Counter()
     for each in collectives:
@@ -107,7 +107,7 @@ def by_kind(collectives: list[Collective]) -> dict[tuple[str, bool], tuple[int, 
 
 
 def _loop(line: str) -> tuple[str, str] | None:
-    """Condition and body of a loop's instruction."""
+    """Returns the names of a loop's condition and body, None for another instruction."""
     if " while(" not in line:
         return None
     condition = re.search(r"condition=%?([\w.\-]+)", line)

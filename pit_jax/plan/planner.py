@@ -1,4 +1,4 @@
-"""Compiles every program of a run for a slice, adds up memory and time, proposes what fits."""
+"""Compiles a run's programs for a slice, adds up memory and time, proposes settings that fit."""
 
 from __future__ import annotations
 
@@ -38,18 +38,22 @@ def make_plan(
     save: pathlib.Path | None = None,
     explain: str | None = None,
 ) -> dict[str, Any]:
-    """Compiles what a run executes.
+    """Compiles every program that a run executes.
 
     Args:
       config: the run.
       slice_: the machine.
-      devices: of the slice.
-      say: told what is being compiled.
+      devices: the slice's devices.
+      say: a function that is told what is being compiled.
       save: folder that the compiled programs are written to, as text with their options as JSON.
-      explain: part of the name of a program that is asked for.
+      explain: part of the name of a program; the run must have such a program.
 
     Returns:
-      JSON values: `topology`, `mesh`, `assumptions`, `programs` (a row each), `hours`, `fits`.
+      JSON values: `topology`, `chips`, `chip_memory` (bytes), `mesh`, `assumptions`, `programs` (a
+      list of rows), `hours`, and `fits`, whether no program takes more than SHARE of a chip.
+
+    Raises:
+      UserError: if slice and mesh don't have as many slices, or no program is named `explain`.
     """
     if slice_.slices != config.mesh.slices:
         raise UserError(
@@ -93,7 +97,7 @@ def _measure(
     say: Callable[[str], None],
     save: pathlib.Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of these programs, equal ones compiled once, as many at a time as there are cores."""
+    """Measures programs, equal ones once, as many at a time as there are cores."""
 
     def one(program):
         say(f"compiling {program.stage}: {program.name}")
@@ -114,7 +118,7 @@ def _measured(
     slice_: chips.Slice,
     save: pathlib.Path | None,
 ) -> dict[str, Any]:
-    """One row of the plan, without what depends on the stage."""
+    """Returns a program's row of the plan, without what depends on the stage."""
     started = time.monotonic()
     beside = sum(map(size_on_a_chip, program.beside.values()))
     row: dict[str, Any] = {
@@ -170,7 +174,7 @@ def _measured(
 
 
 def _save(folder: pathlib.Path, program: Program, memory, text: str, partitioner) -> None:
-    """Writes a compiled program's text, and as JSON what it was compiled from and takes."""
+    """Writes a compiled program's text, and as JSON its arguments and the memory it takes."""
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "-", f"{program.stage} {program.name}")
     (folder / f"{name}.hlo.txt").write_text(text)
@@ -189,12 +193,12 @@ def _save(folder: pathlib.Path, program: Program, memory, text: str, partitioner
 
 
 def proposals(config: RunConfig, failing: set[str], chips_: int) -> Iterator[tuple[str, RunConfig]]:
-    """(flags, configuration) of settings that take less memory, the mildest first.
+    """Yields (flags, configuration) of settings that take less memory, the mildest first.
 
     Args:
       config: the run that doesn't fit.
-      failing: names of the stages that don't.
-      chips_: of all slices together.
+      failing: names of the stages that don't fit.
+      chips_: number of chips of all slices together.
     """
     flags: list[str] = []
     if config.network.remat != "full":
@@ -232,7 +236,7 @@ def _offloaded(stage: Stage) -> Stage:
 
 
 def _cut(stage: Stage, more: int) -> tuple[Stage, str]:
-    """The stage with `more` times its microbatches, and the flag that says so."""
+    """Returns the stage with `more` times its microbatches, and the flag that says so."""
     if more == 1:
         return stage, ""
     if isinstance(stage, RLStage):
@@ -251,7 +255,19 @@ def propose(
     plan: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """`flags` and `peak` of the first of `proposals` that makes all fit; None if none does."""
+    """Tries `proposals` in order on a plan that doesn't fit.
+
+    Args:
+      config: the run.
+      slice_: the machine.
+      devices: the slice's devices.
+      plan: what `make_plan` returned for it.
+      say: a function that is told what is being tried.
+
+    Returns:
+      `flags` of the first proposal that makes all programs fit, and the largest `peak` of a chip in
+      bytes; None if no proposal does.
+    """
     failing = {(row["stage"], row["program"]) for row in plan["programs"] if row["share"] > SHARE}
     for flags, other in proposals(config, {stage for stage, _ in failing}, len(devices)):
         say(f"trying {flags}")
@@ -264,14 +280,14 @@ def propose(
 
 
 def advice(proposal: dict[str, Any] | None) -> str:
-    """What to do about a plan that doesn't fit."""
+    """Says in a sentence what to do about a plan that doesn't fit."""
     if proposal is None:
         return "No setting that was tried makes it fit: take more chips."
     return f"It fits with {proposal['flags']}: {proposal['peak'] / _GIB:.1f} GiB a chip."
 
 
 def to_text(plan: dict[str, Any]) -> str:
-    """The plan for a terminal."""
+    """Writes the plan for a terminal."""
     lines = [
         f"{plan['topology']}: {plan['chips']} chips of {plan['chip_memory'] / _GIB:.0f} GiB, mesh "
         + " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()),
@@ -326,10 +342,10 @@ def _named(part: str, names: list[str]) -> list[str]:
 
 
 def explain(plan: dict[str, Any], name: str) -> str:
-    """All that is known of the programs whose stage or name contains `name`.
+    """Writes all that is known of the programs whose stage or name contains `name`.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no such program.
     """
     names = [f"{row['stage']}: {row['program']}" for row in plan["programs"]]
     asked = _named(name, names)

@@ -1,4 +1,4 @@
-"""Every program of a run, with abstract arguments, and the arithmetic it does."""
+"""Lists every program of a run, with abstract arguments and the arithmetic it does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pit_jax.data import layouts
+from pit_jax.data.examples import FOLDS
 from pit_jax.method import flops, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.flops import Work
@@ -26,19 +27,19 @@ _SPACE = 1
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program that is compiled.
+    """Describes a program that is compiled.
 
     Attributes:
-      name: what it does.
-      stage: the stage that runs it.
-      function: jitted.
-      arguments: shapes and shardings.
-      roles: what of the arguments stays in memory, by name.
+      name: what the program does.
+      stage: name of the stage that runs it.
+      function: the jitted function.
+      arguments: shapes and shardings of its arguments.
+      roles: those of its arguments that stay in memory, by name.
       beside: what else of the stage is in memory while it runs.
-      work: what it computes.
-      tokens: of one execution, padding included.
-      runs: how often the stage executes it.
-      updates: gradient steps of one execution.
+      work: the passes that it computes.
+      tokens: number of tokens when it runs once, padding included.
+      runs: how often the stage runs it.
+      updates: number of gradient steps when it runs once.
     """
 
     name: str
@@ -54,14 +55,14 @@ class Program:
 
     @property
     def key(self) -> str:
-        """Equal for programs that are the same and run beside the same."""
+        """A text that is equal for equal programs with equal arrays beside them in memory."""
         shapes = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(self.arguments)]
         beside = sum(map(size_on_a_chip, self.beside.values()))
         return f"{self.name} {self.work} {self.updates} {shapes} {beside}"
 
 
 def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
-    """The programs of every stage, in the order they run."""
+    """Yields the programs of every stage, in the order in which they run."""
     for stage in config.stages:
         stages.check_rows(stage, partitioner)
         if isinstance(stage, RLStage):
@@ -73,17 +74,16 @@ def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
 def _supervised(
     config: RunConfig, stage: SupervisedStage | RewardStage, partitioner: Partitioner
 ) -> Iterator[Program]:
-    network, widths = config.network, layouts.widths(config.lengths, _SPACE)
+    network, lengths = config.network, _lengths(config, stage.task)
     state: Any = stages.abstract_state(stage, network, partitioner)
     loss = stages.objective(stage, network)
     B = stage.batch_size
     if isinstance(stage, RewardStage):
-        width = widths.pair_row if stage.task == "rm_policy" else widths.gap_row
-        batch: dict[str, Any] = dict.fromkeys(("tokens", "blocks"), ((B, width), jnp.int32))
+        width = lengths["tokens"]
+        batch: dict[str, Any] = dict.fromkeys(lengths, ((B, width), jnp.int32))
         logits = 0
     else:
-        prompt = widths.policy if stage.task == "sft_policy" else widths.pit
-        width = config.batching.packed_length or prompt + widths.response
+        width = config.batching.packed_length or sum(lengths.values())
         names = ("target_tokens", "input_tokens", "segment_ids", "positions")
         batch = {f"decoder_{name}": ((B, width), jnp.int32) for name in names}
         batch["decoder_loss_weights"] = ((B, width), jnp.float32)
@@ -120,9 +120,9 @@ def _supervised(
 
 
 def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator[Program]:
-    network, widths = config.network, layouts.widths(config.lengths, _SPACE)
-    B, R = stage.batch_size, widths.response
-    P, Q = (widths.policy, widths.reward) if stage.task == "rl_policy" else (widths.pit, widths.gap)
+    network, lengths = config.network, _lengths(config, stage.task)
+    B, P, Q = stage.batch_size, lengths["prompt"], lengths["reward_prompt"]
+    R = lengths["chosen"]
     models = {
         "reference": stages.abstract_frozen(
             stages.init_language_model(network), network, partitioner
@@ -179,15 +179,16 @@ def _sampling(
     beside: dict[str, Any],
     partitioner: Partitioner,
 ) -> Iterator[Program]:
-    """References sampled from the policy, and scores, as `Sampler` runs them.
+    """Yields the programs by which `Sampler` samples references from the policy and scores them.
 
-    A round needs one for each prompt of its fold; where files have these, as many as its steps do.
-    No stage runs the scores: evaluations and the `improve` command do.
+    A round needs a reference for each prompt of its fold. Where the prompts are in files, which
+    aren't read here, as many as its steps use are counted. No stage runs the scoring: evaluations
+    and the `improve` command do.
     """
     widths = layouts.widths(config.lengths, _SPACE)
     B, P, Q, R = config.sampling_batch, widths.policy, widths.gap, widths.response
     sampler = Sampler(config.network, partitioner, R, B)
-    fold = getattr(config.dataset, "train_size", 0) // 3
+    fold = getattr(config.dataset, "train_size", 0) // len(FOLDS)
     sampled = [fold or r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
     batches = sum(-(-rows // B) for rows in sampled)
     shapes = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
@@ -216,6 +217,11 @@ def _sampling(
     )
 
 
+def _lengths(config: RunConfig, task: str) -> dict[str, int]:
+    """Width of each feature of a task."""
+    return layouts.feature_lengths(task, layouts.widths(config.lengths, _SPACE))
+
+
 def _batch(shapes: Mapping[str, tuple[tuple[int, ...], Any]], partitioner: Partitioner) -> Any:
     return _placed(
         {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}, partitioner
@@ -223,7 +229,7 @@ def _batch(shapes: Mapping[str, tuple[tuple[int, ...], Any]], partitioner: Parti
 
 
 def _placed(tree: Any, partitioner: Partitioner) -> Any:
-    """Abstract arrays with their rows split over the mesh, as Partitioner.shard_batch does it."""
+    """Splits the rows of abstract arrays over the mesh, as Partitioner.shard_batch does."""
 
     def place(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=partitioner.row_sharding(x.shape))
@@ -237,7 +243,7 @@ def _key(partitioner: Partitioner) -> Any:
 
 
 def size_on_a_chip(tree: Any) -> int:
-    """Bytes that a tree of abstract arrays takes on one chip."""
+    """Returns the bytes that a tree of abstract arrays takes on one chip."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

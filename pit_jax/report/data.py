@@ -1,4 +1,4 @@
-"""What became of every example: the `data` command's figures, as JSON and for a terminal."""
+"""Shows what became of every example, for the `data` command: as JSON and for a terminal."""
 
 from __future__ import annotations
 
@@ -14,31 +14,22 @@ import numpy as np
 from pit_jax.data.batching import Batch
 from pit_jax.data.examples import FOLDS, SPLITS
 from pit_jax.data.input_pipeline import InputPipeline
-from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.data.layouts import TREES
+from pit_jax.data.vocabularies.base import PAD_ID, Vocabulary
 from pit_jax.errors import UserError
 from pit_jax.run.stages import RL_TASKS, Stage
 
 _QUANTILES = (0, 10, 50, 90, 99, 100)
 _BINS = 12
 _BAR = 40
-_PAIR_BLOCKS = ("x", "y_w", "y_l")
-_GAP_BLOCKS = (
-    "x",
-    "reference y_w",
-    "reference y_l",
-    "y_w after y_l",
-    "y_w after y_w",
-    "y_l after y_l",
-    "y_l after y_w",
-)
 
 
 def gather(data: InputPipeline, stages: Sequence[Stage], num_examples: int = 0) -> dict[str, Any]:
-    """All figures, as JSON values.
+    """Gathers all figures, as JSON values.
 
     Args:
       data: the dataset.
-      stages: of the run; one of several with the same task and batch size is enough.
+      stages: the run's stages; stages with the same task and batch size count once.
       num_examples: how many rows of each task to show token by token.
 
     Returns:
@@ -81,10 +72,9 @@ def _overlap(data: InputPipeline) -> dict[str, int]:
 
 def _lengths(data: InputPipeline) -> dict[str, dict[str, Any]]:
     counts = [data.token_counts(split) for split in SPLITS]
-    response = data.lengths.longest_text
-    windows = {"prompt": data.lengths.prompt, "chosen": response, "rejected": response}
     found = {}
-    for field, window in windows.items():
+    for field in ("prompt", "chosen", "rejected"):
+        window = data.lengths.windows[field]
         tokens = np.concatenate([part[field] for part in counts])
         low, top = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
         # A few very long examples would squeeze all others into one bin: the last bin takes them.
@@ -119,12 +109,12 @@ def _groups(task: str, row: Batch) -> Iterator[tuple[str, bool, list[int]]]:
     """(what, whether the loss or the score is on it, tokens) of the parts of a row, in order."""
     if task in RL_TASKS:
         for name in ("prompt_tokens", "reward_prompt_tokens", "chosen_tokens"):
-            yield name.removesuffix("_tokens"), False, row[name][row[name] > 0].tolist()
+            yield name.removesuffix("_tokens"), False, row[name][row[name] != PAD_ID].tolist()
         return
-    if "blocks" in row:
-        names = _PAIR_BLOCKS if task == "rm_policy" else _GAP_BLOCKS
-        for number, name in enumerate(names, 1):
-            yield name, name.startswith("y"), row["tokens"][row["blocks"] == number].tolist()
+    if task in TREES:
+        for number, block in enumerate(TREES[task], 1):
+            tokens = row["tokens"][row["blocks"] == number].tolist()
+            yield block.label, bool(block.score), tokens
         return
     # A weight is of the prediction of the next column: a token's own is that of the one before.
     weights = np.roll(row["decoder_loss_weights"] > 0, 1)
@@ -138,7 +128,7 @@ def _groups(task: str, row: Batch) -> Iterator[tuple[str, bool, list[int]]]:
 
 
 def piece(vocabulary: Vocabulary, token: int) -> str:
-    """A token as printable text; what is no text of its own stands in angle brackets."""
+    """Shows a token as printable text; what is no text of its own stands in angle brackets."""
     control = vocabulary.control_tokens
     names = {vocabulary.eos_id: "<EOS>", control.candidate: "<<Candidate>>"}
     names[control.improved] = "<<Improved>>"
@@ -149,7 +139,7 @@ def piece(vocabulary: Vocabulary, token: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text with control and other unprintable characters written as escapes."""
+    """Writes control and other unprintable characters of a text as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -164,12 +154,12 @@ def write(found: Mapping[str, Any], folder: pathlib.Path) -> None:
 
 
 def to_json(found: Mapping[str, Any]) -> str:
-    """The figures for machines."""
+    """Writes the figures as JSON."""
     return json.dumps(found, indent=1, ensure_ascii=False)
 
 
 def to_text(found: Mapping[str, Any]) -> str:
-    """The figures for a terminal of 100 columns."""
+    """Writes the figures for a terminal of 100 columns."""
     parts = (_examples_text, _overlap_text, _lengths_text, _batches_text, _rows_text)
     return "\n".join(line for part in parts for line in [*part(found), ""]).rstrip()
 

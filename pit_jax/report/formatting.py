@@ -1,4 +1,4 @@
-"""Numbers of the results as the text of tables; a value that is missing is a dash."""
+"""Writes numbers of the results as the text of tables; a value that is missing is a dash."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ NO_BREAK = "\u00a0"
 
 
 def known(value: Any) -> bool:
-    """Whether a value is there and is a finite number."""
+    """Returns whether a value is there and is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def number(value: Any, digits: int = 2, sign: bool = False) -> str:
-    """A number to `digits` decimals, with its sign if asked for."""
+    """Writes a number to `digits` decimals, with its sign if asked for."""
     return f"{value:{'+' if sign else ''}.{digits}f}" if known(value) else NONE
 
 
 def share(value: Any) -> str:
-    """A share between 0 and 1 in percent."""
+    """Writes a share between 0 and 1 in percent."""
     return f"{100 * value:.1f}" if known(value) else NONE
 
 
 def count(value: Any) -> str:
-    """1234 as '1,234', and large numbers as '1.23M'."""
+    """Writes 1234 as '1,234', and large numbers as '1.23M'."""
     if not known(value):
         return NONE
     for size, letter in ((1e9, "B"), (1e6, "M")):
@@ -37,7 +37,7 @@ def count(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds in the unit that reads best."""
+    """Writes seconds in the unit that reads best."""
     if not known(seconds):
         return NONE
     if seconds < 120:
@@ -46,7 +46,7 @@ def duration(seconds: Any) -> str:
 
 
 def tone(row: Mapping[str, Any]) -> str:
-    """'up' or 'down' where a row's interval lies on one side of zero."""
+    """Returns 'up' or 'down' where a row's interval lies on one side of zero."""
     low, high = row.get("ci_low", math.nan), row.get("ci_high", math.nan)
     if not (known(low) and known(high)):
         return ""
@@ -54,37 +54,29 @@ def tone(row: Mapping[str, Any]) -> str:
 
 
 def comparison_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of comparisons, with temperature and judge where the rows differ in them."""
-    temperatures = {row.get("temperature") for row in rows}
-    judges = {row.get("judge") for row in rows}
-    labels = []
-    for row in rows:
-        details = []
-        if len(temperatures) > 1 and known(row.get("temperature")):
-            details.append(f"T={row['temperature']:g}")
-        if len(judges) > 1 and row.get("judge"):
-            details.append(str(row["judge"]))
-        labels.append(row["name"] + (f" ({', '.join(details)})" if details else ""))
-    return labels
+    """Names of comparisons, with the temperature where the rows differ in it."""
+    if len({row.get("temperature") for row in rows}) == 1:
+        return [row["name"] for row in rows]
+    return [f"{row['name']} (T={row['temperature']:g})" for row in rows]
 
 
 def with_interval(value: str, low: Any, high: Any, form: Callable[[Any], str]) -> str:
-    """'value [low, high]' without line breaks, or the value alone without an interval."""
+    """Writes 'value [low, high]' without line breaks, or the value alone without an interval."""
     if not (known(low) and known(high)):
         return value
     return f"{value}{NO_BREAK}[{form(low)},{NO_BREAK}{form(high)}]"
 
 
 def points(value: Any) -> str:
-    """A signed number of percentage points."""
+    """Writes a signed number of percentage points."""
     return number(value, 1, sign=True)
 
 
 def three_digits(value: Any) -> str:
-    """A number to three decimals."""
+    """Writes a number to three decimals."""
     return number(value, 3)
 
 
 def whole(value: Any) -> str:
-    """A number without decimals."""
+    """Writes a number without decimals."""
     return number(value, 0)

@@ -1,4 +1,4 @@
-"""The figures of a report. matplotlib draws without a display and is imported on first use.
+"""Draws the figures of a report; matplotlib needs no display and is imported on first use.
 
 Every function returns a `matplotlib.figure.Figure` of the page's width; `render` makes bytes of it.
 """
@@ -79,17 +79,17 @@ def _canvas(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def render(figure: Figure, file_format: str = "svg", dpi: int = 160) -> bytes:
-    """The figure as SVG or PNG bytes, the same for the same data."""
+def render(figure: Figure, file_format: str) -> bytes:
+    """The figure as bytes of `svg` or `png`, the same for the same data."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if file_format == "svg" else None
     with _style():
-        figure.savefig(buffer, format=file_format, dpi=dpi, facecolor="white", metadata=metadata)
+        figure.savefig(buffer, format=file_format, dpi=160, facecolor="white", metadata=metadata)
     return buffer.getvalue()
 
 
 def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Win, tie and lose rates, and delta with its interval, a line for each comparison.
+    """Draws win, tie and lose rates, and delta with its interval, a line for each comparison.
 
     Args:
       rows: label, win, tie, lose, delta, ci_low, ci_high (percent).
@@ -136,52 +136,34 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
         return figure
 
 
-def iterations(blocks: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Mean score, delta against the original and ELO by iteration, a line for each temperature.
-
-    Panels without data are left out; None when none has any.
-    """
+def iterations(groups: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean score, delta against the original and ELO by iteration, a line for each temperature."""
     panels = [
-        ("mean_score", None, None, "Mean score"),
+        ("mean_score", "", "", "Mean score"),
         ("delta_vs_original", "ci_low", "ci_high", "Δ vs original (points)"),
         ("elo", "elo_low", "elo_high", "ELO"),
     ]
-    panels = [
-        panel
-        for panel in panels
-        if any(known(row.get(panel[0])) for block in blocks for row in block["rows"])
-    ]
-    if not panels:
-        return None
     with _style():
         figure, axes = _canvas(3.0, columns=len(panels))
-        for axis, (key, low, high, label) in zip(axes[0], panels, strict=True):
-            for index, block in enumerate(blocks):
-                rows = [row for row in block["rows"] if known(row.get(key))]
+        for axis, (key, low, high, title) in zip(axes[0], panels, strict=True):
+            for index, group in enumerate(groups):
+                rows = [row for row in group["rows"] if key in row]
                 x = [row["iteration"] for row in rows]
+                y = np.array([row[key] for row in rows], float)
                 colour = CYCLE[index % len(CYCLE)]
-                name = f"T = {block['temperature']:g}" if "temperature" in block else None
-                axis.plot(
-                    x, [row[key] for row in rows], "o-", color=colour, markersize=4, label=name
-                )
-                if low and all(known(row.get(low)) and known(row.get(high)) for row in rows):
-                    axis.fill_between(
-                        x,
-                        [row[low] for row in rows],
-                        [row[high] for row in rows],
-                        color=colour,
-                        alpha=0.13,
-                        linewidth=0,
-                    )
-            axis.set(xlabel="Iteration (0 = original)", title=label)
+                name = f"T = {group['temperature']:g}"
+                axis.plot(x, y, "o-", color=colour, markersize=4, label=name)
+                if low:
+                    bounds = np.array([[row[low], row[high]] for row in rows], float)
+                    axis.fill_between(x, *bounds.T, color=colour, alpha=0.13, linewidth=0)
+            axis.set(xlabel="Iteration (0 = original)", title=title)
             _integer_ticks(axis)
-        if axes[0][0].get_legend_handles_labels()[0]:
-            axes[0][0].legend()
+        axes[0][0].legend()
         return figure
 
 
 def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
-    """Figure 2: densities of a gap reward for the four pairs of chosen and rejected."""
+    """Draws Figure 2: densities of a gap reward for the four pairs of chosen and rejected."""
     finite = {name: [v for v in series.get(name, ()) if known(v)] for name in _PAIR_LABELS}
     present = {name: values for name, values in finite.items() if values}
     edges, densities = scoring.density_histograms(present)
@@ -209,10 +191,8 @@ def temperatures(figure3: Mapping[str, Any]) -> Figure:
         for index, (name, deltas) in enumerate(figure3["series"].items()):
             colour = CYCLE[index % len(CYCLE)]
             axis.plot(x, np.array(deltas, float), "o-", color=colour, markersize=4.5, label=name)
-            bounds = figure3.get("intervals", {}).get(name)
-            if bounds is not None:
-                low, high = np.asarray(bounds, float).T
-                axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+            low, high = np.array(figure3["intervals"][name], float).T
+            axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         axis.set(xlabel="Temperature of improvement", ylabel="Δ = win − lose (points)")
         axis.set_xticks(x)
         _legend_above(axis, columns=3)
@@ -222,22 +202,14 @@ def temperatures(figure3: Mapping[str, Any]) -> Figure:
 def rewards_by_step(
     rounds: Sequence[Mapping[str, Any]], regions: tuple[float, float] | None
 ) -> Figure:
-    """Figure 4: reward against step for each round of RL, over the regions of `reward_regions`.
-
-    A second panel has the checker's score where a round recorded it.
-    """
-    has_score = [any(map(known, run.get("score", ()))) for run in rounds]
+    """Figure 4: reward against step for each round of RL, over the regions of `reward_regions`."""
     with _style():
-        figure, axes = _canvas(3.5, columns=1 + any(has_score))
+        figure, axes = _canvas(3.5)
         axis = axes[0][0]
         axis.set(xlabel="Step", ylabel="Gap reward", title="Reward")
-        if any(has_score):
-            axes[0][1].set(xlabel="Step", ylabel="Mean checker score", title="Checker score")
         for index, run in enumerate(rounds):
             colour = CYCLE[index % len(CYCLE)]
             _draw_smoothed(axis, run["steps"], run["reward"], colour, run["round"])
-            if has_score[index]:
-                _draw_smoothed(axes[0][1], run["steps"], run["score"], colour, run["round"])
         if regions is not None:
             _shade_regions(axis, *regions)
         _legend_below(figure, axis)
@@ -321,7 +293,7 @@ def _legend_below(figure: Figure, axis: Axes) -> None:
 
 
 def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """A histogram of token counts for each field, with its window.
+    """Draws a histogram of token counts for each field, with its window.
 
     Args:
       fields: name -> edges, counts, window; the last bin holds all that is longer.

@@ -1,7 +1,7 @@
 """The sections of a report: which tables and figures each part of the results becomes.
 
-Each `_section` function takes the whole results and returns a section, or None where its part is
-absent. `report` documents the results; `templates` draws the sections.
+Each builder takes the whole results and returns a section, which has no blocks where its part is
+absent. `write` documents the results; `page` and `markdown` show the sections.
 """
 
 from __future__ import annotations
@@ -11,6 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from pit_jax.evaluation import scoring
 from pit_jax.report import paper, plots
+from pit_jax.report.blocks import (
+    Block,
+    Cell,
+    Code,
+    Figure,
+    Paragraph,
+    Response,
+    Sample,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    Warnings,
+)
 from pit_jax.report.formatting import (
     NONE,
     comparison_labels,
@@ -25,20 +39,6 @@ from pit_jax.report.formatting import (
     whole,
     with_interval,
 )
-from pit_jax.report.templates import (
-    Block,
-    Cell,
-    Code,
-    Figure,
-    Paragraph,
-    Response,
-    Sample,
-    Section,
-    Table,
-    Tile,
-    Tiles,
-    Warnings,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -47,13 +47,15 @@ Results = Mapping[str, Any]
 Drawings = dict[str, "Drawing"]
 
 _HEADLINES = 4
+# The figure of each group of comparisons.
+_COMPARISON_FIGURES = {"table1": "comparisons", "table2": "curriculum", "control": "controls"}
 _INTERVALS = "Brackets: 95% bootstrap intervals over prompts."
 
 
 def build(results: Results) -> tuple[list[Section], Drawings]:
     """The sections of a report in order, and its figures by name."""
     drawings: Drawings = {}
-    builders: Sequence[Callable[[Results, Drawings], Section | None]] = (
+    builders: Sequence[Callable[[Results, Drawings], Section]] = (
         _headline,
         _quality,
         _curriculum,
@@ -67,18 +69,16 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
         _reproduce,
     )
     sections = [builder(results, drawings) for builder in builders]
-    return [section for section in sections if section and section.blocks], drawings
+    return [section for section in sections if section.blocks], drawings
 
 
-def _group(results: Results, *names: str) -> list[Mapping[str, Any]]:
-    return [r for r in results.get("comparisons", ()) if r.get("group", "table1") in names]
+def _group(results: Results, name: str) -> list[Mapping[str, Any]]:
+    return [row for row in results.get("comparisons", ()) if row["group"] == name]
 
 
-def _prompts(rows: Sequence[Mapping[str, Any]]) -> str:
-    sizes = sorted({row["n"] for row in rows if known(row.get("n"))})
-    if not sizes:
-        return "held-out prompts"
-    return " to ".join(dict.fromkeys((count(sizes[0]), count(sizes[-1])))) + " held-out prompts"
+def _held_out(results: Results) -> str:
+    prompts = results.get("num_prompts")
+    return "held-out prompts" if prompts is None else f"{count(prompts)} held-out prompts"
 
 
 def _headline(results: Results, drawings: Drawings) -> Section:
@@ -102,18 +102,17 @@ def _headline(results: Results, drawings: Drawings) -> Section:
 
 
 def _comparison_blocks(
-    name: str, rows: Sequence[Mapping[str, Any]], drawings: Drawings, source: str
+    results: Results, group: str, drawings: Drawings, source: str = ""
 ) -> list[Block]:
+    rows = _group(results, group)
+    if not rows:
+        return []
     labels = comparison_labels(rows)
+    name = _COMPARISON_FIGURES[group]
     drawings[name] = plots.comparisons(
         [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
     )
-    judges = ", ".join(dict.fromkeys(str(row["judge"]) for row in rows if row.get("judge")))
-    temperatures = sorted({row["temperature"] for row in rows if known(row.get("temperature"))})
-    conditions = f"Judge: {judges}. " if judges else ""
-    if len(temperatures) == 1:
-        conditions += f"Temperature {temperatures[0]:g}. "
-    papers = [row.get("paper") or paper.delta(row["name"]) for row in rows]
+    papers = [paper.delta(row["first"], row["second"]) for row in rows]
     columns = ["Comparison", "Win %", "Lose %", "Tie %", "Δ [95% interval]", "Prompts"]
     cells: list[list[str | Cell]] = []
     for row, label, theirs in zip(rows, labels, papers, strict=True):
@@ -122,30 +121,27 @@ def _comparison_blocks(
         cells.append([label, *rates, Cell(delta, tone(row)), count(row.get("n"))])
         if any(papers):
             cells[-1].append(theirs or NONE)
+    temperatures = {row.get("temperature") for row in rows}
+    (temperature,) = temperatures if len(temperatures) == 1 else (None,)
+    caption = (
+        f"The first model’s response against the second’s on {_held_out(results)}. "
+        f"Judge: {rows[0]['judge']}. "
+        + (f"Temperature {temperature:g}. " if known(temperature) else "")
+        + f"Δ = win − lose, in points of percent. {_INTERVALS}"
+    )
     if any(papers):
         columns.append("Paper’s Δ")
-        source = f" {source}"
-    else:
-        source = ""
-    caption = (
-        f"The first model’s response against the second’s on {_prompts(rows)}. {conditions}"
-        f"Δ = win − lose, in points of percent. {_INTERVALS}{source}"
-    )
+        caption += f" {source}"
     picture = Figure(name, f"Win, tie and lose rates and delta: {', '.join(labels)}")
     return [picture, Table(columns, cells, caption)]
 
 
-def _quality(results: Results, drawings: Drawings) -> Section | None:
-    rows = [
-        r for r in results.get("comparisons", ()) if r.get("group") not in ("table2", "control")
-    ]
-    blocks: list[Block] = []
-    if rows:
-        source = (
-            "Paper: Table 1, temperature 1; synthetic data judged by GPT-4, "
-            "HH-RLHF (HH) and OpenAI/Summary by DeBERTa."
-        )
-        blocks += _comparison_blocks("comparisons", rows, drawings, source)
+def _quality(results: Results, drawings: Drawings) -> Section:
+    source = (
+        "Paper: Table 1, temperature 1; synthetic data judged by GPT-4, "
+        "HH-RLHF (HH) and OpenAI/Summary by DeBERTa."
+    )
+    blocks = _comparison_blocks(results, "table1", drawings, source)
     scores = results.get("scores")
     if scores:
         cells = [
@@ -172,16 +168,9 @@ def _quality(results: Results, drawings: Drawings) -> Section | None:
     return Section("Quality of the responses", blocks)
 
 
-def _held_out(results: Results) -> str:
-    return _prompts([{"n": results.get("num_prompts")}])
-
-
-def _curriculum(results: Results, drawings: Drawings) -> Section | None:
-    blocks: list[Block] = []
-    rows = _group(results, "table2")
-    if rows:
-        source = "Paper: Table 2, HH-RLHF, judged by DeBERTa."
-        blocks += _comparison_blocks("curriculum", rows, drawings, source)
+def _curriculum(results: Results, drawings: Drawings) -> Section:
+    source = "Paper: Table 2, HH-RLHF, judged by DeBERTa."
+    blocks = _comparison_blocks(results, "table2", drawings, source)
     rounds = results.get("figure4")
     if rounds:
         regions = _regions(results)
@@ -224,18 +213,18 @@ def _endings(rounds: Sequence[Mapping[str, Any]], regions: tuple[float, float]) 
     return f"At the end (mean of the last tenth): {', '.join(endings)}." if endings else ""
 
 
-def _iterations(results: Results, drawings: Drawings) -> Section | None:
+def _iterations(results: Results, drawings: Drawings) -> Section:
     blocks: list[Block] = []
-    groups = [group for group in results.get("iterations", ()) if group.get("rows")]
-    drawing = plots.iterations(groups) if groups else None
-    if drawing:
-        drawings["iterations"] = drawing
+    groups = results.get("iterations", ())
+    if groups:
+        drawings["iterations"] = plots.iterations(groups)
         caption = "Mean checker score, Δ against the original response and ELO; shaded: intervals."
         blocks.append(Figure("iterations", "Score, delta and ELO by iteration", caption))
     for group in groups:
-        heat = group.get("temperature")
-        where = f" at temperature {heat:g}" if known(heat) else ""
-        caption = f"PIT applied again and again to its own output{where}, on {_held_out(results)}."
+        caption = (
+            "PIT applied again and again to its own output at temperature "
+            f"{group['temperature']:g}, on {_held_out(results)}."
+        )
         if group is groups[-1]:
             caption += (
                 " Changed: responses that differ from those of the iteration before; r_gap: reward "
@@ -268,10 +257,10 @@ def _iteration_table(rows: Sequence[Mapping[str, Any]], caption: str) -> Table:
     return Table([*columns, "Paper’s ELO"], cells, caption)
 
 
-def _temperature(results: Results, drawings: Drawings) -> Section | None:
+def _temperature(results: Results, drawings: Drawings) -> Section:
     figure3 = results.get("figure3")
-    if not figure3 or not figure3.get("series"):
-        return None
+    if not figure3 or not figure3["series"]:
+        return Section("", [])
     drawings["temperatures"] = plots.temperatures(figure3)
     caption = (
         f"Δ between responses improved at each temperature and those they are compared with, on "
@@ -283,7 +272,7 @@ def _temperature(results: Results, drawings: Drawings) -> Section | None:
     return Section("The temperature of improvement", [picture])
 
 
-def _reward_models(results: Results, drawings: Drawings) -> Section | None:
+def _reward_models(results: Results, drawings: Drawings) -> Section:
     blocks: list[Block] = []
     rows = results.get("reward_models", ())
     if rows:
@@ -308,15 +297,14 @@ def _reward_models(results: Results, drawings: Drawings) -> Section | None:
     gap_rows = [row for row in rows if row.get("inequalities") or row.get("means")]
     if gap_rows:
         blocks.append(_inequality_table(gap_rows))
-    figure2 = results.get("figure2") or {}
-    if any(len(values) for values in figure2.values()):
+    figure2 = results.get("figure2")
+    if figure2:
         drawings["reward_distributions"] = plots.reward_distributions(figure2)
-        size = count(max(len(values) for values in figure2.values()))
         caption = (
-            f"Gap reward of the four pairs of chosen and rejected response, {size} held-out "
-            "examples each; r(a, b) scores a as an improvement of b. Paper (Figure 2): on its "
-            "synthetic data r(chosen, rejected) lies highest, r(rejected, chosen) lowest, and "
-            "equal responses between them, below zero."
+            "Gap reward of the four pairs of chosen and rejected response, "
+            f"{count(len(figure2['wl']))} held-out examples each; r(a, b) scores a as an "
+            "improvement of b. Paper (Figure 2): on its synthetic data r(chosen, rejected) lies "
+            "highest, r(rejected, chosen) lowest, and equal responses between them, below zero."
         )
         alt = "Densities of the gap reward for four kinds of pair"
         blocks.append(Figure("reward_distributions", alt, caption))
@@ -344,28 +332,23 @@ def _inequality_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(columns, cells, caption)
 
 
-def _controls(results: Results, drawings: Drawings) -> Section | None:
-    rows = _group(results, "control")
-    blocks = _comparison_blocks("controls", rows, drawings, "Paper: Table 1.") if rows else []
-    return Section("Controls", blocks)
+def _controls(results: Results, drawings: Drawings) -> Section:
+    return Section("Controls", _comparison_blocks(results, "control", drawings))
 
 
-def _samples(results: Results, drawings: Drawings) -> Section | None:
+def _samples(results: Results, drawings: Drawings) -> Section:
     blocks: list[Block] = []
     for sample in results.get("samples", ()):
-        texts = [sample["original"], *sample.get("iterations", ())]
-        scores = list(sample.get("scores", ()))
-        scores += [None] * (len(texts) - len(scores))
+        texts = [sample["original"], *sample["iterations"]]
         responses = []
-        for step, (text, score) in enumerate(zip(texts, scores, strict=False)):
+        for step, (text, score) in enumerate(zip(texts, sample["scores"], strict=True)):
             label = f"Iteration {step}" if step else "Original"
             if known(score):
                 label += f" · score {score:.2f}"
             if step and text == texts[step - 1]:
                 label += " · unchanged"
             responses.append(Response(label, text, revises=step > 0))
-        if sample.get("chosen"):
-            responses.append(Response("Chosen response of the data", str(sample["chosen"])))
+        responses.append(Response("Chosen response of the data", sample["chosen"]))
         blocks.append(Sample(sample["prompt"], responses))
     if blocks:
         note = "On the page, words an iteration added are shaded and words it removed struck out."
@@ -373,7 +356,7 @@ def _samples(results: Results, drawings: Drawings) -> Section | None:
     return Section("Samples", blocks)
 
 
-def _training(results: Results, drawings: Drawings) -> Section | None:
+def _training(results: Results, drawings: Drawings) -> Section:
     blocks: list[Block] = []
     stages = results.get("stages")
     if stages:
@@ -406,13 +389,13 @@ def _training(results: Results, drawings: Drawings) -> Section | None:
     return Section("Training", blocks)
 
 
-def _data(results: Results, drawings: Drawings) -> Section | None:
+def _data(results: Results, drawings: Drawings) -> Section:
     rows = (results.get("data") or {}).get("rows") or ()
     cells = [[str(name), f"{v:,}" if isinstance(v, int) else str(v)] for name, v in rows]
     return Section("Data", [Table(["", "Value"], cells)] if cells else [])
 
 
-def _reproduce(results: Results, drawings: Drawings) -> Section | None:
+def _reproduce(results: Results, drawings: Drawings) -> Section:
     blocks: list[Block] = []
     if results.get("command"):
         blocks.append(Code(results["command"]))

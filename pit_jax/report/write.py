@@ -9,18 +9,29 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   data           {'rows': [[name, value]]}
   stages         [{name, steps, seconds, tokens, tokens_per_second, mfu, parameters,
                    final: {metric: value}}]
-  comparisons    [{name, temperature, judge, win, lose, tie, delta, ci_low, ci_high, n,
-                   group: 'table1' | 'table2' | 'control', paper}]
+  comparisons    [{name, first, second, temperature, judge, win, lose, tie, delta, ci_low, ci_high,
+                   n, group: 'table1' | 'table2' | 'control'}]
   scores         [{name, temperature, mean_score, ci_low, ci_high, eos_rate, mean_length}]
   iterations     [{temperature, rows: [{iteration, mean_score, delta_vs_original, ci_low, ci_high,
                    elo, elo_low, elo_high, changed, gap}]}]
   reward_models  [{name, accuracy, ci_low, ci_high, n, inequalities, means, degeneration}]
   figure2        {'wl' | 'ww' | 'll' | 'lw': rewards}
   figure3        {temperatures, series: {name: deltas}, intervals: {name: [[low, high]]}}
-  figure4        [{round, steps, reward, score}]
+  figure4        [{round, steps, reward}]
   curves         [{stage, metric, steps, values}]
   samples        [{prompt, original, iterations, scores, chosen}]
   warnings       [text]
+
+`first` and `second` of a comparison are kinds of responses; by them it meets the paper's own.
+
+  original                  M_P^RL's, which the others are compared with
+  sft, chosen               M_P^SFT's; y_w of the data
+  pit, self_refine          improvements of the original by M_PIT^RL; by Self-Refine
+  first_only, second_only   improvements by a PIT model that one round alone has trained: with
+                            references from the data (Eq. 4); from M_P^RL (Eq. 5)
+  ablation                  improvements by any other PIT model
+  resampled, control        another sample of M_P^RL; another policy's
+  iteration                 of saved generations
 
 `scores` of a sample are those of the original and then of each iteration; `chosen` is the response
 of the data.
@@ -34,11 +45,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from pit_jax.files import write_whole
-from pit_jax.report import plots, sections, templates
+from pit_jax.report import markdown, page, plots, sections
 from pit_jax.report.formatting import (
     NONE,
     comparison_labels,
@@ -81,17 +91,17 @@ def write_report(results: Mapping[str, Any], run_dir: str | os.PathLike[str]) ->
     parts, figures = sections.build(plain)
     title, description = plain.get("title", "PIT report"), plain.get("description", "")
     vector = {name: plots.render(figure, "svg") for name, figure in figures.items()}
-    write_whole(paths["html"], templates.to_html(title, description, parts, vector))
+    write_whole(paths["html"], page.to_html(title, description, parts, vector))
 
     image_paths = {name: f"figures/{name}.png" for name in figures}
     for name, figure in figures.items():
         write_whole(folder / image_paths[name], plots.render(figure, "png"))
-    write_whole(paths["markdown"], templates.to_markdown(title, description, parts, image_paths))
+    write_whole(paths["markdown"], markdown.to_markdown(title, description, parts, image_paths))
     return {name: str(path) for name, path in paths.items()}
 
 
 def format_summary(results: Mapping[str, Any]) -> str:
-    """The main tables as aligned lines for a terminal."""
+    """Writes the main tables as aligned lines for a terminal."""
     plain = _plain(results)
     blocks = [plain.get("title", "PIT report")]
     blocks += [_aligned(*table) for table in _summary_tables(plain) if table[1]]
@@ -198,15 +208,11 @@ def _check_share(part: str, key: str, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Standard JSON types: arrays become lists, and numbers that aren't finite None."""
+    """Standard JSON, which has no numbers that aren't finite: they become None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
-        return _plain(np.asarray(value).tolist())
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,1 +1,1 @@
-"""A run: its configuration and directory, its stages, and the training of one after the other."""
+"""This folder has a run's configuration, its directory, its stages, and what trains them."""

@@ -1,4 +1,4 @@
-"""Everything that a run is made of, as one frozen dataclass."""
+"""Holds everything that a run is made of in one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from pit_jax.runtime.partitioning import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything a run is made of.
+    """Holds everything that a run is made of.
 
     Attributes:
       model_dir: the run directory, on a disk or in a bucket: `gs://BUCKET/FOLDER`.
-      seed: of initial weights, data order and sampling.
-      network: of every role.
+      seed: seed of initial weights, data order and sampling.
+      network: the network of every model.
       vocabulary: `bytes`, `words:FAMILY`, `sentencepiece:PATH` or `tokenizer:PATH`.
       dataset: the preference data, or a mixture of some.
       lengths: windows in tokens.
-      stages: in the order they run.
-      control_tokens: of a tokenizer: names of the two reserved pieces that become `<<Candidate>>`
-        and `<<Improved>>`.
-      eos_token: of a tokenizer: name of its EOS piece, where its files don't tell.
-      pad_token: of a tokenizer: name of its padding piece, or of an unused reserved one.
+      stages: the stages, in the order in which they run.
+      control_tokens: names of the tokenizer's two reserved pieces that become `<<Candidate>>` and
+        `<<Improved>>`.
+      eos_token: name of the tokenizer's EOS piece, if its files don't tell.
+      pad_token: name of the tokenizer's padding piece, or of an unused reserved piece.
       batching: packing and length buckets.
-      mesh: of devices.
+      mesh: the mesh of devices.
       sampling_batch: rows decoded at once when references and evaluations are sampled.
       shard_size: records in a shard of a reference store.
       improve: iterations and stop criteria of the `improve` command.
       tensorboard: whether to write TensorBoard events.
-      wandb_project: where Weights & Biases shows the metrics too; empty: nowhere.
+      wandb_project: project in which Weights & Biases shows the metrics too; empty for none.
     """
 
     model_dir: str

@@ -1,7 +1,13 @@
-"""What a stage's folder was made with: refuses to mix two runs in one directory.
+"""Records what a stage's folder was made with, and refuses to mix two runs in one directory.
 
 `stage.json` holds the settings that determine the stage's result, its own and those of every stage
-it builds on, and what gives its parameters their meaning.
+it builds on, and what gives its parameters their meaning. Both are texts of the configuration, in
+which a field counts unless its metadata says otherwise:
+
+    changes_result  False for what says how the result is computed, or how often that is logged;
+                    the settings leave the field out, so that a run may go on with another value
+    identity        for what gives the parameters no other meaning: the value that stands for all
+                    values in a model's identity; None leaves the field out
 """
 
 from __future__ import annotations
@@ -9,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -23,9 +29,9 @@ from pit_jax.runtime import processes
 
 
 def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[str, str]:
-    """What determines a stage's result: its configuration and that of all it builds on."""
+    """Returns what determines a stage's result: its own settings and those it builds on."""
     names = ("seed", "network", "dataset", "lengths", "batching")
-    found = {name: _that_counts(repr(getattr(config, name))) for name in names}
+    found = {name: _text(getattr(config, name), _result_counts) for name in names}
     found["vocabulary"] = vocabulary.fingerprint
     table = {each.name: each for each in config.stages}
     todo, seen = [stage.name], set()
@@ -35,29 +41,45 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
             continue
         seen.add(name)
         each = table[name]
-        found[name] = _that_counts(repr(each))
+        found[name] = _text(each, _result_counts)
         todo += [getattr(each, field, "") for field in ("initial", "reference", "reward_model")]
         todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]
     return found
 
 
 def identity(config: RunConfig, vocabulary: Vocabulary) -> dict[str, str]:
-    """What gives a model's parameters their meaning: the ids of words, and the architecture."""
-    network = dataclasses.replace(config.network, dtype="float32", remat="none")
-    return {
-        "vocabulary": vocabulary.fingerprint,
-        "network": re.sub(", attention='\\w+'", "", repr(network)),
+    """Returns what gives a model's parameters their meaning: ids of words, and architecture."""
+    stand_ins = {
+        field.name: field.metadata["identity"]
+        for field in dataclasses.fields(config.network)
+        if field.metadata.get("identity") is not None
     }
+    network = dataclasses.replace(config.network, **stand_ins)
+    return {"vocabulary": vocabulary.fingerprint, "network": _text(network, _identity_counts)}
 
 
-def _that_counts(text: str) -> str:
-    """A configuration's text without what says how and not what is computed, or logged."""
-    fields = r"loop=LoopConfig\([^)]*\)|(remat|attention)='\w+'|microbatches=\d+|offload_frozen=\w+"
-    return re.sub(f", ({fields})", "", text)
+def _result_counts(field: dataclasses.Field) -> bool:
+    return field.metadata.get("changes_result", True)
+
+
+def _identity_counts(field: dataclasses.Field) -> bool:
+    return field.metadata.get("identity", "") is not None
+
+
+def _text(value: Any, counts: Callable[[dataclasses.Field], bool]) -> str:
+    """The `repr` of a value without the fields of dataclasses that don't count."""
+    if isinstance(value, tuple):
+        parts = [_text(part, counts) for part in value]
+        return f"({', '.join(parts)}{',' * (len(parts) == 1)})"
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    fields = [field.name for field in dataclasses.fields(value) if counts(field)]
+    parts = [f"{name}={_text(getattr(value, name), counts)}" for name in fields]
+    return f"{type(value).__qualname__}({', '.join(parts)})"
 
 
 def claim(folder: epath.Path, settings: dict[str, str], identity: dict[str, str]) -> None:
-    """Writes `stage.json` into a stage's folder.
+    """Writes `stage.json` into a stage's folder, unless it holds the same stage already.
 
     Raises:
       UserError: if the folder holds a stage that was trained with other settings, or not every
@@ -102,6 +124,6 @@ def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Writes whole or not at all; by the first process only."""
+    """Writes a JSON file whole or not at all; only the first process writes."""
     if processes.is_first():
         files.write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

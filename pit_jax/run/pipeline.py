@@ -1,4 +1,4 @@
-"""Training a run: stages in order, each skipped, resumed or refused as its folder says.
+"""Trains a run's stages in order, and skips, resumes or refuses each as its folder says.
 
 Giving the same command again continues at the last checkpoint.
 """

@@ -1,4 +1,4 @@
-"""A run as its stages and evaluations see it: resources, and the models that it has trained.
+"""Gives stages and evaluations a run's resources, and the models that it has trained.
 
 A run directory holds one folder per stage with `stage.json` (what it was started with),
 `metrics.jsonl`, `checkpoints/` and, once it is complete, `result.json`.
@@ -34,7 +34,7 @@ from pit_jax.runtime.signals import Signals
 
 
 def key_for(seed: int, *purposes: str | int) -> jax.Array:
-    """A key from a seed and what it is for; other purposes, in any part, give another key."""
+    """Makes a key from a seed and what it is for; any other purpose gives another key."""
     key = jax.random.key(seed)
     for purpose in purposes:
         number = zlib.crc32(purpose.encode()) if isinstance(purpose, str) else purpose
@@ -43,30 +43,31 @@ def key_for(seed: int, *purposes: str | int) -> jax.Array:
 
 
 class Run:
-    """What the stages and evaluations of a run share: its data, devices and trained models.
+    """Holds what a run's stages and evaluations share: data, devices and trained models.
 
     Attributes:
-      config: what it is made of.
+      config: the run's configuration.
       directory: the run directory.
       data: the dataset's batches and texts.
-      vocabulary, layout: of the data.
+      vocabulary: the vocabulary of the data and the models.
+      layout: the token layouts of the models' inputs.
       partitioner: the mesh.
       config_text: the configuration as the user's file has it; kept in the folder of each stage.
-      profile: steps of each stage to trace.
+      profile: the steps of each stage to trace, None for none.
       peak: operations a second of all devices; 0 where it isn't known.
-      sampler: decodes and scores in batches.
-      signals: that end the training of a stage early; entered by the command line.
+      sampler: what samples and scores in batches.
+      signals: the signals that end the training of a stage early; the command line enters it.
     """
 
     def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
         """Loads the data and sets up the mesh.
 
         Args:
-          config: what it is made of.
+          config: the run's configuration.
           devices: the devices to use; all of `jax.devices()` by default.
 
         Raises:
-          UserError: for data, vocabulary or a network that don't fit each other.
+          UserError: if data, vocabulary and network don't fit each other.
         """
         self.config = config
         self.directory = epath.Path(config.model_dir)
@@ -97,28 +98,31 @@ class Run:
         self.sampler = Sampler(config.network, partitioner, response, config.sampling_batch)
 
     def folder(self, name: str) -> epath.Path:
-        """Of a stage of this run, or of another run's by its path."""
+        """Returns the folder of a stage of this run, or of another run's stage by its path."""
         return epath.Path(name) if "/" in name else self.directory / name
 
     def stage(self, name: str) -> Stage:
-        """The stage of this name.
+        """Returns the stage of this name.
 
         Raises:
-          UserError: if the run has none.
+          UserError: if the run has no such stage.
         """
         if name not in self._stages:
             raise UserError(f"stage: got {name!r}, expected one of {', '.join(self._stages)}")
         return self._stages[name]
 
     def is_complete(self, name: str) -> bool:
-        """Whether a stage has its result."""
+        """Returns whether a stage has its result."""
         return (self.folder(name) / "result.json").exists()
 
     def result(self, name: str) -> dict[str, Any]:
-        """What a completed stage reports: steps, seconds, tokens, final metrics, model_step.
+        """Returns what a completed stage reports: steps, seconds, tokens, metrics, model_step.
 
-        Of a stage that T5X trained: task, model_step, and a reward model's pooling, which the run's
-        stage of that name has; the name is a folder's where one is given by its path.
+        For a stage that T5X trained this is its task, model_step and a reward model's pooling, as
+        the stage of this run has them that is named like the folder.
+
+        Raises:
+          UserError: if the stage isn't trained.
         """
         path = self.folder(name) / "result.json"
         if path.exists():
@@ -134,21 +138,21 @@ class Run:
         return result
 
     def key(self, *purposes: str | int) -> jax.Array:
-        """A key from the run's seed and what it is for."""
+        """Makes a key from the run's seed and what it is for."""
         return key_for(self.config.seed, *purposes)
 
     def load(self, name: str, step: int | None = None) -> Any:
-        """The float32 parameters that a stage ended with, to train on or to export.
+        """Loads the float32 parameters that a stage ended with, to train on or to export.
 
-        They are those of its last checkpoint, of a reward model those of its best one.
+        They are those of the stage's last checkpoint; a reward model's are those of its best.
 
         Args:
           name: a stage of this run, or the path of another run's stage folder, or of a checkpoint
             that T5X wrote.
-          step: a certain checkpoint instead.
+          step: the step of another checkpoint to load instead.
 
         Raises:
-          UserError: if it isn't trained.
+          UserError: if the stage isn't trained, or its model doesn't fit this run.
         """
         folder, network = self.folder(name), self.config.network
         inits = stages.init_language_model, stages.init_scalar_model
@@ -167,15 +171,21 @@ class Run:
         return params
 
     def pooling(self, reward_stage: str) -> str:
-        """How a reward stage's score is read."""
+        """Returns how a reward stage's score is read: `last` or `sum`."""
         return self.result(reward_stage)["pooling"]
 
     def load_frozen(self, name: str, step: int | None = None) -> Any:
-        """The same parameters in the compute type, for a model that is used and not trained."""
+        """Loads the parameters of `load` in the compute type, for a model that isn't trained."""
         return in_compute_type(self.load(name, step), self.config.network)
 
     def improver(self, model: Any, gap_model: Any = None, pooling: str = "last") -> Improver:
-        """Algorithm 2 on this run's mesh with the parameters of M_PIT and, if given, of R_PIT."""
+        """Makes what runs Algorithm 2 on this run's mesh.
+
+        Args:
+          model: parameters of M_PIT.
+          gap_model: parameters of R_PIT, None to score no gaps.
+          pooling: how R_PIT's score is read.
+        """
         return Improver(
             sampler=self.sampler,
             layout=self.layout,
@@ -188,9 +198,9 @@ class Run:
         )
 
     def _t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
-        """The newest checkpoint, or that of `step`, of a stage that T5X trained."""
+        """Finds the newest checkpoint, or that of `step`, of a stage that T5X trained."""
         return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
 
     def identity(self) -> dict[str, str]:
-        """What gives the models' parameters their meaning, see run_directory."""
+        """Returns what gives the models' parameters their meaning, as directory.identity has it."""
         return run_directory.identity(self.config, self.vocabulary)

@@ -1,4 +1,4 @@
-"""The training of one stage of a run: what it starts from, its steps, its result."""
+"""Trains one stage of a run: makes what it starts from, takes its steps, writes its result."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
 
 
 def restore(run: Run, stage: Stage, step: int) -> Any:
-    """The whole state of a stage of this run at one of its checkpoints."""
+    """Restores the whole state of a stage of this run from its checkpoint of `step`."""
     abstract = stages.abstract_state(stage, run.config.network, run.partitioner)
     checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", read_only=True)
     state, _ = checkpoints.restore(abstract, step)
@@ -90,7 +90,7 @@ def restore(run: Run, stage: Stage, step: int) -> Any:
 
 
 def start_from(run: Run, stage: Stage, state: Any) -> Any:
-    """The starting state with the parameters of the stages it builds on."""
+    """Returns the starting state with the parameters of the stages that it builds on."""
     if not stage.initial:
         return state
     initial = run.load(stage.initial)
@@ -138,7 +138,7 @@ def _train_supervised(
 
 
 def make_ppo_step(run: Run, stage: RLStage) -> Callable:
-    """The step of a PPO stage, see ppo_step.make_step.
+    """Makes the step of a PPO stage with ppo_step.make_step.
 
     Raises:
       UserError: if a model that it builds on isn't trained, or is of another kind.
@@ -174,7 +174,7 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
 
 
 def frozen(run: Run, stage: RLStage) -> Callable[[Any], dict[str, Any]]:
-    """Gives the parameters of the KL reference and the reward model, wherever they are kept."""
+    """Returns a function that gives the parameters of KL reference and reward model on devices."""
     models = {
         "reference": run.load_frozen(stage.reference),
         "reward": run.load_frozen(stage.reward_model),
@@ -209,7 +209,7 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
 
 
 def references_folder(run: Run, stage: Stage, number: int) -> epath.Path:
-    """Of the reference store of a round."""
+    """Returns the folder of a round's reference store."""
     return run.folder(stage.name) / "references" / f"round-{number}"
 
 
@@ -220,7 +220,15 @@ def train_batches(
     round_number: int = 0,
     references: str = DATA_REFERENCES,
 ) -> Iterator:
-    """Batches of a stage from one on; of a round, with references of the data or of a store."""
+    """Yields a stage's batches from `start_batch` on.
+
+    Args:
+      run: the run.
+      stage: the stage.
+      start_batch: number of the first batch, within the round if the stage has rounds.
+      round_number: number of the round.
+      references: directory of the round's reference store, or DATA_REFERENCES.
+    """
     return run.data.batches(
         stage.task,
         "train",
@@ -232,7 +240,7 @@ def train_batches(
 
 
 def held_out_batches(run: Run, stage: Stage, split: str, limit: int) -> Iterator:
-    """Batches of a stage's task through a split, in order; at most `limit`, 0 for all."""
+    """Yields the batches of a split in order, for a stage's task; at most `limit`, 0 for all."""
     batches = run.data.batches(stage.task, split, stage.batch_size, shuffle=False, num_epochs=1)
     return itertools.islice(batches, limit or None)
 

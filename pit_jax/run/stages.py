@@ -1,8 +1,8 @@
-"""What each kind of stage is made of: configuration, starting state, training.
+"""Defines the kinds of stages: their configuration, their objective, the state they start from.
 
-Stage names are Algorithm 1's: `sft_policy`, `sft_pit`, `rm_policy`, `rm_gap`, `rl_policy`,
-`rl_pit`, and `pretrain`, a short language-model warm-up that stands in for a pre-trained model. A
-run may hold several stages of one task under different names, as ablations do.
+The tasks are those of Algorithm 1: `sft_policy`, `sft_pit`, `rm_policy`, `rm_gap`, `rl_policy` and
+`rl_pit`; and `pretrain`, a short language-model warm-up in place of a pre-trained model. A run may
+hold several stages of one task under different names, as ablations do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pit_jax.data.layouts import TREES
 from pit_jax.errors import UserError
 from pit_jax.method import objectives
 from pit_jax.method.curriculum import Round
@@ -29,22 +30,22 @@ from pit_jax.runtime.partitioning import Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 
 SUPERVISED_TASKS = ("pretrain", "sft_policy", "sft_pit")
-REWARD_TASKS = ("rm_policy", "rm_gap")
+REWARD_TASKS = tuple(TREES)
 RL_TASKS = ("rl_policy", "rl_pit")
 
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedStage:
-    """Language-model warm-up or supervised fine-tuning (3.2).
+    """Configures a language-model warm-up, or supervised fine-tuning (3.2).
 
     Attributes:
       name: folder of the stage in the run directory.
       task: one of SUPERVISED_TASKS.
       steps: gradient steps.
       batch_size: rows over all devices.
-      optimizer: its settings.
-      initial: the stage, or the path of a stage folder, to start from; empty starts from random.
-      microbatches: parts of a batch whose gradients are added up.
+      optimizer: the optimizer's settings.
+      initial: the stage to start from, or the path of its folder; if empty, weights are random.
+      microbatches: number of parts of a batch, whose gradients are added up.
       loop: how often to log, evaluate and checkpoint.
     """
 
@@ -54,8 +55,8 @@ class SupervisedStage:
     batch_size: int
     optimizer: OptimizerConfig
     initial: str = ""
-    microbatches: int = 1
-    loop: LoopConfig = LoopConfig()
+    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
         _check_task(self.name, self.task, SUPERVISED_TASKS)
@@ -69,10 +70,10 @@ class SupervisedStage:
 
 @dataclasses.dataclass(frozen=True)
 class RewardStage:
-    """Reward model training (3.3). The checkpoint with the best held-out accuracy is used.
+    """Configures the training of a reward model (3.3), whose best held-out checkpoint is used.
 
     Attributes:
-      name, steps, batch_size, optimizer, initial, microbatches, loop: see SupervisedStage.
+      name, steps, batch_size, optimizer, initial, microbatches, loop: as of SupervisedStage.
       task: one of REWARD_TASKS.
       reward: how the score is read and trained.
       held_out: examples of the dev split to evaluate on (128 in Appendix F); 0 takes all.
@@ -84,10 +85,10 @@ class RewardStage:
     batch_size: int
     optimizer: OptimizerConfig
     initial: str = ""
-    microbatches: int = 1
+    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     reward: RewardConfig = RewardConfig()
     held_out: int = 128
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
         _check_task(self.name, self.task, REWARD_TASKS)
@@ -101,18 +102,18 @@ class RewardStage:
 
 @dataclasses.dataclass(frozen=True)
 class RLStage:
-    """PPO (3.4), one or several rounds.
+    """Configures PPO (3.4) in one or several rounds.
 
     Attributes:
-      name, batch_size, optimizer, initial, loop: see SupervisedStage.
+      name, batch_size, optimizer, initial, loop: as of SupervisedStage.
       task: one of RL_TASKS.
-      rounds: of the curriculum; M_P has one, of source `none`.
+      rounds: the rounds of the curriculum; M_P has one, of source `none`.
       reference: the stage whose model the KL penalty refers to.
       reward_model: the stage that trained the reward model.
       ppo: PPO's settings.
-      offload_frozen: keep the frozen models in the hosts' memory between their uses.
-      keep_every: also keep the checkpoint of each multiple of this step, so that later rounds can
-        sample from it; 0 keeps none.
+      offload_frozen: whether the frozen models stay in the hosts' memory between their uses.
+      keep_every: every checkpoint whose step is a multiple of this is kept too, so that later
+        rounds can sample from it; 0 keeps none of them.
     """
 
     name: str
@@ -124,9 +125,9 @@ class RLStage:
     reference: str
     reward_model: str
     ppo: PPOConfig = PPOConfig()
-    offload_frozen: bool = False
+    offload_frozen: bool = dataclasses.field(default=False, metadata={"changes_result": False})
     keep_every: int = 0
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
         _check_task(self.name, self.task, RL_TASKS)
@@ -141,7 +142,7 @@ class RLStage:
 
     @property
     def steps(self) -> int:
-        """PPO steps of all rounds."""
+        """The number of PPO steps of all rounds."""
         return sum(round_.steps for round_ in self.rounds)
 
     @property
@@ -168,10 +169,10 @@ def _check_steps(name: str, steps: int, batch_size: int, parts: int, what="micro
 
 
 def check_rows(stage: Stage, partitioner: Partitioner) -> None:
-    """Refuses a batch that the mesh can't split: every device would do all of its work.
+    """Refuses a batch that the mesh can't split, as every device would do all of its work.
 
     Raises:
-      UserError: what the batch must be a multiple of.
+      UserError: for such a batch; it says what the size must be a multiple of.
     """
     rows = partitioner.row_shards
     if stage.batch_size % (stage.parts * rows):
@@ -183,7 +184,7 @@ def check_rows(stage: Stage, partitioner: Partitioner) -> None:
 
 
 def objective(stage: SupervisedStage | RewardStage, network: NetworkConfig) -> Callable:
-    """The loss a stage minimises, see objectives.py."""
+    """Returns the loss that a stage minimises, a function of objectives.py."""
     if isinstance(stage, SupervisedStage):
         return objectives.supervised(network)
     row = {"rm_policy": objectives.reward, "rm_gap": objectives.gap_reward}[stage.task]
@@ -191,12 +192,12 @@ def objective(stage: SupervisedStage | RewardStage, network: NetworkConfig) -> C
 
 
 def init_language_model(network: NetworkConfig) -> Callable[[jax.Array], Any]:
-    """key -> parameters of a policy or PIT model, in boxes with their logical axes."""
+    """Returns a function: key -> a policy's or PIT model's parameters, boxed with logical axes."""
     return _init(LanguageModel(network))
 
 
 def init_scalar_model(network: NetworkConfig) -> Callable[[jax.Array], Any]:
-    """key -> parameters of a reward model or critic, in boxes with their logical axes."""
+    """Returns a function: key -> a reward model's or critic's parameters, boxed likewise."""
     return _init(ScalarModel(network))
 
 
@@ -211,7 +212,7 @@ def _init(model: nn.Module) -> Callable[[jax.Array], Any]:
 def create_state(
     stage: Stage, network: NetworkConfig, partitioner: Partitioner, key: jax.Array
 ) -> TrainState | RLState:
-    """The random starting state of a stage, placed on the mesh; parameters are float32."""
+    """Makes a stage's random starting state on the mesh; parameters are float32."""
     create = starting_state(stage, network)
     shardings = partitioner.tree_shardings(jax.eval_shape(create, key))
     return partitioner.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
@@ -220,7 +221,7 @@ def create_state(
 def starting_state(
     stage: Stage, network: NetworkConfig
 ) -> Callable[[jax.Array], TrainState | RLState]:
-    """key -> the starting state, parameters in boxes with their logical axes."""
+    """Returns a function: key -> the starting state, its parameters boxed with logical axes."""
     optimizer = stage.optimizer.build()
 
     def create(key):
@@ -242,17 +243,17 @@ def starting_state(
 def abstract_state(
     stage: Stage, network: NetworkConfig, partitioner: Partitioner
 ) -> TrainState | RLState:
-    """Shapes and shardings of a stage's state; nothing is computed."""
+    """Returns the shapes and shardings of a stage's state; nothing is computed."""
     return _abstract(starting_state(stage, network), partitioner)
 
 
 def abstract_model(init: Callable, partitioner: Partitioner) -> Any:
-    """Shapes and shardings of a model's parameters, to restore into."""
+    """Returns the shapes and shardings of a model's parameters, to restore into."""
     return _abstract(init, partitioner)
 
 
 def abstract_frozen(init: Callable, network: NetworkConfig, partitioner: Partitioner) -> Any:
-    """The same of a model that isn't trained, which is kept in the compute type."""
+    """Returns those of a model that isn't trained, which is kept in the compute type."""
     abstract = abstract_model(init, partitioner)
     typed = jax.eval_shape(lambda params: in_compute_type(params, network), abstract)
     return jax.tree.map(
@@ -272,16 +273,16 @@ def _abstract(create: Callable, partitioner: Partitioner) -> Any:
 
 
 def reward_from_language_model(scalar: Any, language_model: Any) -> Any:
-    """A reward model's parameters: a language model's decoder, the head as it is in `scalar`."""
+    """Makes a reward model's parameters: a language model's decoder with the head of `scalar`."""
     decoder = {name: language_model["decoder"][name] for name in scalar["decoder"]}
     return {**scalar, "decoder": decoder}
 
 
 def critic_from_reward_model(reward_model: Any, pooling: str) -> Any:
-    """A critic that starts from a reward model.
+    """Makes a critic's parameters from a reward model's.
 
-    A head that is read at the last token already estimates the score there and is kept; one that is
-    summed over tokens gives parts of the score, not values, and is set to zero.
+    A head that is read at the last token already estimates the score there, so it is kept. A head
+    that is summed over tokens gives parts of the score and no values, so it is set to zero.
     """
     if pooling == "last":
         return reward_model
@@ -289,11 +290,11 @@ def critic_from_reward_model(reward_model: Any, pooling: str) -> Any:
 
 
 def critic_from_actor(critic: Any, actor: Any) -> Any:
-    """A critic that starts from the actor, with a zero head."""
+    """Makes a critic's parameters from the actor's, with a zero head."""
     critic = reward_from_language_model(critic, actor)
     return {**critic, "head": jax.tree.map(jnp.zeros_like, critic["head"])}
 
 
 def own_copy(params: Any) -> Any:
-    """New buffers with the same values and shardings: a donated state must not share any."""
+    """Copies parameters into buffers of their own, since a donated state must not share any."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True, device=x.sharding), params)

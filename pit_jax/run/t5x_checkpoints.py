@@ -1,8 +1,8 @@
-"""T5X's checkpoints, read in both of its formats and written in one, without T5X.
+"""Reads T5X's checkpoints in both of its formats and writes them in one, without T5X.
 
-A `checkpoint_N` folder holds the parameters under `target` in one of two formats: the legacy one, a
-msgpack file `checkpoint` whose larger arrays are zarr stores beside it, and orbax's, in the folder
-`state`. Parameters of a PPO stage are {'actor', 'critic'}, of which later stages start from the
+A `checkpoint_N` folder holds the parameters under `target` in one of two formats: the legacy format
+is a msgpack file `checkpoint` whose larger arrays are zarr stores beside it, and orbax's is in the
+folder `state`. Parameters of a PPO stage are {'actor', 'critic'}; later stages start from the
 actor's.
 """
 
@@ -31,13 +31,13 @@ _NAME = re.compile(r"checkpoint_(\d+)")
 
 
 def step_of(path: epath.Path) -> int:
-    """N of a folder `checkpoint_N`; -1 for any other."""
+    """Returns N for a folder `checkpoint_N`, -1 for any other."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
 
 
 def find(folder: epath.Path, step: int | None = None) -> epath.Path | None:
-    """The T5X checkpoint that a folder is, or the newest one (or that of `step`) in it."""
+    """Finds the T5X checkpoint that a folder is, or the newest, or that of `step`, inside it."""
     if step_of(folder) >= 0:
         return folder
     found = [f for f in (folder.iterdir() if folder.is_dir() else ()) if step_of(f) >= 0]
@@ -49,16 +49,19 @@ def find(folder: epath.Path, step: int | None = None) -> epath.Path | None:
 def load(
     checkpoint: epath.Path, network: NetworkConfig, language_model: Any, scalar_model: Any
 ) -> Any:
-    """The parameters that a stage starts from.
+    """Loads the parameters that a stage starts from.
 
     Args:
       checkpoint: a folder `checkpoint_N`, of one of our stages or of T5X's decoder-only example.
-      network: of the models.
-      language_model: abstract parameters, with shapes and shardings, to give if it has their names.
-      scalar_model: the same of a reward model.
+      network: the network of the models.
+      language_model: abstract parameters of a policy or PIT model, with shapes and shardings.
+      scalar_model: abstract parameters of a reward model.
+
+    Returns:
+      parameters of the model whose names and shapes the checkpoint has.
 
     Raises:
-      UserError: if there is no checkpoint, or if it is of another model.
+      UserError: if there is no checkpoint, or if it holds another model.
     """
     read, stored = _open(checkpoint)
     models = language_model, scalar_model
@@ -78,7 +81,7 @@ def load(
 
 
 def _import(read: Callable, stored: dict[str, tuple[int, ...]], language_model: Any) -> Any:
-    """Parameters of T5X's decoder-only example as ours."""
+    """Reads the parameters of T5X's decoder-only example as ours."""
     mesh = jax.tree.leaves(language_model)[0].sharding.mesh
     whole = NamedSharding(mesh, PartitionSpec())
     arrays = read(
@@ -98,10 +101,13 @@ def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
     """Writes a TrainState or RLState into `folder/checkpoint_N`, in T5X's orbax format.
 
     T5X restores it by `t5x.utils.RestoreCheckpointConfig`, with its optimizer and, in one process,
-    its place in the data: a stage then goes on where it was.
+    its place in the data. A stage then continues where it was.
+
+    Returns:
+      the checkpoint's folder.
 
     Raises:
-      UserError: if there is such a checkpoint.
+      UserError: if this folder is there already.
     """
     path = folder / f"checkpoint_{step}"
     if path.exists():
@@ -129,7 +135,7 @@ def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
 
 
 def ppo_part(state: Any) -> dict[str, Any]:
-    """What an RLState holds beside parameters and their optimizer."""
+    """Returns what an RLState holds beside parameters and their optimizer, as nested dicts."""
     train = state.train
     return {
         "gradient_steps": train.step,
@@ -141,7 +147,7 @@ def ppo_part(state: Any) -> dict[str, Any]:
 
 
 def _difference(stored: dict[str, tuple[int, ...]], models: tuple[Any, ...]) -> str:
-    """How the checkpoint differs from the model that it is closest to."""
+    """Says how the checkpoint differs from the model that it is closest to."""
     tables = [
         {name: x.shape for name, x in traverse_util.flatten_dict(model, sep="/").items()}
         for model in models
@@ -155,7 +161,7 @@ def _difference(stored: dict[str, tuple[int, ...]], models: tuple[Any, ...]) -> 
 
 
 def _open(checkpoint: epath.Path):
-    """A function that reads parameters into abstract arrays by name, and the shapes of all."""
+    """Returns a function that reads parameters into abstract arrays by name, and all shapes."""
     if (checkpoint / "state").is_dir():
         return _open_orbax(checkpoint / "state")
     if (checkpoint / "checkpoint").exists():
@@ -211,7 +217,7 @@ def _is_store(path: Any, leaf: Any) -> bool:
 
 
 def _store(folder: epath.Path, spec: dict[str, Any]) -> tensorstore.TensorStore:
-    """An array that stands beside the msgpack file, whose path in there is relative."""
+    """Opens an array beside the msgpack file, which has the array's relative path."""
     name = spec["kvstore"]["path"]
     kvstore: dict[str, str] = {"driver": "file", "path": str(folder / name)}
     if not is_local(folder):

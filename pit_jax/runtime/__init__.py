@@ -1,1 +1,1 @@
-"""What any training needs, whatever it trains: devices, state, checkpoints, the loop, metrics."""
+"""This folder has what any training needs: devices, state, checkpoints, the loop, metrics."""

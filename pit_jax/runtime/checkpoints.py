@@ -1,9 +1,9 @@
-"""Orbax checkpoints of everything a stage needs to continue bit for bit.
+"""Writes and reads orbax checkpoints of all that a stage needs to continue bit for bit.
 
-A checkpoint has three items: `model` (the parameters later stages start from), `rest` (optimizer,
-critic, counters, controller) and `extra` (JSON: position in the data, best-so-far record, seconds
-spent). Which part of a state is the model, its `split` and `join` say. Checkpoints are written
-asynchronously, committed atomically, and restored on any mesh.
+A checkpoint has three items: `model` (the parameters that later stages start from), `rest`
+(optimizer, critic, counters, controller) and `extra` (JSON: position in the data, best-so-far
+record, seconds spent). A state's `split` and `join` say which part of it is the model. Checkpoints
+are written asynchronously, committed atomically, and restored on any mesh.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pit_jax.files import absolute
 
 
 class Checkpoints:
-    """The checkpoints of one stage.
+    """Keeps the checkpoints of one stage: the newest, and others that are asked for.
 
     Args:
       directory: the stage's `checkpoints` folder.
-      best_metric: keep the checkpoint whose `extra[best_metric]` is highest too.
-      keep_every: keep each checkpoint whose step is a multiple of this, for curriculum rounds that
-        sample from intermediate checkpoints; 0 keeps none of them.
-      read_only: never create the folder.
+      best_metric: name of a value in `extra`; the checkpoint where it is highest is kept too.
+      keep_every: every checkpoint whose step is a multiple of this is kept too, for curriculum
+        rounds that sample from intermediate checkpoints; 0 keeps none of them.
+      read_only: whether the folder must not be created.
     """
 
     def __init__(
@@ -64,11 +64,17 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint's step, None if there is none."""
+        """Returns the step of the newest whole checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
-        """Starts writing a checkpoint; a step that is there already is left alone."""
+        """Starts to write a checkpoint; does nothing if there is one of this step already.
+
+        Args:
+          step: number of the last step done.
+          state: a TrainState or RLState.
+          extra: JSON values to keep with it.
+        """
         if step in self._manager.all_steps():
             return
         model, rest = state.split()
@@ -89,6 +95,11 @@ class Checkpoints:
     def restore(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Reads a checkpoint into the shapes and shardings of `state` (arrays or abstract arrays).
 
+        The newest checkpoint is read if `step` is None.
+
+        Returns:
+          the state, and the JSON values that were kept with it.
+
         Raises:
           UserError: if the checkpoint doesn't fit the state.
         """
@@ -103,7 +114,11 @@ class Checkpoints:
         return _like(rest, restored.rest).join(restored.model), restored.extra
 
     def restore_model(self, model: Any, step: int | None = None) -> Any:
-        """Reads only the model's parameters, into the shapes and shardings of `model`."""
+        """Reads only the model's parameters, into the shapes and shardings of `model`.
+
+        Raises:
+          UserError: if the checkpoint isn't there or doesn't fit the model.
+        """
         step = self.latest_step() if step is None else step
         args = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(model)))
         return self._read(step, args).model
@@ -113,7 +128,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then lets go of the folder."""
+        """Waits until every checkpoint is committed, then lets go of the folder."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -131,7 +146,7 @@ class Checkpoints:
 
 
 def _arrays(tree: Any) -> dict[str, Any]:
-    """A flat dict of a state's arrays: independent of the classes that hold them."""
+    """Returns a state's arrays as a flat dict, independent of the classes that hold them."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 

@@ -1,6 +1,6 @@
-"""One training loop for every stage; what a step does is an argument.
+"""Runs the training loop of every stage; what a step does is an argument.
 
-The loop only counts, logs, evaluates and checkpoints.
+The loop itself only counts, logs, evaluates and checkpoints.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ MAX_SKIPPED_IN_ROW = 10
 
 @dataclasses.dataclass
 class Progress:
-    """Where a stage stands; saved with every checkpoint.
+    """Says how far a stage has come; every checkpoint keeps it.
 
     Attributes:
-      step: steps done.
+      step: number of steps done.
       seconds: wall time spent on them, over all interruptions.
-      tokens: real tokens processed.
-      flops: model FLOPs done, see flops.py.
-      best: highest `accuracy` seen on held-out data, with the step it was at.
-      accuracy: of the newest evaluation; -1 before the first.
+      tokens: number of real tokens processed.
+      flops: model FLOPs done, as method/flops.py counts them.
+      best: the highest `accuracy` seen on held-out data, and the `step` it was at.
+      accuracy: the `accuracy` of the newest evaluation; -1 before the first.
     """
 
     step: int = 0
@@ -41,12 +41,12 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How often the loop does what.
+    """Says how often the loop logs, saves and evaluates.
 
     Attributes:
       log_every: steps between records of metrics.
-      checkpoint_every: steps between checkpoints; 0 writes one at the end only.
-      eval_every: steps between evaluations on held-out data; 0 evaluates at the end only.
+      checkpoint_every: steps between checkpoints; with 0 there is one at the end only.
+      eval_every: steps between evaluations on held-out data; with 0 there is one at the end only.
     """
 
     log_every: int = 10
@@ -75,17 +75,20 @@ def fit(
       state: what a step changes; a TrainState or RLState.
       step: (state, batch, step number) -> new state, metrics, and a function that gives sample
         texts. The sums of the metrics `tokens` and `model_flops` become rates.
-      batches: continue where `progress` stands.
-      progress: changed in place.
+      batches: the batches from step `progress.step` on.
+      progress: how far the stage has come; it is changed in place.
       stop: number of the last step.
       loop: how often to log, evaluate and checkpoint.
-      writer: gets the metrics.
-      checkpoints: where the state goes.
+      writer: what the metrics are written to.
+      checkpoints: what the state is saved to.
       held_out: state -> metrics on held-out data; its `accuracy` chooses the best checkpoint.
-      keep_every: also write a checkpoint at each multiple of this step.
+      keep_every: a checkpoint is also written at each multiple of this step.
       peak: operations a second of all devices; 0 where it isn't known.
-      wrap: goes around the step, as a profiler does.
-      signals: asked after every step whether to stop; None never stops.
+      wrap: makes of the step another one, as a profiler does.
+      signals: asked after every step whether to stop; with None the loop never stops early.
+
+    Returns:
+      the state after the last step.
 
     Raises:
       NotFiniteError: after ten steps in a row without a finite gradient; the last checkpoint is
@@ -134,7 +137,7 @@ def fit(
 
 
 def rates(tokens: float, flops: float, seconds: float, peak: float) -> dict[str, float]:
-    """Real tokens and model TFLOPs a second; `mfu`, the share of the devices' peak, if known."""
+    """Returns real tokens and model TFLOPs a second, and `mfu`, the share of `peak`, if known."""
     found = {
         "tokens_per_second": tokens / seconds,
         "model_tflops_per_second": flops / seconds / 1e12,

@@ -1,4 +1,4 @@
-"""Metrics as (sum, weight) pairs, and the writers that record them.
+"""Adds up metrics as (sum, weight) pairs, and has the writers that record them.
 
 A step function returns `{name: (sum, weight)}`. Pairs add across microbatches, steps and hosts, and
 the division happens once, on the host, so a mean over tokens is over all tokens and not a mean of
@@ -96,7 +96,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Writer(Protocol):
-    """What `MetricWriter` fans out to."""
+    """Says what `MetricWriter` asks of each of its writers."""
 
     def write(
         self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
@@ -108,7 +108,7 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-    """One JSON object a line: `{"step": 10, "loss": 1.5, "texts": {"sample": "..."}}`.
+    """Writes one JSON object a line: `{"step": 10, "loss": 1.5, "texts": {"sample": "..."}}`.
 
     On a disk every line is flushed when it is written. In a bucket, where nothing can be appended,
     the file is written anew when `flush` or `close` is called, and by the first `write` after a
@@ -177,7 +177,7 @@ def _json_line(record: Mapping[str, Any]) -> str:
 
 
 class TensorBoardWriter:
-    """Scalars and texts as TensorBoard events (needs tensorboardX).
+    """Writes scalars and texts as TensorBoard events (needs tensorboardX).
 
     Args:
       log_dir: the folder of the event files; to a bucket they are copied by `flush` and `close`.
@@ -222,13 +222,13 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Scalars and texts in a run of Weights & Biases (needs wandb, which reads WANDB_API_KEY).
+    """Writes scalars and texts to a run of Weights & Biases (needs wandb and WANDB_API_KEY).
 
     Args:
-      project: of Weights & Biases.
-      name: of the run.
-      id_file: where the run's id is kept. A stage that is continued goes on in its run: steps that
-        are done again stand there twice.
+      project: the project's name in Weights & Biases.
+      name: the run's name there.
+      id_file: the file that keeps the run's id. A stage that is continued goes on in the same run,
+        where steps that are done again appear twice.
 
     Raises:
       UserError: wandb isn't installed, or has no key or a wrong one.
@@ -264,7 +264,7 @@ class WandbWriter:
 
 
 class Console:
-    """Progress of one stage: a bar on a terminal, a line about every tenth of the steps when piped.
+    """Shows a stage's progress: a bar on a terminal, a line every tenth of the steps when piped.
 
     Args:
       stage: the name shown, such as 'rl_pit'.
@@ -344,7 +344,7 @@ def _duration(seconds: float) -> str:
 
 
 class MetricWriter:
-    """Writes every record to each of several writers; usable as a context manager."""
+    """Writes every record to each of several writers; it is a context manager."""
 
     def __init__(self, *writers: Writer):
         self._writers = writers
@@ -352,17 +352,17 @@ class MetricWriter:
     def write(
         self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
     ) -> None:
-        """Records one step. `scalars` are floats, `texts` sample outputs by name."""
+        """Records one step; `scalars` are floats by name, `texts` are sample outputs by name."""
         for writer in self._writers:
             writer.write(step, scalars, texts)
 
     def flush(self) -> None:
-        """Brings what was written so far to where it is kept; called before a checkpoint."""
+        """Brings what was written so far to where it is kept; the loop calls it before it saves."""
         for writer in self._writers:
             writer.flush()
 
     def close(self) -> None:
-        """Closes all of them, also when one fails to close."""
+        """Closes all writers, also when one of them fails to close."""
         errors = []
         for writer in self._writers:
             try:

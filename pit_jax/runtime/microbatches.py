@@ -1,4 +1,4 @@
-"""Sums over equal parts of a batch's rows, one part in memory at a time."""
+"""Adds up a function of equal parts of a batch's rows, with one part in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pit_jax.runtime.partitioning import constrain_rows
 
 
 def split(batch: Any, parts: int) -> Any:
-    """Arrays [B, …] as [parts, B / parts, …]."""
+    """Reshapes arrays [B, …] to [parts, B / parts, …]."""
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
 
 
 def accumulate(function: Callable[[Any], tuple[Any, Any]], batch: Any, parts: int):
-    """Applies a function to each part of a batch.
+    """Applies a function to each part of a batch, one after the other.
 
     Args:
-      function: part -> (what is added up, what is kept of every part).
+      function: gives, for a part, the arrays to add up over all parts and the arrays to keep.
       batch: arrays with rows first.
-      parts: how many; they must divide the rows.
+      parts: number of parts; it must divide the number of rows.
 
     Returns:
-      the sums, and what is kept with a leading dim of `parts`.
+      the sums, and the arrays that were kept, with a leading dim of `parts`.
     """
     if parts == 1:
         total, kept = function(constrain_rows(batch))

@@ -1,4 +1,4 @@
-"""Meshes, logical-axis rules as plain data, and shardings of whole state trees.
+"""Makes meshes, and gives whole state trees their shardings by a table of logical axes.
 
 Every parameter and activation names its dimensions with *logical* axes (T5X's vocabulary of names);
 a table of rules maps those to the axes of the device mesh, `('slice', 'data', 'model')`. The same
@@ -59,16 +59,17 @@ DECODE_RULES: Rules = (
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Shape of the device mesh.
+    """Says how the device mesh is shaped, and which dimensions are split over which of its axes.
 
     Attributes:
-      data: size of the data axis; -1 takes the devices the other axes leave.
+      data: size of the data axis; -1 takes the devices that the other axes leave.
       model: size of the model axis (heads, mlp and vocabulary are split over it).
       slices: size of the slice axis, the number of TPU slices.
-      rules: logical axis -> mesh axis, or several; the first match counts.
-      decode_rules: rows that go before `rules` where one token is decoded at a time.
-      sequence_parallel: split the residual stream along its length over the model axis, where it
-        would be a copy on each of its devices.
+      rules: pairs of a logical axis and the mesh axis, or axes, that it is split over; the first
+        pair of a name counts.
+      decode_rules: pairs that go before `rules` where one token is decoded at a time.
+      sequence_parallel: whether the residual stream is split along its length over the model axis;
+        else each device of that axis has a copy of it.
     """
 
     data: int = -1
@@ -80,13 +81,13 @@ class MeshConfig:
 
 
 class Partitioner:
-    """A mesh with its rules: turns logical axis names into shardings.
+    """Turns logical axis names into shardings on a mesh.
 
     Args:
-      config: mesh shape and rules.
+      config: the mesh's shape and rules.
       devices: the devices to use; all of `jax.devices()` by default.
-      mesh: one that is arranged already, to take as it is; the config's shape is then unused. An
-        axis that it hasn't counts as one of size 1.
+      mesh: a mesh to take as it is; the config's shape is then unused. An axis that this mesh
+        lacks counts as an axis of size 1.
 
     Raises:
       UserError: if the devices don't fill the mesh.
@@ -110,18 +111,25 @@ class Partitioner:
 
     @property
     def row_shards(self) -> int:
-        """Parts that the rows of a batch are split into."""
+        """The number of parts that the rows of a batch are split into."""
         return self._size("slice") * self._size("data")
 
     @property
     def platform(self) -> str:
-        """Of the devices: `cpu`, `gpu` or `tpu`."""
+        """The platform of the devices: `cpu`, `gpu` or `tpu`."""
         return self.mesh.devices.flat[0].platform
 
     def spec(
         self, names: Sequence[str | None], shape: Sequence[int], decoding: bool = False
     ) -> PartitionSpec:
-        """Mesh axes for dimensions of these logical names; one that doesn't divide stays whole.
+        """Returns the mesh axes of an array's dimensions, by their logical names.
+
+        A dimension that the devices of its axes don't divide stays whole.
+
+        Args:
+          names: logical name of each dimension, None for a whole one.
+          shape: size of each dimension.
+          decoding: whether the rules of decoding one token at a time hold.
 
         Raises:
           ValueError: for a logical name that has no rule.
@@ -146,11 +154,11 @@ class Partitioner:
     def sharding(
         self, names: Sequence[str | None], shape: Sequence[int], decoding: bool = False
     ) -> NamedSharding:
-        """NamedSharding for dimensions of these logical names."""
+        """Returns `spec` as a NamedSharding on this mesh."""
         return NamedSharding(self.mesh, self.spec(names, shape, decoding))
 
     def row_sharding(self, shape: Sequence[int]) -> NamedSharding:
-        """NamedSharding that splits the rows (dim 0) over slices and `data`, as batches are."""
+        """Returns the sharding that splits rows (dim 0) over slices and `data`, as batches are."""
         return self.sharding(("batch", *[None] * (len(shape) - 1)), shape)
 
     @property
@@ -159,7 +167,7 @@ class Partitioner:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def tree_shardings(self, boxed: Any) -> Any:
-        """Shardings of a tree of (abstract) arrays, some in `nn.LogicallyPartitioned` boxes.
+        """Returns shardings for (abstract) arrays, some in `nn.LogicallyPartitioned` boxes.
 
         Arrays without a box (step counters, optimizer scalars) are replicated, and so are those
         whose box names other dims than they have (Adafactor's factored moments, which are small).
@@ -175,7 +183,7 @@ class Partitioner:
         return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
     def shard_batch(self, batch: Any) -> Any:
-        """Puts a batch on the mesh, its rows (dim 0) split over slices and `data`.
+        """Puts a batch on the mesh and splits its rows (dim 0) over slices and `data`.
 
         Every process holds the batch whole, and its devices take the rows that are theirs. Arrays
         that are on devices already stay as they are.
@@ -200,7 +208,7 @@ class Partitioner:
             _ACTIVE.reset(token)
 
     def jit(self, function: Callable, **options: Any) -> Callable:
-        """`jax.jit` whose trace sees this partitioner."""
+        """Calls `jax.jit`, with this partitioner active while the function is traced."""
 
         def traced(*args, **kwargs):
             with self.activate():
@@ -215,7 +223,7 @@ _DECODING: contextvars.ContextVar[bool] = contextvars.ContextVar("decoding", def
 
 
 def active() -> Partitioner | None:
-    """The partitioner of the program that is traced, if it has more than one device."""
+    """Returns the partitioner of the program that is traced, None if it has but one device."""
     partitioner = _ACTIVE.get()
     return partitioner if partitioner is not None and partitioner.mesh.size > 1 else None
 
@@ -231,7 +239,7 @@ def decoding():
 
 
 def constrain(array: jax.Array, *names: str | None) -> jax.Array:
-    """Fixes the sharding of an intermediate by logical names; nothing outside a partitioner."""
+    """Fixes an intermediate's sharding by logical names; without a partitioner it does nothing."""
     partitioner = active()
     if partitioner is None:
         return array
@@ -240,7 +248,7 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
 
 
 def constrain_rows(tree: Any) -> Any:
-    """Splits the rows (dim 0) of every array of a tree over the mesh, as batches are."""
+    """Splits the rows (dim 0) of every array in a tree over the mesh, as those of batches."""
     partitioner = active()
     if partitioner is None:
         return tree
@@ -249,7 +257,7 @@ def constrain_rows(tree: Any) -> Any:
 
 
 class OnHost:
-    """A tree of arrays in the memory of the hosts, brought to the devices when it is asked for."""
+    """Keeps a tree of arrays in the hosts' memory, and brings a copy to the devices when called."""
 
     def __init__(self, tree: Any):
         self._shardings = jax.tree.map(lambda x: x.sharding, tree)
@@ -257,10 +265,10 @@ class OnHost:
         self._tree = jax.device_put(tree, host)
 
     def __call__(self, after: Any = None) -> Any:
-        """A copy on the devices, which goes when the caller drops it.
+        """Returns a copy on the devices, which goes when the caller drops it.
 
         Args:
-          after: arrays to wait for first: what computes them may need the memory.
+          after: arrays to wait for first, since what computes them may need the memory.
         """
         jax.block_until_ready(after)
         return jax.device_put(self._tree, self._shardings)
@@ -287,7 +295,7 @@ def _make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None) -> Mesh
 
 
 def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
-    """Devices so that neighbours along an axis are neighbours on the interconnect of a TPU."""
+    """Arranges devices: neighbours along an axis are neighbours on a TPU's interconnect."""
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
     if (slices := len({getattr(device, "slice_index", 0) for device in devices})) != shape[0]:

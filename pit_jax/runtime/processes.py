@@ -1,4 +1,4 @@
-"""Several processes, usually one a host, that run one program together.
+"""Lets several processes, usually one on each host, run one program together.
 
 Every process makes the same calls in the same order. The first one alone prints and writes files;
 where the others read what it wrote, `wait` makes them wait.
@@ -24,7 +24,7 @@ INDEX = "PIT_JAX_PROCESS_INDEX"
 
 
 def initialize(environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the processes; before anything else touches a device.
+    """Joins the processes; it has to be called before anything else touches a device.
 
     Raises:
       UserError: if the environment doesn't say how, or the coordinator can't be reached.
@@ -61,7 +61,7 @@ def _check(given: Mapping[str, str]) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process prints and writes for all."""
+    """Returns whether this process prints and writes for all."""
     return jax.process_index() == 0
 
 
@@ -71,14 +71,14 @@ def wait() -> None:
 
 
 def any_process(flag: bool = False) -> bool:
-    """Whether any process calls this with True; returns when all of them have called it."""
+    """Returns whether any process calls this with True, once all of them have called it."""
     if jax.process_count() == 1:
         return flag
     return bool(largest(int(flag)))
 
 
 def largest(value: int) -> jax.Array:
-    """The largest value of all processes, int32 []; doesn't wait until it is computed."""
+    """Starts to compute the largest value of all processes, int32 [], and doesn't wait for it."""
     rows, program = _maximum()
     mine = np.full(jax.local_device_count(), value, np.int32)
     return program(jax.make_array_from_process_local_data(rows, mine, (jax.device_count(),)))

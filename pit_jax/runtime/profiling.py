@@ -1,4 +1,4 @@
-"""Traces of a few training steps, for TensorBoard's profiler and Perfetto."""
+"""Traces a few training steps, for TensorBoard's profiler and Perfetto."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from pit_jax.runtime import processes
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Steps to trace, counted from 1 where a stage starts or continues.
+    """Says which steps to trace, counted from 1 where a stage starts or continues.
 
     Attributes:
-      first: of the steps.
-      last: of the steps.
+      first: number of the first step.
+      last: number of the last step.
     """
 
     first: int
     last: int
 
     def within(self, steps: int) -> Window:
-        """The window, moved back and then cut where a stage has no more than `steps` to do."""
+        """Returns the window moved back, and then cut, to fit a stage of `steps` steps."""
         last = min(self.last, steps)
         return Window(max(1, last - self.last + self.first), last)
 
 
 def parse(text: str) -> Window:
-    """The window of a flag's `FIRST:LAST`.
+    """Reads the window of a flag's `FIRST:LAST`.
 
     Raises:
-      UserError: if it isn't one.
+      UserError: if the text isn't of this form.
     """
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -47,12 +47,12 @@ def parse(text: str) -> Window:
 
 
 class Profiler:
-    """Traces the steps of a window into a folder; usable as a context manager.
+    """Traces the steps of a window into a folder; it is a context manager.
 
     Args:
-      window: which steps, all calls of what `wrap` gives counted together; None for none.
-      folder: gets `plugins/profile/…` with each process's trace for TensorBoard's profiler
-        (`xplane.pb`), and, of a process alone, one for Perfetto (`perfetto_trace.json.gz`).
+      window: which steps to trace, None for none; all calls of what `wrap` returns are counted.
+      folder: where `plugins/profile/…` goes, with each process's trace for TensorBoard's profiler
+        (`xplane.pb`) and, if there is one process, with Perfetto's (`perfetto_trace.json.gz`).
     """
 
     def __init__(self, window: Window | None, folder: pathlib.Path):
@@ -61,7 +61,7 @@ class Profiler:
         self._running = False
 
     def wrap(self, step: Callable) -> Callable:
-        """The step `(state, batch, number) -> (state, …)`, each call of it under its number."""
+        """Returns the step `(state, batch, number) -> (state, …)` with its calls traced."""
         window = self._window
         if window is None:
             return step

@@ -1,4 +1,4 @@
-"""SIGTERM, which a machine sends before it is taken away, and SIGINT, which ^C sends.
+"""Catches SIGTERM, which a machine sends before it is taken away, and SIGINT, which ^C sends.
 
 While a stage trains, either makes it finish its step, write a checkpoint and end. At any other time
 (loading, compiling between stages, sampling references, evaluating) the process ends at once: all
@@ -65,7 +65,7 @@ class Signals:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """While this is open, `asked` tells of signals instead of the process ending."""
+        """Keeps a signal for `asked`, while this is open, instead of ending the process."""
         with self._lock:
             self._training = True
         self._in_flight = None
@@ -78,7 +78,7 @@ class Signals:
                 end_at_once(self._received)
 
     def asked(self, wait: bool = False) -> int:
-        """The number of the signal to stop for, 0 if there was none; equal on all processes.
+        """Returns the number of the signal to stop for, 0 if there was none; all processes agree.
 
         With several processes, each must call this once a step. It tells what they had received by
         the last call, so that no process waits for the step it has just begun; with `wait`, by this

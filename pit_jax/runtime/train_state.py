@@ -1,4 +1,4 @@
-"""The state a gradient step changes, and its optimizer."""
+"""Holds the state that a gradient step changes, and makes its optimizer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ OPTIMIZERS = ("adamw", "adafactor")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Adafactor with global-norm clipping, linear warm-up and decay.
+    """Sets AdamW or Adafactor, with global-norm clipping, linear warm-up and decay.
 
     Attributes:
       kind: `adamw`, or `adafactor` (Shazeer and Stern, 2018) with T5X's settings: factored second
         moments, no first ones, steps in proportion to each parameter's size; clipping and size are
         those of all layers of a parameter together. It takes no b1, b2, epsilon or weight decay.
-      learning_rate: peak.
+      learning_rate: the peak of the schedule.
       warmup_steps: gradient steps from `learning_rate / warmup_steps` to the peak.
       decay_steps: gradient steps of the whole schedule; 0 keeps the peak.
       final_fraction: share of the peak that the decay ends at.
@@ -54,7 +54,7 @@ class OptimizerConfig:
             )
 
     def schedule(self) -> optax.Schedule:
-        """Learning rate of each gradient step."""
+        """Returns the learning rate as a function of the gradient step."""
         peak = self.learning_rate
         if self.decay_steps:
             after: optax.Schedule = optax.linear_schedule(
@@ -68,7 +68,7 @@ class OptimizerConfig:
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
     def build(self) -> optax.GradientTransformation:
-        """The optax chain."""
+        """Returns the optax chain: clipping, then AdamW or Adafactor."""
         if self.kind == "adafactor":
             rule = optax.adafactor(self.schedule())
         else:
@@ -83,14 +83,14 @@ class OptimizerConfig:
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Parameters with their optimizer.
+    """Holds parameters with their optimizer.
 
     Attributes:
       step: int32, gradient steps taken or skipped.
-      params: parameters.
-      opt_state: optimizer state.
+      params: the parameters.
+      opt_state: the optimizer's state.
       skipped: int32, steps skipped because loss or gradient wasn't finite.
-      skipped_in_row: int32, such steps since the last good one.
+      skipped_in_row: int32, steps skipped since the last step that wasn't.
       optimizer: the optax chain (static).
     """
 
@@ -103,7 +103,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @classmethod
     def create(cls, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-        """A fresh state; keeps the parameters' logical-axis boxes for the optimizer's moments."""
+        """Makes a fresh state; the optimizer's moments get the parameters' logical-axis boxes."""
         counters = (jnp.zeros((), jnp.int32) for _ in range(3))
         step, skipped, in_row = counters
         return cls(step, params, optimizer.init(params), skipped, in_row, optimizer)
@@ -114,18 +114,19 @@ class TrainState(flax.struct.PyTreeNode):
         return self
 
     def split(self) -> tuple[Any, TrainState]:
-        """The parameters, which later stages start from, and the state without them."""
+        """Returns the parameters, which later stages start from, and the state without them."""
         return self.params, self.replace(params={})
 
     def join(self, model: Any) -> TrainState:
-        """The inverse of `split`, of the state without parameters."""
+        """Puts parameters into a state that `split` left without; the inverse of `split`."""
         return self.replace(params=model)
 
     def apply_gradients(self, grads: Any, loss: jax.Array) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step; if loss or gradient isn't finite, parameters and moments stay.
+        """Takes one optimizer step; if loss or gradient isn't finite, only counters change.
 
         Returns:
-          the new state and metrics `grad_norm` (nan-free) and `skipped` as (sum, weight).
+          the new state, and the metrics `grad_norm` (free of nan) and `skipped_steps`, each as a
+          pair (sum, weight).
         """
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)

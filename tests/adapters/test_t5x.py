@@ -19,6 +19,7 @@ import pytest
 from etils import epath
 from flax import traverse_util
 
+from pit_jax.data import layouts
 from pit_jax.method import forward
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.models.heads import ScalarModel
@@ -294,7 +295,7 @@ def test_predictions_are_pit_jaxs(trained, tmp_path, stage, devices):
 
 
 @pytest.mark.parametrize(
-    ("stage", "tree"), [("rm_policy", forward.PAIR_TREE), ("rm_gap", forward.GAP_TREE)]
+    ("stage", "tree"), [("rm_policy", layouts.PAIR_TREE), ("rm_gap", layouts.GAP_TREE)]
 )
 def test_scores_of_reward_models_are_pit_jaxs(trained, tmp_path, stage, tree):
     records = infer(trained, stage, "score", tmp_path)

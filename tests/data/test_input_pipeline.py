@@ -9,7 +9,7 @@ import pytest
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.input_pipeline import InputPipeline
-from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.layouts import FEATURES, Layout, Lengths
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.data.synthetic import drafts
 from pit_jax.data.vocabularies.load import load
@@ -382,7 +382,7 @@ def test_a_store_of_other_examples_is_refused(pipeline, tmp_path):
 def test_mistakes_are_told_at_once(pipeline):
     with pytest.raises(UserError, match=r"rm_gap: \d+ examples in split 'train'.*batch_size=1000"):
         pipeline.batches("rm_gap", "train", 1000)
-    with pytest.raises(ValueError, match="stage: got 'rm', expected one of pretrain, sft_policy"):
+    with pytest.raises(ValueError, match="task: got 'rm', expected one of pretrain, sft_policy"):
         pipeline.batches("rm", "train", 8)
     with pytest.raises(ValueError, match="split, fold: got 'valid', 'all'; expected one of train"):
         pipeline.batches("rm_gap", "valid", 8)
@@ -397,7 +397,8 @@ def test_tasks_are_in_the_registry():
 
     pipeline = InputPipeline(CONFIG, WORDS, LENGTHS)
     pipeline.num_rows("rm_gap", "dev")
-    for stage, row in tasks.STAGES.items():
+    assert tuple(tasks.TASKS) == tuple(FEATURES)
+    for stage, row in tasks.TASKS.items():
         task = seqio.TaskRegistry.get(f"instructions_drafts_{stage}")
         assert "train_rl" in task.splits
         assert row.fold == FOLD_OF_STAGE[stage]
@@ -418,7 +419,7 @@ def test_what_seqios_tools_ask_a_task_for(mixture):
     assert pipeline.feature_lengths("rl_pit")["example_index"] == 1
     assert pipeline.feature_lengths("sft_pit")["targets"] == LENGTHS.response
     converter = pipeline.feature_converter("rm_gap")
-    assert converter is tasks.STAGES["rm_gap"].converter
+    assert converter is tasks.TASKS["rm_gap"].converter
     assert converter(pack=False, use_custom_packing_ops=False).MODEL_FEATURES.keys() == {
         "tokens",
         "blocks",
@@ -439,7 +440,7 @@ def test_what_seqios_tools_ask_a_task_for(mixture):
         assert texts["prompt_pretokenized"] == example.prompt
         assert texts["rejected_pretokenized"] == example.rejected
         assert texts["targets_pretokenized"] == texts["chosen_pretokenized"] == example.chosen
-        names = {metric.__name__ for metric in tasks.STAGES[stage].metrics}
+        names = {metric.__name__ for metric in tasks.TASKS[stage].metrics}
         assert {metric.__name__ for metric in task.metric_fns} == names
 
 

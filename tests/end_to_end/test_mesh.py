@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from pit_jax import cli, commands
-from pit_jax.method import ppo_step
+from pit_jax.method import ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
 from pit_jax.run import pipeline, stages
 from pit_jax.run.run import Run
-from pit_jax.runtime import loop
 from pit_jax.runtime.metrics import compute
 from pit_jax.runtime.partitioning import MeshConfig, OnHost, Partitioner
 from tests import tiny_runs
@@ -91,12 +90,12 @@ def test_a_stage_trained_on_eight_devices_goes_on_on_one(on_mesh):
         assert len(one.sharding.device_set) == 1
 
 
-def supervised_step(run, stage, partitioner):
+def one_supervised_step(run, stage, partitioner):
     """Metrics of one step, and the parameters after it."""
     batch = next(run.data.batches(stage.task, "train", stage.batch_size))
     state = stages.create_state(stage, NETWORK, partitioner, jax.random.key(0))
     loss = stages.objective(stage, NETWORK)
-    step = loop.make_step(loss, partitioner, stage.microbatches)
+    step = supervised_step.make_step(loss, partitioner, stage.microbatches)
     state, metrics = step(state, partitioner.shard_batch(batch))
     metrics["tokens"] = metrics["tokens"][0], 1.0  # a count, not a mean over microbatches
     return compute(metrics), jax.device_get(state.params)
@@ -111,7 +110,7 @@ def on_one_device(run):
     def step(name):
         if name in ("rl_policy", "rl_pit"):
             return one_ppo_step(run, name, one)
-        return supervised_step(run, run.stage(name), one)
+        return one_supervised_step(run, run.stage(name), one)
 
     return step
 
@@ -131,7 +130,7 @@ def test_a_supervised_step_has_the_loss_of_one_device(name, layout, run, on_one_
     metrics, params = on_one_device(name)
     parts = 2 if layout.mesh.shape["data"] < 8 else 1
     stage = dataclasses.replace(run.stage(name), microbatches=parts)
-    others, other_params = supervised_step(run, stage, layout)
+    others, other_params = one_supervised_step(run, stage, layout)
     same(metrics, others)
     # Adam's first step is the gradient's sign times the rate, and a sign of about 0 may turn.
     for leaf, other in zip(jax.tree.leaves(params), jax.tree.leaves(other_params), strict=True):

@@ -111,6 +111,17 @@ def test_agreement_interval_keeps_its_width_at_the_ends():
     assert (none.ci_low, none.ci_high) == pytest.approx((0.0, 1 - bound))
 
 
+@given(st.integers(1, 600), st.data())
+def test_agreement_interval_is_wilsons(n, data):
+    agreed = data.draw(st.integers(0, n))
+    result = scoring.agreement([1] * agreed + [-1] * (n - agreed))
+    # The shares p from which the one observed is z standard errors sqrt(p (1 - p) / n) away.
+    z = 1.959963984540054
+    root = z * math.sqrt(z * z + 4 * agreed * (n - agreed) / n)
+    expected = [(2 * agreed + z * z + sign * root) / (2 * (n + z * z)) for sign in (-1, 1)]
+    assert [result.ci_low, result.ci_high] == pytest.approx(expected, rel=0, abs=1e-12)
+
+
 def test_gap_reward_summary_by_hand():
     rewards = {
         "wl": np.array([4.0, 3.0, -2.0, 5.0]),

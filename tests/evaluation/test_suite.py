@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from pit_jax.data.synthetic import instructions
 from pit_jax.evaluation.judges import ExactJudge, RewardJudge, judge_for
 from pit_jax.evaluation.scoring import GAP_PAIRS
 from pit_jax.evaluation.suite import EvaluationConfig, Suite
+from pit_jax.method.curriculum import Round
+from pit_jax.report import paper, sections
+from pit_jax.report.blocks import Table
 from tests import tiny_runs
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
@@ -261,3 +265,66 @@ def test_all_stages_that_are_evaluated():
         "sft_policy",
         "sft_pit",
     )
+
+
+@pytest.fixture(scope="module")
+def with_ablations(trained, tmp_path_factory):
+    """The comparisons of a run that has PIT models of one round each; their weights are PIT's."""
+    folder = tmp_path_factory.mktemp("ablations")
+    rounds = {
+        "data_only": (Round("data", 4),),
+        "policy_only": (Round("policy", 4), Round("data", 0)),
+        "both_again": (Round("data", 2), Round("policy", 2)),
+    }
+    for stage in tiny_runs.config(trained).stages:
+        (folder / stage.name).symlink_to(trained / stage.name)
+    for name in rounds:
+        (folder / name).symlink_to(trained / "rl_pit")
+    extra = [tiny_runs.rl(name, each, task="rl_pit") for name, each in rounds.items()]
+    run = tiny_runs.on_one_device(tiny_runs.with_stages(tiny_runs.config(folder), *extra))
+    # Labels are the user's own words: the paper's comparison is found by the rounds of a stage.
+    ablations = (("A", "data_only"), ("B", "policy_only"), ("C", "both_again"), ("D", "sft_pit"))
+    config = dataclasses.replace(CONFIG, num_prompts=4, ablations=ablations)
+    return Suite(run, config)._comparisons(1.0)
+
+
+def test_the_papers_delta_stands_beside_the_same_comparison(with_ablations):
+    theirs = {row["name"]: paper.delta(row["first"], row["second"]) for row in with_ablations}
+    assert {name: text.replace("\u00a0", " ") for name, text in theirs.items()} == {
+        "RL vs SFT": "",
+        "Original vs y_w": "-22.66 synthetic, +50.20 HH, +74.20 Summary",
+        "PIT vs Original": "+33.59 synthetic, +14.00 HH, +7.20 Summary",
+        "Self-Refine vs Original": "+16.41 synthetic, +8.90 HH",
+        "PIT vs Self-Refine": "+10.16 synthetic, +3.70 HH",
+        "A vs Original": "+4.40 HH",
+        "PIT vs A": "+30.10 HH",
+        "B vs Original": "+0.20 HH",
+        "PIT vs B": "+36.70 HH",
+        "C vs Original": "",
+        "PIT vs C": "",
+        "D vs Original": "",
+        "PIT vs D": "",
+        "Policy re-sampled vs Original": "",
+        "PIT vs Policy re-sampled": "",
+        "SFT again vs Original": "",
+        "PIT vs SFT again": "",
+    }
+
+
+def test_the_report_shows_the_papers_delta_of_the_suites_rows(with_ablations):
+    parts, _ = sections.build({"comparisons": with_ablations})
+    (table,) = [
+        block
+        for part in parts
+        if part.title == "The curriculum"
+        for block in part.blocks
+        if isinstance(block, Table)
+    ]
+    rows = {row[0]: row[-1] for row in table.rows}
+    assert table.columns[-1] == "Paper’s Δ"
+    assert rows["PIT vs A"] == "+30.10\u00a0HH" and rows["PIT vs C"] == "–"
+
+
+def test_results_are_plain(results):
+    """The report writes them as they are: only JSON's own types."""
+    assert json.loads(json.dumps(results)) == results

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pit_jax.data.vocabularies.base import EOS_ID as EOS
+from pit_jax.data.vocabularies.base import PAD_ID as PAD
 from pit_jax.method import decode
-from pit_jax.method.decode import EOS, PAD, SamplingConfig
+from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.losses import token_log_probs
 from pit_jax.models.attention import causal_mask, positions_of
 from pit_jax.models.network import LanguageModel

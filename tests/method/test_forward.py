@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pit_jax.data import layouts
 from pit_jax.method import forward, losses
 from pit_jax.models.heads import POOLINGS, ScalarModel
 from pit_jax.models.network import LanguageModel
@@ -77,7 +78,7 @@ def test_gap_scores_are_those_of_four_whole_sequences(seed, context, references,
         one = (rows[b], rows[B + 2 * b : B + 2 * b + 2], rows[3 * B + 2 * b : 3 * B + 2 * b + 2])
         pieces.append(one)
         batch.append(gap_row(*one))
-    scores = tree_program(forward.GAP_TREE)(SCALAR_PARAMS, tree_batch(batch, P + 2 * Q + 4 * R + 1))
+    scores = tree_program(layouts.GAP_TREE)(SCALAR_PARAMS, tree_batch(batch, P + 2 * Q + 4 * R + 1))
     assert set(scores["last"]) == set(GAP_ORDER)
     for b, (x, references, responses) in enumerate(pieces):
         for first, second in GAP_ORDER:
@@ -93,7 +94,7 @@ def test_pair_scores_are_those_of_two_whole_sequences():
     rows = draw_rows(1, [5, 2, 3, 1, 1, 4])
     pieces = [rows[:3], rows[3:]]
     batch = tree_batch([pair_row(*row) for row in pieces], 12)
-    scores = tree_program(forward.PAIR_TREE)(SCALAR_PARAMS, batch)
+    scores = tree_program(layouts.PAIR_TREE)(SCALAR_PARAMS, batch)
     for b, (x, *responses) in enumerate(pieces):
         for name, response in zip(("chosen", "rejected"), responses, strict=True):
             scalars = scalars_of(x + response)[len(x) :]
@@ -111,7 +112,7 @@ def test_shared_prefixes_give_the_gradient_of_separate_passes():
     batch = {"tokens": np.concatenate(row, axis=1), "blocks": np.tile(blocks, (B, 1))}
 
     def shared(params):
-        return forward.tree_scores(SCALAR_MODEL, params, batch, forward.GAP_TREE, "last")
+        return forward.tree_scores(SCALAR_MODEL, params, batch, layouts.GAP_TREE, "last")
 
     def separate(params):
         found = {}

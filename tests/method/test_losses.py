@@ -151,6 +151,16 @@ def test_unknown_gap_loss_names_the_choices():
         losses.gap_loss(gap_scores(), np.ones(B), "eq3")
 
 
+@pytest.mark.parametrize("array", [np.array, jnp.array])
+def test_how_far_the_reference_moves_the_score_by_hand(array):
+    """A model that ignores the reference, and a difference of two scores, 5 and 2."""
+    scores = {"wl": [5.0, 3.0], "ww": [5.0, 0.0], "ll": [2.0, 0.0], "lw": [2.0, -3.0]}
+    scores = {name: array(values, np.float32) for name, values in scores.items()}
+    for weights, expected in (([1, 0], (0, 3)), ([0, 1], (6, 6)), ([1, 1], (6, 9))):
+        assert losses.reference_moves_score(scores, array(weights, np.float32)) == expected
+    assert losses.reference_moves_score(scores) == (6, 9)
+
+
 def test_centring_penalty_is_the_mean_square_of_real_rows():
     scores = jnp.array([[1.0, 50.0], [3.0, 50.0]])
     total, weight = losses.centring_penalty(scores, jnp.array([1.0, 0.0]))

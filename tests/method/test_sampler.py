@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.method import forward
-from pit_jax.method.decode import EOS, SamplingConfig
+from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.sampler import Response, Sampler, pad_left, pad_right
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel

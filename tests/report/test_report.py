@@ -8,20 +8,24 @@ import re
 import subprocess
 import sys
 
+import jinja2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pit_jax.report import paper, plots, sections, templates
+from pit_jax.report import blocks, markdown, page, paper, plots, sections
 from pit_jax.report import write as report
 
 SCRIPT = '<script>alert("owned")</script>'
 
 
-def _comparison(name, group, delta=21.5, temperature=1.0):
+def _comparison(name, kinds, group, delta=21.5, temperature=1.0):
+    first, second = kinds
     return {
         "name": name,
+        "first": first,
+        "second": second,
         "temperature": temperature,
         "judge": "checker",
         "group": group,
@@ -46,7 +50,7 @@ def _results():
         "versions": {"jax": "0.10"},
         "device": "CPU",
         "num_prompts": 256,
-        "config_text": "train.steps = 4\n",
+        "config_text": f"train.steps = 4\n# {SCRIPT}\n",
         "data": {"rows": [["examples", 12000], ["dropped", 3]]},
         "stages": [
             {
@@ -61,16 +65,16 @@ def _results():
             }
         ],
         "comparisons": [
-            _comparison("PIT vs original", "table1"),
-            _comparison("PIT vs original", "table1", temperature=0.4),
-            _comparison("First RL only vs PIT", "table2", delta=-20.0),
-            {**_comparison("Nothing vs nothing", "control", delta=0.0), "paper": "none given"},
+            _comparison("PIT vs original", ("pit", "original"), "table1"),
+            _comparison("PIT vs original", ("pit", "original"), "table1", temperature=0.4),
+            _comparison(f"PIT vs {SCRIPT}", ("pit", "first_only"), "table2", delta=20.0),
+            _comparison("PIT vs itself", ("pit", "control"), "control", delta=0.0),
         ],
         "scores": [
             {
                 "name": "original",
                 "temperature": 1.0,
-                "mean_score": np.float32(0.625),
+                "mean_score": 0.625,
                 "ci_low": 0.6,
                 "ci_high": 0.65,
                 "eos_rate": 0.992,
@@ -81,7 +85,13 @@ def _results():
             {
                 "temperature": 0.4,
                 "rows": [
-                    {"iteration": 0, "mean_score": 0.6, "elo": 950.0},
+                    {
+                        "iteration": 0,
+                        "mean_score": 0.6,
+                        "elo": 950.0,
+                        "elo_low": 940.0,
+                        "elo_high": 960.0,
+                    },
                     {
                         "iteration": 1,
                         "mean_score": 0.7,
@@ -110,15 +120,15 @@ def _results():
             },
             {"name": "R_P", "accuracy": 0.875, "ci_low": 0.84, "ci_high": 0.9, "n": 512},
         ],
-        "figure2": {pair: rng.normal(mean, 1, 50) for pair, mean in means.items()},
+        "figure2": {pair: rng.normal(mean, 1, 50).tolist() for pair, mean in means.items()},
         "figure3": {
             "temperatures": [0.0, 0.5, 1.0],
             "series": {"PIT vs original": [20.0, 25.0, None]},
             "intervals": {"PIT vs original": [[15, 25], [20, 30], [None, None]]},
         },
         "figure4": [
-            {"round": "Both rounds", "steps": [0, 1, 2], "reward": [0.0, 1.0, 2.0], "score": []},
-            {"round": "Second only", "steps": [0, 1], "reward": np.array([-1.0, 0.0])},
+            {"round": "Both rounds", "steps": [0, 1, 2], "reward": [0.0, 1.0, 2.0]},
+            {"round": "Second only", "steps": [0, 1], "reward": [-1.0, 0.0]},
         ],
         "curves": [
             {"stage": "sft_policy", "metric": "loss", "steps": [1, 2], "values": [2.0, 1.0]}
@@ -169,7 +179,10 @@ class _Page(html.parser.HTMLParser):
 def test_html_stands_alone_and_shows_model_output_as_text(written):
     page = _Page(written[0]["html"])
     assert "script" not in page.tags
-    assert "".join(page.text).count('<script>alert("owned")</script>') >= 5
+    # A prompt, its original, two iterations and the data's response, each with what it changed; the
+    # name of a comparison, in its table alone; the configuration and a warning.
+    assert "".join(page.text).count(SCRIPT) == 8
+    assert SCRIPT not in written[0]["html"]
     assert all(s.startswith(("#", "data:image/svg+xml;base64,")) for s in page.sources)
     assert page.tags.count("img") == 8
     assert "default-src 'none'" in written[0]["html"]
@@ -180,14 +193,13 @@ def test_html_shows_numbers_with_intervals_and_the_papers(written):
     for expected in (
         "+21.5 [+13.5, +29.5]",
         "+33.59 synthetic, +14.00 HH, +7.20 Summary",
-        "-30.10 HH",
+        "+30.10 HH",
         "96.1 [94.0, 98.0]",
         "96.09 synthetic, 65.63 HH, 72.66 Summary",
         "0.625 [0.600, 0.650]",
         "1050 [1040, 1060]",
         "1033 HH, 1022 Summary",
         "The first model’s response against the second’s on 256 held-out prompts.",
-        "none given",
         "Iteration 2 · score 0.50 · unchanged",
         # Bounds (-4 - 0.5) / 2 and (3 + 0) / 2; the last rewards are 2 and 0.
         "The Similar region, -2.25 to 1.50",
@@ -237,7 +249,7 @@ def test_any_part_may_be_absent(absent):
     results = report._plain(_results())
     del results[absent]
     parts, figures = sections.build(results)
-    drawn = {b.name for part in parts for b in part.blocks if isinstance(b, templates.Figure)}
+    drawn = {b.name for part in parts for b in part.blocks if isinstance(b, blocks.Figure)}
     assert drawn == set(figures)
     assert all(part.blocks for part in parts)
     assert report.format_summary(results)
@@ -251,16 +263,16 @@ def test_empty_results_make_an_empty_report(tmp_path):
 
 
 def test_missing_numbers_are_dashes():
+    row = _comparison("a vs b", ("pit", "iteration"), "table1", delta=0.0)
+    del row["ci_low"], row["ci_high"]
     results = {
-        "comparisons": [
-            {"name": "a vs b", "win": 50.0, "lose": 50.0, "tie": 0.0, "delta": 0.0, "n": 4}
-        ],
+        "comparisons": [row],
         "reward_models": [{"name": "R"}],
         "stages": [{"name": "sft_policy"}],
     }
     parts, _ = sections.build(results)
-    text = templates.to_markdown("t", "", parts, dict.fromkeys(("comparisons",), "x.png"))
-    assert "| a vs b | 50.0 | 50.0 | 0.0 | +0.0 | 4 |" in text
+    text = markdown.to_markdown("t", "", parts, dict.fromkeys(("comparisons",), "x.png"))
+    assert "| a vs b | 40.0 | 40.0 | 20.0 | +0.0 | 256 |" in text
     assert "| R | – | – | – |" in text
     assert "| sft\\_policy | – | – | – | – | – | – |" in text
 
@@ -299,40 +311,55 @@ def test_summary_is_aligned():
     assert max(map(len, lines)) <= 100
 
 
-def _unmarked(marked):
-    """The text after the change, from the marked one."""
-    without = re.sub(r"<del>.*?</del>", "", marked, flags=re.DOTALL)
-    return without.replace("<ins>", "").replace("</ins>", "")
-
-
 TEXTS = st.text(alphabet='ab<>&" \n', max_size=30)
 
 
 @settings(max_examples=200)
 @given(TEXTS, TEXTS)
-def test_marked_changes_keep_the_new_text_and_escape_both(before, after):
-    marked = templates._marked_changes(before, after)
-    assert html.unescape(_unmarked(marked)) == after
-    assert set(re.findall(r"<[^>]*>", marked)) <= {"<ins>", "</ins>", "<del>", "</del>"}
+def test_changes_hold_the_new_text_and_words_of_the_old(before, after):
+    changes = list(page._changes(before, after))
+    assert "".join(text for tag, text in changes if tag != "del") == after
+    assert {tag for tag, _ in changes} <= {"", "ins", "del"}
+    kept = "".join(text for tag, text in changes if tag != "ins")
+    assert kept.split() == before.split()
 
 
-def test_marked_changes_by_hand():
-    assert (
-        templates._marked_changes("one two three", "one 2 three four")
-        == "one <del>two</del><ins>2</ins> three<ins> four</ins>"
-    )
+def test_changes_by_hand():
+    assert list(page._changes("one two three", "one 2 three four")) == [
+        ("", "one "),
+        ("del", "two"),
+        ("ins", "2"),
+        ("", " three"),
+        ("ins", " four"),
+    ]
+
+
+def test_a_response_on_the_page_keeps_its_white_space_and_marks_its_changes():
+    responses = [
+        blocks.Response("Original", "\n one  two\n"),
+        blocks.Response("Iteration 1", "\n one  <b>\n", revises=True),
+    ]
+    sections_ = [blocks.Section("", [blocks.Sample("p", responses)])]
+    text = page.to_html("t", "", sections_, {})
+    assert "<dd>\n one  two\n</dd>" in text
+    assert "<dd>\n one  <del>two</del><ins>&lt;b&gt;</ins>\n</dd>" in text
+
+
+def test_a_block_that_the_page_cannot_draw_is_refused():
+    with pytest.raises(jinja2.UndefinedError, match="has no attribute 'Cell'"):
+        page.to_html("t", "", [blocks.Section("", [blocks.Cell("1")])], {})
 
 
 @given(st.text(alphabet="`ab\n", max_size=40))
 def test_a_fence_outlasts_the_backticks_inside(text):
-    fenced = templates._fenced(text)
+    fenced = markdown._fenced(text)
     fence = re.match("`+", fenced)[0]
     assert fence not in fenced[len(fence) : -len(fence)] and fenced.endswith(fence)
 
 
 def test_markdown_tables_keep_their_columns():
-    table = templates.Table(["a|b", "c"], [["x | y\nz", templates.Cell("1", "up")]])
-    assert templates._markdown_table(table).splitlines() == [
+    table = blocks.Table(["a|b", "c"], [["x | y\nz", blocks.Cell("1", "up")]])
+    assert markdown._table(table).splitlines() == [
         "| a\\|b | c |",
         "| --- | ---: |",
         "| x \\| y z | 1 |",
@@ -340,21 +367,26 @@ def test_markdown_tables_keep_their_columns():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("first", "second", "expected"),
     [
-        ("PIT vs. Self-Refine", "+10.16 synthetic, +3.70 HH"),
-        ("Original vs y_w", "-22.66 synthetic, +50.20 HH, +74.20 Summary"),
-        ("Second RL only vs PIT", "-36.70 HH"),
-        ("PIT vs nothing", ""),
-        ("PIT", ""),
+        ("pit", "self_refine", "+10.16 synthetic, +3.70 HH"),
+        ("original", "chosen", "-22.66 synthetic, +50.20 HH, +74.20 Summary"),
+        ("chosen", "original", "+22.66 synthetic, -50.20 HH, -74.20 Summary"),
+        ("second_only", "pit", "-36.70 HH"),
+        ("pit", "second_only", "+36.70 HH"),
+        ("pit", "control", ""),
+        ("pit", "pit", ""),
     ],
 )
-def test_paper_deltas(name, expected):
-    assert paper.delta(name).replace("\u00a0", " ") == expected
+def test_paper_deltas(first, second, expected):
+    assert paper.delta(first, second).replace("\u00a0", " ") == expected
 
 
-def test_paper_names_of_stages_and_iterations():
-    assert paper.accuracy("rm_gap") == paper.accuracy("R_PIT") != paper.accuracy("rm_policy")
+def test_the_paper_has_each_comparison_once_only():
+    assert not {(b, a) for a, b in paper.DELTAS} & set(paper.DELTAS)
+
+
+def test_what_the_paper_does_not_have():
     assert paper.accuracy("other") == "" == paper.elo(6)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pit_jax.data import layouts
 from pit_jax.errors import UserError
 from pit_jax.method import forward, objectives
 from pit_jax.method.curriculum import Round
@@ -56,6 +57,11 @@ NO_REFERENCE = (Round("none", 1),)
 def test_mistakes_in_a_stage_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_every_task_of_the_data_has_a_kind_of_stage():
+    kinds = (stages.SUPERVISED_TASKS, stages.REWARD_TASKS, stages.RL_TASKS)
+    assert tuple(task for kind in kinds for task in kind) == tuple(layouts.FEATURES)
 
 
 def test_steps_of_all_rounds():

@@ -1,8 +1,8 @@
-"""Every stage as T5X trains, infers and evaluates it: `python -m t5x.train` and its like.
+"""Lets T5X train, infer and evaluate every stage: `python -m t5x.train` and its like.
 
 Network, losses, tasks, feature converters, axis rules, decoding and PPO are the package's own;
 here they get the shapes that T5X expects. `gin/t5x/` binds them, and `docs/t5x.md` tells which
-command is for which need. The only folder that imports t5x.
+command is for which need. No other folder imports t5x.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""The stages' batches as T5X iterates over them."""
+"""Gives T5X the stages' batches to iterate over."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def get_dataset(
     *,
     setup: Setup,
 ) -> Batches:
-    """The training batches of the stage, for `train.get_dataset_fn`: the very ones of pit_jax.
+    """Returns the stage's training batches, those of pit_jax, for `train.get_dataset_fn`.
 
-    Their order is a function of the run's seed; of T5X's DatasetConfig only the batch size is
-    looked at.
+    Their order is a function of the run's seed. Nothing of T5X's DatasetConfig is used, but the
+    batch size is checked.
 
     Raises:
       UserError: if the batch size isn't the stage's, or batches would come in several widths.
@@ -63,15 +63,15 @@ def _check(cfg: Any, setup: Setup) -> None:
 
 
 class Batches(dataset_iterator.DatasetIterator):
-    """Batches of all rounds of a stage, without end where there are no rounds.
+    """Iterates over the batches of all rounds of a stage, without end if it has no rounds.
 
-    A saved state is the number of batches that the saved training state has seen, which T5X's own
-    look at the first batch ahead of its loop doesn't disturb.
+    A saved state is the number of batches that the saved training state has seen. It isn't
+    disturbed by T5X, which looks at the first batch before its loop.
 
     Args:
       setup: the stage.
       shard_id: which part of each batch's rows this process gets.
-      num_shards: how many parts there are.
+      num_shards: number of parts.
     """
 
     def __init__(self, setup: Setup, shard_id: int, num_shards: int):
@@ -80,7 +80,7 @@ class Batches(dataset_iterator.DatasetIterator):
         self.reset()
 
     def reset(self) -> None:
-        """Back to the first batch."""
+        """Goes back to the first batch."""
         self._go_to(0)
         self._first_step: int | None = None
 
@@ -109,7 +109,7 @@ class Batches(dataset_iterator.DatasetIterator):
         files.write_whole(epath.Path(filename), json.dumps(state))
 
     def restore(self, filename: str | os.PathLike[str]) -> None:
-        """Goes on where `save` was."""
+        """Goes to the position that `save` wrote."""
         position = json.loads(epath.Path(filename).read_text())["batches"]
         self._first_step = _step_of(filename) - position
         self._go_to(position)
@@ -132,7 +132,7 @@ class Batches(dataset_iterator.DatasetIterator):
 
 
 def _closed_store(setup: Setup, number: int) -> str:
-    """Directory of a round's reference store, once PPOTrainer has filled it."""
+    """Returns the directory of a round's reference store, once PPOTrainer has filled it."""
     folder = stage_training.references_folder(setup, setup.trained, number)
     if not reference_store.is_closed(folder):
         logging.info("Waiting for the references of round %d in %s", number, folder)
@@ -149,7 +149,7 @@ def _step_of(filename: str | os.PathLike[str]) -> int:
 
 
 def _rows(setup: Setup, shard_id: int, num_shards: int) -> slice:
-    """This process's rows of a batch."""
+    """Returns this process's rows of a batch."""
     count = setup.trained.batch_size // num_shards
     return slice(shard_id * count, (shard_id + 1) * count)
 
@@ -161,13 +161,13 @@ def _spec(batch: Mapping[str, np.ndarray]) -> dict[str, dataset_iterator.ArraySp
 
 
 class HeldOut:
-    """The batches of a split in order, from the first each time it is iterated over.
+    """Iterates over the batches of a split in order, each time from the first.
 
     Args:
       setup: the stage.
-      split: of the data.
+      split: split of the data.
       shard_id, num_shards: which part of each batch's rows this process gets.
-      limit: batches at most; 0 for all.
+      limit: largest number of batches; 0 for all.
     """
 
     def __init__(self, setup: Setup, split: str, shard_id: int, num_shards: int, limit: int):
@@ -201,12 +201,12 @@ def get_eval_datasets(
     *,
     setup: Setup,
 ) -> Mapping[str, HeldOut]:
-    """Held-out batches, for `train.train_eval_get_dataset_fn`.
+    """Returns held-out batches, for `train.train_eval_get_dataset_fn`.
 
-    `cfg.split` is looked at; at most `eval_steps` batches, 0 for all.
+    They are those of the split `cfg.split`, at most `eval_steps` of them; 0 takes all.
 
     Raises:
-      UserError: as `get_dataset`.
+      UserError: as `get_dataset` does.
     """
     del feature_converter_cls
     _check(cfg, setup)

@@ -1,4 +1,4 @@
-"""The stages' models in the shape of `t5x.models.BaseTransformerModel`."""
+"""Gives T5X the stages' models in the shape of `t5x.models.BaseTransformerModel`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec
 
 from pit_jax.adapters.t5x.setups import Setup
 from pit_jax.adapters.t5x.states import Optimizer
+from pit_jax.data import layouts
+from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method import forward, losses
 from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.models.attention import CausalRows
@@ -32,11 +34,11 @@ Batch = Mapping[str, jax.Array]
 
 
 class _Model(t5x.models.BaseTransformerModel):
-    """What the models of all stages share.
+    """Has what the models of all stages share.
 
     Args:
       setup: the stage.
-      optimizer_def: one of T5X's in the place of the stage's own.
+      optimizer_def: an optimizer of T5X's to use in place of the stage's own.
       sampling: how responses are drawn in `predict` modes.
     """
 
@@ -65,13 +67,13 @@ class _Model(t5x.models.BaseTransformerModel):
         return stages.init_language_model(self.setup.config.network)(key)
 
     def get_initial_variables(self, rng, input_shapes, input_types=None):
-        """Random parameters, with the logical names of their dims as T5X has them."""
+        """Makes random parameters, with the logical names of their dims as T5X has them."""
         del input_shapes, input_types
         boxed = self._init(rng)
         return flax.core.freeze({"params": nn.meta.unbox(boxed), "params_axes": _axes(boxed)})
 
     def loss_fn(self, params, batch: Batch, dropout_rng=None):
-        """The mean loss of a batch in the stage's microbatches, and metrics; see objectives.py."""
+        """Computes a batch's mean loss in the stage's microbatches, and metrics (objectives.py)."""
         del dropout_rng  # the network has no dropout
         objective = stages.objective(self.stage, self.setup.config.network)
         parts = self.stage.microbatches
@@ -83,11 +85,11 @@ class _Model(t5x.models.BaseTransformerModel):
         return total / jnp.maximum(weight, 1e-8), averages(metrics)
 
     def predict_batch_with_aux(self, params, batch: Batch, rng=None):
-        """Responses.
+        """Samples a response to each prompt of a batch.
 
         Args:
-          params: of the language model; of a PPO stage the actor's are taken.
-          batch: of the stage's feature converter.
+          params: parameters of the language model; of a PPO stage's, the actor's are taken.
+          batch: a batch of the stage's feature converter.
           rng: key of the samples; rows draw by their place in the batch.
 
         Returns:
@@ -103,7 +105,7 @@ class _Model(t5x.models.BaseTransformerModel):
 
 
 class SupervisedModel(_Model):
-    """Stages pretrain, sft_policy and sft_pit."""
+    """This is the model of the stages pretrain, sft_policy and sft_pit."""
 
     def _compute_logits(self, params, batch: Batch, dropout_rng=None):
         del dropout_rng
@@ -115,7 +117,7 @@ class SupervisedModel(_Model):
         )
 
     def score_batch(self, params, batch: Batch, return_intermediates: bool = False):
-        """Log-likelihoods [B] of the targets."""
+        """Computes log-likelihoods of the targets, float32 [B]."""
         logits_BTV = self._compute_logits(params, batch)
         targets_BT = batch["decoder_target_tokens"]
         log_probs_BT, _ = losses.token_log_probs(logits_BTV, targets_BT)
@@ -127,9 +129,9 @@ class SupervisedModel(_Model):
 
 
 class PairwiseRewardModel(_Model):
-    """Stage rm_policy."""
+    """This is the model of the stage rm_policy, which scores two responses."""
 
-    tree = forward.PAIR_TREE
+    tree = layouts.PAIR_TREE
     margin = ("chosen", "rejected")
 
     def _module(self) -> nn.Module:
@@ -142,7 +144,7 @@ class PairwiseRewardModel(_Model):
         raise NotImplementedError("a reward model has no logits; see score_batch")
 
     def score_batch(self, params, batch: Batch, return_intermediates: bool = False):
-        """The better response's score less the other's [B], and each score by its name."""
+        """Computes the better response's score minus the other's [B], and each score by name."""
         del return_intermediates
         pooling = self.stage.reward.pooling
         scores = forward.tree_scores(self.module, params, batch, self.tree, pooling)
@@ -150,21 +152,21 @@ class PairwiseRewardModel(_Model):
         return scores[better] - scores[worse], scores
 
     def predict_batch_with_aux(self, params, batch: Batch, rng=None):
-        """A reward model has nothing to predict."""
+        """Raises an error, since a reward model has nothing to predict."""
         raise NotImplementedError("a reward model predicts no text; infer.mode must be 'score'")
 
 
 class GapRewardModel(PairwiseRewardModel):
-    """Stage rm_gap: the four scores of Eq. 2."""
+    """This is the model of the stage rm_gap, with the four scores of Eq. 2."""
 
-    tree = forward.GAP_TREE
+    tree = layouts.GAP_TREE
     margin = ("wl", "lw")
 
 
 class PPOModel(_Model):
-    """Stages rl_policy and rl_pit: parameters of actor and critic, with the state of PPO's parts.
+    """This is the model of the stages rl_policy and rl_pit: actor and critic, with PPO's own state.
 
-    That state is a collection of its own, `ppo`: T5X keeps it with the parameters and saves it.
+    That state is a collection of its own, `ppo`, which T5X keeps with the parameters and saves.
     """
 
     def _init(self, key: jax.Array) -> Any:
@@ -174,7 +176,7 @@ class PPOModel(_Model):
         return stages.starting_state(self.stage, self.setup.config.network)(key)
 
     def get_initial_variables(self, rng, input_shapes, input_types=None):
-        """Parameters of actor and critic, and PPO's counters."""
+        """Makes parameters of actor and critic, and PPO's counters."""
         variables = super().get_initial_variables(rng, input_shapes, input_types)
         ppo = ppo_part(self._start(rng))
         return variables.copy({"ppo": ppo, "ppo_axes": _axes(ppo)})
@@ -183,11 +185,11 @@ class PPOModel(_Model):
         raise NotImplementedError("PPO has no logits of a batch; see PPOTrainer")
 
     def loss_fn(self, params, batch: Batch, dropout_rng=None):
-        """PPO's loss is of episodes, not of a batch."""
+        """Raises an error, since PPO's loss is of episodes and not of a batch."""
         raise NotImplementedError("a PPO stage needs train.trainer_cls = @pit.PPOTrainer")
 
     def score_batch(self, params, batch: Batch, return_intermediates: bool = False):
-        """Log-likelihoods [B] of the chosen responses under the actor."""
+        """Computes log-likelihoods of the chosen responses under the actor, float32 [B]."""
         del return_intermediates
         chosen_BR = batch["chosen_tokens"]
         log_probs_BR, _ = forward.response_log_probs(
@@ -195,7 +197,7 @@ class PPOModel(_Model):
             params["actor"],
             batch["prompt_tokens"],
             chosen_BR,
-            (chosen_BR != 0).astype(jnp.float32),
+            (chosen_BR != PAD_ID).astype(jnp.float32),
         )
         return jnp.sum(log_probs_BR, axis=1)
 
@@ -205,14 +207,14 @@ def model(
     optimizer_def: t5x.optimizers.OptimizerDef | None = None,
     sampling: SamplingConfig = SamplingConfig(temperature=0.0),
 ) -> _Model:
-    """The model of the stage; for the arguments see there."""
+    """Makes the model of a stage; the arguments are those of the models."""
     kinds = {"rm_policy": PairwiseRewardModel, "rm_gap": GapRewardModel}
     kind = PPOModel if isinstance(setup.trained, RLStage) else SupervisedModel
     return kinds.get(setup.trained.task, kind)(setup, optimizer_def, sampling)
 
 
 def _axes(boxed: Any) -> dict[str, Any]:
-    """Logical names of dims as T5X has them, under `NAME_axes`; none for what is in no box."""
+    """Returns dims' logical names as T5X has them, under `NAME_axes`; none for unboxed arrays."""
 
     def names(leaf):
         axes = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
@@ -226,7 +228,7 @@ def _axes(boxed: Any) -> dict[str, Any]:
 
 
 def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, clu.metrics.Metric]:
-    """Metrics as T5X merges and writes them."""
+    """Turns metrics into those that T5X merges and writes."""
     return {
         name: clu.metrics.Average(
             total=jnp.asarray(total, jnp.float32), count=jnp.asarray(count, jnp.float32)
@@ -236,7 +238,7 @@ def averages(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, clu.metrics.Me
 
 
 def _prompts(batch: Batch, width: int) -> jax.Array:
-    """Left-padded prompts [B, P] of a batch of any stage; `width` is the responses' R."""
+    """Returns left-padded prompts [B, P] for a batch of any stage; `width` is the responses' R."""
     if "prompt_tokens" in batch:
         return batch["prompt_tokens"]
     tokens_BT = batch["decoder_input_tokens"]
@@ -245,4 +247,4 @@ def _prompts(batch: Batch, width: int) -> jax.Array:
     P = tokens_BT.shape[1] - width
     column_BP = jnp.arange(P)[None] - (P - length_B)[:, None]
     moved_BP = jnp.take_along_axis(tokens_BT, jnp.maximum(column_BP, 0), axis=1)
-    return jnp.where(column_BP >= 0, moved_BP, 0)
+    return jnp.where(column_BP >= 0, moved_BP, PAD_ID)

@@ -1,4 +1,4 @@
-"""T5X's partitioner with pit_jax's axis rules."""
+"""Gives T5X a partitioner with pit_jax's axis rules."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pit_jax.runtime import partitioning
 
 
 class Partitioner(t5x.partitioning.PjitPartitioner):
-    """T5X's mesh with pit_jax's axis rules, for parameters and for what is between them.
+    """Splits parameters and activations over T5X's mesh by pit_jax's axis rules.
 
     Args:
-      base: whose settings of the mesh count.
-      config: whose rules count.
+      base: the T5X partitioner whose settings of the mesh count.
+      config: the mesh configuration whose rules count.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Partitioner(t5x.partitioning.PjitPartitioner):
         self.pit = partitioning.Partitioner(config, mesh=self.mesh)
 
     def partition(self, fn, *args, **options):
-        """T5X's own, with a trace that sees the rules."""
+        """Partitions a function as T5X does, with the rules active while it is traced."""
 
         @functools.wraps(fn)
         def traced(*arguments):
@@ -53,7 +53,7 @@ class Partitioner(t5x.partitioning.PjitPartitioner):
         return super().partition(traced, *args, **options)
 
     def get_mesh_axes(self, train_state):
-        """Mesh axes of every array; a dim that doesn't divide stays whole, as everywhere here."""
+        """Returns every array's mesh axes; a dim that they don't divide stays whole."""
         logical = train_state.as_logical_axes()
         options = {"keep_empty_nodes": True, "sep": "/"}
         shapes = traverse_util.flatten_dict(train_state.state_dict(), **options)
@@ -69,7 +69,7 @@ class Partitioner(t5x.partitioning.PjitPartitioner):
 
 
 def _of_t5x(axes: str | tuple[str, ...] | None, slices: bool) -> str | tuple[str, ...] | None:
-    """Mesh axes by T5X's names: slices are replicas, and a single one has no axis."""
+    """Returns mesh axes by T5X's names: slices are replicas, and a single slice has no axis."""
     if axes is None:
         return None
     names = tuple(

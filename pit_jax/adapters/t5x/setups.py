@@ -1,4 +1,4 @@
-"""The stage that T5X works on, and what T5X's macros get from its configuration."""
+"""Sets up the stage that T5X works on, and gives T5X's macros their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pit_jax.runtime import partitioning
 
 
 class Setup(Run):
-    """The stage that T5X works on, in its run.
+    """This is the run of the stage that T5X works on.
 
     Attributes:
       trained: the stage.
@@ -28,12 +28,12 @@ class Setup(Run):
         self.trained = self.stage(stage)
 
     def folder(self, name: str) -> epath.Path:
-        """MODEL_DIR for the stage itself; the others of the run are its neighbours."""
+        """Returns MODEL_DIR for the stage itself; the run's other stages are its neighbours."""
         return self._model_dir if name == self.trained.name else super().folder(name)
 
     @property
     def task(self) -> str:
-        """Name of the stage's task in seqio's registry."""
+        """The name of the stage's task in seqio's registry."""
         return self.data.register(self.trained.task)
 
 
@@ -41,11 +41,11 @@ _SETUPS: dict[str, Setup] = {}
 
 
 def setup(config: RunConfig, stage: str) -> Setup:
-    """The Setup of a stage; the same one for the same arguments.
+    """Makes the Setup of a stage, once for the same arguments.
 
     Args:
-      config: of the run, whose `model_dir` is the MODEL_DIR that T5X is given.
-      stage: its name in the run.
+      config: configuration of the run, with the MODEL_DIR that T5X is given as `model_dir`.
+      stage: the stage's name in the run.
     """
     key = repr((config, stage))
     if key not in _SETUPS:
@@ -54,31 +54,31 @@ def setup(config: RunConfig, stage: str) -> Setup:
 
 
 def train_steps(setup: Setup) -> int:
-    """Steps of the stage, for TRAIN_STEPS."""
+    """Returns the number of steps of the stage, for TRAIN_STEPS."""
     return setup.trained.steps
 
 
 def batch_size(setup: Setup) -> int:
-    """Rows of a batch of the stage over all devices."""
+    """Returns the number of rows of a batch of the stage, over all devices."""
     return setup.trained.batch_size
 
 
 def task_name(setup: Setup) -> str:
-    """The registered seqio task of the stage, for MIXTURE_OR_TASK_NAME."""
+    """Returns the name of the stage's seqio task, for MIXTURE_OR_TASK_NAME."""
     return setup.task
 
 
 def task_feature_lengths(setup: Setup) -> dict[str, int]:
-    """Lengths of the task's features, for TASK_FEATURE_LENGTHS."""
+    """Returns the lengths of the task's features, for TASK_FEATURE_LENGTHS."""
     return setup.data.feature_lengths(setup.trained.task)
 
 
 def output_feature(setup: Setup) -> str:
-    """A feature of the task whose vocabulary responses are in, for output_vocab_feature_name."""
+    """Names a feature that has the vocabulary of responses, for output_vocab_feature_name."""
     features = task_feature_lengths(setup)
     return "targets" if "targets" in features else next(iter(features))
 
 
 def learning_rate(setup: Setup) -> optax.Schedule:
-    """The stage's schedule. T5X only shows it: the optimizer of the stage has its own."""
+    """Returns the stage's schedule, for T5X to show; the stage's optimizer has it already."""
     return setup.trained.optimizer.schedule()

@@ -1,4 +1,4 @@
-"""T5X's training state and pit_jax's, one as the other, and what T5X starts from."""
+"""Turns T5X's training state into pit_jax's and back, and makes what T5X starts from."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from pit_jax.runtime.train_state import TrainState
 
 
 class Optimizer(t5x.optimizers.OptaxWrapper):
-    """Any optax optimizer, also such that T5X has no rule for.
+    """Wraps any optax optimizer for T5X, even if T5X has no rule for its state.
 
-    What has a parameter's name and dims is placed as the parameter is, all else on every device.
+    An array that has a parameter's name and dims is split as the parameter is; all others are
+    whole on every device.
     """
 
     def derive_logical_axes(self, optimizer, param_logical_axes):
-        """The optimizer with logical names in the place of arrays; None for whole ones."""
+        """Returns the optimizer with logical names in place of arrays, None for whole arrays."""
         names = traverse_util.flatten_dict(flax.core.unfreeze(param_logical_axes))
         params = traverse_util.flatten_dict(flax.core.unfreeze(optimizer.target))
 
@@ -47,10 +48,10 @@ class Optimizer(t5x.optimizers.OptaxWrapper):
 
 
 class TrainStateInitializer(t5x.utils.TrainStateInitializer):
-    """Starts a stage as pit_jax does: from the run's seed and from the stages it builds on.
+    """Starts a stage as pit_jax does, from the run's seed and from the stages that it builds on.
 
-    These are the run's other stages, in folders beside MODEL_DIR, or what the stage names by path;
-    T5X's checkpoints or pit_jax's.
+    Those are the run's other stages, in folders beside MODEL_DIR, or what the stage names by path.
+    Their checkpoints may be T5X's or pit_jax's.
     """
 
     def __init__(self, optimizer_def, init_fn, input_shapes, partitioner, input_types=None):
@@ -59,7 +60,7 @@ class TrainStateInitializer(t5x.utils.TrainStateInitializer):
         stages.check_rows(self._model.stage, partitioner.pit)
 
     def from_scratch(self, init_rng):
-        """The state of step 0; `init_rng` is not used, SEED counts."""
+        """Makes the state of step 0; it ignores `init_rng` and takes SEED."""
         del init_rng
         setup, stage = self._model.setup, self._model.stage
         setup.place(self._partitioner.pit)
@@ -69,7 +70,7 @@ class TrainStateInitializer(t5x.utils.TrainStateInitializer):
 
 
 def to_pit(state: t5x.train_state.FlaxOptimTrainState, stage: Stage) -> Any:
-    """T5X's state as pit_jax has it: a TrainState, of a PPO stage an RLState."""
+    """Turns T5X's state into pit_jax's: a TrainState, or an RLState for a PPO stage."""
     rl = isinstance(stage, RLStage)
     zero = jnp.zeros((), jnp.int32)
     counts = ("gradient_steps", "skipped", "skipped_in_row")
@@ -91,7 +92,7 @@ def to_pit(state: t5x.train_state.FlaxOptimTrainState, stage: Stage) -> Any:
 def from_pit(
     old: t5x.train_state.FlaxOptimTrainState, state: Any, steps: int = 0
 ) -> t5x.train_state.FlaxOptimTrainState:
-    """The inverse of `to_pit`, `steps` after the state that was given there."""
+    """Turns pit_jax's state into T5X's, `steps` after the state that `to_pit` was given."""
     rl = isinstance(state, RLState)
     train = state.train if rl else state
     optimizer = old._optimizer.replace(
@@ -108,12 +109,12 @@ def from_pit(
 
 
 def _like(old: Any, new: Any) -> Any:
-    """The arrays of `new` in the structure of `old`, whose dicts may be frozen."""
+    """Puts the arrays of `new` into the structure of `old`, whose dicts may be frozen."""
     return jax.tree.unflatten(jax.tree.structure(old), jax.tree.leaves(new))
 
 
 def thaw(tree: Any) -> Any:
-    """The same with plain dicts in the place of frozen ones."""
+    """Replaces the frozen dicts of a tree by plain dicts."""
 
     def one(x):
         return flax.core.unfreeze(x) if isinstance(x, flax.core.FrozenDict) else x

@@ -1,4 +1,4 @@
-"""PPO in the place of T5X's own training step."""
+"""Trains by PPO in place of T5X's own training step."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class PPOTrainer(t5x.trainer.Trainer):
     """Trains a PPO stage, all of its rounds, for `train.trainer_cls`.
 
     A step is the package's own: episodes, then epochs of minibatches. Before a round whose
-    references are sampled, it samples them into the reference store in MODEL_DIR; the batches of
-    `get_dataset` wait for that.
+    references are sampled, the trainer samples them into the reference store in MODEL_DIR; the
+    batches of `get_dataset` wait for that.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class PPOTrainer(t5x.trainer.Trainer):
         return step
 
     def compile_train(self, batch: Batch) -> None:
-        """Nothing: the two programs of a step compile when they first run."""
+        """Does nothing, since the two programs of a step compile when they first run."""
 
     def train(self, batch_iter, num_steps: int, start_step: int | None = None):
-        """See T5X; goes from round to round.
+        """Trains `num_steps` steps, as T5X asks for, from round to round.
 
         Raises:
-          UserError: for more steps than the rounds have.
+          UserError: if the rounds have fewer steps.
           NotFiniteError: after ten steps in a row without a finite gradient.
         """
         start = int(self.train_state.step) if start_step is None else start_step

@@ -1,1 +1,1 @@
-"""Preference files: their formats, their readers, and builders that prepare them with TFDS."""
+"""This folder reads preference files, by format, and has builders that prepare them with TFDS."""

@@ -1,8 +1,8 @@
-"""`tfds build` for this package's builders: `python -m pit_jax.data.files.build NAME …`.
+"""Runs `tfds build` for this package's builders: `python -m pit_jax.data.files.build NAME …`.
 
-The flags are those of `tfds build`, and so is what they do; `--imports` is set. The command `tfds`
-itself needs Apache Beam and mlcroissant to start, as of TFDS 4.9.10; this one doesn't. A user's
-mistake is one line and exit status 2.
+It takes the flags of `tfds build`, with `--imports` set already. The command `tfds` itself needs
+Apache Beam and mlcroissant to start, as of TFDS 4.9.10; this command doesn't. A user's mistake
+prints a single line and ends with exit status 2.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pit_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Builds what `argv`, by default the command line's arguments, asks for; the exit status."""
+    """Builds what `argv`, or else the command line, asks for, and returns the exit status."""
     from tensorflow_datasets.scripts.cli import build, cli_utils
 
     from pit_jax.data.files import builders

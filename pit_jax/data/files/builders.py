@@ -1,4 +1,4 @@
-"""TFDS builders of the datasets, and the examples that they have prepared.
+"""Has the TFDS builders of the datasets, and reads the examples that they have prepared.
 
 `python -m pit_jax.data.files.build NAME/CONFIG --data_dir=DIR` prepares a dataset under
 DIR/NAME/CONFIG/VERSION, and without `/CONFIG` every config of it:
@@ -38,12 +38,11 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from pit_jax.data.examples import SPLITS, Example
+from pit_jax.data.examples import SPLITS, TEXTS, Example
 from pit_jax.data.files import formats, readers
 from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
 
-_TEXTS = ("prompt", "chosen", "rejected", "reflection")
 _BATCH = 1024
 _HH_URL = (
     "https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/"
@@ -62,7 +61,7 @@ _SUMMARIES = {
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
-    """What the builders share: texts, and columns of numbers beside them."""
+    """Has what the builders share: features for texts, and for columns of numbers beside them."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -73,7 +72,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     code_path = epath.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {name: tfds.features.Text() for name in _TEXTS} | self.COLUMNS
+        features = {name: tfds.features.Text() for name in TEXTS} | self.COLUMNS
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.DESCRIPTION,
@@ -86,11 +85,11 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         self, examples: Sequence[Example], columns: Mapping[str, Sequence[Any]]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, example in enumerate(examples):
-            texts = {name: getattr(example, name) for name in _TEXTS}
+            texts = {name: getattr(example, name) for name in TEXTS}
             yield key, texts | {name: values[key] for name, values in columns.items()}
 
     def _generators(self, splits: dict[str, tuple[list[Example], dict[str, list[Any]]]]):
-        """A generator for each split that has examples."""
+        """Returns a generator for each split that has examples."""
         if not any(examples for examples, _ in splits.values()):
             raise UserError(f"{self.info.full_name}: got no example, expected at least one")
         return {
@@ -101,7 +100,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
 
 class HhRlhf(_Builder):
-    """Anthropic's HH-RLHF dialogues: readers.read_hh."""
+    """Builds Anthropic's HH-RLHF dialogues, read by readers.read_hh."""
 
     DESCRIPTION = "Pairs of answers to dialogues, the better one chosen by people (2204.05862)."
     HOMEPAGE = "https://huggingface.co/datasets/Anthropic/hh-rlhf"
@@ -124,7 +123,7 @@ class HhRlhf(_Builder):
 
 
 class SummarizeFromFeedback(_Builder):
-    """OpenAI's comparisons of summaries: readers.read_summaries, in the splits of the source."""
+    """Builds OpenAI's comparisons of summaries, by readers.read_summaries, in their own splits."""
 
     DESCRIPTION = (
         "Pairs of summaries, the better one chosen by people (2009.01325). `confidence` is the "
@@ -158,7 +157,7 @@ class SummarizeFromFeedback(_Builder):
 
 @dataclasses.dataclass(eq=False)
 class InstructionsConfig(tfds.core.BuilderConfig):
-    """A synthetic dataset.
+    """Configures a synthetic dataset.
 
     Attributes:
       family: a key of instructions.FAMILIES.
@@ -166,7 +165,7 @@ class InstructionsConfig(tfds.core.BuilderConfig):
       train_size: examples of the train split.
       dev_size: examples of the dev split.
       test_size: examples of the test split.
-      seed: of the generator.
+      seed: seed of the generator.
     """
 
     family: str = "drafts"
@@ -178,7 +177,7 @@ class InstructionsConfig(tfds.core.BuilderConfig):
 
 
 class Instructions(_Builder):
-    """The synthetic families, with the exact checker's scores of both responses, in [0, 1]."""
+    """Builds the synthetic families, with the checker's scores of both responses, in [0, 1]."""
 
     DESCRIPTION = "Synthetic instructions. `chosen_score`, `rejected_score`: the exact checker's."
     COLUMNS = {
@@ -236,7 +235,7 @@ class Instructions(_Builder):
 
 @dataclasses.dataclass(eq=False)
 class PreferencesConfig(tfds.core.BuilderConfig):
-    """Preference files of one's own.
+    """Configures a dataset of the user's own preference files.
 
     Attributes:
       path: a path or pattern, local or `gs://`, or several; if empty, every `*.jsonl` and
@@ -247,7 +246,7 @@ class PreferencesConfig(tfds.core.BuilderConfig):
 
 
 class Preferences(_Builder):
-    """Preference pairs of one's own: readers.read_preferences."""
+    """Builds a dataset of the user's own preference pairs, read by readers.read_preferences."""
 
     DESCRIPTION = "JSON lines with prompt, chosen and rejected."
     BUILDER_CONFIGS = [
@@ -276,7 +275,7 @@ BUILDERS = {cls.name: cls for cls in (HhRlhf, SummarizeFromFeedback, Instruction
 
 
 def read_prepared(name_or_directory: str, data_dir: str | None = None) -> dict[str, list[Example]]:
-    """Every split of a prepared dataset, in the order in which it was prepared.
+    """Reads every split of a prepared dataset, in the order in which it was prepared.
 
     Args:
       name_or_directory: `NAME/CONFIG` of a builder here, or `NAME` for its first config; else the
@@ -321,7 +320,7 @@ def _examples(builder: tfds.core.DatasetBuilder, split: str) -> list[Example]:
     dataset = builder.as_dataset(split=split, read_config=in_order, batch_size=_BATCH)
     examples: list[Example] = []
     for batch in tfds.as_numpy(dataset):
-        names = [name for name in _TEXTS if name in batch]
+        names = [name for name in TEXTS if name in batch]
         for texts in zip(*(batch[name] for name in names)):
             fields = dict(zip(names, (text.decode() for text in texts)))
             examples.append(Example(**fields, index=len(examples)))
@@ -338,7 +337,7 @@ def _manual_dir(dl_manager: tfds.download.DownloadManager) -> epath.Path | None:
 def _fetch(
     dl_manager: tfds.download.DownloadManager, url: str, names: Sequence[str]
 ) -> dict[str, str]:
-    """Name -> path of each file of a source: in manual_dir if it is there, else downloaded."""
+    """Finds each file of a source in manual_dir, or downloads it; returns name -> path."""
     folder = _manual_dir(dl_manager)
     paths: dict[str, Any] = {}
     if folder is not None:

@@ -1,7 +1,7 @@
-"""Formats of preference files: one line -> one Example.
+"""Parses the formats of preference files, a line at a time.
 
-Each parser takes the object of a line and gives the Example it holds, with what else the line tells
-of it by name. It raises ValueError, saying what was got and what was expected, for a line that
+Each parser takes the object of a line. It returns the line's Example, and by name what else the
+line tells of it. It raises ValueError, saying what was got and what was expected, for a line that
 isn't of the format, and Skip for a pair that is of the format and can't be learned from.
 """
 
@@ -25,11 +25,11 @@ _MAX_DIGITS = 100
 
 
 class Skip(Exception):
-    """A well-formed pair that is left out; the message is the reason it is counted under."""
+    """Says that a well-formed pair is left out; the message is the reason it is counted under."""
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line of UTF-8 text: no key twice in any object, no NaN or infinity.
+    """Parses a line of UTF-8 text as a JSON object without repeated keys, NaN or infinity.
 
     Raises:
       ValueError: if the line is anything else; the message is one line.
@@ -74,7 +74,7 @@ def check_usable(example: Example) -> None:
 
 
 def hh(record: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
-    """Anthropic HH-RLHF: see readers.read_hh."""
+    """Makes an Example of a line of Anthropic's HH-RLHF, as readers.read_hh describes."""
     contexts, responses = [], []
     for key in ("chosen", "rejected"):
         dialogue = _text(record, key)
@@ -94,7 +94,7 @@ def hh(record: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
 
 
 def preference(record: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
-    """Preferences of one's own: see readers.read_preferences."""
+    """Makes an Example of a user's own preference, as readers.read_preferences describes."""
     if "prompt" not in record:
         raise ValueError(f"got {_got(record, 'prompt')}, expected text or turns under 'prompt'")
     turns: list[str] = []
@@ -118,7 +118,7 @@ def preference(record: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
 
 
 def summary(record: dict[str, Any], source: str) -> tuple[Example, dict[str, Any]]:
-    """OpenAI's comparisons of summaries: see readers.read_summaries."""
+    """Makes an Example of OpenAI's comparison of summaries, as readers.read_summaries describes."""
     info = _object(record, "info")
     post, article = info.get("post"), info.get("article")
     if (post is None) == (article is None):
@@ -146,7 +146,7 @@ def summary(record: dict[str, Any], source: str) -> tuple[Example, dict[str, Any
 
 
 def shown(value: Any) -> str:
-    """A value as one short line, however large or deep it is."""
+    """Shows a value as a short line, however large or deep it is."""
     return _BRIEF.repr(value)[:80]
 
 
@@ -196,7 +196,7 @@ def _as_object(value: Any, key: str) -> dict[str, Any]:
 
 
 def _confidence(record: dict[str, Any]) -> int:
-    """`extra.confidence`, a whole number; NO_CONFIDENCE where it is missing or null."""
+    """Returns `extra.confidence`, a whole number; NO_CONFIDENCE if it is missing or null."""
     extra = record.get("extra")
     confidence = None if extra is None else _as_object(extra, "extra").get("confidence")
     if confidence is None:
@@ -234,7 +234,7 @@ def _optional_text(record: dict[str, Any], key: str) -> str:
 
 
 def _turns(record: dict[str, Any], key: str) -> list[str]:
-    """Contents of alternating user and assistant turns; a system turn joins the first."""
+    """Returns what alternating user and assistant turns say; a system turn joins the first."""
     turns: list[Any] = list(record[key])
     for turn in turns:
         if not isinstance(turn, dict) or not all(
@@ -256,7 +256,7 @@ def _turns(record: dict[str, Any], key: str) -> list[str]:
 
 
 def _dialogue(turns: Sequence[str]) -> str:
-    """x of a dialogue whose turns alternate, first and last by the user."""
+    """Makes x of a dialogue whose turns alternate, the first and the last by the user."""
     parts = [turns[0], "\n\n"]
     for number, content in enumerate(turns[1:], 1):
         parts.append(f"{'Assistant' if number % 2 else 'Human'}: {content}\n\n")

@@ -1,8 +1,8 @@
-"""Readers of preference files: lines -> Examples, with a count of what is left out and why.
+"""Reads preference files: makes Examples of lines, and counts what is left out and why.
 
-A reader takes one path or pattern, or several, each local or `gs://…`; a file that begins as a
-gzip file does is unpacked, whatever its name. A file that can't be opened is a UserError. What is
-wrong with a line never is lost:
+A reader takes a path or pattern, or several, each local or `gs://…`. A file that begins as a gzip
+file does is unpacked, whatever its name. A file that can't be opened raises a UserError. Nothing
+that is wrong with a line is lost:
 
 - A *malformed* line isn't of the format: other encodings than UTF-8, text that isn't a JSON object,
   the same key twice, a missing field, another type, more than MAX_LINE_BYTES; also the place where
@@ -44,14 +44,14 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a reader found.
+    """Holds what a reader has read.
 
     Attributes:
-      examples: in file order, `index` counting them.
+      examples: the examples in file order; `index` counts them.
       read: number of lines that aren't blank; `read == len(examples) + sum(dropped.values())`.
       dropped: reason -> number of pairs left out; malformed lines are under `malformed`.
       malformed: the first MAX_LISTED malformed lines, as `file:line: got …, expected …`.
-      columns: what a format tells beyond an Example: name -> one value an example.
+      columns: what a format tells beyond an Example: name -> a value for each example.
     """
 
     examples: list[Example]
@@ -98,8 +98,9 @@ def read_summaries(
 ) -> Reading:
     """Reads the comparisons of OpenAI's summarize-from-feedback, `batch*.json`: an object a line.
 
-    The chosen response is `summaries[choice].text`, the rejected one the other, both without white
-    space around them. x of a Reddit post, and of a CNN/DM article, which has no subreddit, is
+    The chosen response is `summaries[choice].text`, the rejected response is the other, both
+    without white space around them. x of a Reddit post, and of a CNN/DM article, which has no
+    subreddit, is
 
         Subreddit: r/{info.subreddit}
         Title: {info.title}
@@ -218,7 +219,7 @@ def _lines(path: str) -> Iterator[tuple[int, bytes, str]]:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
-    """A file whose readline takes a limit, unpacked if it is a gzip file."""
+    """Opens a file whose readline takes a limit, and unpacks it if it is a gzip file."""
     with epath.Path(path).open("rb") as file:
         buffered = io.BufferedReader(_Raw(file), _BUFFER_BYTES)
         if buffered.peek(len(_GZIP)).startswith(_GZIP):
@@ -229,7 +230,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 class _Raw(io.RawIOBase):
-    """A file that can only `read`, as those of a bucket are, under io's own buffering."""
+    """Puts io's own buffering over a file that can only `read`, as those of a bucket are."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -245,7 +246,7 @@ class _Raw(io.RawIOBase):
 
 @contextlib.contextmanager
 def _reported(path: str) -> Iterator[None]:
-    """A file that can't be read is a UserError. Where it isn't local, errors are of any type."""
+    """Makes UserErrors of a file that can't be read; errors of a bucket are of any type."""
     try:
         yield
     except UserError:

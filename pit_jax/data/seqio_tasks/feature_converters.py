@@ -1,7 +1,7 @@
-"""seqio feature converters: task features -> padded or packed model features. Imports TensorFlow.
+"""Has the seqio feature converters, which pad or pack a task's features. Imports TensorFlow.
 
 Prompts are padded on the left and responses on the right, so that a response starts at the same
-column in every row. Padding is 0.
+column in every row. Padding is 0 in every feature, as seqio's packing has it: in tokens PAD_ID.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import ClassVar
 import seqio
 import tensorflow as tf
 
+from pit_jax.data.vocabularies.base import PAD_ID
+
 _TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
 
 
 class SFTFeatureConverter(seqio.FeatureConverter):
-    """Prompt and target in one decoder sequence, with seqio's names for a decoder's features.
+    """Joins prompt and target to a decoder's sequence, with seqio's names of a decoder's features.
 
     A column's target is the next token of its own sequence, and no start token is put in front: the
     model sees exactly the tokens it sees when it samples and when its samples are scored.
@@ -74,7 +76,7 @@ class SFTFeatureConverter(seqio.FeatureConverter):
             segments = features.get("tokens_segment_ids", tf.cast(marks > 0, tf.int32))
             positions = features.get("tokens_positions", tf.range(length) * segments)
             goes_on = tf.pad((segments[1:] == segments[:-1]) & (segments[1:] > 0), [[0, 1]])
-            targets = tf.where(goes_on, tf.roll(tokens, -1, axis=0), 0)
+            targets = tf.where(goes_on, tf.roll(tokens, -1, axis=0), PAD_ID)
             counts = goes_on & (tf.roll(marks, -1, axis=0) == 2)
             return {
                 "decoder_input_tokens": tokens,
@@ -92,12 +94,12 @@ class SFTFeatureConverter(seqio.FeatureConverter):
         return ds.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
     def get_model_feature_lengths(self, task_feature_lengths):
-        """T = inputs + targets for every feature."""
+        """Returns T = inputs + targets for every feature."""
         return dict.fromkeys(self.MODEL_FEATURES, sum(task_feature_lengths.values()))
 
 
 class PretrainFeatureConverter(SFTFeatureConverter):
-    """SFTFeatureConverter with the loss on every token but the first of its text.
+    """Converts as SFTFeatureConverter, with the loss on every token but the first of its text.
 
     Example, lengths {"inputs": 4, "targets": 3}:
 
@@ -109,7 +111,7 @@ class PretrainFeatureConverter(SFTFeatureConverter):
 
 
 class PaddedFeatureConverter(seqio.FeatureConverter):
-    """Base of converters that only pad and rename; LEFT, RIGHT: model feature -> task feature."""
+    """Only pads and renames; LEFT and RIGHT of a subclass map model features to task features."""
 
     LEFT: ClassVar[Mapping[str, str]]
     RIGHT: ClassVar[Mapping[str, str]]
@@ -123,7 +125,7 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
     def __init__(self, pack: bool = False, use_custom_packing_ops: bool = False):
         del use_custom_packing_ops
         if pack:
-            raise ValueError(f"{type(self).__name__}: got pack=True; only SFT stages can be packed")
+            raise ValueError(f"{type(self).__name__}: got pack=True; only SFT tasks can be packed")
         super().__init__(pack=False, apply_length_check=False)
 
     def _convert_features(self, ds, task_feature_lengths):
@@ -137,18 +139,18 @@ class PaddedFeatureConverter(seqio.FeatureConverter):
         return ds.map(pad, num_parallel_calls=tf.data.AUTOTUNE)
 
     def get_model_feature_lengths(self, task_feature_lengths):
-        """The length of the task feature that a model feature is made of."""
+        """Returns the length of the task feature that a model feature is made of."""
         return {name: task_feature_lengths[source] for name, source in self.SOURCES.items()}
 
 
 def _pad(tokens: tf.Tensor, length: int, left: bool = False) -> tf.Tensor:
-    """Zeros up to `length`; an error (of tf.pad) if there are more tokens than that."""
+    """Pads with zeros up to `length`; more tokens than that are an error of tf.pad."""
     missing = length - tf.size(tokens)
     return tf.ensure_shape(tf.pad(tokens, [[missing, 0] if left else [0, missing]]), [length])
 
 
 class TreeFeatureConverter(PaddedFeatureConverter):
-    """Sequences that share prefixes in one row, for reward models; see forward.Tree.
+    """Sequences that share prefixes in one row, for reward models; see layouts.Block.
 
     Example, with lengths {"tokens": 9, "blocks": 9}, x = [7, 8], y_w = [5, 1], y_l = [6, 6, 1]:
 
@@ -162,7 +164,7 @@ class TreeFeatureConverter(PaddedFeatureConverter):
 
 
 class PromptFeatureConverter(PaddedFeatureConverter):
-    """Prompts to sample from in reinforcement learning, and as the reward model reads them.
+    """Pads prompts to sample from in reinforcement learning, and as the reward model reads them.
 
     Example, lengths {"prompt": 3, "reward_prompt": 4, "chosen": 3, "example_index": 1}:
 

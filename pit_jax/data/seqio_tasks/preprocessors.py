@@ -1,4 +1,4 @@
-"""seqio preprocessors: text -> token pieces -> the sequences of a stage. Imports TensorFlow."""
+"""Has the seqio preprocessors: text -> tokens -> a task's sequences. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.layouts import GAP_TREE, PAIR_TREE, Layout, Lengths, Tree
 from pit_jax.data.vocabularies.base import Vocabulary
-
-# What can be too long; the code that mark_too_long gives is the position here plus one.
-FIELDS = ("prompt", "chosen", "rejected", "reflection", "reference")
 
 Features = Mapping[str, tf.Tensor]
 
@@ -18,18 +15,19 @@ _PRETOKENIZED = "_pretokenized"
 
 
 def tensor_layout(vocabulary: Vocabulary) -> Layout:
-    """A Layout that joins int32 tensors."""
+    """Makes a Layout that joins and measures int32 tensors."""
     return Layout(
         vocabulary,
         join=lambda pieces: tf.concat([tf.convert_to_tensor(p, tf.int32) for p in pieces], axis=0),
+        size=tf.size,
     )
 
 
 def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
-    """Text features become int32 ids without EOS; other features pass through.
+    """Makes int32 ids without EOS of text features; other features pass through.
 
     The text stays as `NAME_pretokenized`, which seqio's and T5X's tools show; the chosen response,
-    the target of every stage, as `targets_pretokenized` too.
+    the target of every task, as `targets_pretokenized` too.
     """
 
     def encode(features: Features) -> Features:
@@ -47,7 +45,9 @@ def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Datase
 def mark_too_long(
     dataset: tf.data.Dataset, vocabulary: Vocabulary, lengths: Lengths, reflection: bool
 ) -> tf.data.Dataset:
-    """Adds `too_long`: 0, or 1 + the position in FIELDS of the first field over its window.
+    """Adds `too_long`: 0, or the number of the first field that is over its window.
+
+    Fields are numbered from 1 in the order of `lengths.windows`.
 
     Args:
       dataset: features of `tokenize`, with or without `reference`.
@@ -58,35 +58,28 @@ def mark_too_long(
     layout = tensor_layout(vocabulary)
 
     def mark(features: Features) -> Features:
-        over = [
-            tf.size(layout.policy_prompt(features["prompt"])) > lengths.prompt,
-            tf.size(features["chosen"]) > lengths.longest_text,
-            tf.size(features["rejected"]) > lengths.longest_text,
-            tf.constant(False),
-            tf.constant(False),
-        ]
-        if reflection:
-            target = layout.reflected_response(features["reflection"], features["chosen"])
-            over[3] = tf.size(target) > lengths.response
-        if "reference" in features:
-            over[4] = tf.size(features["reference"]) > lengths.reference
-        first = tf.argmax(tf.cast(tf.stack(over), tf.int32), output_type=tf.int32) + 1
-        return {**features, "too_long": tf.where(tf.reduce_any(tf.stack(over)), first, 0)}
+        over = layout.too_long(
+            lengths,
+            features["prompt"],
+            features["chosen"],
+            features["rejected"],
+            features["reflection"] if reflection else None,
+            features.get("reference"),
+        )
+        numbers = [number for number, field in enumerate(lengths.windows, 1) if field in over]
+        first = tf.gather(numbers, tf.argmax(tf.cast(tf.stack([*over.values()]), tf.int32)))
+        return {**features, "too_long": tf.where(tf.reduce_any([*over.values()]), first, 0)}
 
     return dataset.map(mark, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def count_tokens(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
-    """Sizes in place of tokens: {prompt, chosen, rejected, too_long}, int32 scalars."""
+    """Puts sizes in place of tokens: {prompt, chosen, rejected, too_long}, int32 scalars."""
     layout = tensor_layout(vocabulary)
 
     def count(f: Features) -> Features:
-        return {
-            "prompt": tf.size(layout.policy_prompt(f["prompt"])),
-            "chosen": tf.size(f["chosen"]),
-            "rejected": tf.size(f["rejected"]),
-            "too_long": f["too_long"],
-        }
+        sizes = layout.sizes(f["prompt"], f["chosen"], f["rejected"])
+        return {**sizes, "too_long": f["too_long"]}
 
     return dataset.map(count, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -103,7 +96,7 @@ def build_sequences(
 ) -> tf.data.Dataset:
     """Replaces every element by the elements that `sequences` makes of it, in their order.
 
-    Each of them has the element's texts too.
+    The new elements have the texts of the old.
     """
     layout = tensor_layout(vocabulary)
 
@@ -125,9 +118,9 @@ def build_sequences(
 
 
 def pretrain(layout: Layout, f: Features) -> list[Features]:
-    """Plain text, with no word of which response is better: {inputs, targets} four times.
+    """Makes plain text that doesn't tell which response is better: {inputs, targets} four times.
 
-    Each response alone, and each after the other one, so that a model knows both layouts.
+    It is each response alone and each response after the other, so that a model knows both layouts.
     """
     parts: list[Features] = []
     for y, other in (("chosen", "rejected"), ("rejected", "chosen")):
@@ -137,50 +130,41 @@ def pretrain(layout: Layout, f: Features) -> list[Features]:
 
 
 def sft_policy(layout: Layout, f: Features) -> list[Features]:
-    """-log M_P(y_w | x): {inputs, targets}."""
+    """Makes {inputs, targets} of -log M_P(y_w | x)."""
     return [{"inputs": layout.policy_prompt(f["prompt"]), "targets": layout.response(f["chosen"])}]
 
 
 def sft_pit(layout: Layout, f: Features) -> list[Features]:
-    """-log M_PIT(y_w | x, y_l): {inputs, targets}."""
+    """Makes {inputs, targets} of -log M_PIT(y_w | x, y_l)."""
     inputs = layout.pit_prompt(f["prompt"], f["rejected"])
     return [{"inputs": inputs, "targets": layout.response(f["chosen"])}]
 
 
 def sft_pit_reflection(layout: Layout, f: Features) -> list[Features]:
-    """-log M_PIT(c, y_w | x, y_l), Appendix K: {inputs, targets}."""
+    """Makes {inputs, targets} of -log M_PIT(c, y_w | x, y_l) (Appendix K)."""
     inputs = layout.pit_prompt(f["prompt"], f["rejected"])
     return [{"inputs": inputs, "targets": layout.reflected_response(f["reflection"], f["chosen"])}]
 
 
 def rm_policy(layout: Layout, f: Features) -> list[Features]:
-    """R_P(x, y_w) against R_P(x, y_l), with one x: {tokens, blocks} of forward.PAIR_TREE."""
-    return _tree(
-        layout.reward_prompt(f["prompt"]),
-        layout.response(f["chosen"]),
-        layout.response(f["rejected"]),
-    )
+    """Makes {tokens, blocks} of layouts.PAIR_TREE: R_P(x, y_w) against R_P(x, y_l), with one x."""
+    return _tree(PAIR_TREE, layout, f)
 
 
 def rm_gap(layout: Layout, f: Features) -> list[Features]:
-    """The four sequences of Eq. 2 with shared prefixes: {tokens, blocks} of forward.GAP_TREE."""
-    chosen, rejected = layout.response(f["chosen"]), layout.response(f["rejected"])
-    return _tree(
-        layout.policy_prompt(f["prompt"]),
-        layout.gap_reference(f["chosen"]),
-        layout.gap_reference(f["rejected"]),
-        *(chosen, chosen, rejected, rejected),
-    )
+    """Makes {tokens, blocks} of layouts.GAP_TREE: the sequences of Eq. 2 with shared prefixes."""
+    return _tree(GAP_TREE, layout, f)
 
 
-def _tree(*blocks: tf.Tensor) -> list[Features]:
-    """Blocks one after the other, and the number of each token's block, from 1."""
+def _tree(tree: Tree, layout: Layout, f: Features) -> list[Features]:
+    """Joins blocks one after the other, and numbers each token's block from 1."""
+    blocks = [block.piece(layout, f[block.text]) for block in tree]
     numbers = [tf.fill([tf.size(block)], number) for number, block in enumerate(blocks, 1)]
     return [{"tokens": tf.concat(blocks, axis=0), "blocks": tf.concat(numbers, axis=0)}]
 
 
 def rl_policy(layout: Layout, f: Features) -> list[Features]:
-    """Prompts for Eq. 3: {prompt, reward_prompt, chosen, example_index}."""
+    """Makes prompts for Eq. 3: {prompt, reward_prompt, chosen, example_index}."""
     return [
         {
             "prompt": layout.policy_prompt(f["prompt"]),
@@ -192,7 +176,7 @@ def rl_policy(layout: Layout, f: Features) -> list[Features]:
 
 
 def rl_pit(layout: Layout, f: Features) -> list[Features]:
-    """Prompts for Eqs. 4 and 5, y_ref being `reference` if there is one, else y_l, then y_w."""
+    """Makes prompts for Eqs. 4 and 5; y_ref is `reference` if there is any, else y_l, then y_w."""
     references = [f["reference"]] if "reference" in f else [f["rejected"], f["chosen"]]
     return [
         {

@@ -1,4 +1,4 @@
-"""seqio data sources over examples in memory and over a reference store. Imports TensorFlow."""
+"""Has seqio's data sources, of examples and of a reference store. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.examples import FOLDS, Example, fold_of
+from pit_jax.data.examples import FOLDS, TEXTS, Example, fold_of
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
 
-_TEXT_FIELDS = ("prompt", "chosen", "rejected", "reflection")
-
 
 class ExampleSource(seqio.DataSource):
-    """Examples held in memory, in their order.
+    """Offers examples that are held in memory, in their order.
 
     A split `train` also offers `train_sft`, `train_rm` and `train_rl`, the three folds by the hash
-    of the prompt. Elements: the text fields of Example as strings and `index`, int32.
+    of the prompt. The elements have the text fields of Example as strings, and `index`, int32.
     """
 
     def __init__(self, splits: Mapping[str, Sequence[Example]]):
@@ -41,27 +39,27 @@ class ExampleSource(seqio.DataSource):
         return [split]
 
     def examples(self, split: str) -> list[Example]:
-        """The examples of a split or a fold of it, in order."""
+        """Returns the examples of a split or a fold of it, in order."""
         return self._examples[split]
 
     def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **_):
-        """See seqio.DataSource; never shuffles, as the order of batches is made elsewhere."""
+        """Is called by seqio; it never shuffles, as the order of batches is made elsewhere."""
         _refuse_shards(shard_info)
         examples = self._examples[split]
         tensors = {
             field: tf.constant([getattr(e, field).encode() for e in examples], tf.string)
-            for field in _TEXT_FIELDS
+            for field in TEXTS
         }
         tensors["index"] = tf.constant([e.index for e in examples], tf.int32)
         return tf.data.Dataset.from_tensor_slices(tensors)
 
 
 class ReferenceSource(seqio.DataSource):
-    """Sampled references of a store, joined with the examples they were sampled for.
+    """Offers a store's sampled references, joined with the examples they were sampled for.
 
-    Elements are read from the store by index, in its order: those of ExampleSource and `reference`,
-    int32 [reference], the sampled ids up to EOS without ids that stand for no text (so a model that
-    sampled a control token can't forge one).
+    Elements are read from the store by index, in its order. They have what those of ExampleSource
+    have, and `reference`, int32 [reference]: the sampled ids up to EOS without ids that stand for
+    no text, so that a control token that a model has sampled is forged nowhere.
     """
 
     def __init__(self, store: ReferenceStore, examples: Sequence[Example], vocabulary: Vocabulary):
@@ -86,9 +84,9 @@ class ReferenceSource(seqio.DataSource):
         return [split]
 
     def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **_):
-        """See seqio.DataSource; never shuffles, as the order of batches is made elsewhere."""
+        """Is called by seqio; it never shuffles, as the order of batches is made elsewhere."""
         _refuse_shards(shard_info)
-        signature = {field: tf.TensorSpec([], tf.string) for field in _TEXT_FIELDS}
+        signature = {field: tf.TensorSpec([], tf.string) for field in TEXTS}
         signature["index"] = tf.TensorSpec([], tf.int32)
         signature["reference"] = tf.TensorSpec([None], tf.int32)
         return tf.data.Dataset.from_generator(self._elements, output_signature=signature)
@@ -97,7 +95,7 @@ class ReferenceSource(seqio.DataSource):
         for position in range(len(self._store)):
             record = self._store[position]
             example = self._by_index[record["index"]]
-            element = {field: getattr(example, field).encode() for field in _TEXT_FIELDS}
+            element = {field: getattr(example, field).encode() for field in TEXTS}
             element["index"] = np.int32(example.index)
             ids = self._vocabulary.text_ids(record["reference_tokens"])
             element["reference"] = np.array(ids, np.int32)

@@ -1,4 +1,4 @@
-"""The seqio Task of every stage, as a table and its registration. Imports TensorFlow."""
+"""Says what each task is made of, and registers it as a seqio Task. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.layouts import FEATURES, Lengths
 from pit_jax.data.seqio_tasks import feature_converters, preprocessors
 from pit_jax.data.vocabularies.base import Vocabulary
 
@@ -20,41 +20,39 @@ seqio.Vocabulary.register(Vocabulary)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """A row of STAGES.
+class TaskRow:
+    """Describes a row of TASKS.
 
     Attributes:
-      fold: fold of the train split that the stage learns from; None for all of it.
+      fold: fold of the train split that the task learns from; None for all of it.
       sequences: makes the task's features from token pieces (preprocessors.py).
-      features: task feature -> name of its width in formats.Widths; None for one number.
       converter: makes the model's features from the task's.
       metrics: what seqio's Evaluator computes of a model's scores or predictions.
     """
 
     fold: str | None
     sequences: Callable
-    features: Mapping[str, str | None]
     converter: type[seqio.FeatureConverter]
     metrics: tuple[Callable, ...]
 
 
 def log_likelihood(targets: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
-    """The mean score of a language model."""
+    """Takes the mean score of a language model."""
     del targets
     return {"log_likelihood": float(np.mean(scores))}
 
 
 def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """The share of predictions that are the chosen response."""
+    """Computes the share of predictions that are the chosen response."""
     pairs = zip(targets, predictions, strict=True)
     return {"exact_match": float(np.mean([target == guess for target, guess in pairs]))}
 
 
 def pair_accuracy(targets: Sequence[str], scores: Any) -> dict[str, float]:
-    """How often, and by how much, a reward model prefers the chosen response.
+    """Measures how often, and by how much, a reward model prefers the chosen response.
 
     Args:
-      targets: not looked at.
+      targets: not used.
       scores: (margins, scores by name); a margin above 0 is right.
     """
     del targets
@@ -63,96 +61,79 @@ def pair_accuracy(targets: Sequence[str], scores: Any) -> dict[str, float]:
 
 
 _SUPERVISED = (log_likelihood, exact_match)
-_RL = {"chosen": "response", "example_index": None}
 
-STAGES = {
-    "pretrain": Stage(
+TASKS = {
+    "pretrain": TaskRow(
         "sft",
         preprocessors.pretrain,
-        {"inputs": "pit", "targets": "response"},
         feature_converters.PretrainFeatureConverter,
         _SUPERVISED,
     ),
-    "sft_policy": Stage(
+    "sft_policy": TaskRow(
         "sft",
         preprocessors.sft_policy,
-        {"inputs": "policy", "targets": "response"},
         feature_converters.SFTFeatureConverter,
         _SUPERVISED,
     ),
-    "sft_pit": Stage(
+    "sft_pit": TaskRow(
         "sft",
         preprocessors.sft_pit,
-        {"inputs": "pit", "targets": "response"},
         feature_converters.SFTFeatureConverter,
         _SUPERVISED,
     ),
-    "rm_policy": Stage(
+    "rm_policy": TaskRow(
         "rm",
         preprocessors.rm_policy,
-        {"tokens": "pair_row", "blocks": "pair_row"},
         feature_converters.TreeFeatureConverter,
         (pair_accuracy,),
     ),
-    "rm_gap": Stage(
+    "rm_gap": TaskRow(
         "rm",
         preprocessors.rm_gap,
-        {"tokens": "gap_row", "blocks": "gap_row"},
         feature_converters.TreeFeatureConverter,
         (pair_accuracy,),
     ),
-    "rl_policy": Stage(
+    "rl_policy": TaskRow(
         "rl",
         preprocessors.rl_policy,
-        {"prompt": "policy", "reward_prompt": "reward", **_RL},
         feature_converters.PromptFeatureConverter,
         (log_likelihood,),
     ),
-    "rl_pit": Stage(
+    "rl_pit": TaskRow(
         "rl",
         preprocessors.rl_pit,
-        {"prompt": "pit", "reward_prompt": "gap", **_RL},
         feature_converters.PromptFeatureConverter,
         (log_likelihood,),
     ),
 }
 
 
-def feature_lengths(stage: str, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, int]:
-    """Length of every task feature of a stage, in tokens; 1 for a number."""
-    widths = Layout(vocabulary).widths(lengths)
-    return {
-        name: 1 if width is None else getattr(widths, width)
-        for name, width in STAGES[stage].features.items()
-    }
-
-
 def build_task(
     name: str,
-    stage: str,
+    task: str,
     source: seqio.DataSource,
     vocabulary: Vocabulary,
     lengths: Lengths,
     reflection: bool = False,
 ) -> seqio.Task:
-    """The Task of one stage over `source`: tokenize, drop what is too long, build the sequences.
+    """Makes a seqio Task over `source`: tokenize, drop what is too long, build the sequences.
 
     Args:
-      name: name of the task, letters, digits, `_`, `.`, `:` only.
-      stage: a key of STAGES.
+      name: of the seqio Task, letters, digits, `_`, `.`, `:` only.
+      task: a key of TASKS.
       source: ExampleSource, or ReferenceSource for `rl_pit`.
       vocabulary: of every feature.
       lengths: the windows.
       reflection: whether `sft_pit` writes the reflection before the response (Appendix K).
 
     Raises:
-      ValueError: if the stage is unknown.
+      ValueError: if the task is unknown.
     """
-    if stage not in STAGES:
-        raise ValueError(f"stage: got {stage!r}, expected one of {', '.join(STAGES)}")
-    row = STAGES[stage]
+    if task not in TASKS:
+        raise ValueError(f"task: got {task!r}, expected one of {', '.join(TASKS)}")
+    row = TASKS[task]
     sequences = row.sequences
-    if reflection and stage == "sft_pit":
+    if reflection and task == "sft_pit":
         sequences = preprocessors.sft_pit_reflection
     steps = [
         functools.partial(preprocessors.tokenize, vocabulary=vocabulary),
@@ -169,7 +150,7 @@ def build_task(
     ]
     features = {
         feature: seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
-        for feature in row.features
+        for feature in FEATURES[task]
     }
     return seqio.Task(
         name,
@@ -187,42 +168,42 @@ def register_tasks(
     lengths: Lengths,
     reflection: bool = False,
 ) -> dict[tuple[str, str], seqio.Task]:
-    """Registers `{dataset}_{stage}` for every stage; a name registered before is replaced.
+    """Registers `{dataset}_{task}` for every task; a name registered before is replaced.
 
     Returns:
-      (dataset, stage) -> its Task.
+      (dataset, task) -> its seqio Task.
     """
-    tasks = {}
+    registered = {}
     for dataset, source in sources.items():
-        for stage in STAGES:
-            name = f"{dataset}_{stage}"
-            task = build_task(name, stage, source, vocabulary, lengths, reflection)
-            tasks[dataset, stage] = task
+        for task in TASKS:
+            name = f"{dataset}_{task}"
+            built = build_task(name, task, source, vocabulary, lengths, reflection)
+            registered[dataset, task] = built
             seqio.MixtureRegistry.remove(name)
             seqio.TaskRegistry.remove(name)
-            seqio.TaskRegistry.add_provider(name, task)
-    return tasks
+            seqio.TaskRegistry.add_provider(name, built)
+    return registered
 
 
-def mixture_name(name: str, stage: str) -> str:
-    """What a stage's Mixture of the datasets called `name` together is registered as."""
-    return f"{name}_mixture_{stage}"
+def mixture_name(name: str, task: str) -> str:
+    """Names a task's Mixture of the datasets that are called `name` together."""
+    return f"{name}_mixture_{task}"
 
 
 def register_mixtures(name: str, datasets: Sequence[str], rates: Sequence[float]) -> None:
-    """Registers `{name}_mixture_{stage}`, a seqio Mixture of the datasets' tasks, for every stage.
+    """Registers `{name}_mixture_{task}`, a seqio Mixture of the datasets' tasks, for every task.
 
-    For readers other than InputPipeline, which mixes by row number, so that the order is exact.
+    This is for readers other than InputPipeline, which mixes by row number to keep the order exact.
 
     Args:
       name: of the mixtures.
-      datasets: of tasks that are registered.
+      datasets: whose tasks are registered.
       rates: of the datasets; none draws by their numbers of examples.
     """
-    for stage in STAGES:
-        mixture = mixture_name(name, stage)
+    for task in TASKS:
+        mixture = mixture_name(name, task)
         seqio.MixtureRegistry.remove(mixture)
-        each = [f"{dataset}_{stage}" for dataset in datasets]
+        each = [f"{dataset}_{task}" for dataset in datasets]
         default = seqio.mixing_rate_num_examples
         pairs = list(zip(each, rates or [default] * len(each), strict=True))
         seqio.MixtureRegistry.add(mixture, pairs)

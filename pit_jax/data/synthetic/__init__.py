@@ -1,1 +1,1 @@
-"""Synthetic families of instructions, each with an exact checker."""
+"""This folder generates synthetic families of instructions, each with an exact checker."""

@@ -1,4 +1,4 @@
-"""Synthetic family `drafts`: a long chain of steps whose partial answers are valid.
+"""Generates and checks the family `drafts`: a long chain of steps whose partial answers are valid.
 
 A prompt gives a digit and a list of operations; after each operation only the last digit is kept:
 
@@ -9,9 +9,9 @@ A response is a work sheet with one line a step, *newest first*: the operation a
 
     x3 ? +5 ? x7 9 +3 7 from 4
 
-Writing such a sheet in one pass means knowing the newest result before any of the older ones is
-written, so a small model can only reach a few steps. Editing a sheet is easy: the newest result
-stands in the draft, one more step carries it on, and a wrong line can be seen from its neighbours.
+Whoever writes such a sheet in a single pass must know the newest result before any older result is
+written, so a small model can only reach a few steps. To edit a sheet is easy: the newest result
+stands in the draft, a further step carries it on, and a wrong line can be seen from its neighbours.
 
 The score of a sheet is the share of its lines filled in if every given result is right, else 0.
 The chosen response carries the rejected one on by one to three right steps, or cuts it back to
@@ -36,7 +36,7 @@ WORDS = ("from", "do", BLANK, *DIGITS, *OPERATIONS, *_REFLECTION_WORDS)
 
 @dataclasses.dataclass(frozen=True)
 class DraftsConfig:
-    """Difficulty of the family.
+    """Sets the difficulty of the family.
 
     Attributes:
       min_steps: fewest operations in a prompt.
@@ -70,7 +70,7 @@ CONFIG = DraftsConfig
 
 
 def apply(operation: str, digit: int) -> int:
-    """The last digit of `digit` after `operation`, as in `apply("x7", 9) == 3`."""
+    """Returns the last digit of `digit` after `operation`, as in `apply("x7", 9) == 3`."""
     number = int(operation[1:])
     return (digit + number if operation[0] == "+" else digit * number) % 10
 
@@ -90,7 +90,7 @@ def parse_prompt(prompt: str) -> tuple[int, list[str]]:
 
 
 def solve(start: int, operations: list[str]) -> list[int]:
-    """The right result after each operation, oldest first."""
+    """Works out the right result after each operation, oldest first."""
     results = []
     for operation in operations:
         start = apply(operation, start)
@@ -132,7 +132,7 @@ def check(prompt: str, response: str) -> Check:
 
 
 def generate(rng: np.random.Generator, config: DraftsConfig) -> dict[str, str]:
-    """One example: `prompt`, `chosen`, `rejected`, `reflection`.
+    """Generates an example: `prompt`, `chosen`, `rejected`, `reflection`.
 
     The rejected sheet stands at an early step more often than at a late one, as first drafts do.
     """
@@ -173,7 +173,7 @@ def generate(rng: np.random.Generator, config: DraftsConfig) -> dict[str, str]:
 
 
 def _with_mistake(rng, operations, right, done) -> list[int]:
-    """A wrong result at step `done`, and what a careless writer works out from it."""
+    """Makes a wrong result at step `done`, and what a careless writer works out from it."""
     results = [*right[:done], (right[done] + int(rng.integers(1, 10))) % 10]
     end = int(rng.integers(done + 1, len(operations) + 1))
     for operation in operations[done + 1 : end]:
@@ -182,7 +182,7 @@ def _with_mistake(rng, operations, right, done) -> list[int]:
 
 
 def _malformed(rng, start, operations, results) -> str:
-    """A sheet with a broken layout.
+    """Makes a sheet with a broken layout.
 
     A line is missing, stands in the place of the next one or names another operation; a result is
     missing; the sheet is cut short; its start is wrong; or it has a hole, or else a stray word.

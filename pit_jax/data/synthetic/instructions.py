@@ -1,4 +1,4 @@
-"""Synthetic splits: examples of a family, with no prompt twice inside or across splits."""
+"""Makes synthetic splits: examples of a family, with no prompt twice inside or across splits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_FRUITLESS_TRIES = 20_000
 
 
 def examples(family: str, split: str, size: int, seed: int, config: Any) -> list[Example]:
-    """The first `size` examples of a split; a larger `size` only adds examples at the end.
+    """Generates `size` examples of a split; a larger `size` only adds examples at the end.
 
     The hash of a prompt decides which split it may be in, so splits share no prompt, whatever their
     sizes and seeds.
@@ -28,7 +28,7 @@ def examples(family: str, split: str, size: int, seed: int, config: Any) -> list
       family: a key of FAMILIES.
       split: `train`, `dev` or `test`.
       size: number of examples.
-      seed: of the generator; with `family`, `split` and `config` it determines every example.
+      seed: the generator's; with `family`, `split` and `config` it determines every example.
       config: the family's configuration, an instance of its CONFIG.
 
     Raises:
@@ -56,7 +56,7 @@ def examples(family: str, split: str, size: int, seed: int, config: Any) -> list
 
 
 def check(family: str, prompt: str, response: str) -> Check:
-    """The exact verdict of the family's checker.
+    """Returns the exact verdict of the family's checker.
 
     Raises:
       UserError: if the family is unknown.

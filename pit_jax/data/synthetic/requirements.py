@@ -1,6 +1,6 @@
-"""Synthetic family `requirements`: a task over some words, and requirements on how to answer.
+"""Generates and checks the family `requirements`: a task over words, with requirements to meet.
 
-After Appendix D of the paper, with an exact checker in the place of a language model. A prompt
+It follows Appendix D of the paper, with an exact checker in place of a language model. A prompt
 names a task, its content and the requirements:
 
     reverse rose lamp river with quotes greeting bullets
@@ -9,7 +9,7 @@ The perfect response does the task and meets every requirement, and nothing more
 
     hello " - river - lamp - rose "
 
-The chosen response is the perfect one. The rejected response meets a strict subset of the
+The chosen response is perfect. The rejected response meets a strict subset of the
 requirements, or damages the content, or adds what nobody asked for, or has a broken layout, or
 bluffs by naming the requirements it doesn't meet.
 """
@@ -67,7 +67,7 @@ WORDS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class RequirementsConfig:
-    """Difficulty of the family, and how rejected responses fail.
+    """Sets the difficulty of the family, and how rejected responses fail.
 
     Attributes:
       tasks: which of TASKS prompts name.
@@ -118,7 +118,7 @@ CONFIG = RequirementsConfig
 
 
 def parse_prompt(prompt: str) -> tuple[list[str], list[str]]:
-    """The content a perfect response holds, and the required names in prompt order.
+    """Returns the content that a perfect response holds, and the required names in prompt order.
 
     Raises:
       ValueError: if the prompt isn't `TASK WORD … with REQUIREMENT …`.
@@ -141,7 +141,7 @@ def parse_prompt(prompt: str) -> tuple[list[str], list[str]]:
 
 
 def render(content: Sequence[str], names: Collection[str]) -> str:
-    """The response that meets exactly the requirements `names`."""
+    """Writes the response that meets exactly the requirements `names`."""
     words = list(content) * (2 if "repeat" in names else 1)
     if "upper" in names:
         words = [word.upper() for word in words]
@@ -181,7 +181,7 @@ def check(prompt: str, response: str) -> Check:
 
 
 def _shown(content: Sequence[str], words: list[str]) -> set[str] | None:
-    """Names of the requirements a response shows; None if it isn't `content` in a sound layout."""
+    """Names the requirements that a response shows; None unless it has a sound `content`."""
     shown = set()
     if words[:1] == [_GREETING]:
         shown.add("greeting")
@@ -220,7 +220,7 @@ def _shown(content: Sequence[str], words: list[str]) -> set[str] | None:
 
 
 def generate(rng: np.random.Generator, config: RequirementsConfig) -> dict[str, str]:
-    """One example: `prompt`, `chosen`, `rejected`, `reflection`."""
+    """Generates an example: `prompt`, `chosen`, `rejected`, `reflection`."""
     names = list(REQUIREMENTS)[: config.requirements]
     task = config.tasks[int(rng.integers(len(config.tasks)))]
     words = _some(rng, CONTENT, int(rng.integers(config.min_words, config.max_words + 1)))
@@ -262,12 +262,12 @@ def generate(rng: np.random.Generator, config: RequirementsConfig) -> dict[str, 
 
 
 def _some(rng: np.random.Generator, choices: Sequence[str], size: int) -> list[str]:
-    """`size` different choices in random order."""
+    """Draws `size` different choices in random order."""
     return [choices[i] for i in rng.permutation(len(choices))[:size]]
 
 
 def _damaged(rng: np.random.Generator, content: Sequence[str]) -> list[str]:
-    """Content with a word lost, replaced or said twice, or two words out of order."""
+    """Damages content: a word is lost, replaced or said twice, or two words are out of order."""
     words = list(content)
     place = int(rng.integers(len(words)))
     kind = int(rng.integers(4))
@@ -283,7 +283,7 @@ def _damaged(rng: np.random.Generator, content: Sequence[str]) -> list[str]:
 
 
 def _malformed(rng: np.random.Generator, prompt: str, response: str) -> str:
-    """A response with marks or words lost, doubled or moved, until it isn't sound."""
+    """Loses, doubles or moves marks or words of a response until it isn't sound."""
     words = response.split()
     while check(prompt, " ".join(words)).content:
         place = int(rng.integers(len(words)))

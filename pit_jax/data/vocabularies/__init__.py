@@ -1,1 +1,1 @@
-"""Vocabularies: text to token ids and back."""
+"""This folder turns text into token ids and back."""

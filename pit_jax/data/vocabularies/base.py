@@ -1,4 +1,4 @@
-"""What every vocabulary offers, whatever its ids. Works without TensorFlow."""
+"""Says what every vocabulary offers, whatever its ids; it works without TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Iterable
 
 import numpy as np
 
+# The same in every vocabulary; seqio pads with 0 and knows no other padding.
 PAD_ID = 0
 EOS_ID = 1
+# What stands around x in every layout (Appendix A); a vocabulary of words has to hold both.
+HUMAN, ASSISTANT = "Human: ", "Assistant:"
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlTokens:
-    """Ids of `<<Candidate>>` and `<<Improved>>`."""
+    """Holds the ids of `<<Candidate>>` and `<<Improved>>`."""
 
     candidate: int
     improved: int
 
 
 class Vocabulary:
-    """Text <-> token ids, with 0 for padding and 1 for EOS.
+    """Turns text into token ids and back, with 0 for padding and 1 for EOS.
 
     The class has the methods of `seqio.Vocabulary` (and is registered as such by tasks.py), so that
     seqio's features and preprocessors take it. Equal vocabularies have equal fingerprints.
@@ -53,15 +56,15 @@ class Vocabulary:
         self._reserved = frozenset((PAD_ID, EOS_ID, *reserved))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without EOS; never a reserved id."""
+        """Returns the ids of `text`, without EOS; they are never reserved."""
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text up to the first EOS; padding, control and other reserved ids are left out."""
+        """Returns the text up to the first EOS; padding and all reserved ids are left out."""
         return self._text(self.text_ids(ids))
 
     def text_ids(self, ids: Iterable[int]) -> list[int]:
-        """The ids up to the first EOS that stand for text (the unknown id among them)."""
+        """Returns the ids up to the first EOS that stand for text (the unknown id among them)."""
         kept = []
         for token in map(int, ids):
             if token == EOS_ID:
@@ -71,11 +74,11 @@ class Vocabulary:
         return kept
 
     def encode_tf(self, text):
-        """`encode` of a scalar string tensor, as a 1-D int32 tensor."""
+        """Encodes a scalar string tensor to a 1-D int32 tensor."""
         raise NotImplementedError
 
     def decode_tf(self, ids):
-        """`decode` of a 1-D (to a scalar) or 2-D (to 1-D) tensor of ids."""
+        """Decodes a tensor of ids: 1-D to a scalar, 2-D to 1-D."""
         import tensorflow as tf
 
         def decode(rows: np.ndarray) -> np.ndarray:

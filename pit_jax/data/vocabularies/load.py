@@ -1,4 +1,4 @@
-"""The vocabulary that a configuration names: bytes, words, or a tokenizer of the user's own."""
+"""Loads the vocabulary that a configuration names: bytes, words, or the user's own tokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pit_jax.data.synthetic.instructions import FAMILIES
-from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.data.vocabularies.base import ASSISTANT, HUMAN, Vocabulary
 from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
 from pit_jax.errors import UserError
 
@@ -18,16 +18,16 @@ def load(
     eos_token: str = "",
     pad_token: str = "",
 ) -> Vocabulary:
-    """The vocabulary that `spec` names.
+    """Loads the vocabulary that `spec` names.
 
     Args:
       spec: `bytes`; `words:FAMILY` for the words of a synthetic family; `sentencepiece:PATH` for a
         SentencePiece model; `tokenizer:PATH` for a Hugging Face `tokenizer.json` or its folder.
       extra_words: further words of a word vocabulary, such as those of a Self-Refine prompt.
-      control_tokens: of a tokenizer: the names of the two reserved pieces that become
-        `<<Candidate>>` and `<<Improved>>`.
-      eos_token: of a tokenizer: the name of its EOS piece, where its files don't tell.
-      pad_token: of a tokenizer: the name of its padding piece, or of an unused reserved one.
+      control_tokens: names of a tokenizer's two reserved pieces that become `<<Candidate>>` and
+        `<<Improved>>`.
+      eos_token: name of a tokenizer's EOS piece, if its files don't tell.
+      pad_token: name of a tokenizer's padding piece, or of an unused reserved piece.
 
     Raises:
       UserError: if `spec` names nothing known, a file can't be read, or a name doesn't fit.
@@ -52,4 +52,4 @@ def load(
         )
     if spec == "bytes":
         return ByteVocabulary()
-    return WordVocabulary(("Human:", "Assistant:", *FAMILIES[name].WORDS, *extra_words))
+    return WordVocabulary((HUMAN.strip(), ASSISTANT, *FAMILIES[name].WORDS, *extra_words))

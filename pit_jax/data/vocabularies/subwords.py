@@ -1,11 +1,11 @@
-"""Users' own tokenizers as vocabularies: SentencePiece models and Hugging Face `tokenizer.json`.
+"""Makes vocabularies of users' own tokenizers: SentencePiece and Hugging Face `tokenizer.json`.
 
 Padding becomes id 0 and EOS id 1, as everywhere in the package, by two swaps of ids at most. A
-tokenizer's reserved pieces (control and special ones, and placeholders such as `<unused0>`) are no
-part of any text: a text with their names in it encodes to plain text. Two of them, chosen by name,
-are the control tokens.
+tokenizer's reserved pieces (control and special pieces, and placeholders such as `<unused0>`) are
+no part of any text: a text with their names in it encodes to plain text. Two of them, chosen by
+name, are the control tokens.
 
-Works without TensorFlow; the tokenizers' libraries are imported when a vocabulary is made.
+This works without TensorFlow; the tokenizers' libraries are imported when a vocabulary is made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PLACEHOLDER = re.compile(r"[<\[]\|?\w*(unused|reserved|extra_id)\w*\|?[>\]]")
 
 
 class SubwordVocabulary(Vocabulary):
-    """A tokenizer behind a permutation of its ids; subclasses call the tokenizer.
+    """Puts a tokenizer behind a permutation of its ids; subclasses call the tokenizer.
 
     Attributes:
       tokenizer_ids: [vocab_size] int32, for every id here the tokenizer's own id of that piece. A
@@ -58,10 +58,10 @@ class SubwordVocabulary(Vocabulary):
 
         Args:
           size: number of the tokenizer's ids.
-          reserved: those that no text may encode to.
-          unknown: the one of what has no other.
-          roles: those of _ROLES: EOS, padding, the two control tokens.
-          fingerprint: of the vocabulary.
+          reserved: the ids that no text may encode to.
+          unknown: the id of text that has no other.
+          roles: the ids of _ROLES: EOS, padding, the two control tokens.
+          fingerprint: the vocabulary's fingerprint.
         """
         eos, pad, candidate, improved = roles
         self.tokenizer_ids = _swapped(size, pad, eos)
@@ -75,11 +75,11 @@ class SubwordVocabulary(Vocabulary):
         self._ids = ids
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without BOS and EOS; a lone surrogate is read as `?`."""
+        """Returns the ids of `text`, without BOS and EOS; a lone surrogate is read as `?`."""
         return self._encode(text).tolist()
 
     def encode_tf(self, text):
-        """`encode` of a scalar string tensor, as a 1-D int32 tensor; ill-formed UTF-8 as U+FFFD."""
+        """Encodes a scalar string tensor to a 1-D int32 tensor; ill-formed UTF-8 is U+FFFD."""
         import tensorflow as tf
 
         def encode(text) -> np.ndarray:
@@ -98,18 +98,18 @@ class SubwordVocabulary(Vocabulary):
         return self._joined(self.tokenizer_ids[np.asarray(ids, np.int64)].tolist())
 
     def _pieces(self, text: str) -> Sequence[int]:
-        """The tokenizer's own ids of a text."""
+        """Returns the tokenizer's own ids of a text."""
         raise NotImplementedError
 
     def _joined(self, pieces: list[int]) -> str:
-        """The text of the tokenizer's own ids."""
+        """Returns the text of the tokenizer's own ids."""
         raise NotImplementedError
 
 
 class SentencePieceVocabulary(SubwordVocabulary):
-    """A SentencePiece model (`tokenizer.model`, `spiece.model`), its normalisation included.
+    """Uses a SentencePiece model (`tokenizer.model`, `spiece.model`) with its normalisation.
 
-    Reserved are its control and unused pieces, and user-defined ones that look like marks
+    Reserved are its control and unused pieces, and user-defined pieces that look like marks
     (`<extra_id_0>`, `[INST]`) or are named here; other user-defined pieces stay text.
     """
 
@@ -190,7 +190,7 @@ class SentencePieceVocabulary(SubwordVocabulary):
 
 
 class TokenizerVocabulary(SubwordVocabulary):
-    """A Hugging Face `tokenizer.json`, without its truncation, padding, dropout or post-processing.
+    """Uses a Hugging Face `tokenizer.json` without truncation, padding, dropout, post-processing.
 
     Reserved are its special tokens, added tokens that look like marks (`<|im_start|>`, `[INST]`)
     or are named here, and placeholders among the pieces (`[unused1]`); other added tokens, such as
@@ -280,14 +280,14 @@ def _roles(
     pad_token: str,
     advice: str,
 ) -> list[str]:
-    """The names for _ROLES.
+    """Chooses the names for _ROLES.
 
     Args:
-      place: what the error is about.
+      place: what an error is about.
       ids: name -> id of all pieces.
-      reserved: the names to choose from; white space is none.
-      unknown: the one name that is taken.
-      control_tokens, eos_token, pad_token: the choice; empty where there is none.
+      reserved: the names to choose from; names of white space don't count.
+      unknown: the name of the unknown piece, which is taken.
+      control_tokens, eos_token, pad_token: the user's choice; empty where there is none.
       advice: how to get more reserved names.
 
     Raises:
@@ -323,7 +323,7 @@ def _roles(
 
 
 def _swapped(size: int, pad: int, eos: int) -> np.ndarray:
-    """0, 1, … size - 1 with `pad` brought to place 0 and `eos` to place 1, each by one swap."""
+    """Returns 0, 1, … size - 1 with `pad` swapped into place 0 and `eos` into place 1."""
     order = np.arange(size, dtype=np.int32)
     for place, piece in ((PAD_ID, pad), (EOS_ID, eos)):
         at = int(np.flatnonzero(order == piece)[0])
@@ -334,7 +334,7 @@ def _swapped(size: int, pad: int, eos: int) -> np.ndarray:
 def _unknown(
     file: epath.Path, tokenizer: Any, model: Mapping[str, Any], taken: Sequence[str]
 ) -> str | None:
-    """The name of the unknown token; None for a BPE that leaves out what it can't read."""
+    """Returns the unknown token's name; None for a BPE that leaves out what it can't read."""
     if "unk_id" in model:
         name = None if model["unk_id"] is None else tokenizer.id_to_token(model["unk_id"])
     else:
@@ -372,7 +372,7 @@ def _close(tokenizer: Any, names: Set[str]) -> None:
 
 
 def _special_names(path: epath.Path) -> dict[str, str]:
-    """The names of a `tokenizer_config.json`, if there is one: `eos_token`, `pad_token`."""
+    """Reads `eos_token` and `pad_token` from a `tokenizer_config.json`, if there is any."""
     if not path.exists():
         return {}
     try:

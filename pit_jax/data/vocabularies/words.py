@@ -1,7 +1,7 @@
-"""Vocabularies of bytes and of whole words.
+"""Has the vocabularies of bytes and of whole words.
 
-Their ids: 0 padding, 1 EOS, 2 unknown, then the text's own ids, then the reserved ones, of which
-the last two are the control tokens. `encode` never returns a reserved id.
+Their ids are 0 for padding, 1 for EOS, 2 for the unknown, then the text's own ids, then reserved
+ids, of which the last two are the control tokens. `encode` never returns a reserved id.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _UNKNOWN_WORD = "<unk>"
 
 
 class ByteVocabulary(Vocabulary):
-    """UTF-8 bytes at ids 3 to 258, as in `seqio.ByteVocabulary`; ill-formed ones are dropped."""
+    """Has UTF-8 bytes at ids 3 to 258, as `seqio.ByteVocabulary`; drops ill-formed bytes."""
 
     unk_id = UNK_ID
 
@@ -29,11 +29,11 @@ class ByteVocabulary(Vocabulary):
         self.extra_ids = extra_ids
 
     def encode(self, text: str) -> list[int]:
-        """One id a byte of the text's UTF-8 encoding; a lone surrogate becomes `?`."""
+        """Returns an id for each byte of the text in UTF-8; a lone surrogate is read as `?`."""
         return [byte + _FIRST_ID for byte in text.encode("utf-8", errors="replace")]
 
     def encode_tf(self, text):
-        """`encode` of a scalar string tensor, as a 1-D int32 tensor."""
+        """Encodes a scalar string tensor to a 1-D int32 tensor."""
         import tensorflow as tf
 
         return tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int32) + _FIRST_ID
@@ -43,7 +43,7 @@ class ByteVocabulary(Vocabulary):
 
 
 class WordVocabulary(Vocabulary):
-    """Whole words: `encode` splits at ASCII white space, `decode` joins with single spaces.
+    """Has whole words: `encode` splits at ASCII white space, `decode` joins with single spaces.
 
     A word outside the list becomes the unknown id, which decodes to `<unk>`.
     """
@@ -66,11 +66,11 @@ class WordVocabulary(Vocabulary):
         self.extra_ids = extra_ids
 
     def encode(self, text: str) -> list[int]:
-        """One id a word; white space alone encodes to nothing."""
+        """Returns an id for each word; white space alone encodes to nothing."""
         return [self._id_of.get(word, UNK_ID) for word in _split(text)]
 
     def encode_tf(self, text):
-        """`encode` of a scalar string tensor, as a 1-D int32 tensor."""
+        """Encodes a scalar string tensor to a 1-D int32 tensor."""
         import tensorflow as tf
 
         if self._table is None:
@@ -87,7 +87,7 @@ class WordVocabulary(Vocabulary):
 
 
 def _extra_ids(text_ids: int, extra_ids: int) -> range:
-    """The reserved ids after those of the text."""
+    """Returns the reserved ids, which follow those of the text."""
     if extra_ids < 2:
         raise ValueError(f"extra_ids: got {extra_ids}, expected 2 or more for control tokens")
     return range(_FIRST_ID + text_ids, _FIRST_ID + text_ids + extra_ids)

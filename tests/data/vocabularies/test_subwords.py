@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from pit_jax.data.examples import Example
-from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.layouts import Layout, Lengths, feature_lengths
 from pit_jax.data.vocabularies.load import load
 from pit_jax.data.vocabularies.subwords import TokenizerVocabulary
 from tests.tiny_tokenizers import NAMES, byte_level_bpe, make_cases, save
@@ -349,9 +349,9 @@ def test_a_seqio_task_end_to_end(made, name):
     lengths = Lengths(prompt=90, reference=60, response=60)
     source = sources.ExampleSource({"train": examples})
     task = tasks.build_task("subwords", "sft_pit", source, vocabulary, lengths)
-    widths = tasks.feature_lengths("sft_pit", vocabulary, lengths)
+    widths = feature_lengths("sft_pit", Layout(vocabulary).widths(lengths))
     dataset = task.get_dataset(widths, "train", shuffle=False)
-    dataset = tasks.STAGES["sft_pit"].converter(pack=False)(dataset, widths)
+    dataset = tasks.TASKS["sft_pit"].converter(pack=False)(dataset, widths)
     rows = list(dataset.as_numpy_iterator())
     assert len(rows) == 12
     layout = Layout(vocabulary)

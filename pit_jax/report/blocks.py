@@ -1,0 +1,103 @@
+"""What a report is made of: sections of blocks, which `page` and `markdown` show.
+
+Every string of a block is plain text, which they escape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A figure of a table, in the colour of its `tone`: 'up', 'down' or, for none, ''."""
+
+    text: str
+    tone: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table; the first `labels` columns are text, aligned left, the others figures."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    caption: str = ""
+    labels: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Paragraph:
+    """Running text."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """An image by name; `alt` says in words what it shows."""
+
+    name: str
+    alt: str
+    caption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One headline number."""
+
+    label: str
+    value: str
+    note: str
+    tone: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Headline numbers side by side."""
+
+    tiles: Sequence[Tile]
+
+
+@dataclasses.dataclass(frozen=True)
+class Warnings:
+    """What a reader must know first."""
+
+    texts: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Preformatted text; folded away when it has a title."""
+
+    text: str
+    title: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A prompt and responses to it, in order; one marked `revises` shows what it changed."""
+
+    prompt: str
+    responses: Sequence[Response]
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """A named response; `revises` the one before it, or stands for itself."""
+
+    label: str
+    text: str
+    revises: bool = False
+
+
+Block = Table | Paragraph | Figure | Tiles | Warnings | Code | Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading (none when '') and its blocks."""
+
+    title: str
+    blocks: Sequence[Block]

@@ -1,0 +1,59 @@
+"""What is too long for the windows, as seqio's preprocessors mark it and as a Layout says it."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pit_jax.data.examples import Example
+from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.seqio_tasks import preprocessors, sources
+from pit_jax.data.vocabularies.load import load
+
+BYTES = load("bytes")
+NAMES = ("prompt", "chosen", "rejected", "reflection")
+TEXT = st.text("aé", max_size=8)  # of one byte and of two
+EXAMPLES = st.lists(st.builds(Example, TEXT, TEXT, TEXT, TEXT), min_size=1, max_size=20)
+LENGTHS = st.builds(Lengths, st.integers(17, 33), st.integers(1, 16), st.integers(1, 16))
+
+
+def size(text):
+    return len(text.encode())
+
+
+def first_too_long(e, lengths, reflection):
+    """By hand: 17 bytes stand around x, EOS behind y, and `<<Improved>>` before a reflected y."""
+    longest = min(lengths.reference, lengths.response - 1)
+    over = [
+        17 + size(e.prompt) > lengths.prompt,
+        size(e.chosen) > longest,
+        size(e.rejected) > longest,
+        reflection and size(e.reflection) + 1 + size(e.chosen) + 1 > lengths.response,
+    ]
+    return over.index(True) + 1 if any(over) else 0
+
+
+@settings(max_examples=15)
+@given(EXAMPLES, LENGTHS, st.booleans())
+def test_one_rule_says_what_fits(examples, lengths, reflection):
+    dataset = sources.ExampleSource({"train": examples}).get_dataset("train")
+    dataset = preprocessors.tokenize(dataset, BYTES)
+    dataset = preprocessors.mark_too_long(dataset, BYTES, lengths, reflection)
+    marks = [int(features["too_long"]) for features in dataset.as_numpy_iterator()]
+    assert marks == [first_too_long(e, lengths, reflection) for e in examples]
+    layout = Layout(BYTES)
+    for e, mark in zip(examples, marks, strict=True):
+        pieces = [getattr(e, name) for name in NAMES[: 4 if reflection else 3]]
+        assert layout.fits(lengths, *pieces) == (mark == 0)
+
+
+@pytest.mark.parametrize(("reference", "mark"), [("ab", 0), ("abc", 5)])
+def test_a_sampled_reference_has_a_window_of_its_own(reference, mark):
+    import tensorflow as tf
+
+    lengths = Lengths(prompt=20, reference=2, response=9)
+    features = {name: [BYTES.encode("a")] for name in NAMES}
+    features["reference"] = [BYTES.encode(reference)]
+    dataset = tf.data.Dataset.from_tensor_slices(features)
+    (marked,) = preprocessors.mark_too_long(dataset, BYTES, lengths, False).as_numpy_iterator()
+    assert marked["too_long"] == mark
+    assert Layout(BYTES).fits(lengths, "a", "a", "a", None, reference) == (mark == 0)

@@ -1,0 +1,92 @@
+"""What a stage's folder is made with: texts that decide whether a run may go on in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from etils import epath
+
+from pit_jax.data.vocabularies.load import load
+from pit_jax.errors import UserError
+from pit_jax.run import directory
+from tests import tiny_runs
+
+CONFIG = tiny_runs.config("unused")
+VOCABULARY = load(CONFIG.vocabulary)
+NETWORK = (
+    "NetworkConfig(vocab_size=64, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=2, "
+    "head_dim=8, mlp_dim=16, activation='silu', tied_embeddings=True, scale_embeddings=True, "
+    "scale_attention=True, scale_logits=False, positions='rotary', rope_theta=100.0, "
+    "norm_epsilon=1e-06, dtype='float32'"
+)
+
+
+def settings(stage, **changes):
+    """Of a stage of the tiny run, itself changed."""
+    table = {each.name: each for each in CONFIG.stages}
+    changed = dataclasses.replace(table[stage], **changes)
+    config = tiny_runs.with_stages(CONFIG, changed)
+    return directory.settings(config, changed, VOCABULARY)
+
+
+def of_network(**changes):
+    """Settings and identity of a network that is changed."""
+    network = dataclasses.replace(CONFIG.network, **changes)
+    config = dataclasses.replace(CONFIG, network=network)
+    found = directory.settings(config, config.stages[0], VOCABULARY)["network"]
+    return found, directory.identity(config, VOCABULARY)["network"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "fingerprint"),
+    [
+        ("sft_pit", "cec985d3e4904f8acdc4e90bb48a345773f0c957e3ceef8c51b4bf7f7d504229"),
+        ("rl_pit", "ce001b69c94f8e082e603fec386af63502e9b26145e52143df9626015386e206"),
+    ],
+)
+def test_a_directory_made_before_goes_on(stage, fingerprint, tmp_path):
+    """Fingerprints of an earlier version, whose run directories another text would refuse."""
+    identity = directory.identity(CONFIG, VOCABULARY)
+    directory.claim(epath.Path(tmp_path), settings(stage), identity)
+    written = json.loads((tmp_path / "stage.json").read_text())
+    assert written["fingerprint"] == fingerprint
+    assert written["model"] == {
+        "vocabulary": "words 2 1152822d0dfccb9b",
+        "network": NETWORK + ", remat='none')",
+    }
+
+
+def test_how_a_result_is_computed_does_not_count():
+    loop = dataclasses.replace(tiny_runs.LOOP, log_every=7, eval_every=1)
+    for stage in ("sft_pit", "rm_gap"):
+        assert settings(stage, loop=loop, microbatches=4) == settings(stage)
+    ppo = dataclasses.replace(tiny_runs.PPO, microbatches=2)
+    assert settings("rl_pit", loop=loop, offload_frozen=True, ppo=ppo) == settings("rl_pit")
+    assert of_network(remat="full", attention="xla") == (NETWORK + ")", NETWORK + ", remat='none')")
+
+
+def test_what_is_computed_counts():
+    assert settings("sft_pit", steps=3)["sft_pit"] != settings("sft_pit")["sft_pit"]
+    ppo = dataclasses.replace(tiny_runs.PPO, minibatches=1)
+    assert settings("rl_pit", ppo=ppo) != settings("rl_pit")
+    before, identity = of_network()
+    half, same_identity = of_network(dtype="bfloat16")
+    assert half == before.replace("float32", "bfloat16") and same_identity == identity
+    assert of_network(rope_theta=99.0)[1] != identity
+
+
+def test_settings_hold_all_that_a_stage_builds_on():
+    common = {"seed", "network", "dataset", "lengths", "batching", "vocabulary"}
+    assert set(settings("sft_pit")) == common | {"sft_pit", "pretrain"}
+    assert set(settings("rl_pit")) == common | {stage.name for stage in CONFIG.stages}
+
+
+def test_other_settings_are_refused(tmp_path):
+    folder, identity = epath.Path(tmp_path), directory.identity(CONFIG, VOCABULARY)
+    directory.claim(folder, settings("sft_pit"), identity)
+    directory.claim(folder, settings("sft_pit", steps=3), identity)  # nothing is trained yet
+    (folder / "checkpoints" / "2").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"other settings \(sft_pit changed\)"):
+        directory.claim(folder, settings("sft_pit"), identity)
