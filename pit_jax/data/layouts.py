@@ -246,6 +246,8 @@ GAP_TREE: Tree = (
 )
 TREES = {"rm_policy": PAIR_TREE, "rm_gap": GAP_TREE}
 GAP_PAIRS = tuple(block.score for block in GAP_TREE if block.score)
+# The pairs of Eqs. 1 and 2, "greater, smaller"; r_ab is short for R_PIT(x, y_a, y_b).
+GAP_INEQUALITIES = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
 
 _RL = {"chosen": "response", "example_index": None}
 # Task -> feature -> name of its width in Widths; None for one number.

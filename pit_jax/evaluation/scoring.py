@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pit_jax.data.layouts import GAP_PAIRS
-from pit_jax.method.losses import GAP_INEQUALITIES
+from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_PAIRS
 
 RESAMPLES = 10_000
 # sigmoid(difference) in [0.45, 0.55] is |difference| <= log(0.55 / 0.45).

@@ -112,7 +112,7 @@ class Suite:
         self._traces: dict[tuple, list[Trace]] = {}
 
     def results(self) -> dict[str, Any]:
-        """Gathers everything that the report shows, in the layout of report/write.py."""
+        """Computes all that the report shows, as JSON values in the layout of report/write.py."""
         config, run = self._config, self._run
         comparisons, scores = [], []
         for temperature in config.temperatures:

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pit_jax.data.layouts import GAP_INEQUALITIES
+
 Weighted = tuple[jax.Array, jax.Array]
 
 GAP_LOSSES = ("eq2", "two_term", "pointwise")
-# The pairs of Eq. 2, "greater, smaller"; r_ab is short for R_PIT(x, y_a, y_b).
-GAP_INEQUALITIES = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
 
 
 def token_log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array, temperature: float = 1.0):

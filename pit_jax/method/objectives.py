@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from pit_jax.data.layouts import GAP_TREE, PAIR_TREE
+from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_TREE, PAIR_TREE
 from pit_jax.method import losses
 from pit_jax.method.forward import tree_scores
 from pit_jax.models.attention import CausalRows
@@ -104,7 +104,7 @@ def gap_reward(network: NetworkConfig, config: RewardConfig) -> Callable:
             "accuracy": (_count(scores["wl"] > scores["lw"], weight_B), weight),
             **_token_counts(batch["blocks"]),
         }
-        for a, b in losses.GAP_INEQUALITIES:
+        for a, b in GAP_INEQUALITIES:
             metrics[f"accuracy_{a}>{b}"] = (_count(scores[a] > scores[b], weight_B), weight)
         for name, score_B in scores.items():
             metrics[f"mean_{name}"] = (jnp.sum(score_B * weight_B), weight)
