@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import pathlib
@@ -12,8 +13,11 @@ import sys
 
 import pytest
 
+import gin
 from pit_jax import cli, commands
 from pit_jax.errors import NotFiniteError
+from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.run.config import RunConfig
 from pit_jax.runtime import processes
 from tests import tiny_runs
 
@@ -187,6 +191,10 @@ def test_dry_run_shows_the_run_and_writes_nothing(tmp_path, capsys):
     assert pretrain[1:] == ("pretrain", "4", "8", "2,864", "no")
     # An actor and a critic: one has an output projection tied to its embedding, one a scalar head.
     assert rl_pit[1:] == ("rl_pit", "4", "8", "5,744", "no")
+    operative = output.partition("\noperative configuration\n")[2].splitlines()
+    assert f"MODEL_DIR = '{folder}'" in " ".join(operative).replace("\\     ", "")
+    assert "rl_pit_1/curriculum.Round.steps = 3" in operative  # as in its file
+    assert "rl_pit/ppo.PPOConfig.clip = 0.2" in operative  # by default
 
 
 def test_dry_run_of_a_trained_run_says_so(trained, capsys):
@@ -201,9 +209,44 @@ def test_train_trains_one_stage(trained, tmp_path, capsys):
     assert re.search(r"^sft_policy: 2 steps in \d+ s; .*loss [\d.]+", capsys.readouterr().out, re.M)
     records = tiny_runs.records(folder / "sft_policy" / "metrics.jsonl")
     assert records == tiny_runs.records(trained / "sft_policy" / "metrics.jsonl")
-    config = (folder / "sft_policy" / "operative_config.gin").read_text()
+    config = (folder / "config.gin").read_text()
     assert "sft_policy/train_state.OptimizerConfig.learning_rate = 0.003" in config
     assert not (folder / "rm_gap").exists() and not (folder / "report.json").exists()
+
+
+def without_model_dir(path):
+    return re.sub(r"^MODEL_DIR = (\\\n)?.*\n", "", path.read_text(), flags=re.M)
+
+
+def test_a_runs_config_trains_it_again(trained, tmp_path):
+    folder = tmp_path / "elsewhere"
+    config = (trained / "config.gin").read_text()
+    assert tiny_runs.command("train", folder, "--gin.STAGE='pretrain'", gin=config) == 0
+    records = tiny_runs.records(folder / "pretrain" / "metrics.jsonl")
+    assert records == tiny_runs.records(trained / "pretrain" / "metrics.jsonl") != []
+    assert without_model_dir(folder / "config.gin") == without_model_dir(trained / "config.gin")
+
+
+def test_a_runs_config_has_the_bindings_of_its_command_line(tmp_path):
+    """Of a macro, of one stage and of all; expected is what tiny_runs makes without gin."""
+    folder = tmp_path / "run"
+    bindings = ("SEED=3", "pretrain/SupervisedStage.steps=1", "LoopConfig.checkpoint_every=0")
+    arguments = ["--gin.STAGE='pretrain'", *(f"--gin.{binding}" for binding in bindings)]
+    assert tiny_runs.command("train", folder, *arguments) == 0
+    gin.clear_config()
+    gin.parse_config_file(str(folder / "config.gin"))
+    gin.finalize()
+    plain = tiny_runs.config(folder, seed=3)
+    stages = [
+        dataclasses.replace(stage, loop=dataclasses.replace(stage.loop, checkpoint_every=0))
+        for stage in plain.stages
+    ]
+    stages[0] = dataclasses.replace(stages[0], steps=1)
+    assert gin.get_configurable(RunConfig)() == dataclasses.replace(plain, stages=tuple(stages))
+    evaluation = EvaluationConfig(
+        split="test", temperatures=(1.0,), sweep=(1.0,), iterations=2, num_samples=2
+    )
+    assert gin.get_configurable(EvaluationConfig)() == evaluation
 
 
 def test_a_network_with_the_fields_of_t5x(tmp_path, capsys):
@@ -242,6 +285,14 @@ def test_a_profile_has_the_steps_and_their_programs(trained, tmp_path, capsys):
 def test_mistakes_in_a_window_of_steps(fails):
     for name, text in (("train", "3"), ("run", "9:8")):
         fails(f"--profile: got '{text}', expected FIRST:LAST", name, f"--profile={text}")
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["convert", "--to=t5x", "--output=unused"]])
+def test_no_stage_is_trained_or_converted_unasked(arguments, fails):
+    names = ", ".join(stage.name for stage in tiny_runs.config("unused").stages)
+    message = f"""no stage given, expected --gin.STAGE="'NAME'" with one of {names}$"""
+    fails(message, *arguments)
+    fails(message, *arguments, "--dry_run")
 
 
 def test_mistakes_in_train(fails):
@@ -410,7 +461,9 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
         "--gin.ImproveConfig.feedback_prompt='{prompt} {response} criticise'",
         folder=trained,
     )
+    config = (trained / "config.gin").read_text()
     fails("started with other settings .seed changed.", "run", "--gin.SEED=5", folder=trained)
+    assert (trained / "config.gin").read_text() == config
 
 
 def test_training_that_breaks_off_exits_with_1(monkeypatch, tmp_path, capsys):

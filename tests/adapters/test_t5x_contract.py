@@ -149,6 +149,16 @@ def test_gin_files_bind_what_is_there(pit, path):
         assert (ROOT / "gin/t5x" / included).exists()
 
 
+def test_what_t5xs_files_set_too_is_set_after_both_includes():
+    """T5X's own file and model.gin are included side by side, in whatever order."""
+    macros = re.compile(r"^([A-Z_]+) = ", re.MULTILINE)
+    assert set(macros.findall((ROOT / "gin/t5x/model.gin").read_text())) == {"PIT", "MODEL"}
+    for name in ("train", "infer", "eval"):
+        text = (ROOT / f"gin/t5x/{name}.gin").read_text()
+        after = text[text.rindex("include ") :]
+        assert {"MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS"} <= set(macros.findall(after))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_names_and_shapes_are_the_recorded_ones(pit, name):
     """What T5X's checkpoints hold and what its jobs feed: a change breaks its users' runs."""
