@@ -145,9 +145,10 @@ run_quickstart() {
 
 # Wherever T5X can be imported: no environment of this script's making has it.
 run_t5x_test() {
-  local python=${PIT_JAX_PYTHON:-python3}
-  "$python" -c 'import pit_jax.adapters.t5x' 2>/dev/null ||
-    fail "$python can't import T5X and what it needs; docs/t5x.md tells how to install them"
+  local python=${PIT_JAX_PYTHON:-python3} error
+  error=$("$python" -c 'import pit_jax.adapters.t5x' 2>&1) ||
+    fail "$python can't import T5X and what it needs; docs/t5x.md tells how to install them.\
+ The error was: ${error##*$'\n'}"
   "$python" -m pytest -m t5x tests/adapters "$@"
 }
 

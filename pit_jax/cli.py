@@ -15,7 +15,7 @@ import sys
 import tokenize
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import gin
@@ -54,6 +54,12 @@ _SUMMARIES = {
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
     "evaluate": "judge, table and plot the models of a run, or saved generations",
 }
+_WHOLE_CONFIG = """\
+# The whole configuration of a run, its command line included. It starts the same run again:
+# python -m pit_jax run --gin_file=THIS_FILE
+# Commonly overridden: MODEL_DIR.
+
+"""
 _ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
 _SEVERAL_HOSTS = """
 several hosts:
@@ -149,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--dry_run",
                 action="store_true",
-                help="resolve the config, count the data, show shapes and memory; write nothing",
+                help="resolve the config, count the data, show shapes, memory and every setting; "
+                "write nothing",
             )
         if name in ("run", "train"):
             command.add_argument(
@@ -225,13 +232,13 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     config = _configured(RunConfig)
     evaluation = _configured(suite.EvaluationConfig)
     _check_macros(bindings)
-    options.config_text = gin.operative_config_str()
+    options.operative = gin.operative_config_str()
     if options.command == "plan":
         return commands.plan(config, options)
     if options.command in ("train", "convert"):
-        options.stage = _macro("STAGE")
+        options.stage = _stage(config.stages)
     if options.dry_run:
-        commands.describe(runs.Run(config))
+        commands.describe(runs.Run(config), options.operative)
         return 0
     if options.command == "data":  # needs no devices
         run = runs.Run(dataclasses.replace(config, mesh=MeshConfig()))
@@ -242,7 +249,7 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
             processes.initialize()
         with contextlib.redirect_stdout(sys.stdout if processes.is_first() else silence):
             run = runs.Run(config)
-            run.signals, run.profile = caught, window
+            run.signals, run.profile, run.config_text = caught, window, _whole_config()
             getattr(commands, options.command)(run, evaluation, options)
     return 0
 
@@ -318,8 +325,23 @@ def _gin_errors(where: str) -> Iterator[None]:
         raise UserError(f"{where}{text[:600]}") from error
 
 
-def _macro(name: str) -> Any:
+def _stage(stages: Iterable[Any]) -> str:
+    """The stage that STAGE names; gin/ sets none, so that none is trained unasked."""
     try:
-        return gin.query_parameter(f"%{name}")
+        return gin.query_parameter("%STAGE")
     except ValueError:
-        raise UserError(f"gin: macro {name} is not set; give --gin.{name}=…") from None
+        names = ", ".join(stage.name for stage in stages)
+        raise UserError(
+            f"no stage given, expected --gin.STAGE=\"'NAME'\" with one of {names}"
+        ) from None
+
+
+def _whole_config() -> str:
+    """All bindings, those of the command line included, as one gin file that includes no other.
+
+    They stay as they were given. gin's operative configuration would repeat for each stage what all
+    stages share, and a later `--gin.LoopConfig.log_every=5` would change none of them. STAGE is
+    left out: it says what to do with a run, and is no part of one.
+    """
+    text = re.sub(r"^STAGE = .*\n", "", gin.config_str(), flags=re.MULTILINE)
+    return _WHOLE_CONFIG + text

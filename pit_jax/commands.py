@@ -23,9 +23,8 @@ def run(run, evaluation, options) -> None:
 
     for name in evaluation.stages:
         run.stage(name)  # a name that is wrong should show before hours of training
-    run.config_text = options.config_text
     pipeline.train_all(run)
-    _report(run, evaluation, run.directory, run.config_text, options)
+    _report(run, evaluation, run.directory, options)
 
 
 def data(run, evaluation, options) -> None:
@@ -71,7 +70,6 @@ def train(run, evaluation, options) -> None:
     del evaluation
     from pit_jax.run import pipeline
 
-    run.config_text = options.config_text
     result = pipeline.train(run, options.stage)
     final = ", ".join(f"{name} {value:.4g}" for name, value in sorted(result["final"].items()))
     print(f"{result['name']}: {result['steps']} steps in {result['seconds']:.0f} s; {final}")
@@ -95,16 +93,16 @@ def evaluate(run, evaluation, options) -> None:
         _evaluate_generations(run, evaluation, options)
         return
     directory = epath.Path(options.output) if options.output else run.directory
-    _report(run, evaluation, directory, options.config_text, options)
+    _report(run, evaluation, directory, options)
 
 
-def _report(run, evaluation, directory, config_text: str, options) -> None:
+def _report(run, evaluation, directory, options) -> None:
     from pit_jax.evaluation import suite
     from pit_jax.report import write as report
 
     print("evaluating …", flush=True)
     results = suite.Suite(run, evaluation).results()
-    results["config_text"] = config_text
+    results["config_text"] = options.operative
     results["command"] = f"python -m pit_jax {options.command} " + " ".join(
         f"--gin_file={file}" for file in options.gin_file
     )
@@ -222,8 +220,8 @@ def _evaluate_generations(run, evaluation, options) -> None:
         print(f"report: {paths['html']}")
 
 
-def describe(run) -> None:
-    """Prints what `--dry_run` promises."""
+def describe(run, operative: str) -> None:
+    """Prints what `--dry_run` promises; `operative` is the configuration in use, as gin."""
     import jax
 
     from pit_jax.run import stages
@@ -245,3 +243,4 @@ def describe(run) -> None:
             f"{stage.name:24}{stage.task:12}{stage.steps:>8}{stage.batch_size:>8}{count:>16,}"
             f"{size:>12,.1f}  {'yes' if run.is_complete(stage.name) else 'no'}"
         )
+    print(f"\noperative configuration\n\n{operative}")

@@ -1,6 +1,5 @@
 """What every test runs with: eight simulated devices, strict shapes, repeatable examples."""
 
-import contextlib
 import os
 import sys
 import tempfile
@@ -10,7 +9,7 @@ assert "jax" not in sys.modules, "jax was imported before tests/conftest.py coul
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# Programs here are large and run a few times: they are compiled as quickly as XLA can.
+# A program of a test is compiled for longer than it runs: this takes a sixth of XLA's usual time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 for _flag in ("--xla_force_host_platform_device_count=8", "--xla_cpu_use_fusion_emitters=false"):
     if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
@@ -34,31 +33,12 @@ hypothesis.settings.register_profile("pit_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("pit_jax")
 
 
-@contextlib.contextmanager
-def _quick_compiling():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="module")
-def quick_compiling():
-    """Programs of whole runs are large and run a step or two: compiled without optimizations."""
-    with _quick_compiling():
-        yield
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The folder of a tiny run that the `run` command trained and evaluated; not to be changed.
-
-    Compiled as by `quick_compiling`; what is to equal it bit for bit must be so too.
-    """
+    """The folder of a tiny run that the `run` command trained and evaluated; not to be changed."""
     from tests import tiny_runs
 
     def make(folder):
-        with _quick_compiling():
-            assert tiny_runs.command("run", folder) == 0
+        assert tiny_runs.command("run", folder) == 0
 
     return tiny_runs.once(tiny_runs.shared_folder(tmp_path_factory) / "trained", make)

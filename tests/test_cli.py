@@ -19,8 +19,6 @@ from tests import tiny_runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
 COMMANDS = ("run", "data", "plan", "train", "improve", "evaluate")
 
 
@@ -187,35 +185,15 @@ def test_dry_run_shows_the_run_and_writes_nothing(tmp_path, capsys):
     assert pretrain[1:] == ("pretrain", "4", "8", "2,864", "no")
     # An actor and a critic: one has an output projection tied to its embedding, one a scalar head.
     assert rl_pit[1:] == ("rl_pit", "4", "8", "5,744", "no")
+    operative = output.partition("\noperative configuration\n")[2].splitlines()
+    assert f"MODEL_DIR = '{folder}'" in " ".join(operative).replace("\\     ", "")
+    assert "rl_pit_1/curriculum.Round.steps = 3" in operative  # as in its file
+    assert "rl_pit/ppo.PPOConfig.clip = 0.2" in operative  # by default
 
 
 def test_dry_run_of_a_trained_run_says_so(trained, capsys):
     assert tiny_runs.command("run", trained, "--dry_run") == 0
     assert len(re.findall(r"  yes$", capsys.readouterr().out, re.M)) == 7
-
-
-def test_train_trains_one_stage(trained, tmp_path, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(trained / "pretrain", folder / "pretrain")
-    assert tiny_runs.command("train", folder, "--gin.STAGE='sft_policy'") == 0
-    assert re.search(r"^sft_policy: 2 steps in \d+ s; .*loss [\d.]+", capsys.readouterr().out, re.M)
-    records = tiny_runs.records(folder / "sft_policy" / "metrics.jsonl")
-    assert records == tiny_runs.records(trained / "sft_policy" / "metrics.jsonl")
-    config = (folder / "sft_policy" / "operative_config.gin").read_text()
-    assert "sft_policy/train_state.OptimizerConfig.learning_rate = 0.003" in config
-    assert not (folder / "rm_gap").exists() and not (folder / "report.json").exists()
-
-
-def test_a_network_with_the_fields_of_t5x(tmp_path, capsys):
-    folder = tmp_path / "run"
-    fields = {"scale_attention": False, "scale_logits": True, "positions": "relative"}
-    settings = [f"--gin.NetworkConfig.{name}={value!r}" for name, value in fields.items()]
-    settings += ["--gin.STAGE='pretrain'", "--gin.pretrain/stages.SupervisedStage.steps=1"]
-    assert tiny_runs.command("train", folder, *settings, "--dry_run") == 0
-    # 2,864 with rotary positions; 32 buckets for each of 2 heads.
-    assert re.search(r"^(pretrain +){2}1 +8 +2,928 ", capsys.readouterr().out, re.M)
-    assert tiny_runs.command("train", folder, *settings) == 0
-    assert (folder / "pretrain" / "result.json").exists()
 
 
 def test_a_profile_has_the_steps_and_their_programs(trained, tmp_path, capsys):
@@ -242,6 +220,14 @@ def test_a_profile_has_the_steps_and_their_programs(trained, tmp_path, capsys):
 def test_mistakes_in_a_window_of_steps(fails):
     for name, text in (("train", "3"), ("run", "9:8")):
         fails(f"--profile: got '{text}', expected FIRST:LAST", name, f"--profile={text}")
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["convert", "--to=t5x", "--output=unused"]])
+def test_no_stage_is_trained_or_converted_unasked(arguments, fails):
+    names = ", ".join(stage.name for stage in tiny_runs.config("unused").stages)
+    message = f"""no stage given, expected --gin.STAGE="'NAME'" with one of {names}$"""
+    fails(message, *arguments)
+    fails(message, *arguments, "--dry_run")
 
 
 def test_mistakes_in_train(fails):
@@ -410,7 +396,9 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
         "--gin.ImproveConfig.feedback_prompt='{prompt} {response} criticise'",
         folder=trained,
     )
+    config = (trained / "config.gin").read_text()
     fails("started with other settings .seed changed.", "run", "--gin.SEED=5", folder=trained)
+    assert (trained / "config.gin").read_text() == config
 
 
 def test_training_that_breaks_off_exits_with_1(monkeypatch, tmp_path, capsys):

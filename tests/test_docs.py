@@ -18,10 +18,10 @@ DOTTED = [
     name
     for name in QUOTED
     if re.fullmatch(r"\w+(\.\w+)+", name)
-    and not name.endswith((".json", ".jsonl", ".py", ".txt", ".gz"))
+    and not name.endswith((".json", ".jsonl", ".gin", ".py", ".txt", ".gz"))
 ]
 # Files of a run directory and of this repository.
-WRITTEN = {"stage.json", "metrics.jsonl", "result.json"}
+WRITTEN = {"config.gin", "stage.json", "metrics.jsonl", "result.json"}
 PATHS = [
     name
     for name in QUOTED

@@ -1,15 +1,21 @@
 """The configs under gin/: their headers, and every run dry-run through the command line."""
 
+import argparse
 import ast
+import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import re
 
 import pytest
 
+import gin
 from pit_jax import cli
 from pit_jax.data.files import build
+from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.run.config import RunConfig
 from tests import tiny_tokenizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -48,6 +54,11 @@ def reached(name: str) -> set[str]:
     return {name}.union(*(reached(included) for included in includes(name)))
 
 
+def depth(name: str) -> int:
+    """How many includes the farthest file is away."""
+    return max((1 + depth(included) for included in includes(name)), default=0)
+
+
 def assignments(name: str) -> dict[str, str]:
     """What one file gives each macro and binding, `block:` lines taken apart; last wins."""
     found, block = {}, ""
@@ -68,6 +79,42 @@ def open_names(name: str) -> set[str]:
     bodies = "".join(text(part) for part in reached(name))
     macros = set(re.findall(r"%([A-Z_]+)\b", bodies)) - set(given)
     return {k for k, value in given.items() if value == "%gin.REQUIRED"} | macros
+
+
+def resolved(*bindings: str, file: str | pathlib.Path = "") -> tuple[RunConfig, EvaluationConfig]:
+    """What a gin file and bindings after it configure; no data is read."""
+    files = [str(file)] if file else []
+    cli._parse_gin(argparse.Namespace(gin_file=files, gin_search_paths=""), list(bindings))
+    return gin.get_configurable(RunConfig)(), gin.get_configurable(EvaluationConfig)()
+
+
+def for_required(name: str) -> list[str]:
+    """Bindings of the paths that a run asks for, to nothing that exists."""
+    return [f"{macro} = 'unused'" for macro in sorted(open_names(name))]
+
+
+def copied(name: str, folder: pathlib.Path, order: dict[str, tuple[str, ...]]) -> pathlib.Path:
+    """A copy of a file, and of all it includes, where some files' includes have another order."""
+    given = iter(order.get(name, includes(name)))
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    line = re.compile(r"^include '.*'$", re.MULTILINE)
+    content = line.sub(lambda _: f"include '{copied(next(given), folder, order)}'", text(name))
+    target.write_text(content, encoding="utf-8")
+    return target
+
+
+def other_orders(files: list[str]) -> list[tuple[str, ...]]:
+    """All of up to four files; of more, the reverse, and each in turn as the first."""
+    if len(files) <= 4:
+        return list(itertools.permutations(files))[1:]
+    turned = [(*files[start:], *files[:start]) for start in range(1, len(files))]
+    return [tuple(reversed(files)), *turned]
+
+
+def stage_table(output: str) -> list[str]:
+    """The lines of a dry run's table of stages, its head included."""
+    return output[output.index("stage  ") :].partition("\n\n")[0].splitlines()
 
 
 def data_for(name: str, folder: pathlib.Path) -> list[str]:
@@ -135,6 +182,60 @@ def test_every_file_is_part_of_a_run():
     assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - {T5X_BASE}
 
 
+# --- includes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_value_is_at_most_three_files_away(name):
+    assert depth(name) <= 3
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_order_of_includes_does_not_matter(name, tmp_path):
+    """Permutes the includes of each file that the run reaches, one file at a time."""
+    expected = resolved(*for_required(name), file=name)
+    orders = [(part, order) for part in reached(name) for order in other_orders(includes(part))]
+    assert orders
+    for number, (part, order) in enumerate(orders):
+        file = copied(name, tmp_path / str(number), {part: order})
+        assert resolved(*for_required(name), file=file) == expected, (part, order)
+
+
+def test_a_paper_run_has_the_papers_windows_and_a_tokenizer():
+    run, _ = resolved(file="gin/runs/hh_8b.gin")
+    windows = run.lengths
+    assert (windows.prompt, windows.reference, windows.response) == (512, 512, 513)  # 512 and EOS
+    assert run.vocabulary == "tokenizer:base/tokenizer"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_whole_configuration_alone_is_the_run(name):
+    expected = resolved(*for_required(name), file=name)
+    whole = cli._whole_config()
+    assert resolved(whole) == expected
+    elsewhere, _ = resolved(whole, "MODEL_DIR = 'elsewhere'")
+    assert elsewhere == dataclasses.replace(expected[0], model_dir="elsewhere")
+
+
+def test_the_whole_configuration_keeps_macros_of_macros_long_texts_and_aliases(tmp_path):
+    file = tmp_path / "mine.gin"
+    file.write_text(
+        "from __gin__ import dynamic_registration\n"
+        "from pit_jax.run import config\n"  # elsewhere called run_config, beside models' config
+        f"include '{QUICKSTART}'\n"
+        "config.RunConfig.sampling_batch = %ROWS\n"
+        "ROWS = %SEED\n"
+    )
+    told = "Improve this, and " + 30 * "please " + "\\n{prompt} {response}"
+    bindings = (f"ImproveConfig.feedback_prompt = '{told}'", "SEED = 64", "STAGE = 'rm_gap'")
+    run, evaluation = resolved(*bindings, file=file)
+    assert run.sampling_batch == 64 and "\n{prompt}" in run.improve.feedback_prompt
+    whole = cli._whole_config()
+    assert resolved(whole) == (run, evaluation) and "STAGE" not in whole
+    changed, _ = resolved(whole, "SEED = 32")
+    assert (changed.seed, changed.sampling_batch) == (32, 32)
+
+
 # --- runs -------------------------------------------------------------------------------------
 
 
@@ -159,7 +260,7 @@ def test_a_run_for_a_pod_is_described(name, tmp_path, capsys):
     assert cli.main([*argv, *SMALL]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "(nothing is written)" in out
-    rows = [line.split() for line in out[out.index("stage  ") :].splitlines()[1:]]
+    rows = [line.split() for line in stage_table(out)[1:]]
     assert [row[1] for row in rows] == list(TASKS[1:])
     size = float(re.search(r"_(\d+)b\.gin", name)[1])
     for row in rows:
@@ -186,7 +287,7 @@ def test_a_run_is_described_and_writes_nothing(name, tmp_path, capsys, monkeypat
     out, err = capsys.readouterr()
     assert err == ""
     assert f"{tmp_path}/run (nothing is written)" in out
-    table = out[out.index("stage  ") :].splitlines()
+    table = stage_table(out)
     assert table[0].split() == [
         "stage",
         "task",
@@ -234,7 +335,7 @@ def test_a_binding_of_the_command_line_wins(tmp_path, capsys):
         (["--gin_file=gin/runs/hh.gin"], "HH_PATH"),
         (["--gin_file=gin/runs/preferences.gin"], "PREFERENCES_PATH"),
         (["--gin_file=gin/runs/hh.gin", "--gin.HH_PATH='absent.jsonl'"], "absent.jsonl"),
-        (["--gin_file=gin/stages/all.gin"], "gin: No bindings specified for 'VOCABULARY"),
+        (["--gin_file=gin/stages/all.gin"], "gin: MODEL_DIR/macro.value set to `%gin.REQUIRED`"),
     ],
 )
 def test_a_mistake_ends_with_status_2_and_one_line(arguments, named, capsys):

@@ -225,12 +225,14 @@ def test_test_command_lints_types_and_covers(checkout):
 def test_t5x_tests_run_in_the_users_own_environment(checkout):
     assert checkout.run("t5x-test", "-k", "gap").returncode == 0
     assert checkout.calls() == ["<-m><pytest><-m><t5x><tests/adapters><-k><gap>"]  # no installation
-    checkout.write_python("without", "#!/bin/sh\nexit 1\n")
+    error = "Traceback:\nImportError: No module named airio"
+    checkout.write_python("without", f"#!/bin/sh\necho '{error}' >&2\nexit 1\n")
     result = checkout.run("t5x-test", PIT_JAX_PYTHON="without")
     assert result.returncode == 2
     assert result.stderr == (
         "launch/local.sh: without can't import T5X and what it needs; "
-        "docs/t5x.md tells how to install them\n"
+        "docs/t5x.md tells how to install them. "
+        "The error was: ImportError: No module named airio\n"
     )
 
 

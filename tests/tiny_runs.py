@@ -218,7 +218,9 @@ def on_one_device(run_config: RunConfig) -> Run:
 def command(name: str, folder: pathlib.Path, *arguments: str, gin: str | None = None) -> int:
     """`python -m pit_jax NAME` with the tiny run in `folder`, in this process on one device."""
     file = folder.with_name(f"{folder.name}.gin")
-    file.write_text(GIN if gin is None else gin)
+    text = GIN if gin is None else gin
+    if not file.exists() or file.read_text() != text:  # another worker may be reading a shared one
+        file.write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "Run", functools.partial(Run, devices=jax.devices()[:1]))
         return cli.main([name, f"--gin_file={file}", f"--gin.MODEL_DIR='{folder}'", *arguments])

@@ -1,6 +1,11 @@
 """Trains a run's stages in order, and skips, resumes or refuses each as its folder says.
 
 Giving the same command again continues at the last checkpoint.
+
+`config.gin` in the run directory starts the same run again by itself. The first process writes it
+whenever a stage is about to be trained, so it is the configuration that last trained one: the
+controls of the quickstart, trained in its directory, replace its file by their own, a superset. A
+command that is refused, or finds all stages complete, leaves it as it is.
 """
 
 from __future__ import annotations
@@ -36,8 +41,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
     if run.is_complete(name):
         print(f"{name}: complete, skipped", flush=True)
         return run.result(name)
-    if processes.is_first():
-        write_whole(folder / "operative_config.gin", run.config_text)
+    if run.config_text and processes.is_first():
+        write_whole(run.directory / "config.gin", run.config_text)
     stage_training.train(run, stage)
     return run.result(name)
 

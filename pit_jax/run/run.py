@@ -52,7 +52,7 @@ class Run:
       vocabulary: the vocabulary of the data and the models.
       layout: the token layouts of the models' inputs.
       partitioner: the mesh.
-      config_text: the configuration as the user's file has it; kept in the folder of each stage.
+      config_text: a gin file of the whole configuration, kept as `config.gin`; empty for none.
       profile: the steps of each stage to trace, None for none.
       peak: operations a second of all devices; 0 where it isn't known.
       sampler: what samples and scores in batches.

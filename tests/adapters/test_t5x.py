@@ -25,11 +25,12 @@ from pit_jax.method.decode import SamplingConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.run import t5x_checkpoints
 from tests import tiny_runs
+from tests.adapters import t5x_contract
+from tests.child_environment import ROOT, child_environment
 
 pytestmark = pytest.mark.t5x
 pytest.importorskip("t5x.trainer", reason="T5X is not installed", exc_type=ImportError)
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SUPERVISED = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap")
 PPO = ("rl_policy", "rl_pit")
 DEVICES = (1, 8)
@@ -62,12 +63,7 @@ def native(tmp_path_factory):
 
 def t5x(program: str, *arguments: str, devices: int = 1, succeeds: bool = True) -> str:
     """`python -m t5x.PROGRAM`; returns what it printed."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PJRT_NPROC": "32",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    environment = child_environment(devices, PJRT_NPROC=os.environ.get("PJRT_NPROC", "32"))
     mesh = ["--gin.PjitPartitioner.model_parallel_submesh=(1,2)"] if devices > 1 else []
     command = [sys.executable, "-m", f"t5x.{program}", *arguments, *mesh]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -137,6 +133,11 @@ def run_of(folder: pathlib.Path):
     """The run in a directory, as pit_jax sees it."""
     base = tiny_runs.config(folder)
     return tiny_runs.on_one_device(base)
+
+
+def test_the_recorded_signatures_are_t5xs():
+    recorded = t5x_contract.recorded()
+    assert t5x_contract.record() == {name: recorded[name] for name in ("commit", "modules")}
 
 
 @pytest.mark.parametrize("devices", DEVICES)

@@ -44,6 +44,14 @@ def setup_of(pit, name, folder="unused", **changes):
     return pit.setup(config, name)
 
 
+def test_the_stub_gives_way_to_what_was_imported_before(monkeypatch):
+    real = types.ModuleType("t5x.real")
+    monkeypatch.setitem(sys.modules, "t5x.real", real)
+    with t5x_contract.install_stub():
+        assert "t5x.real" not in sys.modules
+    assert sys.modules["t5x.real"] is real
+
+
 def test_without_t5x_one_line_says_so():
     code = "import sys; sys.modules['t5x'] = None\nimport pit_jax.adapters.t5x"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -139,6 +147,16 @@ def test_gin_files_bind_what_is_there(pit, path):
     assert checked or path.stem == "none"
     for included in re.findall(r"^include 'gin/t5x/(.*)'$", text, re.MULTILINE):
         assert (ROOT / "gin/t5x" / included).exists()
+
+
+def test_what_t5xs_files_set_too_is_set_after_both_includes():
+    """T5X's own file and model.gin are included side by side, in whatever order."""
+    macros = re.compile(r"^([A-Z_]+) = ", re.MULTILINE)
+    assert set(macros.findall((ROOT / "gin/t5x/model.gin").read_text())) == {"PIT", "MODEL"}
+    for name in ("train", "infer", "eval"):
+        text = (ROOT / f"gin/t5x/{name}.gin").read_text()
+        after = text[text.rindex("include ") :]
+        assert {"MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS"} <= set(macros.findall(after))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,7 +20,7 @@ from pit_jax.runtime.metrics import compute
 from pit_jax.runtime.partitioning import MeshConfig, OnHost, Partitioner
 from tests import tiny_runs
 
-pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("quick_compiling")]
+pytestmark = pytest.mark.mesh
 
 MESH = MeshConfig(data=4, model=2)
 NETWORK = tiny_runs.NETWORK

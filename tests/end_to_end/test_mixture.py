@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from tests import tiny_runs, tiny_tokenizers
 from tests.end_to_end.test_run import SMALL, write_dialogues
-
-pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 MIXTURE = """
 from __gin__ import dynamic_registration

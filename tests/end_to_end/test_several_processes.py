@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import socket
 import subprocess
@@ -17,8 +16,9 @@ import pytest
 from pit_jax import cli, commands
 from pit_jax.run import run as runs
 from tests import tiny_runs
+from tests.child_environment import child_environment
 
-pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("quick_compiling")]
+pytestmark = pytest.mark.mesh
 
 # A stage of each kind; the last learns from references that it samples first.
 SHORT = """
@@ -71,14 +71,13 @@ def together(folder, *arguments, command="run", **environment):
     environment |= {
         "PIT_JAX_COORDINATOR": f"localhost:{port}",
         "PIT_JAX_PROCESS_COUNT": "2",
-        "XLA_FLAGS": re.sub("count=8", "count=2", os.environ["XLA_FLAGS"]),
     }
     words = [sys.executable, "-c", DRIVER, command, "--distributed"]
     words += [f"--gin_file={folder.with_name('short.gin')}", f"--gin.MODEL_DIR='{folder}'"]
     started = [
         subprocess.Popen(
             [*words, *arguments],
-            env={**os.environ, **environment, "PIT_JAX_PROCESS_INDEX": str(index)},
+            env=child_environment(2, **environment, PIT_JAX_PROCESS_INDEX=str(index)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

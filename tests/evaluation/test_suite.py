@@ -17,8 +17,6 @@ from pit_jax.report import paper, sections
 from pit_jax.report.blocks import Table
 from tests import tiny_runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
 CONFIG = EvaluationConfig(
     split="dev",
     num_prompts=12,

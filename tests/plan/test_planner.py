@@ -11,8 +11,6 @@ from pit_jax.errors import UserError
 from pit_jax.plan import chips, planner
 from tests import tiny_runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
 SLICE = chips.Slice("v4-8", chips.CHIPS["v4"], (2, 2, 1))
 
 

@@ -23,8 +23,6 @@ from pit_jax.runtime import metrics
 from pit_jax.runtime.checkpoints import Checkpoints
 from tests import tiny_runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
 
 class Stopped(Exception):
     """Stands for a crash."""

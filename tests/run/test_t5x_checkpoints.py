@@ -178,7 +178,7 @@ def test_t5xs_decoder_is_imported(tmp_path):
         t5x_checkpoints.load(folder, *abstract(part))
 
 
-def test_a_stage_starts_from_a_t5x_checkpoint_and_is_exported(tmp_path, quick_compiling, capsys):
+def test_a_stage_starts_from_a_t5x_checkpoint_and_is_exported(tmp_path, capsys):
     """From the command line: INITIAL_CHECKPOINT_PATH names one, `convert` writes one."""
     source = epath.Path(tmp_path) / "t5x"
     t5x_checkpoints.save(source, 4, made("pretrain"))

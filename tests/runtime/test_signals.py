@@ -79,7 +79,6 @@ def test_signals_that_are_not_caught_ask_for_nothing():
         assert signals.asked() == 0
 
 
-@pytest.mark.usefixtures("quick_compiling")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_stage_goes_on_at_its_step(
     number, status, trained, tmp_path, monkeypatch, capsys

@@ -1,0 +1,71 @@
+"""The command `train`, and the `config.gin` that a run directory keeps of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+
+import gin
+from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.run.config import RunConfig
+from tests import tiny_runs
+
+
+def test_train_trains_one_stage(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "pretrain", folder / "pretrain")
+    assert tiny_runs.command("train", folder, "--gin.STAGE='sft_policy'") == 0
+    assert re.search(r"^sft_policy: 2 steps in \d+ s; .*loss [\d.]+", capsys.readouterr().out, re.M)
+    records = tiny_runs.records(folder / "sft_policy" / "metrics.jsonl")
+    assert records == tiny_runs.records(trained / "sft_policy" / "metrics.jsonl")
+    config = (folder / "config.gin").read_text()
+    assert "sft_policy/train_state.OptimizerConfig.learning_rate = 0.003" in config
+    assert not (folder / "rm_gap").exists() and not (folder / "report.json").exists()
+
+
+def without_model_dir(path):
+    return re.sub(r"^MODEL_DIR = (\\\n)?.*\n", "", path.read_text(), flags=re.M)
+
+
+def test_a_runs_config_trains_it_again(trained, tmp_path):
+    folder = tmp_path / "elsewhere"
+    config = (trained / "config.gin").read_text()
+    assert tiny_runs.command("train", folder, "--gin.STAGE='pretrain'", gin=config) == 0
+    records = tiny_runs.records(folder / "pretrain" / "metrics.jsonl")
+    assert records == tiny_runs.records(trained / "pretrain" / "metrics.jsonl") != []
+    assert without_model_dir(folder / "config.gin") == without_model_dir(trained / "config.gin")
+
+
+def test_a_runs_config_has_the_bindings_of_its_command_line(tmp_path):
+    """Of a macro, of one stage and of all; expected is what tiny_runs makes without gin."""
+    folder = tmp_path / "run"
+    bindings = ("SEED=3", "pretrain/SupervisedStage.steps=1", "LoopConfig.checkpoint_every=0")
+    arguments = ["--gin.STAGE='pretrain'", *(f"--gin.{binding}" for binding in bindings)]
+    assert tiny_runs.command("train", folder, *arguments) == 0
+    gin.clear_config()
+    gin.parse_config_file(str(folder / "config.gin"))
+    gin.finalize()
+    plain = tiny_runs.config(folder, seed=3)
+    stages = [
+        dataclasses.replace(stage, loop=dataclasses.replace(stage.loop, checkpoint_every=0))
+        for stage in plain.stages
+    ]
+    stages[0] = dataclasses.replace(stages[0], steps=1)
+    assert gin.get_configurable(RunConfig)() == dataclasses.replace(plain, stages=tuple(stages))
+    evaluation = EvaluationConfig(
+        split="test", temperatures=(1.0,), sweep=(1.0,), iterations=2, num_samples=2
+    )
+    assert gin.get_configurable(EvaluationConfig)() == evaluation
+
+
+def test_a_network_with_the_fields_of_t5x(tmp_path, capsys):
+    folder = tmp_path / "run"
+    fields = {"scale_attention": False, "scale_logits": True, "positions": "relative"}
+    settings = [f"--gin.NetworkConfig.{name}={value!r}" for name, value in fields.items()]
+    settings += ["--gin.STAGE='pretrain'", "--gin.pretrain/stages.SupervisedStage.steps=1"]
+    assert tiny_runs.command("train", folder, *settings, "--dry_run") == 0
+    # 2,864 with rotary positions; 32 buckets for each of 2 heads.
+    assert re.search(r"^(pretrain +){2}1 +8 +2,928 ", capsys.readouterr().out, re.M)
+    assert tiny_runs.command("train", folder, *settings) == 0
+    assert (folder / "pretrain" / "result.json").exists()
