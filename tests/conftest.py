@@ -1,5 +1,6 @@
 """What every test runs with: eight simulated devices, strict shapes, repeatable examples."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -27,6 +28,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes many objects and few of them garbage: looking for it took an eighth of the time.
+gc.set_threshold(100_000, 20, 100)
 
 # Compilation makes a first example slow, and a failure must come back when the test is run again.
 hypothesis.settings.register_profile("pit_jax", deadline=None, derandomize=True)

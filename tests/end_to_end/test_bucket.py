@@ -6,12 +6,15 @@ import shutil
 from functools import partial
 
 import jax
+import pytest
 
 from pit_jax import cli
 from pit_jax.run import pipeline
 from pit_jax.run import run as runs
 from pit_jax.run.run import Run
 from tests import fake_bucket, tiny_runs
+
+pytestmark = pytest.mark.no_cover
 
 
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(trained, tmp_path, monkeypatch, capsys):

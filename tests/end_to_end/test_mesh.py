@@ -20,7 +20,7 @@ from pit_jax.runtime.metrics import compute
 from pit_jax.runtime.partitioning import MeshConfig, OnHost, Partitioner
 from tests import tiny_runs
 
-pytestmark = pytest.mark.mesh
+pytestmark = [pytest.mark.mesh, pytest.mark.no_cover]
 
 MESH = MeshConfig(data=4, model=2)
 NETWORK = tiny_runs.NETWORK
@@ -37,15 +37,11 @@ LAYOUTS = {
 }
 
 
-def everywhere(stages_, quick):
-    """(stage, layout): every pair; of stages that are not `quick`, all layouts but one are slow."""
+def everywhere(**quick):
+    """(stage, layout): every pair; all but the layouts that are given for a stage are slow."""
     return [
-        pytest.param(
-            stage,
-            layout,
-            marks=[] if stage in quick or layout == "slices" else pytest.mark.slow,
-        )
-        for stage in stages_
+        pytest.param(stage, layout, marks=[] if layout in layouts else pytest.mark.slow)
+        for stage, layouts in quick.items()
         for layout in LAYOUTS
     ]
 
@@ -123,7 +119,7 @@ def same(one, eight):
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    everywhere(["sft_policy", "sft_pit", "rm_policy", "rm_gap"], ["sft_pit", "rm_gap"]),
+    everywhere(sft_policy=("slices",), sft_pit=LAYOUTS, rm_policy=("slices",), rm_gap=LAYOUTS),
 )
 def test_a_supervised_step_has_the_loss_of_one_device(name, layout, run, on_one_device):
     layout = Partitioner(LAYOUTS[layout])
@@ -165,7 +161,8 @@ def one_ppo_step(run, name, partitioner):
     return compute(metrics), texts()["sample_0"]
 
 
-@pytest.mark.parametrize(("name", "layout"), everywhere(["rl_policy", "rl_pit"], []))
+# A step of rl_policy is one of rl_pit with shorter prompts.
+@pytest.mark.parametrize(("name", "layout"), everywhere(rl_policy=(), rl_pit=("slices",)))
 def test_a_ppo_step_has_the_episodes_and_losses_of_one_device(name, layout, run, on_one_device):
     """The rollout draws the same tokens, and the update reports the same losses."""
     layout = Partitioner(LAYOUTS[layout])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests import tiny_runs, tiny_tokenizers
 from tests.end_to_end.test_run import SMALL, write_dialogues
+
+pytestmark = pytest.mark.no_cover
 
 MIXTURE = """
 from __gin__ import dynamic_registration

@@ -11,6 +11,8 @@ import pytest
 
 from tests import tiny_runs
 
+pytestmark = pytest.mark.no_cover  # of the tests, not of the fixtures, which train
+
 STAGES = [stage.name for stage in tiny_runs.config("unused").stages]
 
 

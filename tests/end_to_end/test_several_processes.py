@@ -18,7 +18,7 @@ from pit_jax.run import run as runs
 from tests import tiny_runs
 from tests.child_environment import child_environment
 
-pytestmark = pytest.mark.mesh
+pytestmark = [pytest.mark.mesh, pytest.mark.no_cover]
 
 # A stage of each kind; the last learns from references that it samples first.
 SHORT = """

@@ -94,7 +94,7 @@ def test_what_does_not_fit_gets_a_proposal_that_does(config, plan):
 
 
 def test_what_nothing_helps(config):
-    stage = dataclasses.replace(config.stages[0], batch_size=8)
+    stage = dataclasses.replace(config.stages[0], batch_size=4)
     only = dataclasses.replace(config, stages=(stage,))
     tiny = small(1000.0)
     found = planner.make_plan(only, tiny, jax.devices()[:4], lambda text: None)

@@ -62,7 +62,7 @@ def interrupted(config, name):
 def whole_state(run, name):
     """Everything in the last checkpoint of a stage, as arrays by name, and its progress."""
     stage = run.stage(name)
-    empty = stages.create_state(stage, run.config.network, run.partitioner, jax.random.key(0))
+    empty = stages.abstract_state(stage, run.config.network, run.partitioner)
     checkpoints = Checkpoints(run.directory / name / "checkpoints", read_only=True)
     state, extra = checkpoints.restore(empty)
     checkpoints.close()
