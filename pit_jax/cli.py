@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import signal
 import sys
 import tokenize
 import traceback
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       the exit status: 0, 2 for a user's mistake, 1 when training broke off, 143 or 130 when it was
-      ended by SIGTERM or SIGINT.
+      ended by SIGTERM or SIGINT, 141 when nobody reads what it prints any more.
     """
     arguments, bindings = _split_bindings(list(sys.argv[1:] if argv is None else argv))
     options = _parser().parse_args(arguments)
@@ -103,7 +104,14 @@ def _joined() -> bool:
 
 def _status(options: argparse.Namespace, bindings: list[str]) -> int:
     try:
-        return _dispatch(options, bindings)
+        status = _dispatch(options, bindings)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # A reader such as `head` has seen enough; what Python still holds for it goes nowhere.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"pit_jax {options.command}: {error}", file=sys.stderr)
         return 2

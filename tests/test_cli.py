@@ -8,6 +8,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -439,3 +440,14 @@ def test_a_mistake_in_joining_hosts_is_one_line(monkeypatch, fails):
     monkeypatch.setenv("PIT_JAX_PROCESS_COUNT", "2")
     message = "--distributed: PIT_JAX_PROCESS_COUNT set, expected PIT_JAX_COORDINATOR too"
     fails(message, "evaluate", "--distributed")
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake(tmp_path):
+    """As `head` has; here it is gone before the first line."""
+    gin = tmp_path / "run.gin"
+    gin.write_text(tiny_runs.GIN)
+    arguments = f"run --gin_file={gin} --gin.MODEL_DIR=\"'{tmp_path}/run'\" --dry_run"
+    pipe = f"{sys.executable} -m pit_jax {arguments} | true"
+    command = ["bash", "-o", "pipefail", "-c", pipe]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (141, "")
