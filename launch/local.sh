@@ -134,7 +134,7 @@ run_test() {
     "$venv/bin/python" -m pytest "$@"
   else
     run_lint
-    "$venv/bin/python" -m pytest "${workers[@]}" --cov=pit_jax --cov-report=term --cov-fail-under=85
+    "$venv/bin/python" -m pytest "${workers[@]}" --cov=pit_jax --cov-report=term --cov-fail-under=96
   fi
 }
 

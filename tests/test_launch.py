@@ -216,7 +216,7 @@ def test_test_command_lints_types_and_covers(checkout):
     assert checkout.run("test").returncode == 0
     calls = checkout.calls()
     assert calls[:3] == ["<-m><ruff><check><.>", "<-m><ruff><format><--check><.>", "<-m><mypy>"]
-    assert "<--cov=pit_jax>" in calls[3] and "<--cov-fail-under=85>" in calls[3]
+    assert "<--cov=pit_jax>" in calls[3] and "<--cov-fail-under=96>" in calls[3]
     assert checkout.run("test", "-k", "gap or kl").returncode == 0
     assert checkout.calls() == ["<-m><pytest><-k><gap or kl>"]
     assert checkout.run("test", PYTEST_STATUS="1").returncode == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,11 +21,10 @@ from tests.child_environment import child_environment
 
 pytestmark = [pytest.mark.mesh, pytest.mark.no_cover]
 
-# A stage of each kind; the last learns from references that it samples first.
+# Trained from a pretrain that is there: the last learns from references that it samples first.
 SHORT = """
 run_config.RunConfig.stages = (
     @pretrain/stages.SupervisedStage(), @rm_gap/stages.RewardStage(), @rl_pit/stages.RLStage())
-pretrain/stages.SupervisedStage.steps = 2
 rl_pit/stages.RLStage.initial = 'pretrain'
 rl_pit/stages.RLStage.reference = 'pretrain'
 rl_pit_1/curriculum.Round.policy = 'pretrain'
@@ -34,7 +34,7 @@ suite.EvaluationConfig:
     policy = 'pretrain'
     reward_model = 'rm_gap'
 """
-STAGES = ("pretrain", "rm_gap", "rl_pit")
+STAGES = ("rm_gap", "rl_pit")
 # `python -m pit_jax`, but that REPORT leaves the report out, and SIGNALLED gets SIGTERM in the
 # second step of PPO.
 DRIVER = """
@@ -126,8 +126,10 @@ def assert_equal_metrics(one, two, stages):
             assert shard.read_text() == (two / shard.relative_to(one)).read_text()
 
 
-def test_two_processes_are_one_also_when_interrupted(tmp_path):
+def test_two_processes_are_one_also_when_interrupted(trained, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        shutil.copytree(trained / "pretrain", folder / "pretrain")
     alone(one, tiny_runs.GIN + SHORT)
 
     # Only one of them is told to stop; they stop together.
