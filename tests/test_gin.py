@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import functools
+import gzip
 import itertools
 import json
 import pathlib
@@ -13,6 +14,7 @@ import pytest
 
 import gin
 from pit_jax import cli
+from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.run.config import RunConfig
@@ -348,3 +350,26 @@ def test_a_config_with_a_mistake_is_named(tmp_path, capsys):
     assert "broken.gin" in failure(capsys, f"--gin_file={broken}")
     broken.write_text("include 'gin/models/absent.gin'\n")
     assert "gin/models/absent.gin" in failure(capsys, f"--gin_file={broken}")
+
+
+@pytest.mark.parametrize("size", ["2b", "8b", "27b"])
+def test_the_papers_data_are_the_helpful_dialogues(size, tmp_path, monkeypatch):
+    """Of a folder with all of HH-RLHF, no harmless pair is read; dialogues go by first turn."""
+    subsets = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+    for subset in subsets:
+        pair = {
+            side: f"\n\nHuman: {subset}\n\nAssistant: {side}" for side in ("chosen", "rejected")
+        }
+        (tmp_path / "hh-rlhf" / subset).mkdir(parents=True)
+        packed = gzip.compress(json.dumps(pair).encode())
+        (tmp_path / "hh-rlhf" / subset / "train.jsonl.gz").write_bytes(packed)
+    gin.clear_config()
+    monkeypatch.chdir(ROOT)
+    gin.parse_config_file(f"gin/runs/hh_{size}.gin")
+    config = datasets.DatasetConfig(**gin.get_bindings(datasets.DatasetConfig))
+    gin.clear_config()
+    monkeypatch.chdir(tmp_path)
+    (dataset,) = datasets.load(config)
+    read = [e.prompt.strip() for examples in dataset.splits.values() for e in examples]
+    assert sorted(read) == sorted(subsets[1:])
+    assert config.group_by == "first_turn"

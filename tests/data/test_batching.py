@@ -124,3 +124,11 @@ def test_no_widths_pad_less(lengths, count):
 def test_settings_are_checked(fields):
     with pytest.raises(UserError, match="batching: got .* expected packed_length >= 0"):
         BatchingConfig(**fields)
+
+
+def test_packed_rows_are_in_the_order_of_their_examples():
+    """Lengths 3, 4, 9, 5: best fit starts with the 9, yet the row of the first example is first."""
+    rows = {"decoder_segment_ids": np.tril(np.ones((9, 9), np.int32))[[2, 3, 8, 4]]}
+    rows["x"] = rows["decoder_segment_ids"] * np.arange(1, 5, dtype=np.int32)[:, None]
+    packed = pack(rows, 9)
+    assert packed["x"].tolist() == [[1] * 3 + [0] * 6, [4] * 5 + [2] * 4, [3] * 9]

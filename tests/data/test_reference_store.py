@@ -14,7 +14,12 @@ META = ReferenceMeta(round=1, source="rl_policy", checkpoint="step_100", seed=7)
 
 
 def record(number):
-    return {"index": number * 10, "reference_tokens": [5, number], "text": f"text {number}"}
+    return {
+        "index": number * 10,
+        "reference_tokens": [5, number],
+        "text": f"text {number}",
+        "ended": True,
+    }
 
 
 RECORDS = [record(number) for number in range(8)]
@@ -46,6 +51,7 @@ def test_text_of_any_kind_stays_on_one_line(tmp_path):
         "index": 0,
         "reference_tokens": [],
         "text": "a\nb\u2028c\r\x85\ud83d",
+        "ended": False,
         "prompt_tokens": [1],
     }
     writer = ReferenceWriter(tmp_path, 2, META)

@@ -139,7 +139,7 @@ def test_moments_match_numpy_over_batches():
     batches = [rng.normal(5, 2, n).astype(np.float32) for n in (3, 1, 8, 8)]
     moments = ppo.Moments.zero()
     for batch in batches:
-        moments = moments.add(jnp.asarray(batch))
+        moments = moments.add(jnp.asarray(batch), jnp.ones(len(batch)))
     scores = np.concatenate(batches).astype(np.float64)
     assert float(moments.count) == scores.size
     assert float(moments.mean) == pytest.approx(scores.mean(), rel=1e-6)
@@ -151,7 +151,7 @@ def test_moments_keep_precision_far_from_zero():
     scores = np.float32(1000) + np.linspace(-0.5, 0.5, 64, dtype=np.float32)
     moments = ppo.Moments.zero()
     for batch in scores.reshape(8, 8):
-        moments = moments.add(jnp.asarray(batch))
+        moments = moments.add(jnp.asarray(batch), jnp.ones(len(batch)))
     # A score near 1000 is itself known to 3e-5.
     assert float(moments.std(0.0)) == pytest.approx(scores.astype(np.float64).std(), rel=1e-3)
 
@@ -159,7 +159,7 @@ def test_moments_keep_precision_far_from_zero():
 def test_moments_of_no_or_equal_scores_stand_on_the_floor():
     zero = ppo.Moments.zero()
     assert float(zero.std(0.1)) == pytest.approx(0.1)
-    assert float(zero.add(jnp.full(4, 3.0)).std(0.1)) == pytest.approx(0.1)
+    assert float(zero.add(jnp.full(4, 3.0), jnp.ones(4)).std(0.1)) == pytest.approx(0.1)
     buffers = jax.tree.leaves(zero)
     assert len({b.unsafe_buffer_pointer() for b in buffers}) == 3  # each can be donated
 

@@ -19,7 +19,7 @@ from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.run import pipeline, stage_training, stages
 from pit_jax.run.run import key_for
-from pit_jax.runtime import metrics
+from pit_jax.runtime import loop, metrics
 from pit_jax.runtime.checkpoints import Checkpoints
 from tests import tiny_runs
 
@@ -120,6 +120,30 @@ def test_an_interrupted_reward_stage_continues_and_keeps_its_best(trained, tmp_p
     best = min(held_out, key=lambda step: (-held_out[step], step))
     assert result["model_step"] == best and result["pooling"] == "sum"
     run.load_frozen("rm_policy")
+
+
+def test_a_reward_model_is_chosen_on_exactly_its_held_out_pairs(tmp_path):
+    """10 of them in batches of 8: as if each were evaluated alone, and no eleventh."""
+    stage = tiny_runs.reward("rm_gap", initial="", held_out=10)
+    run = tiny_runs.on_one_device(tiny_runs.with_stages(tiny_runs.config(tmp_path), stage))
+    state = stages.create_state(stage, run.config.network, run.partitioner, jax.random.key(3))
+    found = {}
+
+    def fit(state, step, batches, stop, held_out):
+        found.update(held_out(state))
+        return state
+
+    stage_training._train_supervised(run, stage, state, fit, loop.Progress())
+    loss = run.partitioner.jit(stages.objective(stage, run.config.network))
+    alone = []
+    one_by_one = run.data.batches("rm_gap", "dev", 1, shuffle=False, num_epochs=1)
+    for batch in itertools.islice(one_by_one, 11):
+        _, totals = loss(state.params, run.partitioner.shard_batch(batch))
+        alone.append({name: float(value / weight) for name, (value, weight) in totals.items()})
+    for name in ("accuracy", "mean_ww", "mean_ll"):
+        expected = np.mean([each[name] for each in alone[:10]])
+        assert found[name] == pytest.approx(expected, rel=1e-4, abs=1e-6), name
+    assert found["mean_ww"] != pytest.approx(np.mean([e["mean_ww"] for e in alone]), rel=1e-4)
 
 
 def test_interrupted_rounds_of_ppo_continue(trained, tmp_path, monkeypatch, capsys):
