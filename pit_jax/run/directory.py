@@ -8,6 +8,8 @@ which a field counts unless its metadata says otherwise:
                     the settings leave the field out, so that a run may go on with another value
     identity        for what gives the parameters no other meaning: the value that stands for all
                     values in a model's identity; None leaves the field out
+    variation       True for what leaves both texts while it has its default, because models that
+                    were made before there was such a field are without it
 """
 
 from __future__ import annotations
@@ -73,7 +75,12 @@ def _text(value: Any, counts: Callable[[dataclasses.Field], bool]) -> str:
         return f"({', '.join(parts)}{',' * (len(parts) == 1)})"
     if not dataclasses.is_dataclass(value):
         return repr(value)
-    fields = [field.name for field in dataclasses.fields(value) if counts(field)]
+    fields = [
+        field.name
+        for field in dataclasses.fields(value)
+        if counts(field)
+        and not (field.metadata.get("variation") and getattr(value, field.name) == field.default)
+    ]
     parts = [f"{name}={_text(getattr(value, name), counts)}" for name in fields]
     return f"{type(value).__qualname__}({', '.join(parts)})"
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pit_jax.method.losses import sft_loss
-from pit_jax.models.layers import Dense, Embed, GatedMLP, RMSNorm, look_up, rotary
+from pit_jax.models.layers import MLP, Dense, Embed, RMSNorm, look_up, rotary
 from pit_jax.models.network import LanguageModel
 from tests import reference
 from tests.tiny_models import TINY, inputs_of, random_params
@@ -120,7 +120,7 @@ def test_gated_mlp_matches_numpy(activation):
         "up": rng.normal(size=(8, 12)),
         "down": rng.normal(size=(12, 8)),
     }
-    out = GatedMLP(dataclasses.replace(TINY, activation=activation)).apply(
+    out = MLP(dataclasses.replace(TINY, activation=activation)).apply(
         {"params": {name: {"kernel": k.astype(np.float32)} for name, k in kernels.items()}},
         jnp.asarray(x, jnp.float32),
     )

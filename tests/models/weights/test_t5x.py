@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pit_jax.errors import UserError
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
-from pit_jax.models.weights import (
+from pit_jax.models.weights.t5x import (
     check_t5x_decoder,
     from_t5x_decoder,
     is_t5x_decoder,
