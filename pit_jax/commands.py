@@ -84,13 +84,30 @@ def train(run, evaluation, options) -> None:
     print(f"{result['name']}: {result['steps']} steps in {result['seconds']:.0f} s; {final}")
 
 
+def bring_in(options) -> None:
+    """Makes a base model of a Hugging Face model, a folder or a name on its hub."""
+    from pit_jax.run import hugging_face
+
+    output = epath.Path(options.output)
+    path = hugging_face.found(options.input)
+    network = hugging_face.bring_in(path, output, options.dtype or "bfloat16")
+    print(
+        f"{options.input}: {network.num_layers} layers, {network.vocab_size:,} rows of ids -> "
+        f"{output}/model, {output}/model.gin, {output}/tokenizer"
+    )
+
+
 def convert(run, evaluation, options) -> None:
-    """Writes the checkpoint of the stage that STAGE names as T5X writes its checkpoints."""
+    """Writes the model of the stage that STAGE names as transformers or T5X loads it."""
     del evaluation
-    from pit_jax.run import stage_training, t5x_checkpoints
+    from pit_jax.run import exports, stage_training, t5x_checkpoints
 
     stage = run.stage(options.stage)
     step = run.result(stage.name)["model_step"]
+    if options.to == "hf":
+        exports.take_out(run, stage.name, epath.Path(options.output), options.dtype or "float32")
+        print(f"{stage.name}, step {step}: {options.output}")
+        return
     state = stage_training.restore(run, stage, step)
     path = t5x_checkpoints.save(epath.Path(options.output), step, state)
     print(f"{stage.name}, step {step}: {path}")

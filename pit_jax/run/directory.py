@@ -25,6 +25,7 @@ from etils import epath
 from pit_jax import files
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
+from pit_jax.models.config import NetworkConfig
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import Stage
 from pit_jax.runtime import processes
@@ -49,14 +50,14 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
     return found
 
 
-def identity(config: RunConfig, vocabulary: Vocabulary) -> dict[str, str]:
+def identity(network: NetworkConfig, vocabulary: Vocabulary) -> dict[str, str]:
     """Returns what gives a model's parameters their meaning: ids of words, and architecture."""
     stand_ins = {
         field.name: field.metadata["identity"]
-        for field in dataclasses.fields(config.network)
+        for field in dataclasses.fields(network)
         if field.metadata.get("identity") is not None
     }
-    network = dataclasses.replace(config.network, **stand_ins)
+    network = dataclasses.replace(network, **stand_ins)
     return {"vocabulary": vocabulary.fingerprint, "network": _text(network, _identity_counts)}
 
 

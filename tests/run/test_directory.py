@@ -36,7 +36,7 @@ def of_network(**changes):
     network = dataclasses.replace(CONFIG.network, **changes)
     config = dataclasses.replace(CONFIG, network=network)
     found = directory.settings(config, config.stages[0], VOCABULARY)["network"]
-    return found, directory.identity(config, VOCABULARY)["network"]
+    return found, directory.identity(network, VOCABULARY)["network"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def of_network(**changes):
 )
 def test_a_directory_made_before_goes_on(stage, fingerprint, tmp_path):
     """Fingerprints of an earlier version, whose run directories another text would refuse."""
-    identity = directory.identity(CONFIG, VOCABULARY)
+    identity = directory.identity(CONFIG.network, VOCABULARY)
     directory.claim(epath.Path(tmp_path), settings(stage), identity)
     written = json.loads((tmp_path / "stage.json").read_text())
     assert written["fingerprint"] == fingerprint
@@ -84,7 +84,7 @@ def test_settings_hold_all_that_a_stage_builds_on():
 
 
 def test_other_settings_are_refused(tmp_path):
-    folder, identity = epath.Path(tmp_path), directory.identity(CONFIG, VOCABULARY)
+    folder, identity = epath.Path(tmp_path), directory.identity(CONFIG.network, VOCABULARY)
     directory.claim(folder, settings("sft_pit"), identity)
     directory.claim(folder, settings("sft_pit", steps=3), identity)  # nothing is trained yet
     (folder / "checkpoints" / "2").mkdir(parents=True)
