@@ -71,9 +71,12 @@ def test_log_probs_equal_teacher_forced_ones(params, temperature):
     assert temperature == 0 or (max(lengths) == R and min(lengths) < R)  # both kinds of row occur
 
 
-@pytest.mark.parametrize("positions", ["rotary", "relative"])
-def test_greedy_equals_repeated_full_passes(positions):
-    model = LanguageModel(dataclasses.replace(MODEL.config, positions=positions))
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"positions": "relative"}, {"windows": (3, 0), "rope_local_theta": 9.0, "logit_cap": 2.0}],
+)
+def test_greedy_equals_repeated_full_passes(fields):
+    model = LanguageModel(dataclasses.replace(MODEL.config, **fields))
     params = random_params(model, seed=4)
     keys = decode.row_keys(jax.random.key(5), jnp.arange(4))
     result = generate(model, params, left_pad(PROMPTS), keys, R, GREEDY)

@@ -41,7 +41,44 @@ VARIANTS = {
     "all_kv_heads_deep": {"num_kv_heads": 4, "num_layers": 3, "norm_epsilon": 1e-2},
     "relative": {"positions": "relative", "num_layers": 3},
     "t5x": T5X_FIELDS,
+    "biases_and_llama3": {
+        "num_layers": 1,
+        "qkv_bias": True,
+        "out_bias": True,
+        "mlp_bias": True,
+        "rope_factor": 8.0,
+        "rope_original_length": 16,
+        "rope_low": 0.2,
+    },
+    "gemma2": {
+        "num_layers": 3,
+        "norm_offset": True,
+        "norm_place": "both",
+        "attention_scalar": 3.0,
+        "attention_cap": 1.5,
+        "logit_cap": 3.0,
+        "windows": (3, 0),
+    },
+    "gemma3": {
+        "num_layers": 3,
+        "norm_offset": True,
+        "qk_norm": "head",
+        "windows": (3, 2, 0),
+        "rope_local_theta": 5.0,
+        "rope_factor": 4.0,
+    },
+    "olmo2": {"norm_place": "after", "qk_norm": "projection", "rotary_layers": (True, False)},
+    "neox": {
+        "norm": "layer",
+        "mlp_bias": True,
+        "gated_mlp": False,
+        "activation": "gelu_exact",
+        "parallel_blocks": True,
+        "rotary_dim": 2,
+        "tied_embeddings": False,
+    },
 }
+FIELDS = {"rotary": {}, "relative": {"positions": "relative"}, "gemma2": VARIANTS["gemma2"]}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -61,9 +98,9 @@ def test_logits_match_numpy(name):
         np.testing.assert_allclose(logits[b, start:], expected, atol=3e-6 * np.abs(expected).max())
 
 
-@pytest.fixture(scope="module", params=["rotary", "relative"])
+@pytest.fixture(scope="module", params=FIELDS)
 def tiny(request):
-    model = LanguageModel(dataclasses.replace(TINY, positions=request.param))
+    model = LanguageModel(dataclasses.replace(TINY, **FIELDS[request.param]))
     return model, random_params(model)
 
 
@@ -101,7 +138,7 @@ def test_cached_steps_equal_one_pass(tiny):
         inputs = (token, jnp.full((2, 1), t), seen, cache, t)
         return model.apply({"params": params}, *inputs, method=LanguageModel.step)
 
-    cache = KVCache.zeros(TINY, 2, 4)
+    cache = KVCache.zeros(model.config, 2, 4)
     for t in range(4):
         logits, cache = step(cache, tokens[:, t : t + 1], t)
         np.testing.assert_allclose(logits, whole[:, t], atol=1e-5)
@@ -181,9 +218,9 @@ def test_bfloat16_stays_near_float32_and_logits_are_not_rounded(tied):
 
 @pytest.mark.parametrize("model_type", [LanguageModel, ScalarModel])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("positions", ["rotary", "relative"])
-def test_every_parameter_names_its_axes(model_type, tied, positions):
-    config = dataclasses.replace(TINY, tied_embeddings=tied, positions=positions)
+@pytest.mark.parametrize("name", ["relative", "biases_and_llama3", "gemma3", "olmo2", "neox"])
+def test_every_parameter_names_its_axes(model_type, tied, name):
+    config = dataclasses.replace(TINY, **{**VARIANTS[name], "tied_embeddings": tied})
     boxed = abstract_params(model_type(config))
     table = {name for name, _ in DEFAULT_RULES}
     leaves = jax.tree_util.tree_leaves_with_path(
@@ -229,7 +266,7 @@ def test_a_seven_billion_model_has_its_known_size():
     [
         ({"num_kv_heads": 3}, r"got num_heads=4, expected a multiple of num_kv_heads=3"),
         ({"head_dim": 5}, r"got head_dim=5, expected an even number"),
-        ({"activation": "relu"}, r"got activation='relu', expected one of \('silu', 'gelu'\)"),
+        ({"activation": "relu"}, r"got activation='relu', expected one of \('silu', 'gelu', "),
         ({"dtype": "float16"}, r"got dtype='float16', expected one of \('float32', 'bfloat16'\)"),
         ({"remat": "some"}, r"got remat='some', expected one of \('none', 'full', 'dots'\)"),
         ({"positions": "learned"}, r"got positions='learned', expected one of \('rotary', 'rel"),
@@ -241,6 +278,31 @@ def test_a_seven_billion_model_has_its_known_size():
             {"positions": "relative", "attention": "cudnn"},
             r"got attention='cudnn' with positions='relative', expected 'auto' or 'xla'",
         ),
+        (
+            {"windows": (0, 8), "attention": "splash"},
+            r"got attention='splash' with windows=\(0, 8\), expected 'auto' or 'xla': fused",
+        ),
+        (
+            {"attention_cap": 50.0, "attention": "cudnn"},
+            r"got attention='cudnn' with attention_cap=50.0, expected 'auto' or 'xla'",
+        ),
+        (
+            {"windows": (4,), "positions": "relative"},
+            r"got windows=\(4,\) with positions",
+        ),
+        ({"windows": (-1,)}, r"got windows=\(-1,\), expected tokens, or 0 for all"),
+        ({"rotary_dim": 3}, r"got rotary_dim=3, expected an even number up to head_dim=4"),
+        ({"rope_factor": 0.0}, r"got rope_factor=0.0, .* expected numbers above 0"),
+        ({"rope_low": 4.0}, r"got rope_factor=1.0, rope_low=4.0, rope_high=4.0, expected"),
+        ({"norm": "batch"}, r"got norm='batch', expected one of \('rms', 'layer'\)"),
+        (
+            {"norm_place": "in"},
+            r"got norm_place='in', expected one of \('before', 'after', ",
+        ),
+        (
+            {"qk_norm": "all"},
+            r"got qk_norm='all', expected one of \('none', 'head', ",
+        ),
     ],
 )
 def test_config_rejects(change, message):
@@ -248,9 +310,9 @@ def test_config_rejects(change, message):
         dataclasses.replace(TINY, **change)
 
 
-def test_what_a_config_computes_has_no_default():
+def test_what_every_network_has_has_no_default():
     for field in dataclasses.fields(NetworkConfig):
-        if field.name == "attention":
-            continue  # a kernel: the same results on another platform
+        if field.name == "attention" or field.metadata.get("variation"):
+            continue  # a kernel: the same results on another platform; what few networks have
         assert field.default is dataclasses.MISSING, field.name
         assert field.default_factory is dataclasses.MISSING, field.name

@@ -77,6 +77,13 @@ def test_what_is_computed_counts():
     assert of_network(rope_theta=99.0)[1] != identity
 
 
+def test_a_variation_counts_where_there_is_one():
+    assert of_network(windows=(), gated_mlp=True, norm="rms", rope_factor=1.0) == of_network()
+    windows, identity = of_network(windows=(4, 0))
+    assert windows == NETWORK + ", windows=(4, 0))"
+    assert identity == NETWORK + ", remat='none', windows=(4, 0))"
+
+
 def test_settings_hold_all_that_a_stage_builds_on():
     common = {"seed", "network", "dataset", "lengths", "batching", "vocabulary"}
     assert set(settings("sft_pit")) == common | {"sft_pit", "pretrain"}

@@ -257,6 +257,7 @@ def _neox(c):
     turned = int(width * rope.get("partial_rotary_factor", c["rotary_pct"]))
     return {
         **rotary_fields(c, rope),
+        "num_kv_heads": c["num_attention_heads"],
         "norm": "layer",
         "norm_epsilon": c["layer_norm_eps"],
         "mlp_bias": True,

@@ -48,7 +48,7 @@ class GGUFFile:
             ) from error
         try:
             self._reader = gguf.GGUFReader(path)
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise UserError(f"{path}: {error}; the file isn't whole, get it again") from error
         self._dequantize = gguf.quants.dequantize
         self.where = str(path)

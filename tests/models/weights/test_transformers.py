@@ -127,7 +127,7 @@ def test_what_is_exported_is_loaded(made, tmp_path):
     network, params = ours(folder)
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     out = epath.Path(tmp_path)
-    hugging_face.write(out, params, network, model_type, shard=10_000)
+    hugging_face.write(out, params, network, model_type, config={"pad_token_id": 0}, shard=10_000)
     assert len(list(out.glob("*.safetensors"))) > 1
     loaded, told = AutoModelForCausalLM.from_pretrained(
         out, attn_implementation="eager", output_loading_info=True

@@ -81,6 +81,8 @@ CONFIGS = {
     },
 }
 CONFIGS = {name: SIZES | {"rope_theta": 100.0} | config for name, config in CONFIGS.items()}
+for _name in ("pythia", "neox_in_turn"):
+    del CONFIGS[_name]["num_key_value_heads"], CONFIGS[_name]["rope_theta"]
 
 
 def network(name):
