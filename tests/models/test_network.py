@@ -54,7 +54,7 @@ VARIANTS = {
         "num_layers": 3,
         "norm_offset": True,
         "norm_place": "both",
-        "attention_scalar": 3.0,
+        "attention_scalar": 3,
         "attention_cap": 1.5,
         "logit_cap": 3.0,
         "windows": (3, 0),
