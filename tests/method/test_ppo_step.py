@@ -513,8 +513,9 @@ def scripted(monkeypatch):
 
     monkeypatch.setattr(ppo_step, "make_programs", lambda *_: (collect, update))
 
-    def step(state, number, key=jax.random.key(7)):
+    def step(state, number, seed=7):
         partitioner = types.SimpleNamespace(shard_batch=lambda batch: batch)
+        key = jax.random.key(seed)
         run = ppo_step.make_step(
             TINY, CONFIG, Environment(R, "sum"), partitioner, lambda after: after, key, str
         )
@@ -525,8 +526,8 @@ def scripted(monkeypatch):
 
 def test_a_step_draws_with_keys_of_its_stage_its_number_and_its_purpose(scripted):
     calls, step = scripted
-    for number, key in ((0, 7), (1, 7), (2, 7), (0, 8), (1, 7)):
-        step(start(), number, jax.random.key(key))
+    for number, seed in ((0, 7), (1, 7), (2, 7), (0, 8), (1, 7)):
+        step(start(), number, seed)
     keys = [tuple(call[-1]) for call in calls]
     assert len(set(keys[:8])) == 8  # of four steps, each with one to sample and one to shuffle
     assert keys[8:] == keys[2:4]  # the same step again
