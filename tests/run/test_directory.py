@@ -133,3 +133,9 @@ def test_each_field_that_names_a_model_names_what_is_built_on():
         assert builds_on_other(stage) == counts, source
     assert builds_on_other(tiny_runs.supervised("x", task="sft_pit", initial="other"))
     assert builds_on_other(tiny_runs.reward("x", task="rm_gap", initial="other"))
+
+
+def test_a_directory_that_not_every_process_sees_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory.processes, "any_process", lambda value=False: True)
+    with pytest.raises(UserError, match="not every process sees the first one's files.*gs://BUCK"):
+        directory.claim(epath.Path(tmp_path), settings("sft_pit"), {})
