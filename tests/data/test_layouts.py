@@ -95,21 +95,18 @@ def test_the_response_after_a_reflection_is_found(reflection, y):
 
 
 @pytest.mark.parametrize(
-    ("field", "too_long"),
+    ("fewer", "too_long"),
     [
-        ("prompt", {"prompt"}),
-        ("reference", {"chosen", "rejected", "reference"}),  # what is chosen may be a reference
-        ("response", {"chosen", "rejected", "reflection"}),
+        ({"prompt": 3}, {"prompt"}),
+        ({"reference": 1}, {"chosen", "rejected", "reference"}),  # y_w may be a reference too
+        ({"response": 2}, {"chosen", "rejected", "reflection"}),
     ],
 )
-def test_each_window_bounds_its_own_fields(field, too_long):
+def test_each_window_bounds_its_own_fields(fewer, too_long):
     """Of pieces of 4, 2, 2, 5 and 2 tokens, with what stands around them."""
     layout, lengths = Layout(WORDS), Lengths(prompt=4, reference=2, response=5)
     pieces = ("a b", "a a", "b b", "a", "a b")
     assert list(layout.sizes(*pieces).values()) == [4, 2, 2, 5, 2]
     assert layout.fits(lengths, *pieces)
-    fewer = dataclasses.replace(
-        lengths, **{field: {"prompt": 3, "reference": 1, "response": 2}[field]}
-    )
-    found = layout.too_long(fewer, *pieces)
+    found = layout.too_long(dataclasses.replace(lengths, **fewer), *pieces)
     assert {name for name, over in found.items() if over} == too_long
