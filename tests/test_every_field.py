@@ -282,7 +282,7 @@ def reachable(cls: type) -> set[type]:
 
 
 @functools.cache
-def tests_of(path: str) -> set[str]:
+def defined_in(path: str) -> set[str]:
     tree = ast.parse((TESTS / path).read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -306,4 +306,4 @@ def test_every_field_has_a_test_that_is_there(name):
     assert sorted(shown) == sorted(frozen_dataclasses()[name])
     for node in SHOWN_BY[name]:
         path, _, test = node.partition("::")
-        assert test.startswith("test_") and test in tests_of(path), node
+        assert test.startswith("test_") and test in defined_in(path), node
