@@ -1,4 +1,4 @@
-"""What `improve` asks of the models, with stand-ins for them; test_cli runs the command itself."""
+"""What `improve` asks of the models, with stand-ins for them; test_cli runs the commands."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pytest
 from pit_jax import commands
 from pit_jax.data.layouts import Layout
 from pit_jax.data.vocabularies.load import load
+from pit_jax.errors import UserError
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.sampler import Response
+from pit_jax.plan import chips
 from pit_jax.run.run import key_for
 from tests import tiny_runs
 
@@ -96,3 +98,10 @@ def test_seed_stage_and_purpose_each_move_the_draws(improve):
     assert drafts[0] == drafts[2] == drafts[4] and len({drafts[0], drafts[1], drafts[3]}) == 3
     assert improved[0] == improved[3] == improved[4] and len(set(improved[:3])) == 3
     assert not set(drafts) & set(improved)
+
+
+def test_a_plan_is_explained_or_json(monkeypatch):
+    monkeypatch.setattr(chips, "devices", lambda slice_: [])
+    options = types.SimpleNamespace(topology="v4-8", save=None, json=True, explain="rm_gap")
+    with pytest.raises(UserError, match="the JSON has it all, expected one of --json and --explai"):
+        commands.plan(None, options)
