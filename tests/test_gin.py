@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 
+import jax
 import pytest
 
 import gin
@@ -17,6 +18,8 @@ from pit_jax import cli
 from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.run import run as runs
 from pit_jax.run.config import RunConfig
 from tests import tiny_tokenizers
 
@@ -220,6 +223,17 @@ def test_the_whole_configuration_alone_is_the_run(name):
     assert elsewhere == dataclasses.replace(expected[0], model_dir="elsewhere")
 
 
+def test_each_role_samples_as_its_flags_say():
+    flags = {"policy": "top_k = 3", "pit": "temperature = 0.4", "reference": "top_p = 0.8"}
+    bindings = [f"{role}/SamplingConfig.{value}" for role, value in flags.items()]
+    run, _ = resolved(*bindings, file=QUICKSTART)
+    assert run.improve.policy_sampling == SamplingConfig(top_k=3)
+    assert run.improve.sampling == SamplingConfig(temperature=0.4)
+    for stage in run.stages[-2:]:
+        for round_ in stage.rounds:
+            assert round_.sampling == round_.pit_sampling == SamplingConfig(top_p=0.8)
+
+
 def test_the_whole_configuration_keeps_macros_of_macros_long_texts_and_aliases(tmp_path):
     file = tmp_path / "mine.gin"
     file.write_text(
@@ -259,6 +273,10 @@ def test_a_run_for_a_pod_is_described(name, tmp_path, capsys):
     config = {"eos_token": "<eos>"} | ({} if pad else {"pad_token": "<pad>"})
     tiny_tokenizers.save(tmp_path / "base", tokenizer, config)
     vocabulary = f"--gin.VOCABULARY='tokenizer:{tmp_path}/base'"
+    base = tmp_path / "stages" / "pretrain"
+    base.mkdir(parents=True)
+    (base / "result.json").write_text('{"task": "pretrain"}')
+    files.append(f"--gin.INITIAL_CHECKPOINT_PATH='{base}'")
     argv = ["run", f"--gin_file={name}", vocabulary, "--dry_run", *files]
     assert cli.main([*argv, *SMALL]) == 0
     out, err = capsys.readouterr()
@@ -285,6 +303,8 @@ def test_a_run_is_described_and_writes_nothing(name, tmp_path, capsys, monkeypat
     capsys.readouterr()
     before = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)  # configs are found from anywhere
+    one_device = functools.partial(runs.Run, devices=jax.devices()[:1])  # their batches are small
+    monkeypatch.setattr(runs, "Run", one_device)
     argv = ["run", f"--gin_file={name}", f"--gin.MODEL_DIR='{tmp_path}/run'", "--dry_run"]
     assert cli.main([*argv, *arguments]) == 0
     out, err = capsys.readouterr()
