@@ -1,0 +1,263 @@
+"""Mutants of pit_jax/evaluation/; `run.load` says what the fields are."""
+
+MUTANTS = {
+    "evaluation/curves.py": [
+        (
+            "a round's curve has the last step of the round before",
+            'if first < r["step"] <= last]',
+            'if first <= r["step"] <= last]',
+            "evaluation/test_curves.py",
+        ),
+        (
+            "the curve of PPO is its loss",
+            'metric = "score" if stage.task in stages.RL_TASKS else "loss"',
+            'metric = "loss"',
+            "evaluation/test_curves.py",
+        ),
+    ],
+    "evaluation/elo.py": [
+        (
+            "the interval is that of one order",
+            "+ within / shuffles",
+            "+ within",
+            "evaluation/test_elo.py",
+        ),
+        (
+            "the variance of groups has that of orders in it",
+            "var(axis=0, ddof=1) - within / values_RmM.shape[1]",
+            "var(axis=0, ddof=1)",
+            "evaluation/test_elo.py",
+        ),
+        (
+            "rows of a prompt are drawn one by one",
+            "group_N = intervals.group_numbers(groups, num_rows)",
+            "group_N = intervals.group_numbers(None, num_rows)",
+            "evaluation/test_elo.py",
+        ),
+        (
+            "the worst model has rank 1",
+            "(rating[None, :] > rating[:, None])",
+            "(rating[None, :] < rating[:, None])",
+            "evaluation/test_elo.py",
+        ),
+        (
+            "a tie is a loss",
+            "won = (outcomes_QN.reshape(-1) + 1) / 2.0",
+            "won = (outcomes_QN.reshape(-1) > 0) * 1.0",
+            "evaluation/test_elo.py",
+        ),
+        (
+            "all orders of a list are one",
+            "        for matches in matches_ST:\n            rng.shuffle(matches)\n",
+            "        rng.shuffle(matches_ST.T)\n",
+            "evaluation/test_elo.py",
+        ),
+    ],
+    "evaluation/intervals.py": [
+        (
+            "groups count alike, however few rows are in most",
+            "if effective < FEW or",
+            "if sums_G.size < FEW or",
+            "evaluation/test_intervals.py",
+        ),
+        (
+            "Student's distribution has a degree of freedom too many",
+            "stats.t.ppf(1 - _TAIL, num_groups - 1)",
+            "stats.t.ppf(1 - _TAIL, num_groups)",
+            "evaluation/test_intervals.py",
+        ),
+        (
+            "a resample's mean is that of its groups",
+            "sums_G[drawn].sum(axis=1) / sizes_G[drawn].sum(axis=1)",
+            "(sums_G / sizes_G)[drawn].mean(axis=1)",
+            "evaluation/test_intervals.py",
+        ),
+        (
+            "an interval is of 90%",
+            "_TAIL = 0.025",
+            "_TAIL = 0.05",
+            "evaluation/test_intervals.py",
+        ),
+        (
+            "the group at the bound has one row",
+            "np.append(sizes, sizes.max())",
+            "np.append(sizes, 1)",
+            "evaluation/test_intervals.py",
+        ),
+        (
+            "rows without a group are one group",
+            "[(i,) if group is None else (None, group) for i, group in enumerate(groups)]",
+            "[(None, group) for group in groups]",
+            "evaluation/test_intervals.py",
+        ),
+        (
+            "skewed means are bootstrapped too",
+            "abs(skewness) > SKEWED * np.sqrt(sums_G.size)",
+            "abs(skewness) > SKEWED * sums_G.size",
+            "evaluation/test_intervals.py",
+        ),
+    ],
+    "evaluation/judges.py": [
+        (
+            "a reward model as judge has no ties",
+            "        return scoring.reward_judge_outcomes(\n",
+            "        return scoring.win_lose_tie(\n",
+            "evaluation/test_judges.py",
+        ),
+        (
+            "the checker judges the second response",
+            "scoring.win_lose_tie(self.scores(prompts, first), self.scores(prompts, second))",
+            "scoring.win_lose_tie(self.scores(prompts, second), self.scores(prompts, first))",
+            "evaluation/test_judges.py",
+        ),
+    ],
+    "evaluation/scoring.py": [
+        (
+            "a tie agrees with the label",
+            "agreed_N = _outcomes(outcomes) == 1",
+            "agreed_N = _outcomes(outcomes) >= 0",
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "a difference of exactly the margin is no tie",
+            "np.abs(difference_N) <= tie_margin",
+            "np.abs(difference_N) < tie_margin",
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "the tie rule is of probabilities",
+            "math.log(0.55 / 0.45)",
+            "0.55 - 0.45",
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "verdicts of a prompt count as independent",
+            "intervals.by_group(outcomes_N, intervals.group_numbers(groups, n))",
+            "intervals.by_group(outcomes_N, intervals.group_numbers(None, n))",
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "values of a prompt count as independent",
+            "intervals.by_group(values_N, intervals.group_numbers(groups, n))",
+            "intervals.by_group(values_N, intervals.group_numbers(None, n))",
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "labels of a prompt count as independent",
+            "intervals.by_group(agreed_N, intervals.group_numbers(groups, n))",
+            "intervals.by_group(agreed_N, intervals.group_numbers(None, n))",
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "every comparison is resampled by the first seed",
+            "np.random.default_rng(seed).multinomial",
+            "np.random.default_rng(0).multinomial",
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "Table 4 is of another inequality",
+            'agreement(verdict["wl>lw"], groups)',
+            'agreement(verdict["wl>ll"], groups)',
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "verdicts of pairs are for the second model",
+            "judge(scores_MN[a], scores_MN[b])",
+            "judge(scores_MN[b], scores_MN[a])",
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "Worse ends between the worst and the better of the alike",
+            '(means["lw"] + min(alike)) / 2',
+            '(means["lw"] + max(alike)) / 2',
+            "evaluation/test_scoring.py",
+        ),
+        (
+            "densities have bins of their own",
+            "np.histogram(values, bins=edges, density=True)",
+            "np.histogram(values, bins=bins, density=True)",
+            "evaluation/test_scoring.py",
+        ),
+    ],
+    "evaluation/suite.py": [
+        (
+            "a comparison's rows count as independent",
+            "scoring.compare(outcomes, self._groups, self._run.config.seed)",
+            "scoring.compare(outcomes, None, self._run.config.seed)",
+            "evaluation/test_suite.py::test_rows_that_share_a_prompt_count_as_one",
+        ),
+        (
+            "another draw is the same sample",
+            'run.key("evaluation", stage, draw)',
+            'run.key("evaluation", stage)',
+            "evaluation/test_suite.py::test_samples_are_drawn_once_and_draws_differ",
+        ),
+        (
+            "original responses lose their filters",
+            "dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature)",
+            "SamplingConfig(temperature=temperature)",
+            "evaluation/test_suite.py",
+        ),
+        (
+            "improvements are sampled as the original",
+            "dataclasses.replace(run.config.improve.sampling, temperature=temperature)",
+            "dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature)",
+            "evaluation/test_suite.py",
+        ),
+        (
+            "gaps of Figures 2 and 4 are of different origins",
+            "            improver = dataclasses.replace(improver, anchor=0.0)\n",
+            "",
+            "evaluation/test_suite.py",
+        ),
+        (
+            "a report's iterations stop by the gap",
+            "                min_gap=None,\n",
+            "",
+            "evaluation/test_suite.py",
+        ),
+        (
+            "fillers of the last batch are kept",
+            'real = batch.pop("weight") > 0',
+            'real = batch.pop("weight") >= 0',
+            "evaluation/test_suite.py::test_table_4_reads_both_reward_models",
+            "They are the last rows, and the rows are cut to the number of prompts.",
+        ),
+        (
+            "delta is of the original against an iteration",
+            "scoring.compare(verdict(scores_MN[k], scores_MN[0]), self._groups)",
+            "scoring.compare(verdict(scores_MN[0], scores_MN[k]), self._groups)",
+            "evaluation/test_suite.py",
+        ),
+        (
+            "every iteration has the first one's gap",
+            "t.gaps[k - 1] for t in traces",
+            "t.gaps[0] for t in traces",
+            "evaluation/test_suite.py",
+        ),
+        (
+            "iterations judged by a reward model have no ties",
+            "            verdict = scoring.reward_judge_outcomes\n",
+            "            pass\n",
+            "evaluation/test_suite.py",
+        ),
+        (
+            "R_P is read at the last token whatever its pooling",
+            "built, widths.reward, responses, run.pooling(name)",
+            'built, widths.reward, responses, "last"',
+            "evaluation/test_suite.py",
+        ),
+        (
+            "improvements draw with the original's key",
+            'draw = run.key("evaluation", stage, method)',
+            'draw = run.key("evaluation", config.policy, 0)',
+            "evaluation/test_suite.py",
+        ),
+        (
+            "a response that stopped early has no later one",
+            'min(k, len(r["responses"]) - 1)',
+            "0",
+            "evaluation/test_suite.py",
+        ),
+    ],
+}
