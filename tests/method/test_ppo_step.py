@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pit_jax.data.vocabularies.base import EOS_ID as EOS
@@ -202,7 +204,7 @@ def test_the_first_ratio_of_an_update_is_exactly_1():
 
 def test_the_plain_score_without_options(frozen):
     """The raw score at the last token; one deviation below those of ended rows without EOS."""
-    config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=1.0, horizon=80)
+    config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=14.0, horizon=80)
     collect = make_collect(TINY, TINY, config, Environment(R, "last"))
     experience, beta, _, metrics, _ = jax.jit(collect)(
         start(config).replace(beta=jnp.float32(0.5)), frozen, batch(), jax.random.key(20)
@@ -222,9 +224,10 @@ def test_the_plain_score_without_options(frozen):
         expected = last[b] if ended[b] else worse
         np.testing.assert_allclose(plain[b, n - 1], expected, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(plain[b, : n - 1], 0, atol=1e-4)
+    # Per episode, and not so far from the target that the controller's limit hides what it is.
     kl = float(metrics["kl"][0]) / B
-    # The controller moves by at most a fifth of episodes / horizon.
-    expected = 0.5 * (1 + np.clip(kl / 1.0 - 1, -0.2, 0.2) * B / 80)
+    assert 0.01 < kl / 14 - 1 < 0.2
+    expected = 0.5 * (1 + (kl / 14 - 1) * B / 80)
     np.testing.assert_allclose(beta, expected, rtol=1e-6)
 
 
@@ -403,3 +406,149 @@ def test_the_actor_waits_while_the_critic_warms_up():
         assert np.all(np.asarray(updates["critic"]) < 0)
         moved.append(bool(np.any(np.asarray(updates["actor"]))))
     assert moved == [False, False, True]
+
+
+# --- the settings of an update, and its draws ---------------------------------------------------
+
+
+def one_gradient(config):
+    """The gradients of one step over all of 6 episodes, and what they should be, in float64.
+
+    Each token has a parameter of its own for its log-probability and one for its value, and both
+    have moved since the episodes were collected.
+    """
+    rng = np.random.default_rng(4)
+    mask = (np.arange(R)[None] < np.array([5, 3, 1, 4, 5, 2])[:, None]).astype(np.float32)
+    old, new, old_values, values, rewards = (
+        scale * rng.normal(size=mask.shape).astype(np.float32) * mask
+        for scale in (0.2, 0.2, 0.5, 0.5, 1.0)
+    )
+    numbers = np.arange(mask.size).reshape(mask.shape)  # as tokens: episodes come in another order
+    experience = jax.tree.map(
+        jnp.asarray, ppo.Experience(numbers, numbers, numbers, mask, old, old_values, rewards)
+    )
+    keep = optax.GradientTransformation(
+        lambda params: params, lambda grads, state, _: (jax.tree.map(jnp.zeros_like, grads), grads)
+    )
+    params = {"actor": jnp.zeros(mask.shape), "critic": jnp.zeros(mask.shape)}
+    state = TrainState.create(params, keep)
+
+    def log_probs(actor, episodes):
+        return (actor + new).reshape(-1)[episodes.response_BR], episodes.mask_BR
+
+    def value_of(critic, episodes):
+        return (critic + values).reshape(-1)[episodes.response_BR]
+
+    config = dataclasses.replace(config, epochs=1, minibatches=1)
+    found, _ = jax.jit(
+        lambda state, key: update(state, experience, key, config, log_probs, value_of)
+    )(state, jax.random.key(0))
+    advantages, returns = reference.gae(rewards, old_values, mask, config.gamma, config.gae_lambda)
+    advantages = reference.whiten(advantages, mask)
+    ratio = np.exp((new - old).astype(np.float64))
+    clipped = np.clip(ratio, 1 - config.clip, 1 + config.clip)
+    actor = np.where(-advantages * ratio >= -advantages * clipped, -advantages * ratio, 0)
+    near = np.clip(values - old_values, -config.value_clip, config.value_clip)
+    moved = old_values + near - returns
+    inside = np.abs(values - old_values) < config.value_clip
+    critic = np.where((values - returns) ** 2 >= moved**2, values - returns, moved * inside)
+    critic = config.value_coefficient * critic
+    return found.opt_state, {
+        name: grad * mask / mask.sum() for name, grad in (("actor", actor), ("critic", critic))
+    }
+
+
+UPDATE = ppo.PPOConfig(gae_lambda=0.9)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "moves"),
+    [
+        ("gamma", 0.7, {"actor", "critic"}),
+        ("gae_lambda", 0.5, {"actor", "critic"}),
+        ("clip", 0.05, {"actor"}),
+        ("value_clip", 0.9, {"critic"}),
+        ("value_coefficient", 0.7, {"critic"}),
+    ],
+)
+def test_each_setting_of_the_update_moves_its_own_gradient(field, value, moves):
+    (before, expected_before), (after, expected) = (
+        one_gradient(config) for config in (UPDATE, dataclasses.replace(UPDATE, **{field: value}))
+    )
+    for name in ("actor", "critic"):
+        np.testing.assert_allclose(before[name], expected_before[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(after[name], expected[name], rtol=1e-4, atol=1e-6)
+        assert np.allclose(before[name], after[name], rtol=1e-3, atol=1e-5) == (name not in moves)
+
+
+def test_each_option_of_the_scores_by_hand():
+    """Scores 1 and 5 that ended, of mean 3 and deviation 2, and one that didn't."""
+    scores, ended = jnp.array([1.0, 5.0, 4.0]), jnp.array([True, True, False])
+
+    def shaped(**fields):
+        config = ppo.PPOConfig(**fields)
+        return ppo_step.shape_scores(scores, ended, ppo.Moments.zero(), config)[0]
+
+    np.testing.assert_allclose(shaped(), [1, 5, 3 - 2], rtol=1e-6)
+    np.testing.assert_allclose(shaped(missing_eos_penalty=-2.5), [1, 5, 3 - 5], rtol=1e-6)
+    np.testing.assert_allclose(shaped(scale_rewards=True), [0.5, 2.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(shaped(scale_floor=4.0), [1, 5, 3 - 4], rtol=1e-6)
+    both = shaped(scale_rewards=True, scale_floor=4.0)
+    np.testing.assert_allclose(both, [0.25, 1.25, -0.25], rtol=1e-6)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """`make_step` with programs that record their states and keys; beta and moments go up by 1."""
+    calls = []
+
+    def collect(state, models, batch, key):
+        calls.append(("collect", state, models, jax.random.key_data(key).tolist()))
+        moments = jax.tree.map(lambda x: x + 1, state.moments)
+        return "experience", state.beta + 1, moments, {"score": (1.0, 1.0)}, None
+
+    def update(state, experience, key):
+        calls.append(("update", state, experience, jax.random.key_data(key).tolist()))
+        return state.replace(train=state.train.replace(step=state.train.step + 1)), {}
+
+    monkeypatch.setattr(ppo_step, "make_programs", lambda *_: (collect, update))
+
+    def step(state, number, seed=7):
+        partitioner = types.SimpleNamespace(shard_batch=lambda batch: batch)
+        key = jax.random.key(seed)
+        run = ppo_step.make_step(
+            TINY, CONFIG, Environment(R, "sum"), partitioner, lambda after: after, key, str
+        )
+        return run(state, {}, number)[0]
+
+    return calls, step
+
+
+def test_a_step_draws_with_keys_of_its_stage_its_number_and_its_purpose(scripted):
+    calls, step = scripted
+    for number, seed in ((0, 7), (1, 7), (2, 7), (0, 8), (1, 7)):
+        step(start(), number, seed)
+    keys = [tuple(call[-1]) for call in calls]
+    assert len(set(keys[:8])) == 8  # of four steps, each with one to sample and one to shuffle
+    assert keys[8:] == keys[2:4]  # the same step again
+
+
+def test_a_step_hands_on_beta_and_the_moments_of_scores(scripted):
+    """What `collect` returns reaches the update, and the step after it."""
+    calls, step = scripted
+    state = start()
+    for number in range(3):
+        state = step(state, number)
+    betas = [float(call[1].beta) for call in calls]
+    np.testing.assert_allclose(betas, [0.3, 1.3, 1.3, 2.3, 2.3, 3.3], rtol=1e-6)
+    assert [float(call[1].moments.count) for call in calls] == [0, 1, 1, 2, 2, 3]
+    # The frozen models may wait for the last update.
+    assert [int(call[2]) for call in calls[::2]] == [0, 1, 2]
+    assert [call[2] for call in calls[1::2]] == ["experience"] * 3
+
+
+def test_rows_of_one_prompt_draw_apart(collect, frozen):
+    """The number of a row in the batch is part of its key."""
+    same = {name: np.repeat(rows[1:2], B, axis=0) for name, rows in batch().items()}
+    responses = collect(start(), frozen, same, jax.random.key(20))[0].response_BR
+    assert len({tuple(row) for row in np.asarray(responses).tolist()}) > B / 2

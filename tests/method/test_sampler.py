@@ -96,6 +96,26 @@ def test_scores_are_those_of_whole_sequences(by_three):
         np.testing.assert_allclose(score, alone[0], rtol=1e-5, atol=1e-5)
 
 
+def test_each_pooling_has_a_program_of_its_own(by_three):
+    """The same sampler reads R_P and R_PIT, which may be pooled in different ways."""
+    params = random_params(ScalarModel(TINY), seed=2)
+    given = [Response([7, 8], True), Response([3] * R, False)]
+    summed, last, again = (
+        by_three.score(params, PROMPTS[:2], WIDTH, given, how) for how in ("sum", "last", "sum")
+    )
+    np.testing.assert_array_equal(summed, again)
+    assert (np.abs(summed - last) > 0.1).all()
+
+
+def test_each_sampling_has_a_program_of_its_own(by_three, params, responses):
+    """What is filtered away is in no response, whichever was sampled first."""
+    greedy = SamplingConfig(temperature=1.3, top_k=1)
+    found = by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, greedy)
+    assert found == by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SamplingConfig(0.0))
+    assert found != responses
+    assert by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING) == responses
+
+
 def test_no_rows_give_no_responses_and_no_scores(by_three, params):
     assert by_three.respond(params, [], WIDTH, [], KEY, SAMPLING) == []
     assert by_three.score(params, [], WIDTH, [], "last").shape == (0,)

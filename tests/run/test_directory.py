@@ -10,6 +10,7 @@ from etils import epath
 
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
+from pit_jax.method.curriculum import Round
 from pit_jax.run import directory
 from tests import tiny_runs
 
@@ -90,3 +91,41 @@ def test_other_settings_are_refused(tmp_path):
     (folder / "checkpoints" / "2").mkdir(parents=True)
     with pytest.raises(UserError, match=r"other settings \(sft_pit changed\)"):
         directory.claim(folder, settings("sft_pit"), identity)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        ("sft_pit", "pretrain"),  # initial
+        ("rl_pit", "sft_pit"),  # initial and reference
+        ("rl_pit", "rm_gap"),  # reward_model
+        ("rl_pit", "rl_policy"),  # M_P of a round whose references are sampled
+        ("rl_pit", "rm_policy"),  # reward_model of that M_P
+        ("rl_policy", "rm_policy"),
+    ],
+)
+def test_a_change_of_any_model_that_a_stage_uses_is_refused(stage, changed, tmp_path):
+    folder, identity = epath.Path(tmp_path), directory.identity(CONFIG, VOCABULARY)
+    table = {each.name: each for each in CONFIG.stages}
+    directory.claim(folder, settings(stage), identity)
+    (folder / "checkpoints" / "2").mkdir(parents=True)
+    optimizer = dataclasses.replace(tiny_runs.OPTIMIZER, learning_rate=0.5)
+    other = dataclasses.replace(table[changed], optimizer=optimizer)
+    config = tiny_runs.with_stages(CONFIG, other)
+    now = directory.settings(config, table[stage], VOCABULARY)
+    with pytest.raises(UserError, match=rf"other settings \({changed} changed\)"):
+        directory.claim(folder, now, identity)
+
+
+def test_each_field_that_names_a_model_names_what_is_built_on():
+    """One at a time, where nothing else leads to the same stage."""
+    base = {"initial": "sft_pit", "reference": "sft_pit", "reward_model": "rm_gap"}
+    config = tiny_runs.with_stages(CONFIG, tiny_runs.supervised("other", task="sft_pit"))
+    for field in base:
+        stage = tiny_runs.rl("x", (Round("data", 1),), task="rl_pit", **(base | {field: "other"}))
+        assert "other" in directory.settings(config, stage, VOCABULARY), field
+    for source, counts in (("data", False), ("policy", True), ("pit", True)):
+        stage = tiny_runs.rl("x", (Round(source, 1, policy="other"),), task="rl_pit")
+        assert ("other" in directory.settings(config, stage, VOCABULARY)) == counts, source
+    stage = tiny_runs.supervised("y", task="sft_pit", initial="other")
+    assert "other" in directory.settings(config, stage, VOCABULARY)
