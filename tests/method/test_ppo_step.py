@@ -279,6 +279,27 @@ def test_a_constant_added_to_the_reward_model_changes_nothing(pooling, critic, m
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("critic", "pooling", "subtract", "expected"),
+    [
+        ("reward", "last", False, 0.75),
+        ("reward", "last", True, 1.0),
+        ("reward", "sum", False, 1.0),
+        ("actor", "last", False, 1.0),
+    ],
+)
+def test_a_critic_is_anchored_where_it_starts_as_the_score(
+    critic, pooling, subtract, expected, monkeypatch
+):
+    """Else it starts at 0, or what it learns has no origin: the score of y_w is subtracted."""
+    monkeypatch.setattr(ppo_step, "response_values", lambda *given: given[-1])
+    config = ppo.PPOConfig(critic_start=critic, subtract_chosen=subtract)
+    _, values = make_passes(TINY, TINY, config, Environment(R, pooling, anchor=0.25))
+    mask = jnp.array([[1.0, 1.0, 0.0]])
+    episodes = ppo.Experience(*[mask] * 7)
+    np.testing.assert_array_equal(values(None, episodes), [[expected, expected, 0]])
+
+
 def test_a_response_without_end_never_has_the_best_score():
     scores = jnp.array([-12.0, -10.0, -9.0, 3.0])
     ended = jnp.array([True, True, True, False])
@@ -298,15 +319,18 @@ def test_scores_that_are_not_finite_change_nothing_but_a_counter(frozen):
     collect = jax.jit(make_collect(TINY, TINY, config, environment))
     passes = make_passes(TINY, TINY, config, environment)
     improve = jax.jit(lambda state, episodes, key: update(state, episodes, key, config, *passes))
-    good, bad = frozen, {**frozen, "reward": jax.tree.map(lambda x: x * np.nan, frozen["reward"])}
+    bad, worse = (
+        {**frozen, name: jax.tree.map(lambda x: x * np.nan, frozen[name])}
+        for name in ("reward", "reference")  # of the latter only the KL isn't finite
+    )
     state = start(config)
-    for number, models in enumerate((good, bad, bad, good)):
+    for number, models in enumerate((frozen, bad, worse, frozen)):
         before = state
         experience, beta, moments, _, _ = collect(state, models, batch(), jax.random.key(20))
         train, metrics = improve(state.train, experience, jax.random.key(number))
         state = RLState(train, beta, moments)
-        assert float(metrics["skipped_steps"][0]) == (models is bad)
-        if models is bad:
+        assert float(metrics["skipped_steps"][0]) == (models is not frozen)
+        if models is not frozen:
             same = (before.train.params, before.train.opt_state, before.beta, before.moments)
             now = (train.params, train.opt_state, beta, moments)
             jax.tree.map(np.testing.assert_array_equal, same, now)
@@ -406,6 +430,18 @@ def test_the_actor_waits_while_the_critic_warms_up():
         assert np.all(np.asarray(updates["critic"]) < 0)
         moved.append(bool(np.any(np.asarray(updates["actor"]))))
     assert moved == [False, False, True]
+
+
+def test_the_critics_warm_up_is_of_ppo_steps():
+    """Of 2 epochs of 3 minibatches each: the seventh gradient step is the actor's first."""
+    fields = {"critic_warmup": 1, "epochs": 2, "minibatches": 3}
+    rule = ppo.make_optimizer(OptimizerConfig(learning_rate=0.1), ppo.PPOConfig(**fields))
+    params = {"actor": jnp.zeros(2), "critic": jnp.zeros(2)}
+    step, state, moved = jax.jit(rule.update), rule.init(params), []
+    for _ in range(7):
+        updates, state = step({"actor": jnp.ones(2), "critic": jnp.ones(2)}, state, params)
+        moved.append(bool(np.any(np.asarray(updates["actor"]))))
+    assert moved == [False] * 6 + [True]
 
 
 # --- the settings of an update, and its draws ---------------------------------------------------

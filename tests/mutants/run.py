@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import importlib
 import json
 import multiprocessing
@@ -30,7 +29,8 @@ from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = ("method", "data", "run", "runtime", "evaluation")
-LIBRARIES = ("flax.linen", "optax", "orbax.checkpoint", "scipy.stats", "scipy.optimize", "seqio")
+# tests/conftest.py says what JAX is to find in the environment.
+LIBRARIES = ("tests.conftest", "flax.linen", "optax", "orbax.checkpoint", "scipy.stats", "seqio")
 MAY_SURVIVE = 0.05
 SECONDS = 300
 
@@ -94,21 +94,18 @@ def copy_checkout(source: pathlib.Path, target: pathlib.Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def start_worker(source: pathlib.Path, scratch: pathlib.Path) -> None:
-    """Makes this process a worker, with a copy of its own as its working directory."""
+def start_worker(source: pathlib.Path, scratch: pathlib.Path, libraries: Sequence[str]) -> None:
+    """Makes this process a worker: gives it a copy of its own, and imports the libraries."""
     # A mutant may be as long as the text before it, and both are written within a second.
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the tests need none
     copy = pathlib.Path(tempfile.mkdtemp(dir=scratch))
     copy_checkout(source, copy)
     os.chdir(copy)
     sys.path[:] = [str(copy), *(path for path in sys.path if path != str(ROOT))]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
-        del sys.modules[name]
-    with contextlib.redirect_stderr(None):
-        for name in ("tests.conftest", *LIBRARIES):
-            with contextlib.suppress(ModuleNotFoundError):
-                importlib.import_module(name)
+    for name in libraries:
+        importlib.import_module(name)
 
 
 def run_tests(tests: Sequence[str]) -> tuple[int, str, float]:
@@ -150,13 +147,16 @@ def try_one(mutant: Mutant) -> dict[str, Any]:
 
 
 def try_all(
-    mutants: Sequence[Mutant], source: pathlib.Path = ROOT, jobs: int = 1
+    mutants: Sequence[Mutant],
+    source: pathlib.Path = ROOT,
+    jobs: int = 1,
+    libraries: Sequence[str] = LIBRARIES,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Tries mutants; returns their results, and the output of tests that fail without any."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     with tempfile.TemporaryDirectory(prefix="pit_jax_mutants_") as scratch:
         context = multiprocessing.get_context("spawn")
-        arguments = source, pathlib.Path(scratch)
+        arguments = source, pathlib.Path(scratch), libraries
         with context.Pool(jobs, start_worker, arguments) as pool:
             whole = pool.map(run_tests, [(test,) for test in tests], chunksize=1)
             broken = {test: out for test, (status, out, _) in zip(tests, whole) if status}
