@@ -27,7 +27,8 @@ RUNS = [name for name in FILES if name.startswith("gin/runs/")]
 LARGE = [name for name in RUNS if name.endswith("b.gin")]  # from a base model, on a pod
 SMALL_RUNS = sorted(set(RUNS) - set(LARGE))
 TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
-SMALL = [f"--gin.DatasetConfig.{split}_size=16" for split in ("train", "dev", "test")]
+SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of every stage
+SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]
 SIDES = ("chosen", "rejected")
 QUICKSTART = "gin/runs/quickstart.gin"
 T5X_BASE = "gin/models/t5x_base.gin"  # for whoever brings weights
@@ -123,10 +124,10 @@ def data_for(name: str, folder: pathlib.Path) -> list[str]:
     """Arguments that give a run the files it asks for."""
     dialogues = [
         {side: f"\n\nHuman: question {i}\n\nAssistant: {side} {i}" for side in SIDES}
-        for i in range(80)
+        for i in range(480)
     ]
     preferences = [
-        {"prompt": f"question {i}"} | {side: f"{side} {i}" for side in SIDES} for i in range(80)
+        {"prompt": f"question {i}"} | {side: f"{side} {i}" for side in SIDES} for i in range(480)
     ]
     comparisons = [
         {
@@ -135,7 +136,7 @@ def data_for(name: str, folder: pathlib.Path) -> list[str]:
             "choice": 0,
             "split": "train",
         }
-        for i in range(80)
+        for i in range(480)
     ]
     files = {"HH_PATH": dialogues, "PREFERENCES_PATH": preferences, "SUMMARIES_PATH": comparisons}
     arguments = []

@@ -120,7 +120,7 @@ class InputPipeline:
             what = f"rows of {packed} tokens" if packed else "examples"
             raise UserError(
                 f"{task}: {size} {what} in split {split!r} (fold {fold or 'of the task'}), "
-                f"expected at least batch_size={batch_size}; {self.report()}"
+                f"expected at least batch_size={batch_size}; {self.counts()}"
             )
         if evaluating:
             return table.in_order(batch_size, start_batch, limit)
@@ -231,6 +231,17 @@ class InputPipeline:
         examples = [example for _, part in self._parts(split, fold) for example in part]
         too_long = self._too_long(split)
         return [example for example in examples if not too_long[example.index]]
+
+    def counts(self) -> str:
+        """Says on one line, for a message, what became of the pairs; see `report`."""
+        report = self.report()
+        parts = {"splits": report["splits"], "train": report["folds"], "dropped": report["dropped"]}
+        told = [
+            f"{name} " + ", ".join(f"{count} {what}" for what, count in counts.items())
+            for name, counts in parts.items()
+            if counts
+        ]
+        return f"of {report['read']} pairs read: " + "; ".join([*told, *report["malformed"][:1]])
 
     def report(self) -> dict[str, Any]:
         """Counts pairs: `read`, `dropped` by reason, and what is left: `splits`, `folds` of train.

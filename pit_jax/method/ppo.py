@@ -34,7 +34,7 @@ class PPOConfig:
       minibatches: parts of a batch, reshuffled each epoch; each gives one gradient step.
       microbatches: parts of a minibatch whose gradients are added up.
       missing_eos_penalty: score of a response that didn't end within its window, in standard
-        deviations from the mean score of all that did, so far; below 0.
+        deviations from the mean score of all that did in the steps before; below 0.
       subtract_chosen: whether the score of y_w, a constant of each prompt, is subtracted from each
         episode's score (an option that helps small models).
       scale_rewards: whether scores are divided by their running standard deviation.

@@ -224,7 +224,8 @@ def shape_scores(scores_B, ended_B, moments: ppo.Moments, config: PPOConfig):
     """Makes the scores that PPO maximises of the reward model's scores.
 
     A response that didn't end scores `missing_eos_penalty` standard deviations from the mean of all
-    that did, so far: whatever a reward model's unit and origin, that is worse than most of them.
+    that did in the steps before; in the first step, of those beside it. Whatever a reward model's
+    unit and origin, that is worse than most of them.
 
     Args:
       scores_B: the reward model's scores above what counts as 0 for their prompts, float32.
@@ -235,9 +236,12 @@ def shape_scores(scores_B, ended_B, moments: ppo.Moments, config: PPOConfig):
     Returns:
       scores_B, and the moments after these scores.
     """
-    moments = moments.add(scores_B, ended_B)
+    before, moments = moments, moments.add(scores_B, ended_B)
+    # Those of the steps before, so that a row's score doesn't depend on the rows beside it.
+    of_ended = jax.tree.map(partial(jnp.where, before.count > 0), before, moments)
+    unended = of_ended.mean + config.missing_eos_penalty * of_ended.std(config.scale_floor)
+    scores_B = jnp.where(ended_B, scores_B, unended)
     std = moments.std(config.scale_floor)
-    scores_B = jnp.where(ended_B, scores_B, moments.mean + config.missing_eos_penalty * std)
     return scores_B / std if config.scale_rewards else scores_B, moments
 
 

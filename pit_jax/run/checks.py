@@ -57,7 +57,7 @@ def _check_data(run: Run, stage: Stage) -> None:
         if rows < stage.batch_size:
             raise UserError(
                 f"stage {stage.name}: its fold of the train split has {rows} rows, expected at "
-                f"least batch_size={stage.batch_size}; {run.data.report()}"
+                f"least batch_size={stage.batch_size}; {run.data.counts()}"
             )
         mixture = run.config.dataset
         empty = [part for part, (_, most) in bounds.items() if most == 0]
@@ -75,7 +75,7 @@ def check_split(run: Run, split: str, why: str) -> None:
       UserError: if it has none; `why` opens the message.
     """
     if not sum(most for _, most in run.data.row_bounds("sft_policy", split, 1).values()):
-        raise UserError(f"{why} split {split!r}, which has no examples; {run.data.report()}")
+        raise UserError(f"{why} split {split!r}, which has no examples; {run.data.counts()}")
 
 
 def _builds_on(stage: Stage) -> Iterator[tuple[str, str, tuple[str, ...]]]:

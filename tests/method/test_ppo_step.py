@@ -304,9 +304,19 @@ def test_a_response_without_end_never_has_the_best_score():
     scores = jnp.array([-12.0, -10.0, -9.0, 3.0])
     ended = jnp.array([True, True, True, False])
     shaped, moments = ppo_step.shape_scores(scores, ended, ppo.Moments.zero(), ppo.PPOConfig())
-    # Mean -31/3 and variance 14/9 of the three that ended.
+    # Mean -31/3 and variance 14/9 of the three that ended, in the first step.
     np.testing.assert_allclose(shaped, [-12, -10, -9, -31 / 3 - (14 / 9) ** 0.5], rtol=1e-6)
     assert float(moments.count) == 3
+    # Then of those before: three scores of mean -31/3, whatever those beside it have.
+    config = ppo.PPOConfig(missing_eos_penalty=-2.0)
+    shaped, moments = ppo_step.shape_scores(scores + 5, ended, moments, config)
+    np.testing.assert_allclose(shaped, [-7, -5, -4, -31 / 3 - 2 * (14 / 9) ** 0.5], rtol=1e-6)
+    # Three of mean -31/3 and three of mean -16/3.
+    np.testing.assert_allclose(moments.mean, -47 / 6, rtol=1e-6)
+    scaled, moments = ppo_step.shape_scores(
+        scores, ended, moments, dataclasses.replace(config, scale_rewards=True)
+    )
+    np.testing.assert_allclose(scaled[:3], scores[:3] / moments.std(0.1), rtol=1e-6)
 
 
 # --- what isn't finite --------------------------------------------------------------------------
