@@ -174,3 +174,9 @@ def test_damaged_shards_are_refused(tmp_path, reader):
         reader(tmp_path)
     shard.write_bytes(whole)
     assert reader(tmp_path)
+
+
+def test_a_shard_holds_a_record_or_more(tmp_path):
+    with pytest.raises(ValueError, match="shard_size: expected 1 or more, got 0"):
+        ReferenceWriter(tmp_path, 0, META)
+    assert not list(tmp_path.iterdir())

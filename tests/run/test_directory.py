@@ -119,13 +119,23 @@ def test_a_change_of_any_model_that_a_stage_uses_is_refused(stage, changed, tmp_
 
 def test_each_field_that_names_a_model_names_what_is_built_on():
     """One at a time, where nothing else leads to the same stage."""
-    base = {"initial": "sft_pit", "reference": "sft_pit", "reward_model": "rm_gap"}
-    config = tiny_runs.with_stages(CONFIG, tiny_runs.supervised("other", task="sft_pit"))
-    for field in base:
-        stage = tiny_runs.rl("x", (Round("data", 1),), task="rl_pit", **(base | {field: "other"}))
-        assert "other" in directory.settings(config, stage, VOCABULARY), field
+    other = tiny_runs.supervised("other", task="sft_pit")
+
+    def builds_on_other(stage):
+        config = tiny_runs.with_stages(CONFIG, other, stage)
+        return "other" in directory.settings(config, stage, VOCABULARY)
+
+    for field in ("initial", "reference", "reward_model"):
+        fields = {"task": "rl_pit", field: "other"}
+        assert builds_on_other(tiny_runs.rl("x", (Round("data", 1),), **fields)), field
     for source, counts in (("data", False), ("policy", True), ("pit", True)):
         stage = tiny_runs.rl("x", (Round(source, 1, policy="other"),), task="rl_pit")
-        assert ("other" in directory.settings(config, stage, VOCABULARY)) == counts, source
-    stage = tiny_runs.supervised("y", task="sft_pit", initial="other")
-    assert "other" in directory.settings(config, stage, VOCABULARY)
+        assert builds_on_other(stage) == counts, source
+    assert builds_on_other(tiny_runs.supervised("x", task="sft_pit", initial="other"))
+    assert builds_on_other(tiny_runs.reward("x", task="rm_gap", initial="other"))
+
+
+def test_a_directory_that_not_every_process_sees_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory.processes, "any_process", lambda value=False: True)
+    with pytest.raises(UserError, match="not every process sees the first one's files.*gs://BUCK"):
+        directory.claim(epath.Path(tmp_path), settings("sft_pit"), {})

@@ -302,3 +302,10 @@ def test_mistakes_with_weights_and_biases(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"^wandb_project: wandb isn't installed .*pip install"):
         metrics.WandbWriter("pit", "run", tmp_path / "id")
+
+
+def test_jsonl_of_anything_but_objects_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n[2]\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"line 2: expected a JSON object, got b'\[2\]'"):
+        metrics.read_jsonl(path)
