@@ -110,7 +110,7 @@ MUTANTS = {
             "ids that aren't allowed are sampled",
             "sample(allow(logits_BV, allowed_V), keys, config)",
             "sample(logits_BV, keys, config)",
-            "method/test_decode.py method/test_ppo_step.py",
+            "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
         ),
         (
             "log-probabilities go on after the end",
@@ -156,7 +156,7 @@ MUTANTS = {
             "log-probabilities count ids that aren't allowed",
             "logits_BRV = allow(logits_BRV, allowed_V)",
             "logits_BRV = allow(logits_BRV, None)",
-            "method/test_forward.py method/test_ppo_step.py",
+            "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
         ),
         (
             "a score is read on the prompt as well",
@@ -323,7 +323,7 @@ MUTANTS = {
             "a scoring program is cached without its pooling",
             'self._program(("score", pooling), score)',
             'self._program("score", score)',
-            "method/test_sampler.py",
+            "method/test_sampler.py::test_each_pooling_has_a_program_of_its_own",
         ),
         (
             "a sampling program is cached without its settings",
@@ -347,7 +347,7 @@ MUTANTS = {
             "ids that aren't allowed are sampled in batches",
             "                sampling,\n                self._allowed_V,",
             "                sampling,\n                None,",
-            "method/test_sampler.py",
+            "method/test_sampler.py::test_a_program_samples_the_ids_that_are_allowed",
         ),
     ],
     "method/supervised_step.py": [

@@ -196,7 +196,7 @@ MUTANTS = {
             "parts are clipped by the norm of all",
             "{name: clip.update(part, state, params)[0] for name, part in updates.items()}",
             "clip.update(updates, state, params)[0]",
-            "method/test_ppo_step.py",
+            "method/test_ppo_step.py::test_a_large_gradient_of_the_critic_does_not_shorten_the_actors_step",
         ),
         (
             "AdamW's epsilon is optax's",

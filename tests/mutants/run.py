@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 if more than 5% survive that aren't equivalent, or a test fails without any."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=1, help="workers beside each other")
-    parser.add_argument("--only", nargs="+", default=[], help="names of mutants, folders or files")
+    parser.add_argument("--only", nargs="+", default=[], help="names, folders or files of mutants")
     parser.add_argument("--out", type=pathlib.Path, help="JSON file for every result")
     options = parser.parse_args(argv)
     asked, mutants = set(options.only), load()
