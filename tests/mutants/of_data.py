@@ -182,7 +182,7 @@ MUTANTS = {
             "a sampled reference counts as two rows",
             "each = 1 if sampled else TASK_ROWS.get(task, 1)",
             "each = TASK_ROWS.get(task, 1)",
-            "data/test_row_counts.py run/test_checks.py",
+            "data/test_row_counts.py",
         ),
         (
             "examples that don't fit are prompts too",

@@ -220,7 +220,7 @@ MUTANTS = {
             "fillers of the last batch are kept",
             'real = batch.pop("weight") > 0',
             'real = batch.pop("weight") >= 0',
-            "evaluation/test_suite.py::test_table_4_reads_both_reward_models",
+            "evaluation/test_suite_scripted.py",
             "They are the last rows, and the rows are cut to the number of prompts.",
         ),
         (

@@ -164,7 +164,7 @@ MUTANTS = {
             "a second SIGINT waits too",
             "again = number == signal.SIGINT and self._received",
             "again = False",
-            "runtime/test_signals.py",
+            "runtime/test_signals.py::test_a_second_sigint_ends_a_stage_that_trains",
         ),
     ],
     "runtime/train_state.py": [
@@ -208,7 +208,7 @@ MUTANTS = {
             "PPO's epsilon is every stage's",
             "epsilon: float = 1e-8",
             "epsilon: float = 1e-5",
-            "runtime/test_train_state.py test_gin.py",
+            "test_gin.py::test_epsilon_is_that_of_the_stage",
         ),
     ],
 }
