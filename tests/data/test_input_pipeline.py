@@ -503,35 +503,3 @@ def test_no_tensorflow_before_the_first_batch():
         "assert not {'tensorflow', 'seqio'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_a_mixture_with_a_part_without_rows_is_refused():
-    """A rate of nothing can't be held."""
-    parts = (
-        CONFIG,
-        DatasetConfig(
-            "instructions", 0, 3, 3, seed=1, family="drafts", level=drafts.DraftsConfig()
-        ),
-    )
-    pipeline = InputPipeline(MixtureConfig(parts, rates=(1.0, 1.0)), WORDS, LENGTHS)
-    message = "rm_gap: the mixture draws from instructions_drafts_2, which has no rows"
-    with pytest.raises(UserError, match=message):
-        pipeline.batches("rm_gap", "train", 8)
-    # Without rates each example is drawn equally often, so there is nothing to refuse.
-    next(InputPipeline(MixtureConfig(parts), WORDS, LENGTHS).batches("rm_gap", "train", 8))
-
-
-def test_seqio_is_refused_what_would_split_a_batch(pipeline):
-    import seqio
-
-    task = seqio.TaskRegistry.get(pipeline.register("sft_pit"))
-    shard = seqio.ShardInfo(index=0, num_shards=2)
-    with pytest.raises(ValueError, match=r"shard_info: got .*num_shards=2.*expected None or one"):
-        task.source.get_dataset("train", shard_info=shard)
-
-
-def test_a_task_that_is_none_has_no_seqio_task():
-    from pit_jax.data.seqio_tasks import tasks
-
-    with pytest.raises(ValueError, match="task: got 'rm', expected one of pretrain, sft_policy"):
-        tasks.build_task("name", "rm", None, WORDS, LENGTHS)

@@ -82,16 +82,6 @@ def suite():
     return made
 
 
-def test_originals_are_sampled_as_the_configuration_says(suite):
-    """At the table's temperature, with the filters of M_P; another draw has another key."""
-    for draw in (0, 1, 0):
-        suite.policy("M_P", 0.8, draw)
-    first, second = suite.calls  # the third was there already
-    sampling = SamplingConfig(temperature=0.8, top_p=0.9)
-    assert first[:2] == second[:2] == ("weights of M_P", [7, 8, 9])
-    assert first[3] == second[3] == sampling and first[2] != second[2]
-
-
 def test_improvements_are_sampled_as_the_configuration_says_and_never_stop(suite):
     suite.improved("M_PIT", 0.8, 2)
     ((models, anchor, responses, rows, key, config),) = suite.improvements

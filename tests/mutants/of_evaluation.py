@@ -190,13 +190,13 @@ MUTANTS = {
             "another draw is the same sample",
             'run.key("evaluation", stage, draw)',
             'run.key("evaluation", stage)',
-            "evaluation/test_suite_scripted.py::test_originals_are_sampled_as_the_configuration_says",
+            "evaluation/test_suite_fields.py::test_stage_draw_and_purpose_each_move_the_key",
         ),
         (
             "original responses lose their filters",
             "dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature)",
             "SamplingConfig(temperature=temperature)",
-            "evaluation/test_suite_scripted.py::test_originals_are_sampled_as_the_configuration_says",
+            "evaluation/test_suite_fields.py::test_what_is_asked_of_improve_is_its_own_sampling",
         ),
         (
             "improvements are sampled as the original",
