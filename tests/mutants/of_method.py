@@ -297,13 +297,13 @@ MUTANTS = {
             "R_P is read at the last token whatever the pooling",
             "PAIR_TREE, config.pooling)",
             'PAIR_TREE, "last")',
-            "method/test_objectives.py::test_reward_metrics_by_hand",
+            "method/test_objectives.py::test_scores_are_read_as_the_configuration_says",
         ),
         (
             "R_PIT is read at the last token whatever the pooling",
             "GAP_TREE, config.pooling)",
             'GAP_TREE, "last")',
-            "method/test_objectives.py::test_gap_metrics_by_hand",
+            "method/test_objectives.py::test_scores_are_read_as_the_configuration_says",
         ),
         (
             "centring is a sum among means",
