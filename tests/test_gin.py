@@ -17,6 +17,7 @@ from pit_jax import cli
 from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.method.decode import SamplingConfig
 from pit_jax.run.config import RunConfig
 from tests import tiny_tokenizers
 
@@ -228,6 +229,17 @@ def test_the_whole_configuration_alone_is_the_run(name):
     assert elsewhere == dataclasses.replace(expected[0], model_dir="elsewhere")
 
 
+def test_each_role_samples_as_its_flags_say():
+    flags = {"policy": "top_k = 3", "pit": "temperature = 0.4", "reference": "top_p = 0.8"}
+    bindings = [f"{role}/SamplingConfig.{value}" for role, value in flags.items()]
+    run, _ = resolved(*bindings, file=QUICKSTART)
+    assert run.improve.policy_sampling == SamplingConfig(top_k=3)
+    assert run.improve.sampling == SamplingConfig(temperature=0.4)
+    for stage in run.stages[-2:]:
+        for round_ in stage.rounds:
+            assert round_.sampling == round_.pit_sampling == SamplingConfig(top_p=0.8)
+
+
 def test_the_whole_configuration_keeps_macros_of_macros_long_texts_and_aliases(tmp_path):
     file = tmp_path / "mine.gin"
     file.write_text(
@@ -267,6 +279,10 @@ def test_a_run_for_a_pod_is_described(name, tmp_path, capsys):
     config = {"eos_token": "<eos>"} | ({} if pad else {"pad_token": "<pad>"})
     tiny_tokenizers.save(tmp_path / "base", tokenizer, config)
     vocabulary = f"--gin.VOCABULARY='tokenizer:{tmp_path}/base'"
+    base = tmp_path / "stages" / "pretrain"
+    base.mkdir(parents=True)
+    (base / "result.json").write_text('{"task": "pretrain"}')
+    files.append(f"--gin.INITIAL_CHECKPOINT_PATH='{base}'")
     argv = ["run", f"--gin_file={name}", vocabulary, "--dry_run", *files]
     assert cli.main([*argv, *SMALL]) == 0
     out, err = capsys.readouterr()

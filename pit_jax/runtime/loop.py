@@ -95,8 +95,7 @@ def fit(
       the state after the last step.
 
     Raises:
-      NotFiniteError: after ten steps in a row without a finite gradient, or if a number of the
-        state that is to be saved isn't finite; the last checkpoint is from before.
+      NotFiniteError: see check_finite and check_state; the last good checkpoint is kept.
       Interrupted: by a signal, once the checkpoint of its step is written.
     """
     step = wrap(step)

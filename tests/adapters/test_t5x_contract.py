@@ -276,7 +276,7 @@ def test_a_sampled_rounds_batches_wait_for_its_store(pit, tmp_path, monkeypatch)
         folder = stage_training.references_folder(setup, setup.trained, 1)
         with_ids = ReferenceWriter(folder, 16, meta)
         with_ids.add(
-            {"index": e.index, "reference_tokens": [5, 6], "text": "x"}
+            {"index": e.index, "reference_tokens": [5, 6], "text": "x", "ended": True}
             for e in setup.data.examples("train", "rl")
         )
         with_ids.close()

@@ -183,7 +183,7 @@ def test_mistakes_in_a_configuration_are_named(fields, message):
 
 
 def test_what_stands_after_an_iteration():
-    trace = Trace([text("a"), text("b"), text("c")], [], final=1)
+    trace = Trace([text("a"), text("b"), text("c")], [], last=1)
     assert [WORDS.decode(trace.at(k).tokens) for k in range(4)] == ["a", "b", "b", "b"]
 
 

@@ -57,7 +57,7 @@ def test_supervised_loss_of_packed_rows_with_an_unlikely_target():
                 right += row.argmax() == target
             if weight < 0:
                 total += weight * math.log(1 - math.exp(row[target]))
-    (loss, weight), metrics = program(objectives.supervised)(LANGUAGE_PARAMS, packed_batch())
+    (loss, weight), metrics = program(objectives.supervised, True)(LANGUAGE_PARAMS, packed_batch())
     assert weight == 5
     np.testing.assert_allclose(loss, total, **CLOSE)
     np.testing.assert_allclose(mean(metrics["loss"]), total / 5, **CLOSE)

@@ -182,7 +182,7 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
     """A round from M_P's first checkpoint, then one from M_PIT applied twice to M_P's samples."""
     names = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy")
     rounds = (
-        Round("checkpoint", 1, policy_step=1, temperature=0.9),
+        Round("checkpoint", 1, policy_step=1, sampling=SamplingConfig(0.9)),
         Round("pit", 1, improvements=2),
     )
     config = start_from(trained, tmp_path, *names)
@@ -201,7 +201,8 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
     def respond(model, prompts, width, key, temperature):
         sampling = SamplingConfig(temperature=temperature)
         responses = run.sampler.respond(model, prompts, width, rows, key, sampling)
-        return [run.vocabulary.text_ids(response.tokens) for response in responses]
+        cut = config.lengths.reference  # what is used of a response without end
+        return [run.vocabulary.text_ids(response.tokens)[:cut] for response in responses]
 
     first = respond(
         run.load_frozen("rl_policy", 1),
@@ -226,7 +227,7 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
         drafts = respond(
             run.load_frozen("rl_pit", 1),
             [
-                run.layout.pit_prompt(example.prompt, draft[: config.lengths.reference])
+                run.layout.pit_prompt(example.prompt, draft)
                 for example, draft in zip(examples, drafts)
             ],
             width.pit,

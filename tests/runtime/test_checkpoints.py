@@ -35,7 +35,7 @@ def train_state(scale=1.0):
 def rl_state(scale=1.0):
     """A PPO state with its controller and moments."""
     params = {"critic": {"w": jnp.ones(2) * scale}, "actor": {"w": jnp.full(3, 5.0 * scale)}}
-    moments = ppo.Moments.zero().add(jnp.arange(4.0) * scale)
+    moments = ppo.Moments.zero().add(jnp.arange(4.0) * scale, jnp.ones(4))
     return RLState(TrainState.create(params, OPTIMIZER), jnp.float32(0.25), moments)
 
 
