@@ -305,17 +305,18 @@ SYNTHETIC = DatasetConfig("instructions", 12, 4, 3, family="drafts", level=draft
 
 def test_family_level_and_seed_are_those_of_the_generator():
     """With each, exactly what the generator makes, in every split."""
-    level = requirements.RequirementsConfig(max_words=2)
-    for fields in (
-        {},
-        {"seed": 5},
-        {"level": drafts.DraftsConfig(min_steps=2)},
-        {"family": "requirements", "level": level},
+    plain, short = drafts.DraftsConfig(), drafts.DraftsConfig(min_steps=2)
+    words = requirements.RequirementsConfig(max_words=2)
+    for family, level, seed in (
+        ("drafts", plain, 0),
+        ("drafts", plain, 5),
+        ("drafts", short, 0),
+        ("requirements", words, 0),
     ):
-        config = dataclasses.replace(SYNTHETIC, **fields)
+        config = dataclasses.replace(SYNTHETIC, family=family, level=level, seed=seed)
         (dataset,) = datasets.load(config)
         assert dataset.splits == {
-            split: instructions.examples(config.family, split, size, config.seed, config.level)
+            split: instructions.examples(family, split, size, seed, level)
             for split, size in (("train", 12), ("dev", 4), ("test", 3))
         }
 

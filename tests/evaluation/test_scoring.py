@@ -225,3 +225,19 @@ def test_reward_regions_by_hand():
     ]
     assert scoring.reward_regions({"wl": 4.0, "ww": 5.0, "ll": 0.0, "lw": -1.0}) is None
     assert scoring.reward_regions({"wl": 4.0, "ww": 1.0, "ll": 0.0, "lw": 0.0}) is None
+
+
+def test_seed_moves_the_resamples_of_every_interval():
+    """Of verdicts one by one or by prompt, and of means; a closed form has none to move."""
+    rng = np.random.default_rng(0)
+    verdicts, values = rng.choice([1, 0, -1], size=200), rng.normal(size=200)
+    groups = [i // 2 for i in range(200)]
+    for make in (
+        lambda seed: scoring.compare(verdicts, seed=seed),
+        lambda seed: scoring.compare(verdicts, groups, seed),
+        lambda seed: scoring.mean_interval(values, groups, None, seed),
+    ):
+        one, other, again = (make(seed) for seed in (0, 1, 0))
+        assert one == again
+        assert (one.ci_low, one.ci_high) != (other.ci_low, other.ci_high)
+        assert one.ci_low == pytest.approx(other.ci_low, rel=0.2, abs=1)

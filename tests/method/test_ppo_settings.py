@@ -193,3 +193,29 @@ def test_the_critics_warm_up_is_of_ppo_steps():
         updates, state = step({"actor": jnp.ones(2), "critic": jnp.ones(2)}, state, params)
         moved.append(bool(np.any(np.asarray(updates["actor"]))))
     assert moved == [False] * 6 + [True]
+
+
+@pytest.mark.parametrize(("minibatches", "microbatches", "rows"), [(1, 1, 6), (3, 1, 2), (3, 2, 1)])
+def test_so_many_rows_pass_through_the_networks_at_once(minibatches, microbatches, rows):
+    """In the update, and where the same functions are applied to the episodes before it."""
+    zeros = jnp.zeros((6, R))
+    experience = ppo.Experience(zeros, zeros, zeros, zeros + 1, zeros, zeros, zeros)
+    seen = set()
+
+    def log_probs(actor, episodes):
+        seen.add(len(episodes.mask_BR))
+        return episodes.log_probs_BR + actor, episodes.mask_BR
+
+    def value_of(critic, episodes):
+        seen.add(len(episodes.mask_BR))
+        return episodes.values_BR + critic
+
+    config = ppo.PPOConfig(epochs=1, minibatches=minibatches, microbatches=microbatches)
+    params = {"actor": jnp.zeros(()), "critic": jnp.zeros(())}
+    state = TrainState.create(params, OptimizerConfig().build())
+    key = jax.random.key(0)
+    jax.eval_shape(lambda: update(state, experience, key, config, log_probs, value_of))
+    assert seen == {rows}
+    seen.clear()
+    jax.eval_shape(lambda: ppo_step.in_parts(lambda part: value_of(0.0, part), experience, config))
+    assert seen == {rows}

@@ -59,9 +59,7 @@ def run(tmp_path):
         return name if step is None else f"{name}@{step}"
 
     return types.SimpleNamespace(
-        config=types.SimpleNamespace(
-            seed=3, network=TINY, shard_size=16, tensorboard=False, wandb_project=""
-        ),
+        config=tiny_runs.config(tmp_path, seed=3, network=TINY, shard_size=16),
         data=Data(),
         partitioner=types.SimpleNamespace(jit=lambda function: function),
         profile=None,
@@ -80,43 +78,38 @@ def run(tmp_path):
 # --- data ---------------------------------------------------------------------------------------
 
 
-def test_batches_are_those_of_the_stage(run):
-    stage_training.train_batches(run, dataclasses.replace(SUPERVISED, batch_size=24), 7)
-    stage_training.train_batches(run, RL, 2, 1, "folder")
-    stage_training.held_out_batches(run, REWARD, "dev", 10)
-    for asked in run.data.asked:
-        asked.pop("seed", None)
-    assert run.data.asked == [
-        {
-            "task": "sft_pit",
-            "split": "train",
-            "batch_size": 24,
-            "start_batch": 7,
-            "references": "data",
-        },
-        {
-            "task": "rl_pit",
-            "split": "train",
-            "batch_size": 8,
-            "start_batch": 2,
-            "references": "folder",
-        },
-        {
-            "task": "rm_gap",
-            "split": "dev",
-            "batch_size": 8,
-            "shuffle": False,
-            "num_epochs": 1,
-            "limit": 10,
-        },
-    ]
+@pytest.mark.parametrize(
+    ("stage", "fields"),
+    [
+        (SUPERVISED, {"task": "sft_policy"}),
+        (SUPERVISED, {"batch_size": 24}),
+        (REWARD, {"task": "rm_policy"}),
+        (REWARD, {"batch_size": 24}),
+        (RL, {"task": "rl_policy", "rounds": (Round("none", 1),)}),
+        (RL, {"batch_size": 24}),
+    ],
+)
+def test_batches_are_those_of_the_stage(run, stage, fields):
+    for each in (stage, dataclasses.replace(stage, **fields)):
+        stage_training.train_batches(run, each, 7, 1, "folder")
+        stage_training.held_out_batches(run, each, "dev", 10)
+    asked = run.data.asked
+    for train, held_out, task, size in (
+        (*asked[:2], stage.task, 8),
+        (*asked[2:], fields.get("task", stage.task), fields.get("batch_size", 8)),
+    ):
+        del train["seed"]
+        own = {"task": task, "batch_size": size}
+        assert train == own | {"split": "train", "start_batch": 7, "references": "folder"}
+        options = {"shuffle": False, "num_epochs": 1, "limit": 10}
+        assert held_out == own | {"split": "dev", **options}
 
 
 def test_run_stage_and_round_each_move_the_order_of_the_data(run):
     """The task doesn't: a policy that is trained longer by another stage sees new batches."""
 
     def seed(stage, number=0, of_run=3):
-        run.config.seed = of_run
+        run.config = dataclasses.replace(run.config, seed=of_run)
         stage_training.train_batches(run, stage, 5, number)
         return run.data.asked[-1]["seed"]
 
@@ -286,15 +279,23 @@ def trained(run, monkeypatch):
     return train
 
 
-def test_a_stage_goes_on_for_its_steps_with_its_loop_in_its_folder(run, trained):
-    loop = LoopConfig(log_every=3, checkpoint_every=5, eval_every=7)
-    stage = dataclasses.replace(SUPERVISED, name="mine", steps=11, loop=loop, microbatches=4)
-    found = trained(stage)
-    (fit,) = found["fits"]
-    assert (fit["stop"], fit["loop"], found["steps"]) == (11, loop, 11)
-    assert found["microbatches"] == 4 and fit["held_out"] is None
-    assert found["folder"] == run.folder("mine") / "checkpoints"
-    assert (found["best"], found["keep_every"], fit["keep_every"]) == (None, 0, 0)
+@pytest.mark.parametrize("stage", [SUPERVISED, REWARD, RL], ids=lambda stage: stage.name)
+def test_a_stage_goes_on_with_its_loop_in_its_folder(run, trained, stage):
+    for name, every in (("mine", 3), ("another", 4)):
+        loop = LoopConfig(log_every=every, checkpoint_every=5, eval_every=7)
+        found = trained(dataclasses.replace(stage, name=name, loop=loop))
+        assert all(fit["loop"] == loop for fit in found["fits"])
+        assert found["folder"] == run.folder(name) / "checkpoints"
+
+
+@pytest.mark.parametrize("stage", [SUPERVISED, REWARD], ids=lambda stage: stage.name)
+def test_a_stage_goes_on_for_its_steps_in_its_parts(trained, stage):
+    for steps, parts in ((11, 4), (12, 2)):
+        found = trained(dataclasses.replace(stage, steps=steps, microbatches=parts))
+        (fit,) = found["fits"]
+        assert (fit["stop"], found["steps"], found["microbatches"]) == (steps, steps, parts)
+        assert (found["keep_every"], fit["keep_every"]) == (0, 0)
+        assert (found["best"] is None) == (fit["held_out"] is None) == (stage is SUPERVISED)
 
 
 def test_the_random_start_follows_the_seed_and_the_task(run, trained):
@@ -346,8 +347,7 @@ def test_ppo_has_the_stages_settings_and_a_key_of_its_own(run, monkeypatch):
     found = []
     monkeypatch.setattr(stage_training.ppo_step, "make_step", lambda *given: found.append(given))
     monkeypatch.setattr(stage_training, "frozen", lambda run, stage: "frozen")
-    run.layout = types.SimpleNamespace(widths=lambda lengths: types.SimpleNamespace(response=13))
-    run.config.lengths = None
+    run.layout = types.SimpleNamespace(widths=lambda lengths: lengths)
     run.pooling, run.anchor = {"judge": "sum"}.get, {"judge": 2.5}.get
     run.vocabulary = types.SimpleNamespace(sampled_ids=lambda size: f"{size} ids", decode="decode")
     ppo = dataclasses.replace(tiny_runs.PPO, gamma=0.5)
@@ -381,7 +381,7 @@ def test_metrics_go_where_the_run_says(run, monkeypatch, fields, more):
     monkeypatch.setattr(lib, "Console", lambda name, steps, shown, step: f"{name}, {steps} steps")
     monkeypatch.setattr(lib, "TensorBoardWriter", lambda folder, step: f"{folder.name} at {step}")
     monkeypatch.setattr(lib, "WandbWriter", lambda project, *rest: f"wandb in {project}")
-    vars(run.config).update(fields)
+    run.config = dataclasses.replace(run.config, **fields)
     found = stage_training._writer(run, SUPERVISED, 4)
     assert found == ["metrics.jsonl", "sft_pit, 5 steps", *more]
 
