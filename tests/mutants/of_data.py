@@ -220,7 +220,7 @@ MUTANTS = {
             "a reflected response follows its first mark",
             "tokens[len(tokens) - tokens[::-1].index(self.control.improved) :]",
             "tokens[tokens.index(self.control.improved) + 1 :]",
-            "data/test_layouts.py",
+            "data/test_layouts.py::test_the_response_after_a_reflection_is_found",
         ),
         (
             "a prompt is measured without what stands around it",
