@@ -214,7 +214,7 @@ MUTANTS = {
             "a response has no room for its EOS",
             "min(self.reference, self.response - 1)",
             "min(self.reference, self.response)",
-            "data/test_input_pipeline.py data/seqio_tasks/test_preprocessors.py",
+            "data/test_layouts.py::test_each_window_bounds_its_own_fields",
         ),
         (
             "a reflected response follows its first mark",
@@ -226,7 +226,7 @@ MUTANTS = {
             "a prompt is measured without what stands around it",
             '"prompt": self._size(self.policy_prompt(x))',
             '"prompt": self._size(self._ids(x))',
-            "data/seqio_tasks/test_preprocessors.py data/test_input_pipeline.py",
+            "data/test_layouts.py::test_each_window_bounds_its_own_fields",
         ),
     ],
     "data/reference_store.py": [
@@ -234,7 +234,7 @@ MUTANTS = {
             "references that ended count as cut",
             'sum(not json.loads(line)["ended"]',
             'sum(json.loads(line)["ended"]',
-            "data/test_reference_store.py",
+            "data/test_reference_store.py::test_reads_back_what_was_written",
         ),
         (
             "a store of another checkpoint goes on",
