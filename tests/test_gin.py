@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 
+import jax
 import pytest
 
 import gin
@@ -18,6 +19,7 @@ from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.run import run as runs
 from pit_jax.run.config import RunConfig
 from tests import tiny_tokenizers
 
@@ -309,6 +311,8 @@ def test_a_run_is_described_and_writes_nothing(name, tmp_path, capsys, monkeypat
     capsys.readouterr()
     before = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)  # configs are found from anywhere
+    one_device = functools.partial(runs.Run, devices=jax.devices()[:1])  # their batches are small
+    monkeypatch.setattr(runs, "Run", one_device)
     argv = ["run", f"--gin_file={name}", f"--gin.MODEL_DIR='{tmp_path}/run'", "--dry_run"]
     assert cli.main([*argv, *arguments]) == 0
     out, err = capsys.readouterr()

@@ -43,8 +43,8 @@ def of_network(**changes):
 @pytest.mark.parametrize(
     ("stage", "fingerprint"),
     [
-        ("sft_pit", "cec985d3e4904f8acdc4e90bb48a345773f0c957e3ceef8c51b4bf7f7d504229"),
-        ("rl_pit", "ce001b69c94f8e082e603fec386af63502e9b26145e52143df9626015386e206"),
+        ("sft_pit", "44f633b9847eefb346aa9cc04e0460bc2abc2fd6a27b63cc07950e581f548e65"),
+        ("rl_pit", "2df6966d2a2fa9fca3f0f46fcc8230b56ebca34210d9002bba33d9906bd4b618"),
     ],
 )
 def test_a_directory_made_before_goes_on(stage, fingerprint, tmp_path):
