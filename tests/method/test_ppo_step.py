@@ -116,6 +116,10 @@ def test_a_response_stops_at_its_first_eos(episodes):
     assert 0 < ended.sum() < B, "the key should give rows with and without EOS"
     assert float(metrics["eos_rate"][0]) == ended.sum()
     assert float(metrics["response_length"][0]) == lengths(episodes).sum()
+    # What is counted as work on real tokens: those of prompts and responses, without padding.
+    prompts = np.sum(batch()["prompt_tokens"] > 0)
+    assert float(metrics["tokens"][0]) == prompts + lengths(episodes).sum()
+    assert float(metrics["real_token_share"][1]) == B * (4 + R)
     np.testing.assert_array_equal(generation.tokens_BR, experience.response_BR)
 
 
