@@ -338,19 +338,19 @@ MUTANTS = {
             "rows beyond the vocabulary may be sampled",
             "allowed = np.arange(size) < self.vocab_size",
             "allowed = np.ones(size, bool)",
-            "data/vocabularies/test_words.py",
+            "data/vocabularies/test_words.py::test_ids_that_may_be_sampled",
         ),
         (
             "control tokens may be sampled",
             "        allowed[[i for i in self._reserved if i < size]] = False\n",
             "        allowed[PAD_ID] = False\n",
-            "data/vocabularies/test_words.py",
+            "data/vocabularies/test_words.py::test_ids_that_may_be_sampled",
         ),
         (
             "no response may end",
             "        allowed[EOS_ID] = True\n",
             "",
-            "data/vocabularies/test_words.py",
+            "data/vocabularies/test_words.py::test_ids_that_may_be_sampled",
         ),
     ],
     "data/synthetic/drafts.py": [
