@@ -120,7 +120,7 @@ MUTANTS = {
             "the newest checkpoint is loaded in place of the best",
             'step or result["model_step"]',
             "step",
-            "run/test_run.py",
+            "run/test_run.py::test_a_model_is_that_of_its_result_or_of_the_step_asked_for",
         ),
         (
             "a key depends on its last purpose only",
@@ -132,25 +132,25 @@ MUTANTS = {
             "gaps of improve have no anchor",
             "anchor=self.anchor(gap_stage) if gap_stage else 0.0",
             "anchor=0.0",
-            "run/test_run.py",
+            "run/test_run.py::test_gaps_are_read_as_their_model_was_trained",
         ),
         (
             "gaps of improve are read at the last token",
             'pooling=self.pooling(gap_stage) if gap_stage else "last"',
             'pooling="last"',
-            "run/test_run.py",
+            "run/test_run.py::test_gaps_are_read_as_their_model_was_trained",
         ),
         (
             "a run samples from all ids",
             "config.network, partitioner, response, config.sampling_batch, allowed_V",
             "config.network, partitioner, response, config.sampling_batch",
-            "run/test_run.py",
+            "run/test_run.py::test_each_field_reaches_what_it_is_of",
         ),
         (
             "a model of another vocabulary is loaded",
             "        run_directory.check_identity(folder, self.identity())\n",
             "",
-            "run/test_run.py",
+            "run/test_run.py::test_a_model_with_another_meaning_is_not_read",
         ),
     ],
     "run/stage_training.py": [
