@@ -70,7 +70,7 @@ MUTANTS = {
             "TensorBoard hides the last checkpoint's step",
             "else resume_step + 1",
             "else resume_step",
-            "runtime/test_metrics.py::test_tensorboard_writer",
+            "runtime/test_metrics.py::test_tensorboard_hides_what_comes_after_the_last_checkpoint",
         ),
         (
             "weights of merged metrics aren't added",
