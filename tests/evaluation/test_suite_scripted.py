@@ -133,6 +133,16 @@ def test_iterations_are_judged_against_the_original(suite, monkeypatch, exact):
     assert rows[2]["elo"] > rows[0]["elo"]
 
 
+def test_a_response_that_stopped_early_stands_for_later_ones(suite, monkeypatch):
+    judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=float(text)))
+    monkeypatch.setattr(suite, "_judge", judge)
+    generations = [["0", "1", "0.5"], ["0.5", "1"], ["0.5"]]
+    records = [{"prompt": p, "responses": r} for p, r in zip(PROMPTS, generations, strict=True)]
+    found = suite.judge_generations(records)
+    assert [row["mean_score"] for row in found["scores"]] == pytest.approx([1 / 3, 5 / 6, 2 / 3])
+    assert [row["win"] for row in found["comparisons"]] == pytest.approx([200 / 3, 200 / 3])
+
+
 def test_a_text_is_scored_as_its_reward_model_was_trained(suite):
     suite._reward(PROMPTS[:2], ["1 2", " ".join(["1"] * 13)])
     assert suite.scored == [

@@ -257,7 +257,7 @@ MUTANTS = {
             "a response that stopped early has no later one",
             'min(k, len(r["responses"]) - 1)',
             "0",
-            "evaluation/test_suite.py::test_generations_of_different_depth",
+            "evaluation/test_suite_scripted.py::test_a_response_that_stopped_early_stands_for_later_ones",
         ),
     ],
 }
