@@ -18,6 +18,11 @@ def test_win_lose_tie_by_hand():
     np.testing.assert_array_equal(scoring.win_lose_tie([0.5, 0.5], [0.4, 0.5]), [1, 0])
 
 
+def test_a_difference_of_exactly_the_margin_is_a_tie():
+    verdicts = scoring.win_lose_tie([1.5, 0.5, 1.75], [1.0, 1.0, 1.0], tie_margin=0.5)
+    np.testing.assert_array_equal(verdicts, [0, 0, 1])
+
+
 @pytest.mark.parametrize(
     ("a", "b", "margin", "message"),
     [
@@ -131,6 +136,14 @@ def test_mean_interval_of_rows_by_themselves_resamples_indices():
     for groups in (None, [f"prompt {i}" for i in range(50)]):
         result = scoring.mean_interval(values, groups, seed=5, resamples=500)
         assert (result.ci_low, result.ci_high) == (low, high)
+
+
+def test_mean_interval_counts_rows_of_a_prompt_as_one():
+    """Each end is 0.975 of the way from the mean to its bound."""
+    mean = scoring.mean_interval([1.0, 0.0, 1.0, 1.0], ["the same"] * 4, (0.0, 1.0))
+    assert (mean.mean, mean.n) == (0.75, 4)
+    assert mean.ci_low == pytest.approx(0.025 * 0.75)
+    assert mean.ci_high == pytest.approx(0.75 + 0.975 * 0.25)
 
 
 def test_mean_interval_of_equal_values():

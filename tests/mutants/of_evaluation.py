@@ -44,7 +44,7 @@ MUTANTS = {
             "a tie is a loss",
             "won = (outcomes_QN.reshape(-1) + 1) / 2.0",
             "won = (outcomes_QN.reshape(-1) > 0) * 1.0",
-            "evaluation/test_elo.py",
+            "evaluation/test_elo.py::test_elo_of_one_match_by_hand",
         ),
         (
             "all orders of a list are one",
@@ -58,7 +58,7 @@ MUTANTS = {
             "groups count alike, however few rows are in most",
             "if effective < FEW or",
             "if sums_G.size < FEW or",
-            "evaluation/test_intervals.py",
+            "evaluation/test_intervals.py::test_thin_are_few_groups_few_that_differ_or_skewed_ones",
         ),
         (
             "Student's distribution has a degree of freedom too many",
@@ -70,7 +70,7 @@ MUTANTS = {
             "a resample's mean is that of its groups",
             "sums_G[drawn].sum(axis=1) / sizes_G[drawn].sum(axis=1)",
             "(sums_G / sizes_G)[drawn].mean(axis=1)",
-            "evaluation/test_intervals.py",
+            "evaluation/test_intervals.py::test_bootstrap_is_of_the_mean_over_rows",
         ),
         (
             "an interval is of 90%",
@@ -122,7 +122,7 @@ MUTANTS = {
             "a difference of exactly the margin is no tie",
             "np.abs(difference_N) <= tie_margin",
             "np.abs(difference_N) < tie_margin",
-            "evaluation/test_scoring.py",
+            "evaluation/test_scoring.py::test_a_difference_of_exactly_the_margin_is_a_tie",
         ),
         (
             "the tie rule is of probabilities",
@@ -140,7 +140,7 @@ MUTANTS = {
             "values of a prompt count as independent",
             "intervals.by_group(values_N, intervals.group_numbers(groups, n))",
             "intervals.by_group(values_N, intervals.group_numbers(None, n))",
-            "evaluation/test_scoring.py",
+            "evaluation/test_scoring.py::test_mean_interval_counts_rows_of_a_prompt_as_one",
         ),
         (
             "labels of a prompt count as independent",
