@@ -213,6 +213,12 @@ def test_gap_reward_summary_by_hand():
         scoring.gap_reward_summary({"wl": rewards["wl"], "ww": rewards["ww"]})
 
 
+def test_pairwise_outcomes_are_for_the_first_of_each_pair():
+    pairs, verdicts = scoring.pairwise_outcomes([[1.0, 0.0], [0.5, 0.0], [2.0, -1.0]])
+    np.testing.assert_array_equal(pairs, [[0, 1], [0, 2], [1, 2]])
+    np.testing.assert_array_equal(verdicts, [[1, 0], [-1, 1], [-1, 1]])
+
+
 def test_pairwise_outcomes_reject():
     with pytest.raises(ValueError, match="2 or more models"):
         scoring.pairwise_outcomes(np.zeros((1, 4)))

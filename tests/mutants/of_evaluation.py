@@ -164,7 +164,7 @@ MUTANTS = {
             "verdicts of pairs are for the second model",
             "judge(scores_MN[a], scores_MN[b])",
             "judge(scores_MN[b], scores_MN[a])",
-            "evaluation/test_scoring.py",
+            "evaluation/test_scoring.py::test_pairwise_outcomes_are_for_the_first_of_each_pair",
         ),
         (
             "Worse ends between the worst and the better of the alike",
