@@ -214,6 +214,14 @@ def test_a_paper_run_has_the_papers_windows_and_a_tokenizer():
     assert run.vocabulary == "tokenizer:base/tokenizer"
 
 
+def test_epsilon_is_that_of_the_stage():
+    """PPO's would cut the steps of fine-tuning a large model, all of whose gradients are small."""
+    run, _ = resolved(file="gin/runs/hh_8b.gin")
+    found = {stage.task: stage.optimizer.epsilon for stage in run.stages}
+    assert found == {task: 1e-5 if task.startswith("rl_") else 1e-8 for task in found}
+    assert {"sft_pit", "rm_gap", "rl_policy", "rl_pit"} <= set(found)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_the_whole_configuration_alone_is_the_run(name):
     expected = resolved(*for_required(name), file=name)

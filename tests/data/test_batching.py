@@ -178,3 +178,8 @@ def test_seed_cycle_and_source_each_move_a_mixture():
             rows += [tuple(epoch) for epoch in mine[:30].reshape(3, 10).tolist()]
     assert len(set(turns)) == 4 and turns[:2] == turns[4:]  # two cycles of two seeds
     assert len(set(rows)) == 12 and rows[:6] == rows[12:]  # three epochs of two sources, twice
+
+
+def test_rows_that_are_left_over_are_others_in_each_epoch():
+    rows = itertools.islice(batch_rows([10], (), no_buckets(10), 4, 0), 20)  # ten epochs of 8
+    assert set(np.concatenate(list(rows)).tolist()) == set(range(10))

@@ -92,6 +92,9 @@ def test_the_response_after_a_reflection_is_found(reflection, y):
     target = layout.reflected_response(reflection, y)
     assert layout.final_response(target) == layout.response(y)
     assert layout.final_response(layout.response(y)) == layout.response(y)
+    # What a model samples may have the mark again.
+    again = layout.reflected_response(reflection, target)
+    assert layout.final_response(again)[: len(layout.response(y))] == layout.response(y)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def test_elo_of_one_match_by_hand():
     elo = elo_ratings([[0, 1]], [[1]], shuffles=3)
     np.testing.assert_allclose(elo.rating, [1002, 998])
     np.testing.assert_array_equal(elo.rank, [1, 2])
+    np.testing.assert_allclose(elo_ratings([[0, 1]], [[0]]).rating, [1000, 1000])  # a tie
     # One match tells nothing of others; nor do the same verdicts on every prompt.
     assert np.isnan([elo.low, elo.high]).all()
     elo = elo_ratings([[0, 1]], [[1] * 40], shuffles=3)

@@ -131,3 +131,14 @@ def test_references_draw_with_keys_of_their_round_and_purpose(tmp_path):
     shards, records = sampled(tmp_path / "shards", round_, shard_size=2)
     assert [call[3] for call in shards] == [[4, 7]] * 3 + [[9]] * 3
     assert [call[4] for call in shards] == keys[0] * 2 and len(records) == 3
+
+
+def test_references_go_on_where_a_crash_left_them(tmp_path):
+    """The first shard is there: only the example after it is sampled, and the store is whole."""
+    round_ = Round("policy", 1)
+    writer = ReferenceWriter(tmp_path, 2, ReferenceMeta(1, "policy", "x", 0))
+    record = {"reference_tokens": [], "text": "", "ended": True}
+    writer.add({"index": index, **record} for index in (4, 7))
+    calls, records = sampled(tmp_path, round_, shard_size=2)
+    assert [call[3] for call in calls] == [[9]]
+    assert [record["index"] for record in records] == [4, 7, 9]

@@ -178,6 +178,21 @@ def test_equal_scores_are_not_right():
         assert len(found) == (1 if make is objectives.reward else 6)
 
 
+@pytest.mark.parametrize("make", [objectives.reward, objectives.gap_reward])
+def test_scores_are_read_as_the_configuration_says(make, monkeypatch):
+    read = []
+
+    def tree_scores(model, params, batch, tree, pooling):
+        read.append(pooling)
+        return {block.score: jax.numpy.zeros(2) for block in tree if block.score}
+
+    monkeypatch.setattr(objectives, "tree_scores", tree_scores)
+    batch = {name: np.ones((2, 3), np.int32) for name in ("tokens", "blocks")}
+    for pooling in ("sum", "last"):
+        make(TINY, objectives.RewardConfig(pooling=pooling))({}, batch)
+    assert read == ["sum", "last"]
+
+
 @pytest.mark.parametrize(
     ("make", "batch"),
     [(objectives.reward, pair_batch()), (objectives.gap_reward, gap_batch())],

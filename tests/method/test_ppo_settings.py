@@ -162,6 +162,39 @@ def test_a_step_hands_on_beta_and_the_moments_of_scores(scripted):
     assert [call[2] for call in calls[1::2]] == ["experience"] * 3
 
 
+@pytest.mark.parametrize(
+    ("critic", "pooling", "subtract", "expected"),
+    [
+        ("reward", "last", False, 0.75),
+        ("reward", "last", True, 1.0),
+        ("reward", "sum", False, 1.0),
+        ("actor", "last", False, 1.0),
+    ],
+)
+def test_a_critic_is_anchored_where_it_starts_as_the_score(
+    critic, pooling, subtract, expected, monkeypatch
+):
+    """Else it starts at 0, or what it learns has no origin: the score of y_w is subtracted."""
+    monkeypatch.setattr(ppo_step, "response_values", lambda *given: given[-1])
+    config = ppo.PPOConfig(critic_start=critic, subtract_chosen=subtract)
+    _, values = ppo_step.make_passes(TINY, TINY, config, Environment(R, pooling, anchor=0.25))
+    mask = jnp.array([[1.0, 1.0, 0.0]])
+    episodes = ppo.Experience(*[mask] * 7)
+    np.testing.assert_array_equal(values(None, episodes), [[expected, expected, 0]])
+
+
+def test_the_critics_warm_up_is_of_ppo_steps():
+    """Of 2 epochs of 3 minibatches each: the seventh gradient step is the actor's first."""
+    fields = {"critic_warmup": 1, "epochs": 2, "minibatches": 3}
+    rule = ppo.make_optimizer(OptimizerConfig(learning_rate=0.1), ppo.PPOConfig(**fields))
+    params = {"actor": jnp.zeros(2), "critic": jnp.zeros(2)}
+    step, state, moved = jax.jit(rule.update), rule.init(params), []
+    for _ in range(7):
+        updates, state = step({"actor": jnp.ones(2), "critic": jnp.ones(2)}, state, params)
+        moved.append(bool(np.any(np.asarray(updates["actor"]))))
+    assert moved == [False] * 6 + [True]
+
+
 @pytest.mark.parametrize(("minibatches", "microbatches", "rows"), [(1, 1, 6), (3, 1, 2), (3, 2, 1)])
 def test_so_many_rows_pass_through_the_networks_at_once(minibatches, microbatches, rows):
     """In the update, and where the same functions are applied to the episodes before it."""

@@ -317,15 +317,18 @@ def test_scores_that_are_not_finite_change_nothing_but_a_counter(frozen):
     collect = jax.jit(make_collect(TINY, TINY, config, environment))
     passes = make_passes(TINY, TINY, config, environment)
     improve = jax.jit(lambda state, episodes, key: update(state, episodes, key, config, *passes))
-    good, bad = frozen, {**frozen, "reward": jax.tree.map(lambda x: x * np.nan, frozen["reward"])}
+    bad, worse = (
+        {**frozen, name: jax.tree.map(lambda x: x * np.nan, frozen[name])}
+        for name in ("reward", "reference")  # of the latter only the KL isn't finite
+    )
     state = start(config)
-    for number, models in enumerate((good, bad, bad, good)):
+    for number, models in enumerate((frozen, bad, worse, frozen)):
         before = state
         experience, beta, moments, _, _ = collect(state, models, batch(), jax.random.key(20))
         train, metrics = improve(state.train, experience, jax.random.key(number))
         state = RLState(train, beta, moments)
-        assert float(metrics["skipped_steps"][0]) == (models is bad)
-        if models is bad:
+        assert float(metrics["skipped_steps"][0]) == (models is not frozen)
+        if models is not frozen:
             same = (before.train.params, before.train.opt_state, before.beta, before.moments)
             now = (train.params, train.opt_state, beta, moments)
             jax.tree.map(np.testing.assert_array_equal, same, now)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -114,6 +116,15 @@ def test_each_sampling_has_a_program_of_its_own(by_three, params, responses):
     assert found == by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SamplingConfig(0.0))
     assert found != responses
     assert by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING) == responses
+
+
+def test_a_program_samples_the_ids_that_are_allowed(monkeypatch):
+    monkeypatch.setattr("pit_jax.method.sampler.generate", lambda *given: given)
+    partitioner = types.SimpleNamespace(jit=lambda function, **_: function, replicated=None)
+    made = Sampler(TINY, partitioner, R, 3, "allowed")
+    batch = {"prompts": "prompts", "rows": np.array([4])}
+    given = made.respond_program(SAMPLING)("params", batch, KEY)
+    assert given[1:3] == ("params", "prompts") and given[4:] == (R, SAMPLING, "allowed")
 
 
 def test_no_rows_give_no_responses_and_no_scores(by_three, params):

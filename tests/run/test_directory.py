@@ -139,3 +139,12 @@ def test_a_directory_that_not_every_process_sees_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr(directory.processes, "any_process", lambda value=False: True)
     with pytest.raises(UserError, match="not every process sees the first one's files.*gs://BUCK"):
         directory.claim(epath.Path(tmp_path), settings("sft_pit"), {})
+
+
+def test_references_that_were_sampled_are_not_those_of_other_settings(tmp_path):
+    """Also where no checkpoint is written yet."""
+    folder, identity = epath.Path(tmp_path), directory.identity(CONFIG, VOCABULARY)
+    directory.claim(folder, settings("rl_pit"), identity)
+    (folder / "references").mkdir()
+    with pytest.raises(UserError, match=r"other settings \(rl_pit changed\)"):
+        directory.claim(folder, settings("rl_pit", batch_size=16), identity)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from etils import epath
 
@@ -382,3 +384,40 @@ def test_metrics_go_where_the_run_says(run, monkeypatch, fields, more):
     run.config = dataclasses.replace(run.config, **fields)
     found = stage_training._writer(run, SUPERVISED, 4)
     assert found == ["metrics.jsonl", "sft_pit, 5 steps", *more]
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def test_what_counts_as_0_by_hand():
+    """Of R_P the mean score of y_w; of R_PIT that of a response which is its own reference."""
+    held_out = {"mean_score": 2.0, "margin": 1.0, "mean_ww": -1.0, "mean_ll": 4.0}
+    assert stage_training.anchor(tiny_runs.reward("rm_policy"), held_out) == 2.5
+    assert stage_training.anchor(tiny_runs.reward("rm_gap"), held_out) == 1.5
+
+
+def test_the_result_of_a_reward_model_is_that_of_its_best_step(run):
+    folder = run.folder("rm_gap")
+    folder.mkdir()
+    record = {"step": 6, "loss": 1.5, "held_out_mean_ww": 9.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    best = {"accuracy": 0.75, "mean_ww": 1.0, "mean_ll": 2.0, "step": 4}
+    progress = Progress(step=6, seconds=2.0, tokens=8.0, best=best)
+    state = types.SimpleNamespace(params={"w": jnp.zeros((2, 3))})
+    stage_training._finish(run, tiny_runs.reward("rm_gap"), state, progress)
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["steps"], result["model_step"], result["anchor"]) == (6, 4, 1.5)
+    assert (result["pooling"], result["parameters"]) == ("sum", 6)
+
+
+def test_a_critic_that_starts_as_the_actor_has_buffers_of_its_own(run):
+    """A step donates its state, and what is donated must not be there twice."""
+    actor = random_params(LanguageModel(TINY), seed=1)
+    params = {"actor": actor, "critic": random_params(ScalarModel(TINY), seed=2)}
+    train = TrainState.create(params, optax.identity())
+    state = stage_training.ppo_step.RLState(train, jnp.float32(0), None)
+    ppo = dataclasses.replace(tiny_runs.PPO, critic_start="actor")
+    run.load = lambda name: actor
+    started = stage_training.start_from(run, dataclasses.replace(RL, ppo=ppo), state)
+    leaves = jax.tree.leaves(started.train.params)
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)

@@ -104,6 +104,18 @@ def test_starting_states(stage):
         assert state.beta.dtype == state.moments.count.dtype == jnp.float32
 
 
+def test_ppo_starts_with_its_beta_and_an_optimizer_for_actor_and_critic(monkeypatch):
+    for name in ("init_language_model", "init_scalar_model"):
+        monkeypatch.setattr(stages, name, lambda network: lambda key: jnp.zeros(2))
+    ppo = dataclasses.replace(tiny_runs.PPO, beta=0.25, critic_warmup=1)
+    stage = tiny_runs.rl("rl_policy", NO_REFERENCE, ppo=ppo)
+    state = stages.starting_state(stage, TINY)(jax.random.key(0))
+    assert float(state.beta) == 0.25
+    grads = {"actor": jnp.ones(2), "critic": jnp.ones(2)}
+    train, _ = state.train.apply_gradients(grads, jnp.float32(0))
+    assert not np.any(train.params["actor"]) and np.all(train.params["critic"])
+
+
 def test_random_starts_follow_the_key():
     stage = tiny_runs.supervised("pretrain")
     first, again, other = (

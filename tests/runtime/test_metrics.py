@@ -183,6 +183,16 @@ def test_tensorboard_writer(tmp_path):
     assert b"loss" in data and b"    a\n    # b" in data
 
 
+def test_tensorboard_hides_what_comes_after_the_last_checkpoint(tmp_path, monkeypatch):
+    tensorboard, found = pytest.importorskip("tensorboardX"), []
+    monkeypatch.setattr(
+        tensorboard, "SummaryWriter", lambda folder, purge_step: found.append(purge_step)
+    )
+    for step in (None, 0, 3):
+        metrics.TensorBoardWriter(tmp_path, step)
+    assert found == [None, 1, 4]
+
+
 class _Recorder:
     def __init__(self, fails=False):
         self.records, self.closed, self._fails = [], False, fails

@@ -171,6 +171,7 @@ def test_rows_go_over_slices_and_data_but_parameters_stay_on_a_slice():
     assert mesh.spec(("batch", "length"), (8, 5)) == Spec(("slice", "data"), None)
     assert mesh.spec(("embed", "mlp"), (8, 6)) == Spec("data", "model")
     assert mesh.spec(("batch",), (6,)) == Spec(None)  # 6 rows over 4 parts don't
+    assert mesh.row_shards == 4
 
 
 def test_decoding_splits_activations_as_parameters_are(mesh):
@@ -198,6 +199,12 @@ def test_constrain_inside_a_partitioner_shards(mesh):
     result = mesh.jit(lambda x: constrain(x * 1, "batch", "mlp"))(jnp.ones((8, 2)))
     assert result.sharding.spec == Spec("data", "model")
     assert constrain(result, "batch", "mlp") is result  # the partitioner is inactive again
+
+    def decode(x):
+        with partitioning.decoding():
+            return constrain(x * 1, "activation_batch", "activation_embed")
+
+    assert mesh.jit(decode)(jnp.ones((8, 8))).sharding.spec == Spec(None, "data")
 
 
 def test_arrays_wait_on_the_host_and_come_back(mesh):

@@ -102,6 +102,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters(bad):
     assert [float(x) for x in metrics["skipped_steps"]] == [1, 1]
 
 
+def test_a_step_whose_loss_is_not_finite_changes_no_parameter():
+    state = start()
+    after, _ = jax.jit(TrainState.apply_gradients)(state, gradients(0, 1.0), jnp.float32(np.nan))
+    jax.tree.map(np.testing.assert_array_equal, state.params, after.params)
+    assert int(after.skipped) == 1
+
+
 def test_skipped_in_row_counts_up_and_resets_and_training_goes_on():
     state = start()
     bad = jax.tree.map(lambda g: g * np.nan, gradients(0, 1.0))
