@@ -246,7 +246,7 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     if options.command in ("train", "convert"):
         options.stage = _stage(config.stages)
     if options.dry_run:
-        commands.describe(runs.Run(config), options.operative)
+        commands.describe(runs.Run(config), evaluation, options)
         return 0
     if options.command == "data":  # needs no devices
         run = runs.Run(dataclasses.replace(config, mesh=MeshConfig()))

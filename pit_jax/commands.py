@@ -5,6 +5,7 @@ Each command takes the Run, the EvaluationConfig and the flags, except `plan`, w
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
 import sys
@@ -21,10 +22,18 @@ def run(run, evaluation, options) -> None:
     """Trains a whole pipeline, then writes its report."""
     from pit_jax.run import pipeline
 
-    for name in evaluation.stages:
-        run.stage(name)  # a name that is wrong should show before hours of training
+    _check_evaluation(run, evaluation)
     pipeline.train_all(run)
     _report(run, evaluation, run.directory, options)
+
+
+def _check_evaluation(run, evaluation) -> None:
+    """Refuses, before hours of training, an evaluation that can't be made after it."""
+    from pit_jax.run import checks
+
+    for name in evaluation.stages:
+        run.stage(name)
+    checks.check_split(run, evaluation.split, "evaluation: got")
 
 
 def data(run, evaluation, options) -> None:
@@ -141,7 +150,6 @@ def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
 
 def improve(run, evaluation, options) -> None:
     """Runs Algorithm 2 on the prompts of a file."""
-    from pit_jax.method.decode import SamplingConfig
     from pit_jax.method.sampler import Response
 
     records = _read_records(options.input, {"prompt": str})
@@ -165,7 +173,7 @@ def improve(run, evaluation, options) -> None:
         widths.policy,
         rows,
         run.key("improve", evaluation.policy),
-        SamplingConfig(temperature=run.config.improve.sampling.temperature),
+        run.config.improve.policy_sampling,
     )
     responses = [
         Response(run.vocabulary.encode(record["response"]), True) if "response" in record else one
@@ -174,26 +182,42 @@ def improve(run, evaluation, options) -> None:
     method = run.config.improve.method
     model = run.load_frozen(evaluation.pit if method == "pit" else evaluation.policy)
     gap_model = run.load_frozen(evaluation.gap_model)
-    improver = run.improver(model, gap_model, run.pooling(evaluation.gap_model))
+    improver = run.improver(model, gap_model, evaluation.gap_model)
     key = run.key("improve", method)
     prompts = [record["prompt"] for record in records]
     traces = improver(prompts, responses, rows, key, run.config.improve)
     if not processes.is_first():
         return
+    keep = run.config.improve.keep
     lines = []
     for record, trace in zip(records, traces, strict=True):
         texts = [run.vocabulary.decode(r.tokens) for r in trace.responses]
         line = {
             "prompt": record["prompt"],
             "responses": texts,
+            "ended": [r.ended for r in trace.responses],
             "gaps": trace.gaps,
-            "response": texts[trace.final],
+            "best": trace.best,
+            "response": texts[trace.final(keep)],
             "stop_reason": trace.stop_reason,
         }
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     files.write_whole(output, "".join(lines))
-    changed = sum(trace.final > 0 for trace in traces)
-    print(f"{len(traces)} prompts, {changed} with an improved response -> {options.output}")
+    print(f"{_counts(traces, keep)} -> {options.output}")
+
+
+def _counts(traces, keep: str) -> str:
+    """What became of the rows of `improve`, in one line."""
+    steps = [gap for trace in traces for gap in trace.gaps]
+    better, worse = sum(gap > 0 for gap in steps), sum(gap < 0 for gap in steps)
+    reasons = collections.Counter(trace.stop_reason for trace in traces)
+    stopped = ", ".join(f"{count} by {reason}" for reason, count in sorted(reasons.items()))
+    changed = sum(trace.final(keep) > 0 for trace in traces)
+    what = "the best response by gap" if keep == "best" else "the last response"
+    return (
+        f"{len(traces)} prompts, each with {what}: {changed} changed; of {len(steps)} steps "
+        f"{better} better and {worse} worse by gap; stopped: {stopped}"
+    )
 
 
 def _evaluate_generations(run, evaluation, options) -> None:
@@ -220,12 +244,16 @@ def _evaluate_generations(run, evaluation, options) -> None:
         print(f"report: {paths['html']}")
 
 
-def describe(run, operative: str) -> None:
-    """Prints what `--dry_run` promises; `operative` is the configuration in use, as gin."""
+def describe(run, evaluation, options) -> None:
+    """Prints what `--dry_run` promises, the configuration in use last."""
     import jax
 
-    from pit_jax.run import stages
+    from pit_jax.run import checks, stages
 
+    for stage in run.config.stages:
+        checks.check(run, stage.name)
+    if options.command == "run":
+        _check_evaluation(run, evaluation)
     print(f"run directory  {run.directory} (nothing is written)")
     print(f"mesh           {dict(run.partitioner.mesh.shape)} on {jax.devices()[0].device_kind}")
     report = run.data.report()
@@ -243,4 +271,4 @@ def describe(run, operative: str) -> None:
             f"{stage.name:24}{stage.task:12}{stage.steps:>8}{stage.batch_size:>8}{count:>16,}"
             f"{size:>12,.1f}  {'yes' if run.is_complete(stage.name) else 'no'}"
         )
-    print(f"\noperative configuration\n\n{operative}")
+    print(f"\noperative configuration\n\n{options.operative}")

@@ -17,6 +17,7 @@ from pit_jax import cli, commands
 from pit_jax.errors import NotFiniteError
 from pit_jax.runtime import processes
 from tests import tiny_runs
+from tests.child_environment import child_environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -141,7 +142,10 @@ def test_a_plan_for_an_unknown_slice(fails):
         (["--gin.EvaluationConfig.split='prod'"], "evaluation: expected a split of"),
         (["--gin.EvaluationConfig.pit='rl_pt'"], "stage: got 'rl_pt', expected one of pretrain"),
         (["--gin.RewardConfig.pooling='max'"], "got pooling='max', expected one of"),
-        (["--gin.BATCH_SIZE=4096"], "pretrain: [0-9]+ examples in split 'train'.*batch_size=4096"),
+        (
+            ["--gin.BATCH_SIZE=4096"],
+            "pretrain: its fold of the train split has [0-9]+ rows.*batch_size=4096",
+        ),
         (
             [
                 "--gin.INITIAL_CHECKPOINT_PATH='base'",
@@ -231,15 +235,17 @@ def test_no_stage_is_trained_or_converted_unasked(arguments, fails):
     fails(message, *arguments, "--dry_run")
 
 
+def rl_policy(field="", value=""):
+    """Arguments that train rl_policy with a field changed."""
+    stage = "--gin.STAGE='rl_policy'"
+    return [stage, f"--gin.rl_policy/stages.RLStage.{field}='{value}'"] if field else [stage]
+
+
 def test_mistakes_in_train(fails):
     fails("stage: got 'sft', expected one of pretrain, sft_policy", "train", "--gin.STAGE='sft'")
-    fails(
-        "rm_policy.*not found; train stage 'rm_policy' first",
-        "train",
-        "--gin.STAGE='rl_policy'",
-        "--gin.rl_policy/stages.RLStage.initial=''",
-        "--gin.rl_policy/stages.RLStage.reference='rm_policy'",
-    )
+    fails("rl_policy: initial is '', expected a stage", "train", *rl_policy("initial", ""))
+    fails("reference 'rm_gap' is of task rm_gap", "train", *rl_policy("reference", "rm_gap"))
+    fails("sft_policy.*not found; train stage 'sft_policy' first", "train", *rl_policy())
 
 
 def write_lines(path, *lines):
@@ -273,7 +279,10 @@ def test_improve_writes_every_iteration(improved):
     assert [line["prompt"] for line in lines] == prompts
     for line in lines:
         assert len(line["responses"]) == 3 and len(line["gaps"]) == 2
-        assert line["response"] == line["responses"][2] and line["stop_reason"] == "iterations"
+        assert line["stop_reason"] == "iterations" and len(line["ended"]) == 3
+        assert line["response"] == line["responses"][line["best"]]
+        # The first improvement is compared with the draft alone.
+        assert (line["best"] > 0) == (line["gaps"][0] > 0) or line["best"] == 2
     assert [line["responses"][0] for line in lines[:2]] == ["+1 ? from 4", ""]
 
 
@@ -282,14 +291,22 @@ def test_improve_draws_alike_again(improved, trained, capsys):
     before = out.read_text()
     assert tiny_runs.command("improve", trained, *arguments) == 0
     assert out.read_text() == before
-    assert f"5 prompts, 5 with an improved response -> {out}" in capsys.readouterr().out
+    lines = [json.loads(line) for line in before.splitlines()]
+    changed = sum(line["best"] > 0 for line in lines)
+    gaps = [gap for line in lines for gap in line["gaps"]]
+    better, worse = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+    assert (
+        f"5 prompts, each with the best response by gap: {changed} changed; of 10 steps {better} "
+        f"better and {worse} worse by gap; stopped: 5 by iterations -> {out}"
+    ) in capsys.readouterr().out
 
 
 def test_improve_stops_by_the_gap(improved, trained, tmp_path):
     prompts, _, _ = improved
     given = write_lines(tmp_path / "in.jsonl", *(json.dumps({"prompt": p}) for p in prompts))
     out = tmp_path / "out.jsonl"
-    arguments = (f"--input={given}", f"--output={out}", "--gin.ImproveConfig.min_gap=1e9")
+    arguments = [f"--input={given}", f"--output={out}", "--gin.ImproveConfig.min_gap=1e9"]
+    arguments.append("--gin.ImproveConfig.keep='last'")
     assert tiny_runs.command("improve", trained, *arguments) == 0
     for line in map(json.loads, out.read_text().splitlines()):
         assert line["stop_reason"] == "gap" and len(line["responses"]) == 2
@@ -449,5 +466,7 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(tmp_path):
     arguments = f"run --gin_file={gin} --gin.MODEL_DIR=\"'{tmp_path}/run'\" --dry_run"
     pipe = f"{sys.executable} -m pit_jax {arguments} | true"
     command = ["bash", "-o", "pipefail", "-c", pipe]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=child_environment(1)
+    )
     assert (done.returncode, done.stderr) == (141, "")

@@ -4,17 +4,22 @@ import argparse
 import ast
 import dataclasses
 import functools
+import gzip
 import itertools
 import json
 import pathlib
 import re
 
+import jax
 import pytest
 
 import gin
 from pit_jax import cli
+from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.run import run as runs
 from pit_jax.run.config import RunConfig
 from tests import tiny_tokenizers
 
@@ -25,7 +30,8 @@ RUNS = [name for name in FILES if name.startswith("gin/runs/")]
 LARGE = [name for name in RUNS if name.endswith("b.gin")]  # from a base model, on a pod
 SMALL_RUNS = sorted(set(RUNS) - set(LARGE))
 TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
-SMALL = [f"--gin.DatasetConfig.{split}_size=16" for split in ("train", "dev", "test")]
+SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of every stage
+SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]
 SIDES = ("chosen", "rejected")
 QUICKSTART = "gin/runs/quickstart.gin"
 T5X_BASE = "gin/models/t5x_base.gin"  # for whoever brings weights
@@ -121,10 +127,10 @@ def data_for(name: str, folder: pathlib.Path) -> list[str]:
     """Arguments that give a run the files it asks for."""
     dialogues = [
         {side: f"\n\nHuman: question {i}\n\nAssistant: {side} {i}" for side in SIDES}
-        for i in range(80)
+        for i in range(480)
     ]
     preferences = [
-        {"prompt": f"question {i}"} | {side: f"{side} {i}" for side in SIDES} for i in range(80)
+        {"prompt": f"question {i}"} | {side: f"{side} {i}" for side in SIDES} for i in range(480)
     ]
     comparisons = [
         {
@@ -133,7 +139,7 @@ def data_for(name: str, folder: pathlib.Path) -> list[str]:
             "choice": 0,
             "split": "train",
         }
-        for i in range(80)
+        for i in range(480)
     ]
     files = {"HH_PATH": dialogues, "PREFERENCES_PATH": preferences, "SUMMARIES_PATH": comparisons}
     arguments = []
@@ -208,6 +214,14 @@ def test_a_paper_run_has_the_papers_windows_and_a_tokenizer():
     assert run.vocabulary == "tokenizer:base/tokenizer"
 
 
+def test_epsilon_is_that_of_the_stage():
+    """PPO's would cut the steps of fine-tuning a large model, all of whose gradients are small."""
+    run, _ = resolved(file="gin/runs/hh_8b.gin")
+    found = {stage.task: stage.optimizer.epsilon for stage in run.stages}
+    assert found == {task: 1e-5 if task.startswith("rl_") else 1e-8 for task in found}
+    assert {"sft_pit", "rm_gap", "rl_policy", "rl_pit"} <= set(found)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_the_whole_configuration_alone_is_the_run(name):
     expected = resolved(*for_required(name), file=name)
@@ -215,6 +229,17 @@ def test_the_whole_configuration_alone_is_the_run(name):
     assert resolved(whole) == expected
     elsewhere, _ = resolved(whole, "MODEL_DIR = 'elsewhere'")
     assert elsewhere == dataclasses.replace(expected[0], model_dir="elsewhere")
+
+
+def test_each_role_samples_as_its_flags_say():
+    flags = {"policy": "top_k = 3", "pit": "temperature = 0.4", "reference": "top_p = 0.8"}
+    bindings = [f"{role}/SamplingConfig.{value}" for role, value in flags.items()]
+    run, _ = resolved(*bindings, file=QUICKSTART)
+    assert run.improve.policy_sampling == SamplingConfig(top_k=3)
+    assert run.improve.sampling == SamplingConfig(temperature=0.4)
+    for stage in run.stages[-2:]:
+        for round_ in stage.rounds:
+            assert round_.sampling == round_.pit_sampling == SamplingConfig(top_p=0.8)
 
 
 def test_the_whole_configuration_keeps_macros_of_macros_long_texts_and_aliases(tmp_path):
@@ -256,6 +281,10 @@ def test_a_run_for_a_pod_is_described(name, tmp_path, capsys):
     config = {"eos_token": "<eos>"} | ({} if pad else {"pad_token": "<pad>"})
     tiny_tokenizers.save(tmp_path / "base", tokenizer, config)
     vocabulary = f"--gin.VOCABULARY='tokenizer:{tmp_path}/base'"
+    base = tmp_path / "stages" / "pretrain"
+    base.mkdir(parents=True)
+    (base / "result.json").write_text('{"task": "pretrain"}')
+    files.append(f"--gin.INITIAL_CHECKPOINT_PATH='{base}'")
     argv = ["run", f"--gin_file={name}", vocabulary, "--dry_run", *files]
     assert cli.main([*argv, *SMALL]) == 0
     out, err = capsys.readouterr()
@@ -282,6 +311,8 @@ def test_a_run_is_described_and_writes_nothing(name, tmp_path, capsys, monkeypat
     capsys.readouterr()
     before = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)  # configs are found from anywhere
+    one_device = functools.partial(runs.Run, devices=jax.devices()[:1])  # their batches are small
+    monkeypatch.setattr(runs, "Run", one_device)
     argv = ["run", f"--gin_file={name}", f"--gin.MODEL_DIR='{tmp_path}/run'", "--dry_run"]
     assert cli.main([*argv, *arguments]) == 0
     out, err = capsys.readouterr()
@@ -348,3 +379,26 @@ def test_a_config_with_a_mistake_is_named(tmp_path, capsys):
     assert "broken.gin" in failure(capsys, f"--gin_file={broken}")
     broken.write_text("include 'gin/models/absent.gin'\n")
     assert "gin/models/absent.gin" in failure(capsys, f"--gin_file={broken}")
+
+
+@pytest.mark.parametrize("size", ["2b", "8b", "27b"])
+def test_the_papers_data_are_the_helpful_dialogues(size, tmp_path, monkeypatch):
+    """Of a folder with all of HH-RLHF, no harmless pair is read; dialogues go by first turn."""
+    subsets = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+    for subset in subsets:
+        pair = {
+            side: f"\n\nHuman: {subset}\n\nAssistant: {side}" for side in ("chosen", "rejected")
+        }
+        (tmp_path / "hh-rlhf" / subset).mkdir(parents=True)
+        packed = gzip.compress(json.dumps(pair).encode())
+        (tmp_path / "hh-rlhf" / subset / "train.jsonl.gz").write_bytes(packed)
+    gin.clear_config()
+    monkeypatch.chdir(ROOT)
+    gin.parse_config_file(f"gin/runs/hh_{size}.gin")
+    config = datasets.DatasetConfig(**gin.get_bindings(datasets.DatasetConfig))
+    gin.clear_config()
+    monkeypatch.chdir(tmp_path)
+    (dataset,) = datasets.load(config)
+    read = [e.prompt.strip() for examples in dataset.splits.values() for e in examples]
+    assert sorted(read) == sorted(subsets[1:])
+    assert config.group_by == "first_turn"

@@ -55,6 +55,7 @@ DATASET = DatasetConfig(
 )
 LENGTHS = Lengths(prompt=8, reference=12, response=13)
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3)
+RL_OPTIMIZER = OptimizerConfig(learning_rate=3e-3, epsilon=1e-5)
 REWARD = RewardConfig(pooling="sum", centring=0.01)
 PPO = PPOConfig(epochs=2, minibatches=2, subtract_chosen=True, scale_rewards=True)
 LOOP = LoopConfig(log_every=1, checkpoint_every=2)
@@ -175,7 +176,7 @@ def rl(name: str, rounds: tuple[Round, ...], **changes) -> RLStage:
         "rl_policy": ("sft_policy", "rm_policy"),
         "rl_pit": ("sft_pit", "rm_gap"),
     }[changes.get("task", name)]
-    fields = {"task": name, "batch_size": BATCH, "optimizer": OPTIMIZER, "loop": LOOP}
+    fields = {"task": name, "batch_size": BATCH, "optimizer": RL_OPTIMIZER, "loop": LOOP}
     fields |= {"initial": sft, "reference": sft, "reward_model": reward_model, "ppo": PPO}
     return RLStage(name=name, rounds=rounds, **(fields | changes))
 

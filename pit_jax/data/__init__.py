@@ -2,7 +2,7 @@
 
 These are its modules, in the order of the way from plain text to arrays:
 
-    examples                  what an example and a verdict are; folds by a hash of the prompt
+    examples                  what an example and a verdict are; folds by a hash of the group
     synthetic.drafts          a synthetic family with an exact checker
     synthetic.requirements    another synthetic family
     synthetic.instructions    the splits of both
@@ -21,6 +21,7 @@ These are its modules, in the order of the way from plain text to arrays:
     seqio_tasks.feature_converters  those features -> padded or packed model features
     seqio_tasks.tasks         the table of tasks, and a seqio Task of each
     batching                  order of rows, mixtures, packing, length buckets
+    tables                    all rows of a task as arrays, and batches of them
     reference_store           sampled references on disk, read back through seqio
     input_pipeline            batches in a deterministic order; what other folders call
 

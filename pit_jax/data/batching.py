@@ -46,6 +46,7 @@ def pack(rows: Mapping[str, np.ndarray], length: int) -> Batch:
     """Packs rows that have a single example each into rows of `length` tokens.
 
     From the longest on, each example goes into the row where it leaves the least room (best fit).
+    The rows are in the order of their first examples, so the first ones aren't the longest.
     Segment ids count the examples of a row from 1.
 
     Args:
@@ -53,7 +54,7 @@ def pack(rows: Mapping[str, np.ndarray], length: int) -> Batch:
       length: length of the new rows; no example may be longer.
     """
     lengths = row_lengths(rows["decoder_segment_ids"])
-    bins = _best_fit(lengths, length)
+    bins = sorted(_best_fit(lengths, length), key=min)
     packed = {name: np.zeros((len(bins), length), x.dtype) for name, x in rows.items()}
     for number, members in enumerate(bins):
         start = 0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pit_jax.data.examples import SPLITS, Example, stable_hash
-from pit_jax.data.files import readers
+from pit_jax.data.files import formats, readers
 from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
 
@@ -19,6 +19,11 @@ _READERS: dict[str, Callable[..., readers.Reading]] = {
     "summaries": readers.read_summaries,
 }
 KINDS = ("instructions", *_READERS, "tfds")
+# What examples share that are in one split and in one fold together -> how a prompt tells it.
+_GROUPS: dict[str, Callable[[str], str]] = {
+    "prompt": lambda prompt: prompt,
+    "first_turn": formats.first_turn,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,7 @@ class DatasetConfig:
         `summaries` (OpenAI summarize-from-feedback), read from files; `tfds`, one that
         `tfds build` has prepared (data/files/builders.py).
       train_size: examples in the train split; 0 means all that remain, except for `instructions`.
+        Of files, it takes them in the order of a hash, like dev and test, and not the first ones.
       dev_size: examples in the dev split; except for `instructions`, at most this many.
       test_size: examples in the test split, likewise.
       seed: seed of the synthetic generator.
@@ -40,6 +46,8 @@ class DatasetConfig:
       test_path: for files only: where dev and test come from; empty means from `path` too.
       data_dir: for `tfds` only: the `--data_dir` it was prepared with; empty is TFDS's own.
       on_error: for files only: `raise` stops at malformed lines, `skip` counts them as dropped.
+      group_by: which examples stay together in one split and in one fold: those with the same
+        `prompt`, or the same `first_turn`, for files that have dialogues cut after each turn.
     """
 
     kind: str
@@ -53,6 +61,7 @@ class DatasetConfig:
     test_path: str | tuple[str, ...] = ""
     data_dir: str = ""
     on_error: str = "raise"
+    group_by: str = "prompt"
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -62,6 +71,9 @@ class DatasetConfig:
         if self.on_error not in readers.ON_ERROR:
             choices = ", ".join(readers.ON_ERROR)
             raise UserError(f"dataset: got on_error={self.on_error!r}, expected one of {choices}")
+        if self.group_by not in _GROUPS:
+            choices = ", ".join(_GROUPS)
+            raise UserError(f"dataset: got group_by={self.group_by!r}, expected one of {choices}")
         if self.kind == "instructions":
             if self.family not in instructions.FAMILIES:
                 choices = ", ".join(instructions.FAMILIES)
@@ -103,6 +115,16 @@ class MixtureConfig:
                 f"mixture: got rates {self.rates}, expected {len(self.parts)} positive numbers, "
                 "one for each of its parts, or none"
             )
+        if len(ways := {part.group_by for part in self.parts}) > 1:
+            raise UserError(
+                f"mixture: got group_by={' and '.join(sorted(ways))}, expected the same for all "
+                "parts, so that none holds out what another trains on"
+            )
+
+    @property
+    def group_by(self) -> str:
+        """What examples share that stay together, the same for all parts."""
+        return self.parts[0].group_by
 
     @property
     def name(self) -> str:
@@ -116,7 +138,8 @@ class Dataset:
 
     Attributes:
       name: name that its tasks begin with.
-      splits: split -> examples; `index` counts them over the datasets of a mixture.
+      splits: split -> examples; `index` counts them over the datasets of a mixture, and in dev and
+        test the datasets take turns by a hash.
       read: number of pairs read from files, or generated.
       dropped: reason -> number of pairs read that are in no split.
       malformed: some of the lines that were skipped, as `file:line: …`.
@@ -134,11 +157,16 @@ def load(
 ) -> list[Dataset]:
     """Generates or reads the dataset, or every dataset of a mixture.
 
-    The hash of a prompt from a file decides where it goes. Prompts are taken in the order of their
-    hash, first for test, then for dev, until each has its size of examples that fit the windows
-    (the others are dropped later, by whoever tokenizes); the rest is train. So a prompt with
-    several pairs is in a single split, and the choice doesn't depend on the order of the file. No
-    prompt is in two splits, not even in those of different parts of a mixture.
+    Examples from a file go together by group: those that share the prompt, or what `group_by` says.
+    Groups are taken in the order of a hash, first for test, then for dev, until each has its size
+    of examples that fit the windows (the others are dropped later, by whoever tokenizes); the rest
+    is train. So a group with several pairs is in a single split, and the choice doesn't depend on
+    the order of the file. No group is in two splits, not even in those of different parts of a
+    mixture.
+
+    Dev and test are in the order of another hash of the group, those of all parts of a mixture
+    together (unless they are synthetic and alone: these are random as they come). So the first n of
+    them are a sample. Train is in the order of the files.
 
     Args:
       config: the dataset.
@@ -151,30 +179,42 @@ def load(
     loaded = [_load(part, fits) for part in parts]
     held_out: set[str] = set()
     names: collections.Counter[str] = collections.Counter()
-    offsets = dict.fromkeys(SPLITS, 0)
     datasets = []
-    for split in ("test", "dev"):
+    for split in ("test", "dev", "train"):
         for each in loaded:
-            kept = [e for e in each.splits[split] if split == "test" or e.prompt not in held_out]
-            each.dropped["prompt also in another part"] += len(each.splits[split]) - len(kept)
+            kept = [e for e in each.splits[split] if e.group not in held_out]
+            reason = f"{_words(config.group_by)} also in another part"
+            each.dropped[reason] += len(each.splits[split]) - len(kept)
             each.splits[split] = kept
-        held_out |= {e.prompt for each in loaded for e in each.splits[split]}
+        held_out |= {e.group for each in loaded for e in each.splits[split]}
+    for split in SPLITS:
+        _number([each.splits for each in loaded], split)
     for each in loaded:
-        kept = [e for e in each.splits["train"] if e.prompt not in held_out]
-        each.dropped["prompt also in another part"] += len(each.splits["train"]) - len(kept)
-        each.splits["train"] = kept
-        splits = {}
-        for split in SPLITS:
-            splits[split] = [
-                dataclasses.replace(e, index=offsets[split] + i)
-                for i, e in enumerate(each.splits[split])
-            ]
-            offsets[split] += len(splits[split])
         names[each.name] += 1
         name = each.name if names[each.name] == 1 else f"{each.name}_{names[each.name]}"
         dropped = {reason: n for reason, n in each.dropped.items() if n}
-        datasets.append(dataclasses.replace(each, name=name, splits=splits, dropped=dropped))
+        datasets.append(dataclasses.replace(each, name=name, dropped=dropped))
     return datasets
+
+
+def _number(parts: Sequence[dict[str, list[Example]]], split: str) -> None:
+    """Numbers a split's examples over all parts, one part after the other only in train."""
+    pool = [(part, example) for part in parts for example in part[split]]
+    if split != "train" and len(parts) > 1:
+        pool.sort(key=lambda pair: _order(pair[1]))
+    for part in parts:
+        part[split] = []
+    for index, (part, example) in enumerate(pool):
+        part[split].append(dataclasses.replace(example, index=index))
+
+
+def _order(example: Example) -> tuple[int, str]:
+    """Sorts groups at random, alike in every dataset and independently of splits and folds."""
+    return stable_hash(example.group, "order"), example.group
+
+
+def _words(group_by: str) -> str:
+    return group_by.replace("_", " ")
 
 
 def _load(config: DatasetConfig, fits: Callable[[Example], bool]) -> Dataset:
@@ -182,8 +222,11 @@ def _load(config: DatasetConfig, fits: Callable[[Example], bool]) -> Dataset:
     sizes = {"train": config.train_size, "dev": config.dev_size, "test": config.test_size}
     if config.kind == "instructions":
         splits = {
-            split: instructions.examples(
-                config.family, split, sizes[split], config.seed, config.level
+            split: _grouped(
+                instructions.examples(
+                    config.family, split, sizes[split], config.seed, config.level
+                ),
+                config,
             )
             for split in SPLITS
         }
@@ -192,19 +235,21 @@ def _load(config: DatasetConfig, fits: Callable[[Example], bool]) -> Dataset:
     reading, held_out = _read(config)
     dropped = collections.Counter(reading.dropped)
     count, malformed = reading.read, reading.malformed
+    examples = _grouped(reading.examples, config)
     if held_out is not None:
         dropped.update(held_out.dropped)
         count, malformed = count + held_out.read, malformed + held_out.malformed
-        test, dev, unused = _divide(held_out.examples, sizes, fits)
+        others = _grouped(held_out.examples, config)
+        test, dev, unused = _divide(others, sizes, fits)
         dropped["not needed for dev or test"] = len(unused)
-        held_out_prompts = {example.prompt for example in held_out.examples}
-        train = [e for e in reading.examples if e.prompt not in held_out_prompts]
-        dropped["prompt also in the test files"] = len(reading.examples) - len(train)
+        groups = {example.group for example in others}
+        train = [e for e in examples if e.group not in groups]
+        dropped[f"{_words(config.group_by)} also in the test files"] = len(examples) - len(train)
     else:
-        test, dev, train = _divide(reading.examples, sizes, fits)
+        test, dev, train = _divide(examples, sizes, fits)
     if sizes["train"]:
         dropped["over train_size"] = max(0, len(train) - sizes["train"])
-        train = train[: sizes["train"]]
+        train = sorted(sorted(train, key=_order)[: sizes["train"]], key=lambda e: e.index)
     splits = {"train": train, "dev": dev, "test": test}
     return Dataset(config.name, splits, count, dropped, malformed)
 
@@ -231,17 +276,22 @@ def _read(config: DatasetConfig) -> tuple[readers.Reading, readers.Reading | Non
     return found[0], found[1] if held_out else None
 
 
+def _grouped(examples: list[Example], config: DatasetConfig) -> list[Example]:
+    group = _GROUPS[config.group_by]
+    return [dataclasses.replace(example, group=group(example.prompt)) for example in examples]
+
+
 def _divide(
     examples: list[Example], sizes: dict[str, int], fits: Callable[[Example], bool]
 ) -> tuple[list[Example], list[Example], list[Example]]:
-    """Divides into test, dev and rest: whole prompts by their hash; file order within each."""
-    by_prompt: dict[str, list[Example]] = {}
+    """Divides whole groups by their hash; the rest stays in file order."""
+    groups: dict[str, list[Example]] = {}
     for example in examples:
-        by_prompt.setdefault(example.prompt, []).append(example)
+        groups.setdefault(example.group, []).append(example)
     parts: dict[str, list[Example]] = {"test": [], "dev": [], "rest": []}
     room = {split: sizes[split] for split in ("test", "dev")}
-    for prompt in sorted(by_prompt, key=lambda p: (stable_hash(p, "split"), p)):
-        group = by_prompt[prompt]
+    for key in sorted(groups, key=lambda group: (stable_hash(group, "split"), group)):
+        group = groups[key]
         part = "rest"
         if any(room.values()):
             count = sum(map(fits, group))
@@ -249,5 +299,5 @@ def _divide(
         if part != "rest":
             room[part] -= count
         parts[part] += group
-    test, dev, rest = (sorted(part, key=lambda e: e.index) for part in parts.values())
-    return test, dev, rest
+    test, dev = (sorted(parts[split], key=_order) for split in room)
+    return test, dev, sorted(parts["rest"], key=lambda e: e.index)

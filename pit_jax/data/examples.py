@@ -1,9 +1,10 @@
-"""Says what an example and a verdict are, and makes folds by a stable hash of the prompt."""
+"""Says what an example and a verdict are, and makes folds by a stable hash of the group."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 
 SPLITS = ("train", "dev", "test")
 FOLDS = ("sft", "rm", "rl")
@@ -19,6 +20,7 @@ class Example:
       rejected: y_l, the worse response.
       reflection: c, how y_l could become y_w; empty where the data has none.
       index: position in its split; names the example in batches and reference stores.
+      group: what examples share that are never apart, in split or fold; empty means the prompt.
     """
 
     prompt: str
@@ -26,6 +28,11 @@ class Example:
     rejected: str
     reflection: str = ""
     index: int = 0
+    group: str = ""
+
+    def __post_init__(self):
+        if not self.group:
+            object.__setattr__(self, "group", self.prompt)
 
 
 # The fields of Example that are text.
@@ -57,6 +64,12 @@ def stable_hash(text: str, purpose: str) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def fold_of(prompt: str, folds: int = len(FOLDS)) -> int:
-    """Returns the fold, in [0, folds), that every example with this prompt belongs to."""
-    return stable_hash(prompt, "fold") % folds
+def fold_of(group: str, folds: int = len(FOLDS)) -> int:
+    """Returns the fold, in [0, folds), that every example of this group belongs to."""
+    return stable_hash(group, "fold") % folds
+
+
+def of_fold(examples: Iterable[Example], fold: str) -> list[Example]:
+    """Returns the examples of a fold, one of FOLDS, in their order."""
+    number = FOLDS.index(fold)
+    return [example for example in examples if fold_of(example.group) == number]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from pit_jax.data import batching, datasets
+from pit_jax.data import batching, datasets, tables
 from pit_jax.data.batching import Batch, BatchingConfig
-from pit_jax.data.examples import FOLDS, SPLITS, Example
-from pit_jax.data.layouts import FEATURES, Layout, Lengths, feature_lengths
+from pit_jax.data.examples import FOLDS, SPLITS, Example, of_fold
+from pit_jax.data.layouts import FEATURES, TASK_FOLDS, TASK_ROWS, Layout, Lengths, feature_lengths
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
@@ -29,32 +28,6 @@ from pit_jax.errors import UserError
 DATA_REFERENCES = "data"
 _ALL = "all"
 _KEPT_TABLES = 4
-_CHUNK = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    """Every row of a task's batches, as arrays with the rows first.
-
-    Attributes:
-      rows: the arrays.
-      sources: number of rows of each dataset of a mixture, whose rows follow each other.
-      widths: the widths that batches come in, ascending; empty where rows can't be cut.
-      buckets: for each row the index of the first of `widths` that holds it.
-    """
-
-    rows: Batch
-    sources: list[int]
-    widths: np.ndarray
-    buckets: np.ndarray
-
-    def batch(self, numbers: np.ndarray) -> Batch:
-        """Returns the rows of these numbers, as wide as the batch needs."""
-        rows = {name: array[numbers] for name, array in self.rows.items()}
-        if not len(self.widths):
-            return rows
-        width = self.widths[self.buckets[numbers].max()]
-        return {name: array[:, :width] for name, array in rows.items()}
 
 
 class InputPipeline:
@@ -92,17 +65,12 @@ class InputPipeline:
         self.lengths = lengths
         self.batching = batching
         self._reflection = reflection
-        layout = Layout(vocabulary)
-
-        def fits(e: Example) -> bool:
-            target = e.reflection if reflection else None
-            return layout.fits(lengths, e.prompt, e.chosen, e.rejected, target)
-
-        self._datasets = datasets.load(config, fits)
+        self._layout = Layout(vocabulary)
+        self._datasets = datasets.load(config, lambda example: bool(self._fitting_sizes(example)))
         self._rates = config.rates if isinstance(config, datasets.MixtureConfig) else ()
-        self._tables: dict[tuple, _Table] = {}
+        self._tables: dict[tuple, tables.Table] = {}
         self._counts: dict[str, Batch] = {}
-        self._seqio: list[Any] = []
+        self._tasks: dict[tuple[str, str], Any] = {}
 
     def batches(
         self,
@@ -116,13 +84,16 @@ class InputPipeline:
         start_batch: int = 0,
         num_epochs: int | None = None,
         references: str = DATA_REFERENCES,
+        limit: int = 0,
     ) -> Iterator[Batch]:
         """Batches of a task; their keys and shapes are in the docstrings of feature_converters.py.
 
         In training, the rows of an epoch that don't fill a batch are left out; they are others in
-        each epoch. If the data is gone through once in order (`shuffle=False, num_epochs=1`), the
-        last batch is filled up with copies of its first row, and every batch has `weight` [B]
-        float32: 1 for a row of the data, 0 for a filler.
+        each epoch. A mixture's rates hold in `train`; its dev and test are one source.
+
+        If the data is gone through once in order (`shuffle=False, num_epochs=1`), the last batch is
+        filled up with copies of its first row, and every batch has `weight` [B] float32: 1 for a
+        row of the data, 0 for a filler. In dev and test the first rows are a sample of all.
 
         Args:
           task: a key of layouts.FEATURES.
@@ -134,6 +105,7 @@ class InputPipeline:
           start_batch: how many batches of the run to skip.
           num_epochs: number of epochs; None never ends.
           references: for `rl_pit`: `data`, or the directory of a reference store.
+          limit: for data in order, how many rows to go through; 0 takes all.
 
         Raises:
           UserError: if there is less than one batch of examples, or the store isn't sound.
@@ -141,15 +113,17 @@ class InputPipeline:
         table = self._table(task, split, fold, references)
         size = sum(table.sources)
         evaluating = not shuffle and num_epochs == 1
+        if limit and not evaluating:
+            raise ValueError(f"limit: got {limit} of shuffled or repeated rows, expected 0")
         if size < (1 if evaluating else batch_size):
             packed = "decoder_segment_ids" in table.rows and self.batching.packed_length
             what = f"rows of {packed} tokens" if packed else "examples"
             raise UserError(
                 f"{task}: {size} {what} in split {split!r} (fold {fold or 'of the task'}), "
-                f"expected at least batch_size={batch_size}; {self.report()}"
+                f"expected at least batch_size={batch_size}; {self.counts()}"
             )
         if evaluating:
-            return _evaluation_batches(table, batch_size, start_batch)
+            return table.in_order(batch_size, start_batch, limit)
         rates = self._rates if len(table.sources) > 1 else ()
         if rates and min(table.sources) == 0:
             empty = [d.name for d, n in zip(self._datasets, table.sources, strict=True) if not n]
@@ -168,7 +142,7 @@ class InputPipeline:
 
     def register(self, task: str) -> str:
         """Returns the name of the task, or of its Mixture, in seqio's registry."""
-        self._sources()
+        self._register()
         from pit_jax.data.seqio_tasks import tasks
 
         if len(self._datasets) > 1:
@@ -181,7 +155,7 @@ class InputPipeline:
 
     def feature_converter(self, task: str) -> type:
         """Returns the seqio feature converter of the task."""
-        self._sources()
+        self._register()
         from pit_jax.data.seqio_tasks import tasks
 
         return tasks.TASKS[task].converter
@@ -192,12 +166,82 @@ class InputPipeline:
         """Counts the rows of an epoch of `batches` (packed rows if packing)."""
         return sum(self._table(task, split, fold, references).sources)
 
+    def row_bounds(
+        self, task: str, split: str, enough: int, *, fold: str | None = None, sampled: bool = False
+    ) -> dict[str, tuple[int, int]]:
+        """Bounds what `num_rows` would count, without tokenizing everything.
+
+        Examples are measured one by one until `enough` rows of a dataset are certain. Where they
+        aren't, the bounds are the exact number, unless rows are packed.
+
+        Args:
+          task: a key of layouts.FEATURES.
+          split: `train`, `dev` or `test`.
+          enough: how many rows suffice, such as a batch.
+          fold: as in `batches`.
+          sampled: whether the references of `rl_pit` are sampled ones, one for each prompt.
+
+        Returns:
+          Name of each dataset of a mixture -> rows at least and rows at most. Dev and test of a
+          mixture are one, under its name.
+        """
+        each = 1 if sampled else TASK_ROWS.get(task, 1)
+        length = self.batching.packed_length if "inputs" in FEATURES[task] else 0
+        bounds = {}
+        for name, examples in self._parts(split, _fold(task, split, fold)):
+            least, most, tokens = 0, each * len(examples), 0
+            for example in examples:
+                if least >= enough:
+                    break
+                if not (sizes := self._fitting_sizes(example)):
+                    most -= each
+                    continue
+                tokens += each * (sizes["prompt"] + min(sizes["chosen"], sizes["rejected"]) + 1)
+                least = -(-tokens // length) if length else least + each
+            bounds[name] = (least, most)
+        return bounds
+
+    def _fitting_sizes(self, e: Example) -> dict[str, int]:
+        """The tokens of each field of an example that fits the windows; nothing if it doesn't."""
+        target = e.reflection if self._reflection else None
+        sizes = self._layout.sizes(e.prompt, e.chosen, e.rejected, target)
+        windows = self.lengths.windows
+        return {} if any(size > windows[field] for field, size in sizes.items()) else sizes
+
+    def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, list[Example]]]:
+        """The name and the examples of each source of a split's batches, too long ones as well."""
+        if split not in SPLITS or fold not in (*FOLDS, _ALL):
+            raise ValueError(
+                f"split, fold: got {split!r}, {fold!r}; expected one of {', '.join(SPLITS)} and "
+                f"one of {', '.join(FOLDS)}, {_ALL}"
+            )
+        parts = [(each.name, each.splits[split]) for each in self._datasets]
+        if split != "train" and len(parts) > 1:
+            merged = sorted((e for _, part in parts for e in part), key=lambda e: e.index)
+            parts = [(self.config.name, merged)]
+        if fold == _ALL:
+            return parts
+        return [(name, of_fold(examples, fold)) for name, examples in parts]
+
     def examples(self, split: str, fold: str = _ALL) -> list[Example]:
-        """Returns the examples that fit the windows, as text, in the order of the dataset."""
-        name = _source_split(split, fold)
-        examples = [e for source in self._sources() for e in source.examples(name)]
+        """Returns the examples that fit the windows, as text, in the order of the dataset.
+
+        The first ones of dev and test are a sample of all (`datasets.load`).
+        """
+        examples = [example for _, part in self._parts(split, fold) for example in part]
         too_long = self._too_long(split)
         return [example for example in examples if not too_long[example.index]]
+
+    def counts(self) -> str:
+        """Says on one line, for a message, what became of the pairs; see `report`."""
+        report = self.report()
+        parts = {"splits": report["splits"], "train": report["folds"], "dropped": report["dropped"]}
+        told = [
+            f"{name} " + ", ".join(f"{count} {what}" for what, count in counts.items())
+            for name, counts in parts.items()
+            if counts
+        ]
+        return f"of {report['read']} pairs read: " + "; ".join([*told, *report["malformed"][:1]])
 
     def report(self) -> dict[str, Any]:
         """Counts pairs: `read`, `dropped` by reason, and what is left: `splits`, `folds` of train.
@@ -225,42 +269,41 @@ class InputPipeline:
             "malformed": [line for each in self._datasets for line in each.malformed],
         }
 
-    def _sources(self) -> list[Any]:
-        """Makes an ExampleSource of each dataset, and registers the seqio tasks with them."""
-        if not self._seqio:
+    def _register(self) -> None:
+        """Registers the seqio tasks of each dataset, once."""
+        if not self._tasks:
             with _quiet_stderr():
                 from pit_jax.data.seqio_tasks import sources, tasks
-            self._seqio = [sources.ExampleSource(each.splits) for each in self._datasets]
             names = [each.name for each in self._datasets]
             self._tasks = tasks.register_tasks(
-                dict(zip(names, self._seqio, strict=True)),
+                {each.name: sources.ExampleSource(each.splits) for each in self._datasets},
                 self.vocabulary,
                 self.lengths,
                 self._reflection,
             )
             if len(names) > 1:
                 tasks.register_mixtures(self.config.name, names, self._rates)
-        return self._seqio
 
     def token_counts(self, split: str) -> Batch:
-        """Counts the tokens of every example of a split, of those over a window too.
+        """Counts the tokens of every example of a split, by its index; of those over a window too.
 
         Returns:
           `prompt` (of the whole of `Human: {x}Assistant:`), `chosen` and `rejected` without EOS,
           and `too_long`, the number of preprocessors.mark_too_long; each [n] int32.
         """
         if split not in self._counts:
-            sources = self._sources()
-            from pit_jax.data.seqio_tasks import preprocessors
+            self._register()
+            from pit_jax.data.seqio_tasks import preprocessors, sources
 
             parts = []
-            for source in sources:
+            for _, examples in self._parts(split):
+                source = sources.ExampleSource({split: examples})
                 dataset = preprocessors.tokenize(source.get_dataset(split), self.vocabulary)
                 dataset = preprocessors.mark_too_long(
                     dataset, self.vocabulary, self.lengths, self._reflection
                 )
                 dataset = preprocessors.count_tokens(dataset, self.vocabulary)
-                parts.append(_rows(dataset))
+                parts.append(tables.arrays(dataset))
             self._counts[split] = {
                 name: np.concatenate([part[name] for part in parts]) for name in parts[0]
             }
@@ -310,96 +353,44 @@ class InputPipeline:
     def _too_long(self, split: str) -> np.ndarray:
         return self.token_counts(split)["too_long"]
 
-    def _table(self, task: str, split: str, fold: str | None, references: str) -> _Table:
-        sources = self._sources()
-        from pit_jax.data.seqio_tasks import tasks
-
-        if task not in FEATURES:
-            raise ValueError(f"task: got {task!r}, expected one of {', '.join(FEATURES)}")
-        row = tasks.TASKS[task]
-        if fold is None:
-            fold = row.fold if split == "train" and row.fold else _ALL
-        source_split = _source_split(split, fold)
+    def _table(self, task: str, split: str, fold: str | None, references: str) -> tables.Table:
+        fold = _fold(task, split, fold)
         store = None
         if references != DATA_REFERENCES:
             if task != "rl_pit":
                 raise ValueError(f"references: got {references!r} for {task}, expected rl_pit")
             store = ReferenceStore(references)
-        key = (task, source_split, store and store.fingerprint)
+        key = (task, split, fold, store and store.fingerprint)
         if key not in self._tables:
-            parts = [self._tasks[each.name, task] for each in self._datasets]
-            if store is not None:
-                examples = [e for source in sources for e in source.examples(source_split)]
-                parts = [self._reference_task(parts[0], store, examples)]
-                source_split = "train"
-            lengths = self.feature_lengths(task)
-            tables = [_materialise(part, source_split, row.converter, lengths) for part in parts]
+            converter, lengths = self.feature_converter(task), self.feature_lengths(task)
+            rows = [
+                tables.materialise(part, converter, lengths)
+                for part in self._seqio_tasks(task, self._parts(split, fold), store)
+            ]
             if len(self._tables) == _KEPT_TABLES:
                 self._tables.pop(next(iter(self._tables)))
-            self._tables[key] = self._finish(task, tables)
+            self._tables[key] = tables.make(task, rows, self.batching)
         return self._tables[key]
 
-    def _reference_task(self, task, store: ReferenceStore, examples: list[Example]):
+    def _seqio_tasks(
+        self, task: str, parts: list[tuple[str, list[Example]]], store: ReferenceStore | None
+    ) -> Iterator[Any]:
+        """Yields a seqio Task for each source, over the source's own part of a store."""
         from pit_jax.data.seqio_tasks import sources
 
-        source = sources.ReferenceSource(store, examples, self.vocabulary)
-        return task.replace(name=f"{task.name}_references", source=source)
-
-    def _finish(self, task: str, parts: list[Batch]) -> _Table:
-        """Packs the rows, or sorts them into length buckets."""
-        ids = next((i for i in ("decoder_segment_ids", "blocks") if i in parts[0]), None)
-        packed_length = self.batching.packed_length
-        if packed_length and ids == "decoder_segment_ids":
-            longest = max(int(batching.row_lengths(part[ids]).max(initial=0)) for part in parts)
-            if packed_length < longest:
+        if store is not None:
+            known = {example.index for _, examples in parts for example in examples}
+            if missing := [index for index in store.example_indices if index not in known]:
                 raise UserError(
-                    f"{task}: got packed_length={packed_length}, expected at least {longest}, the "
-                    "length of the longest example"
+                    f"{store.directory}: has a reference for example {missing[0]}, which isn't "
+                    f"among the {len(known)} examples read; was it sampled from another dataset?"
                 )
-            parts = [batching.pack(part, packed_length) for part in parts]
-            ids = None
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        counts = [len(next(iter(part.values()))) for part in parts]
-        if ids is None:
-            return _Table(rows, counts, np.zeros(0, int), np.zeros(sum(counts), int))
-        lengths = batching.row_lengths(rows[ids])
-        widths = batching.bucket_widths(lengths, self.batching.length_buckets)
-        return _Table(rows, counts, widths, np.searchsorted(widths, lengths))
-
-
-def _evaluation_batches(table: _Table, batch_size: int, start_batch: int) -> Iterator[Batch]:
-    size = sum(table.sources)
-    for start in range(start_batch * batch_size, size, batch_size):
-        rows = np.arange(start, start + batch_size)
-        weight = (rows < size).astype(np.float32)
-        batch = table.batch(np.where(rows < size, rows, start))
-        yield {**batch, "weight": weight}
-
-
-def _materialise(task, source_split: str, converter, lengths: dict[str, int]) -> Batch:
-    dataset = task.get_dataset(
-        split=source_split,
-        sequence_length=lengths,
-        shuffle=False,
-        trim_output_features=False,
-        try_in_mem_cache=False,
-    )
-    names = list(lengths)
-    dataset = dataset.map(lambda features: {name: features[name] for name in names})
-    return _rows(converter(pack=False)(dataset, lengths))
-
-
-def _rows(dataset) -> Batch:
-    """Returns the elements of a tf.data.Dataset as arrays, with the elements first."""
-    dataset = dataset.batch(_CHUNK)
-    chunks = list(dataset.as_numpy_iterator())
-    return {
-        name: np.concatenate(
-            [np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)]
-            + [chunk[name] for chunk in chunks]
-        )
-        for name, spec in dataset.element_spec.items()
-    }
+        registered = self._tasks[self._datasets[0].name, task]
+        for name, examples in parts:
+            source: Any = sources.ExampleSource({tables.SPLIT: examples})
+            if store is not None:
+                source = sources.ReferenceSource(store, examples, self.vocabulary)
+            yield registered.replace(name=f"{name}_{task}_rows", source=source)
 
 
 @contextlib.contextmanager
@@ -416,10 +407,7 @@ def _quiet_stderr():
         os.close(kept)
 
 
-def _source_split(split: str, fold: str) -> str:
-    if split not in SPLITS or fold not in (*FOLDS, _ALL):
-        raise ValueError(
-            f"split, fold: got {split!r}, {fold!r}; expected one of {', '.join(SPLITS)} and one of "
-            f"{', '.join(FOLDS)}, {_ALL}"
-        )
-    return split if fold == _ALL else f"{split}_{fold}"
+def _fold(task: str, split: str, fold: str | None) -> str:
+    if task not in FEATURES:
+        raise ValueError(f"task: got {task!r}, expected one of {', '.join(FEATURES)}")
+    return fold or (TASK_FOLDS[task] if split == "train" else _ALL)

@@ -261,6 +261,19 @@ FEATURES: dict[str, dict[str, str | None]] = {
     "rl_pit": {"prompt": "pit", "reward_prompt": "gap", **_RL},
 }
 
+# Task -> the fold of the train split that it learns from.
+TASK_FOLDS = {
+    "pretrain": "sft",
+    "sft_policy": "sft",
+    "sft_pit": "sft",
+    "rm_policy": "rm",
+    "rm_gap": "rm",
+    "rl_policy": "rl",
+    "rl_pit": "rl",
+}
+# Task -> the rows that it makes of an example, where they are several; one if y_ref is sampled.
+TASK_ROWS = {"pretrain": 4, "rl_pit": 2}
+
 
 def feature_lengths(task: str, widths: Widths) -> dict[str, int]:
     """Returns the most tokens of each feature of a task, a key of FEATURES; 1 for a number."""

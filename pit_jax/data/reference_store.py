@@ -3,8 +3,9 @@
 A directory holds `shard-00000.jsonl`, … and `manifest.json`, which is replaced atomically. A shard
 is written to a temporary file, synced and renamed, and only then listed, so a crash at any point
 leaves a store that the writer can continue. A record is a JSON line: `index` (of the example),
-`reference_tokens` (sampled ids), `text` (what they decode to) and, if wanted, `prompt_tokens`. This
-needs no TensorFlow; seqio reads a store through sources.ReferenceSource.
+`reference_tokens` (ids of plain text, cut to the window), `text` (what they decode to) and `ended`
+(whether the response did, within its window). This needs no TensorFlow; seqio reads a store through
+sources.ReferenceSource.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pit_jax.errors import UserError
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
-_REQUIRED = {"index": int, "reference_tokens": list, "text": str}
+_REQUIRED = {"index": int, "reference_tokens": list, "text": str, "ended": bool}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +184,11 @@ class ReferenceStore:
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         return json.loads(self._lines[position])
+
+    @property
+    def unended(self) -> int:
+        """Number of references that were cut because their response didn't end."""
+        return sum(not json.loads(line)["ended"] for line in self._lines)
 
     @property
     def fingerprint(self) -> str:

@@ -30,7 +30,13 @@ class Judge(Protocol):
 
 
 class ScoringJudge(Judge, Protocol):
-    """Scores each response by itself, so that many can be ranked at once."""
+    """Scores each response by itself, so that many can be ranked at once.
+
+    `bounds` are the lowest and the highest score that there can be, or None.
+    """
+
+    @property
+    def bounds(self) -> tuple[float, float] | None: ...
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray: ...
 
@@ -42,10 +48,12 @@ class ExactJudge:
     Attributes:
       check: called as `check(prompt, response)`; its result has a `score` between 0 and 1.
       name: the judge's name in tables.
+      bounds: the lowest and the highest score.
     """
 
     check: Callable[[str, str], Any]
     name: str = "checker"
+    bounds: tuple[float, float] = (0.0, 1.0)
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns the checker's scores [N], float64."""
@@ -67,10 +75,12 @@ class RewardJudge:
     Attributes:
       score_fn: makes N scalar rewards of N prompts and N responses.
       name: the judge's name in tables.
+      bounds: None: a reward can be any number.
     """
 
     score_fn: Callable[[Sequence[str], Sequence[str]], Any]
     name: str = "reward model"
+    bounds: None = None
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns the rewards [N], float64."""

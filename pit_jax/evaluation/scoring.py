@@ -4,6 +4,9 @@ A verdict on a pair of responses (first, second) is +1 when the first is better,
 and 0 for a tie; `outcomes` are int8 arrays of them, one a prompt. Win, lose, tie and delta are in
 percent, as in the paper's tables; accuracies are shares between 0 and 1.
 
+Every interval is a 95% one, and what it takes as independent are groups of rows, as those that
+share a prompt (`groups`, see `intervals`).
+
 Everything is NumPy and deterministic for a given seed.
 """
 
@@ -17,13 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_PAIRS
+from pit_jax.evaluation import intervals
+from pit_jax.evaluation.intervals import RESAMPLES, Groups
 
-RESAMPLES = 10_000
 # sigmoid(difference) in [0.45, 0.55] is |difference| <= log(0.55 / 0.45).
 REWARD_TIE_MARGIN = math.log(0.55 / 0.45)
-
-_INTERVAL = (2.5, 97.5)
-_CHUNK_ELEMENTS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Comparison:
     """Holds win, lose and tie rates of a first model against a second, all in percent.
 
     Attributes:
-      win, lose, tie: shares of the prompts; they add up to 100.
+      win, lose, tie: shares of the rows; they add up to 100.
       delta: win - lose, the paper's measure of a performance gap.
-      ci_low, ci_high: 95% bootstrap interval of delta, from resampled prompts.
-      n: number of prompts.
+      ci_low, ci_high: 95% interval of delta.
+      n: number of rows.
     """
 
     win: float
@@ -48,7 +49,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """Holds a mean over prompts with its 95% bootstrap interval."""
+    """Holds a mean over n rows with its 95% interval, NaN where the rows don't tell one."""
 
     mean: float
     ci_low: float
@@ -58,22 +59,12 @@ class Mean:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Holds the share of n pairs on which an evaluator agrees with labels, 95% Wilson interval."""
+    """Holds the share of n pairs on which an evaluator agrees with labels, and a 95% interval."""
 
     accuracy: float
     ci_low: float
     ci_high: float
     n: int
-
-
-@dataclasses.dataclass(frozen=True)
-class EloRatings:
-    """Holds ratings [M] of M models in the order given, 95% intervals, and ranks (1 is best)."""
-
-    rating: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    rank: np.ndarray
 
 
 def win_lose_tie(scores_a, scores_b, tie_margin: float = 0.0) -> np.ndarray:
@@ -94,68 +85,96 @@ def reward_judge_outcomes(r1, r2) -> np.ndarray:
     return win_lose_tie(r1, r2, tie_margin=REWARD_TIE_MARGIN)
 
 
-def compare(outcomes, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
-    """Summarises verdicts [N], one a prompt, with a bootstrap interval of delta over prompts.
+def compare(
+    outcomes, groups: Groups = None, seed: int = 0, resamples: int = RESAMPLES
+) -> Comparison:
+    """Summarises verdicts [N], with an interval of delta.
 
-    Verdicts take three values, so resampling N prompts with replacement is one multinomial draw of
-    the three counts: the same distribution as resampling indices, without the N x resamples table.
+    Args:
+      outcomes: the verdicts.
+      groups: the group of each row; see `intervals.group_numbers`.
+      seed, resamples: of the bootstrap.
     """
     outcomes_N = _outcomes(outcomes)
     n = outcomes_N.size
     counts = np.array([(outcomes_N == verdict).sum() for verdict in (1, -1, 0)])
-    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
-    low, high = np.percentile(100.0 * (draws[:, 0] - draws[:, 1]) / n, _INTERVAL)
+    sums_G, sizes_G = intervals.by_group(outcomes_N, intervals.group_numbers(groups, n))
+    if sums_G.size == n and not intervals.is_thin(sums_G, sizes_G):
+        # Verdicts take three values, so resampling N rows with replacement is one multinomial draw
+        # of the three counts: the distribution of `bootstrap` without its N x resamples table.
+        draws = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
+        low, high = intervals.percentiles(100.0 * (draws[:, 0] - draws[:, 1]) / n)
+    else:
+        interval = intervals.mean(sums_G, sizes_G, (-1, 1), seed, resamples)
+        low, high = (100.0 * end for end in interval)
     win, lose, tie = 100.0 * counts / n
     return Comparison(
         win=float(win),
         lose=float(lose),
         tie=float(tie),
         delta=float(100.0 * (counts[0] - counts[1]) / n),
-        ci_low=float(low),
-        ci_high=float(high),
+        ci_low=low,
+        ci_high=high,
         n=n,
     )
 
 
-def mean_interval(values, seed: int = 0, resamples: int = RESAMPLES) -> Mean:
-    """Takes the mean of per-prompt values [N], with a 95% bootstrap interval over prompts."""
+def mean_interval(
+    values,
+    groups: Groups = None,
+    bounds: tuple[float, float] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Mean:
+    """Takes the mean of values [N], with its interval.
+
+    Args:
+      values: the values.
+      groups: the group of each row; see `intervals.group_numbers`.
+      bounds: the lowest and the highest value that there can be, if there are any.
+      seed, resamples: of the bootstrap.
+    """
     values_N = _scores(values, "values")
     n = values_N.size
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    rows = max(1, _CHUNK_ELEMENTS // n)
-    for start in range(0, resamples, rows):
-        stop = min(start + rows, resamples)
-        means[start:stop] = values_N[rng.integers(n, size=(stop - start, n))].mean(axis=1)
-    low, high = np.percentile(means, _INTERVAL)
-    return Mean(mean=float(values_N.mean()), ci_low=float(low), ci_high=float(high), n=n)
+    sums_G, sizes_G = intervals.by_group(values_N, intervals.group_numbers(groups, n))
+    low, high = intervals.mean(sums_G, sizes_G, bounds, seed, resamples)
+    return Mean(mean=float(values_N.mean()), ci_low=low, ci_high=high, n=n)
 
 
-def agreement(outcomes) -> Agreement:
+def agreement(outcomes, groups: Groups = None) -> Agreement:
     """Counts an evaluator's agreement with labels (Table 4) in verdicts [N] on (chosen, rejected).
 
     Only a verdict for the chosen response agrees; a tie doesn't. R_P prefers it when
     r(x, y_w) > r(x, y_l), R_PIT when r_gap(x, y_w, y_l) > r_gap(x, y_l, y_w).
+
+    Args:
+      outcomes: the verdicts.
+      groups: the group of each pair; see `intervals.group_numbers`.
     """
-    from scipy import stats  # its import takes a second or two, and most commands need none of it
+    agreed_N = _outcomes(outcomes) == 1
+    n = agreed_N.size
+    sums_G, sizes_G = intervals.by_group(agreed_N, intervals.group_numbers(groups, n))
+    if sums_G.size == n and not intervals.is_thin(sums_G, sizes_G):
+        from scipy import stats  # its import takes a second or two
 
-    outcomes_N = _outcomes(outcomes)
-    n, agreed = outcomes_N.size, int((outcomes_N == 1).sum())
-    # Wilson's interval keeps its width where every verdict agrees, as a bootstrap doesn't.
-    interval = stats.binomtest(agreed, n).proportion_ci(method="wilson")
-    return Agreement(
-        accuracy=agreed / n, ci_low=float(interval.low), ci_high=float(interval.high), n=n
-    )
+        wilson = stats.binomtest(int(agreed_N.sum()), n).proportion_ci(method="wilson")
+        low, high = float(wilson.low), float(wilson.high)
+    else:
+        low, high = intervals.mean(sums_G, sizes_G, (0, 1), seed=0)
+    return Agreement(accuracy=float(agreed_N.mean()), ci_low=low, ci_high=high, n=n)
 
 
-def gap_reward_summary(rewards: Mapping[str, np.ndarray]) -> dict[str, object]:
+def gap_reward_summary(
+    rewards: Mapping[str, np.ndarray], groups: Groups = None
+) -> dict[str, object]:
     """Computes Table 4 and Equation 1 for a gap reward model from its scores on held-out pairs.
 
     Args:
       rewards: 'wl', 'ww', 'll', 'lw' -> [N], where 'wl' is r_gap(x, y_w, y_l) and so on.
+      groups: the group of each pair; see `intervals.group_numbers`.
 
     Returns:
-      accuracy, ci_low, ci_high (shares) and n of r_wl > r_lw; 'inequalities', the share of prompts
+      accuracy, ci_low, ci_high (shares) and n of r_wl > r_lw; 'inequalities', the share of pairs
       that meet each of the five ('wl>ww', ...); 'means' of the four.
     """
     missing = [pair for pair in GAP_PAIRS if pair not in rewards]
@@ -166,7 +185,7 @@ def gap_reward_summary(rewards: Mapping[str, np.ndarray]) -> dict[str, object]:
         for above, below in GAP_INEQUALITIES
     }
     return {
-        **dataclasses.asdict(agreement(verdict["wl>lw"])),
+        **dataclasses.asdict(agreement(verdict["wl>lw"], groups)),
         "inequalities": {name: float((v_N == 1).mean()) for name, v_N in verdict.items()},
         "means": {pair: float(np.mean(rewards[pair])) for pair in GAP_PAIRS},
     }
@@ -190,69 +209,6 @@ def pairwise_outcomes(
     pairs = list(itertools.combinations(range(scores_MN.shape[0]), 2))
     verdicts = [judge(scores_MN[a], scores_MN[b]) for a, b in pairs]
     return np.array(pairs), np.stack(verdicts)
-
-
-def elo_ratings(
-    pairs_Q2,
-    outcomes_QN,
-    shuffles: int = 100,
-    seed: int = 0,
-    k: float = 4.0,
-    initial: float = 1000.0,
-) -> EloRatings:
-    """Computes ELO ratings, averaged over orders of the comparisons (Table 3).
-
-    A rating depends on the order in which matches are played, so it is averaged over `shuffles`
-    random orders of all Q x N matches. The interval comes from as many orders again in which the
-    prompts are resampled too: it holds the noise of the order and of the prompts.
-
-    Args:
-      pairs_Q2: model indices of each pairing; every index 0..M-1 occurs.
-      outcomes_QN: verdicts for the first model of each pair, by prompt.
-      shuffles: number of orders.
-      seed: seed of the orders and resamples.
-      k: points at stake in one match.
-      initial: rating at the start, and so the mean of all ratings.
-    """
-    pairs_Q2, outcomes_QN = np.asarray(pairs_Q2), np.asarray(outcomes_QN)
-    if outcomes_QN.ndim != 2 or pairs_Q2.shape != (outcomes_QN.shape[0], 2):
-        raise ValueError(
-            f"expected pairs [Q, 2] and outcomes [Q, N], got {pairs_Q2.shape}, {outcomes_QN.shape}"
-        )
-    if outcomes_QN.size == 0:
-        raise ValueError("expected at least one comparison, got none")
-    num_pairs, num_prompts = outcomes_QN.shape
-    first = np.repeat(pairs_Q2[:, 0], num_prompts)
-    second = np.repeat(pairs_Q2[:, 1], num_prompts)
-    won = (outcomes_QN.reshape(-1) + 1) / 2.0
-
-    rng = np.random.default_rng(seed)
-    whole = np.arange(num_pairs * num_prompts)
-    orders = [rng.permutation(whole) for _ in range(shuffles)]
-    for _ in range(shuffles):
-        prompts = rng.integers(num_prompts, size=num_prompts)
-        matches = np.arange(num_pairs)[:, None] * num_prompts + prompts[None, :]
-        orders.append(rng.permutation(matches.reshape(-1)))
-
-    ratings_SM = _play(first, second, won, np.stack(orders, axis=1), k, initial)
-    rating = ratings_SM[:shuffles].mean(axis=0)
-    low, high = np.percentile(ratings_SM[shuffles:], _INTERVAL, axis=0)
-    rank = 1 + (rating[None, :] > rating[:, None]).sum(axis=1)
-    return EloRatings(rating=rating, low=low, high=high, rank=rank)
-
-
-def _play(first, second, won, order_TS, k: float, initial: float) -> np.ndarray:
-    """Plays T matches one after another, in S orders at once; returns the last ratings [S, M]."""
-    rows = np.arange(order_TS.shape[1])
-    ratings_SM = np.full((rows.size, int(max(first.max(), second.max())) + 1), float(initial))
-    for match_S in order_TS:
-        a_S, b_S = first[match_S], second[match_S]
-        rating_a_S, rating_b_S = ratings_SM[rows, a_S], ratings_SM[rows, b_S]
-        expected_S = 1.0 / (1.0 + 10.0 ** ((rating_b_S - rating_a_S) / 400.0))
-        change_S = k * (won[match_S] - expected_S)
-        ratings_SM[rows, a_S] = rating_a_S + change_S
-        ratings_SM[rows, b_S] = rating_b_S - change_S
-    return ratings_SM
 
 
 def density_histograms(

@@ -1,15 +1,16 @@
 """Evaluates a run: Tables 1 to 4 and Figures 2 to 4, as far as its judge can tell.
 
 The judge is the exact checker if the data has one, else the run's own R_P. Everything is measured
-on one split, which is looked at once, with 95% intervals over prompts.
+on one split, which is looked at once, with 95% intervals over the groups of examples: those that
+share a prompt, or a dialogue, count as one draw.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Sequence
+from platform import python_version
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from pit_jax import __version__
 from pit_jax.data.examples import SPLITS, Example
 from pit_jax.data.layouts import GAP_TREE
-from pit_jax.evaluation import curves, scoring
+from pit_jax.evaluation import curves, elo, scoring
 from pit_jax.evaluation.judges import ExactJudge, judge_for
 from pit_jax.method import curriculum
 from pit_jax.method.decode import SamplingConfig
@@ -37,7 +38,8 @@ class EvaluationConfig:
 
     Attributes:
       split: `dev` while tuning, `test` for the report.
-      num_prompts: how many prompts to take from the beginning of the split; 0 takes all.
+      num_prompts: how many prompts to take; 0 takes all. They are the first of the split, which is
+        in the order of a hash, so that they are a sample of it.
       temperatures: temperatures of the tables, the main one first.
       sweep: temperatures of Figure 3.
       iterations: number of improvements in a row (Table 3).
@@ -104,6 +106,7 @@ class Suite:
         examples = run.data.examples(config.split)
         self._examples: list[Example] = examples[: config.num_prompts or None]
         self._prompts = [e.prompt for e in self._examples]
+        self._groups = [e.group for e in self._examples]
         self._rows = [e.index for e in self._examples]
         # A report comes back to the same few models.
         self._model = functools.lru_cache(maxsize=8)(run.load_frozen)
@@ -119,6 +122,7 @@ class Suite:
             comparisons += self._comparisons(temperature)
             scores += self._scores(temperature)
         gap_rows, gap_values = self._gap_rewards()
+        versions = {"pit_jax": __version__, "jax": jax.__version__, "python": python_version()}
         return {
             "title": f"PIT on {run.config.dataset.name}",
             "description": (
@@ -127,7 +131,7 @@ class Suite:
             ),
             "seed": run.config.seed,
             "num_prompts": len(self._prompts),
-            "versions": {"pit_jax": __version__, "jax": jax.__version__, "python": _python()},
+            "versions": versions,
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "data": {"rows": self._data_rows()},
             "stages": [run.result(s.name) for s in run.config.stages if run.is_complete(s.name)],
@@ -158,8 +162,9 @@ class Suite:
         ]
         comparisons, scores = [], []
         for k, each in enumerate(texts):
-            mean = scoring.mean_interval(self._judge.scores(prompts, each))
-            interval = {"ci_low": mean.ci_low, "ci_high": mean.ci_high}
+            values = self._judge.scores(prompts, each)
+            mean = scoring.mean_interval(values, prompts, self._judge.bounds)
+            interval = {"ci_low": _known(mean.ci_low), "ci_high": _known(mean.ci_high)}
             scores.append({"name": f"iteration {k}", "mean_score": mean.mean, **interval})
             if k:
                 outcomes = self._judge(prompts, each, texts[0])
@@ -170,7 +175,7 @@ class Suite:
                         "second": "original",
                         "judge": self._judge.name,
                         "group": "table1",
-                        **dataclasses.asdict(scoring.compare(outcomes)),
+                        **dataclasses.asdict(scoring.compare(outcomes, prompts)),
                     }
                 )
         return {
@@ -193,7 +198,7 @@ class Suite:
                 run.layout.widths(run.config.lengths).policy,
                 self._rows,
                 run.key("evaluation", stage, draw),
-                SamplingConfig(temperature=temperature),
+                dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature),
             )
         return self._cache[key]
 
@@ -205,12 +210,13 @@ class Suite:
         if key not in self._traces:
             config, run = self._config, self._run
             gap_model = self._model(config.gap_model)
-            pooling = run.pooling(config.gap_model)
-            improver = run.improver(self._model(stage), gap_model, pooling)
+            improver = run.improver(self._model(stage), gap_model, config.gap_model)
+            # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are.
+            improver = dataclasses.replace(improver, anchor=0.0)
             improve = dataclasses.replace(
                 run.config.improve,
                 iterations=iterations,
-                sampling=SamplingConfig(temperature=temperature),
+                sampling=dataclasses.replace(run.config.improve.sampling, temperature=temperature),
                 stop_unchanged=False,
                 min_gap=None,
                 time_budget=0.0,
@@ -254,7 +260,7 @@ class Suite:
             "temperature": temperature,
             "judge": self._judge.name,
             "group": group,
-            **dataclasses.asdict(scoring.compare(outcomes, seed=self._run.config.seed)),
+            **dataclasses.asdict(scoring.compare(outcomes, self._groups, self._run.config.seed)),
         }
 
     def _comparisons(self, temperature: float) -> list[dict[str, Any]]:
@@ -305,17 +311,17 @@ class Suite:
         ]
         models += [(label, self.policy(s, temperature)) for label, s in config.controls]
         models += [(label, self._pit(s, temperature)) for label, s in config.ablations]
-        rows = []
+        rows, seed = [], self._run.config.seed
         for name, responses in models:
             values = self._judge.scores(self._prompts, self._texts(responses))
-            mean = scoring.mean_interval(values, seed=self._run.config.seed)
+            mean = scoring.mean_interval(values, self._groups, self._judge.bounds, seed)
             rows.append(
                 {
                     "name": name,
                     "temperature": temperature,
                     "mean_score": mean.mean,
-                    "ci_low": mean.ci_low,
-                    "ci_high": mean.ci_high,
+                    "ci_low": _known(mean.ci_low),
+                    "ci_high": _known(mean.ci_high),
                     "eos_rate": float(np.mean([r.ended for r in responses])),
                     "mean_length": float(np.mean([len(r.tokens) for r in responses])),
                 }
@@ -331,16 +337,16 @@ class Suite:
         if not isinstance(self._judge, ExactJudge):
             verdict = scoring.reward_judge_outcomes
         pairs, outcomes = scoring.pairwise_outcomes(scores_MN, verdict)
-        elo = scoring.elo_ratings(pairs, outcomes, seed=self._run.config.seed)
+        ratings = elo.elo_ratings(pairs, outcomes, self._groups, seed=self._run.config.seed)
         rows = []
         for k in range(count):
-            delta = scoring.compare(verdict(scores_MN[k], scores_MN[0]))
+            delta = scoring.compare(verdict(scores_MN[k], scores_MN[0]), self._groups)
             row = {
                 "iteration": k,
                 "mean_score": float(scores_MN[k].mean()),
-                "elo": float(elo.rating[k]),
-                "elo_low": float(elo.low[k]),
-                "elo_high": float(elo.high[k]),
+                "elo": float(ratings.rating[k]),
+                "elo_low": _known(ratings.low[k]),
+                "elo_high": _known(ratings.high[k]),
             }
             if k:
                 changed = [t.responses[k].tokens != t.responses[k - 1].tokens for t in traces]
@@ -358,7 +364,7 @@ class Suite:
         chosen = self._reward(self._prompts, [e.chosen for e in self._examples])
         rejected = self._reward(self._prompts, [e.rejected for e in self._examples])
         verdicts = scoring.win_lose_tie(chosen, rejected)
-        return {"name": "R_P", **dataclasses.asdict(scoring.agreement(verdicts))}
+        return {"name": "R_P", **dataclasses.asdict(scoring.agreement(verdicts, self._groups))}
 
     def _gap_rewards(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
         """Computes R_PIT's row of Table 4 and the rewards of Figure 2, on the evaluated split."""
@@ -383,7 +389,7 @@ class Suite:
         moved, spread = reference_moves_score(values)
         row = {
             "name": "R_PIT",
-            **scoring.gap_reward_summary(values),
+            **scoring.gap_reward_summary(values, self._groups),
             "degeneration": float(moved / max(float(spread), 1e-9)),
         }
         return [row], values
@@ -440,5 +446,5 @@ class Suite:
         return rows
 
 
-def _python() -> str:
-    return ".".join(map(str, sys.version_info[:3]))
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

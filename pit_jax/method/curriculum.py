@@ -34,7 +34,8 @@ class Round:
       policy: the stage that trained M_P.
       policy_step: for `checkpoint`, the step of its RL run.
       improvements: for `pit`, how often M_PIT is applied.
-      temperature: temperature at which references are sampled.
+      sampling: how M_P samples references.
+      pit_sampling: for `pit`, how M_PIT does.
     """
 
     source: str
@@ -42,7 +43,8 @@ class Round:
     policy: str = "rl_policy"
     policy_step: int = 0
     improvements: int = 1
-    temperature: float = 1.0
+    sampling: SamplingConfig = SamplingConfig()
+    pit_sampling: SamplingConfig = SamplingConfig()
 
     def __post_init__(self):
         if self.source not in SOURCES:
@@ -79,6 +81,8 @@ def sample_references(
 ) -> None:
     """Fills and closes the reference store of a round, from where a crash left it.
 
+    A response that didn't end within its window is used as it is cut, as at inference, and says so.
+
     Args:
       round_: a round whose references are sampled.
       writer: what writes the round's store.
@@ -88,24 +92,25 @@ def sample_references(
       key: the round's key.
       shard_size: number of references sampled between two writes.
     """
-    layout, sampling = improver.layout, SamplingConfig(temperature=round_.temperature)
+    layout = improver.layout
     width = layout.widths(improver.lengths).policy
     for start in range(writer.next_record, len(examples), shard_size):
         part = examples[start : start + shard_size]
         rows = [example.index for example in part]
         prompts = [example.prompt for example in part]
         built = [layout.policy_prompt(prompt) for prompt in prompts]
-        responses = improver.sampler.respond(policy, built, width, rows, key, sampling)
+        responses = improver.sampler.respond(policy, built, width, rows, key, round_.sampling)
         if round_.source == "pit":
-            config = ImproveConfig(iterations=round_.improvements, sampling=sampling)
+            config = ImproveConfig(iterations=round_.improvements, sampling=round_.pit_sampling)
             improve_key = jax.random.fold_in(key, 1)
             traces = improver(prompts, responses, rows, improve_key, config)
             responses = [trace.responses[-1] for trace in traces]
         writer.add(
             {
                 "index": example.index,
-                "reference_tokens": improver.clean(response.tokens),
-                "text": improver.decode(response.tokens),
+                "reference_tokens": (reference := improver.reference(response)),
+                "text": improver.decode(reference),
+                "ended": response.ended,
             }
             for example, response in zip(part, responses, strict=True)
         )

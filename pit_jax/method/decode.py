@@ -12,9 +12,10 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
-from pit_jax.method.losses import token_log_probs
+from pit_jax.method.losses import allow, token_log_probs
 from pit_jax.models.attention import CausalRows, KVCache, positions_of
 from pit_jax.models.network import LanguageModel, in_compute_type
 from pit_jax.runtime import partitioning
@@ -126,6 +127,7 @@ def generate(
     keys_B: jax.Array,
     response_length: int,
     config: SamplingConfig,
+    allowed_V: np.ndarray | None = None,
 ) -> Generation:
     """Samples a response to each left-padded prompt.
 
@@ -136,6 +138,7 @@ def generate(
       keys_B: one key for each row, see `row_keys`.
       response_length: R, the most tokens of a response, EOS included.
       config: temperature and filters.
+      allowed_V: bool, ids that may be sampled; None allows all.
     """
     B, P = prompt_BP.shape
     R = response_length
@@ -152,7 +155,7 @@ def generate(
     def draw(t, logits_BV, generation, done_B):
         """Samples column t; rows that are done get padding."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
-        token_B, log_prob_B = sample(logits_BV, keys, config)
+        token_B, log_prob_B = sample(allow(logits_BV, allowed_V), keys, config)
         token_B = jnp.where(done_B, PAD_ID, token_B)
         generation = Generation(
             write(generation.tokens_BR, token_B, t),

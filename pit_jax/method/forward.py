@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pit_jax.data.layouts import Tree
 from pit_jax.data.vocabularies.base import PAD_ID
-from pit_jax.method.losses import token_log_probs
+from pit_jax.method.losses import allow, token_log_probs
 from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
 from pit_jax.models.heads import ScalarModel, pool
 from pit_jax.models.network import LanguageModel
@@ -33,6 +34,7 @@ def response_log_probs(
     response_BR: jax.Array,
     mask_BR: jax.Array,
     temperature: float = 1.0,
+    allowed_V: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes `log M(y_t | prompt, y_<t)` and the entropy of each distribution.
 
@@ -43,12 +45,14 @@ def response_log_probs(
       response_BR: int32, EOS included.
       mask_BR: above 0 on real tokens.
       temperature: divides the logits.
+      allowed_V: bool, ids that may be sampled; None allows all.
 
     Returns:
       log_probs_BR and entropy_BR, float32, 0 on padding.
     """
     rows = join(prompt_BP, response_BR[:, :-1], mask_BR[:, :-1])
     logits_BRV = model.apply({"params": params}, *rows, first=prompt_BP.shape[1] - 1)
+    logits_BRV = allow(logits_BRV, allowed_V)
     log_probs_BR, entropy_BR = token_log_probs(logits_BRV, response_BR, temperature)
     return jnp.where(mask_BR > 0, log_probs_BR, 0.0), jnp.where(mask_BR > 0, entropy_BR, 0.0)
 

@@ -16,6 +16,7 @@ from pit_jax.method.sampler import Response, Sampler, Tokens
 from pit_jax.runtime import processes
 
 METHODS = ("pit", "self_refine")
+KEEP = ("best", "last")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,10 @@ class ImproveConfig:
 
     Attributes:
       iterations: K of Algorithm 2.
-      sampling: how M_PIT samples, or M_P for Self-Refine.
+      sampling: how M_PIT samples, and M_P where it refines its own responses (Self-Refine).
+      policy_sampling: how M_P samples y_0.
+      keep: which response a row ends with: `best`, the best by gap of all that were sampled, or
+        `last`, the one that the stop criterion left. Without a gap model it is the last.
       stop_unchanged: whether a row stops when its response comes back unchanged.
       min_gap: a row stops when r_gap(x, y_{k+1}, y_k) is below this, and keeps y_k; with None it
         never stops for its gap.
@@ -36,6 +40,8 @@ class ImproveConfig:
 
     iterations: int = 1
     sampling: SamplingConfig = SamplingConfig()
+    policy_sampling: SamplingConfig = SamplingConfig()
+    keep: str = "best"
     stop_unchanged: bool = False
     min_gap: float | None = None
     time_budget: float = 0.0
@@ -46,6 +52,8 @@ class ImproveConfig:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"improve: got method={self.method!r}, expected one of {METHODS}")
+        if self.keep not in KEEP:
+            raise ValueError(f"improve: got keep={self.keep!r}, expected one of {KEEP}")
         if self.iterations < 0:
             raise ValueError(f"improve: got iterations={self.iterations}, expected 0 or more")
         for prompt in (self.feedback_prompt, self.refine_prompt):
@@ -64,19 +72,28 @@ class Trace:
 
     Attributes:
       responses: y_0, y_1, … as they were sampled, including a last response that was rejected.
-      gaps: r_gap(x, y_{k+1}, y_k) of each iteration, if there is a gap model.
-      final: index in `responses` of the result.
+      gaps: r_gap(x, y_{k+1}, y_k) of each iteration, if there is a gap model; above 0 the new
+        response is better.
+      last: index in `responses` of the one that the stop criterion left.
+      best: index of the best one by gap: each new one is compared with the best before it.
+      best_gap: r_gap(x, y_best, y_j) against the best one before, y_j; 0 where y_0 is the best.
       stop_reason: `iterations`, `unchanged`, `gap` or `time`.
     """
 
     responses: list[Response]
     gaps: list[float]
-    final: int = 0
+    last: int = 0
+    best: int = 0
+    best_gap: float = 0.0
     stop_reason: str = "iterations"
 
     def at(self, iteration: int) -> Response:
         """Returns the response that stands after so many iterations."""
-        return self.responses[min(iteration, self.final)]
+        return self.responses[min(iteration, self.last)]
+
+    def final(self, keep: str) -> int:
+        """Returns the index in `responses` of the result, by `ImproveConfig.keep`."""
+        return self.best if keep == "best" and self.gaps else self.last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +109,7 @@ class Improver:
       model: parameters of M_PIT; of M_P for Self-Refine.
       gap_model: parameters of R_PIT, if gaps are wanted.
       pooling: how R_PIT's score is read.
+      anchor: the score of R_PIT that counts as a gap of 0.
     """
 
     sampler: Sampler
@@ -102,6 +120,7 @@ class Improver:
     model: Any
     gap_model: Any = None
     pooling: str = "last"
+    anchor: float = 0.0
 
     def __call__(
         self,
@@ -137,7 +156,10 @@ class Improver:
             step_key = jax.random.fold_in(key, iteration)
             one_pass = self.improve_once if config.method == "pit" else self.self_refine
             improved = one_pass(texts, current, [rows[i] for i in active], step_key, config)
-            gaps = self.gaps(texts, improved, current) if self.gap_model is not None else None
+            gaps = None
+            if self.gap_model is not None:
+                gaps = self.gaps(texts, improved, current)
+                self._find_best(traces, active, texts, improved, gaps)
             active = self._settle(traces, active, improved, gaps, config)
             if not active:
                 break
@@ -176,7 +198,8 @@ class Improver:
             for prompt, response in zip(prompts, current, strict=True)
         ]
         width = self.layout.widths(self.lengths).gap
-        return self.sampler.score(self.gap_model, built, width, improved, self.pooling)
+        scores = self.sampler.score(self.gap_model, built, width, improved, self.pooling)
+        return scores - np.float32(self.anchor)
 
     def reference(self, response: Response) -> Tokens:
         """Makes a y_ref of a response: ids of plain text, cut to the reference window."""
@@ -187,6 +210,19 @@ class Improver:
         built = [self.layout.policy_prompt(text) for text in texts]
         width = -(-max(map(len, built)) // 32) * 32
         return self.sampler.respond(self.model, built, width, rows, key, config.sampling)
+
+    def _find_best(self, traces, active, prompts, improved, gaps) -> None:
+        """Makes a new response the best one where its gap to the best so far is above 0."""
+        to_best = np.array(gaps)
+        # Where the best response isn't the one that was improved, its gap is another one.
+        others = [p for p, i in enumerate(active) if traces[i].best != len(traces[i].responses) - 1]
+        if others:
+            best = [traces[active[p]].responses[traces[active[p]].best] for p in others]
+            pick = [improved[p] for p in others]
+            to_best[others] = self.gaps([prompts[p] for p in others], pick, best)
+        for gap, i in zip(to_best.tolist(), active, strict=True):
+            if gap > 0:
+                traces[i].best, traces[i].best_gap = len(traces[i].responses), gap
 
     def _settle(self, traces, active, improved, gaps, config: ImproveConfig) -> list[int]:
         """Records an iteration and returns the rows that go on."""
@@ -200,7 +236,7 @@ class Improver:
             if config.min_gap is not None and gaps is not None and gaps[position] < config.min_gap:
                 trace.stop_reason = "gap"
                 continue
-            trace.final = len(trace.responses) - 1
+            trace.last = len(trace.responses) - 1
             if config.stop_unchanged and unchanged:
                 trace.stop_reason = "unchanged"
                 continue

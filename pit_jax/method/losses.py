@@ -11,12 +11,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pit_jax.data.layouts import GAP_INEQUALITIES
 
+NEVER = -1e30  # logit of an id that may not be sampled
 Weighted = tuple[jax.Array, jax.Array]
 
 GAP_LOSSES = ("eq2", "two_term", "pointwise")
+
+
+def allow(logits: jax.Array, allowed_V: np.ndarray | None) -> jax.Array:
+    """Logits [..., V] that give no probability to ids that may not be sampled.
+
+    Sampling and teacher-forced log-probabilities both go through here, so that they are of one
+    distribution. The value is finite, for an entropy without nan.
+
+    Args:
+      logits: float32.
+      allowed_V: bool, False for padding, control tokens and rows beyond the vocabulary; None allows
+        every id.
+    """
+    return logits if allowed_V is None else jnp.where(allowed_V, logits, NEVER)
 
 
 def token_log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array, temperature: float = 1.0):
@@ -37,17 +53,29 @@ def token_log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array, temperature: fl
     return log_probs_BT, entropy_BT
 
 
-def sft_loss(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Weighted:
+def sft_loss(
+    logits_BTV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    unlikelihood: bool = False,
+) -> Weighted:
     """Adds up `-log M(y | …)` over target tokens (3.2).
 
-    Tokens of negative weight are unlikely targets instead: `-log(1 - M(y | …))` times the weight's
-    size (the unlikelihood option the paper discusses in 3.2). They add to the sum and not to the
-    weight, so the likelihood part stays a mean over the target tokens.
+    Args:
+      logits_BTV: float32 logits.
+      targets_BT: int32 target tokens.
+      weights_BT: float32, 1 on target tokens and 0 elsewhere.
+      unlikelihood: whether there are tokens of negative weight, which are unlikely targets instead:
+        `-log(1 - M(y | …))` times the weight's size (the option the paper discusses in 3.2). They
+        add to the sum and not to the weight, so the likelihood part stays a mean over the target
+        tokens. It takes a second pass over the logits, hence the static switch.
 
     Returns:
       (sum, weight): nats, number of target tokens.
     """
     log_probs_BT, _ = token_log_probs(logits_BTV, targets_BT)
+    if not unlikelihood:
+        return -jnp.sum(weights_BT * log_probs_BT), jnp.sum(weights_BT)
     # log(1 - p) as a ratio of sums: exact, with a gradient, however close p is to 1.
     is_target_BTV = jax.nn.one_hot(targets_BT, logits_BTV.shape[-1], dtype=bool)
     others_BTV = jnp.where(is_target_BTV, -jnp.inf, logits_BTV)

@@ -44,8 +44,13 @@ class RewardConfig:
                 raise ValueError(f"RewardConfig: got {name}={value!r}, expected one of {choices}")
 
 
-def supervised(network: NetworkConfig) -> Callable:
-    """Makes `L_SFT` of 3.2, for policy, PIT and the warm-up; rows may be packed."""
+def supervised(network: NetworkConfig, unlikelihood: bool = False) -> Callable:
+    """Makes `L_SFT` of 3.2, for policy, PIT and the warm-up; rows may be packed.
+
+    Args:
+      network: network of the model.
+      unlikelihood: whether weights may be below 0, see losses.sft_loss.
+    """
     model = LanguageModel(network)
 
     def loss(params, batch):
@@ -57,7 +62,7 @@ def supervised(network: NetworkConfig) -> Callable:
         )
         targets_BT = batch["decoder_target_tokens"]
         weights_BT = batch["decoder_loss_weights"]
-        total, weight = losses.sft_loss(logits_BTV, targets_BT, weights_BT)
+        total, weight = losses.sft_loss(logits_BTV, targets_BT, weights_BT, unlikelihood)
         target_BT = weights_BT > 0
         right_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) & target_BT
         return (total, weight), {

@@ -10,6 +10,9 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
+
+from pit_jax.runtime.train_state import OptimizerConfig
 
 CRITIC_STARTS = ("reward", "actor")
 
@@ -30,11 +33,15 @@ class PPOConfig:
       epochs: passes over each batch of episodes.
       minibatches: parts of a batch, reshuffled each epoch; each gives one gradient step.
       microbatches: parts of a minibatch whose gradients are added up.
-      missing_eos_penalty: score of a response that didn't end within its window.
+      missing_eos_penalty: score of a response that didn't end within its window, in standard
+        deviations from the mean score of all that did in the steps before; below 0.
       subtract_chosen: whether the score of y_w, a constant of each prompt, is subtracted from each
         episode's score (an option that helps small models).
       scale_rewards: whether scores are divided by their running standard deviation.
       scale_floor: least standard deviation to divide by.
+      critic_learning_rate: peak of the critic, whose schedule has the shape of the actor's; None
+        takes the actor's own.
+      critic_warmup: PPO steps in which the critic learns and the actor stays as it is.
       critic_start: `reward` starts the critic from the reward model, `actor` from the actor with a
         zero head.
       temperature: one temperature for sampling and for all log-probabilities.
@@ -55,6 +62,8 @@ class PPOConfig:
     subtract_chosen: bool = False
     scale_rewards: bool = False
     scale_floor: float = 0.1
+    critic_learning_rate: float | None = None
+    critic_warmup: int = 0
     critic_start: str = "reward"
     temperature: float = 1.0
 
@@ -66,6 +75,12 @@ class PPOConfig:
             )
         if self.temperature <= 0:
             raise ValueError("PPOConfig: temperature must be above 0, PPO samples its episodes")
+        if self.missing_eos_penalty >= 0:
+            raise ValueError(
+                f"PPOConfig: got missing_eos_penalty={self.missing_eos_penalty}, expected below 0"
+            )
+        if self.critic_warmup < 0:
+            raise ValueError(f"PPOConfig: got critic_warmup={self.critic_warmup}, expected >= 0")
         for field in ("epochs", "minibatches", "microbatches"):
             if getattr(self, field) < 1:
                 raise ValueError(
@@ -76,6 +91,30 @@ class PPOConfig:
     def parts(self) -> int:
         """The number of parts of a batch that pass through the network one after the other."""
         return self.minibatches * self.microbatches
+
+
+def make_optimizer(config: OptimizerConfig, ppo: PPOConfig) -> optax.GradientTransformation:
+    """The optimizer of {'actor', 'critic'}: clipped apart, each with its own learning rate.
+
+    A critic whose gradient is large would otherwise take the actor's share of the clipping norm.
+    The actor's steps are 0 while the critic warms up; its moments are kept up all the while.
+    """
+    rate = config.learning_rate
+    critic = 1.0 if ppo.critic_learning_rate is None else ppo.critic_learning_rate / rate
+    wait = ppo.critic_warmup * ppo.epochs * ppo.minibatches
+
+    def update(updates, count, params=None):
+        del params
+        actor = jnp.where(count < wait, 0.0, 1.0) if wait else 1.0
+        factors = {"actor": actor, "critic": critic}
+        scaled = {
+            name: jax.tree.map(lambda x, f=factors[name]: x * f, part)
+            for name, part in updates.items()
+        }
+        return scaled, count + 1
+
+    scale = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+    return optax.chain(config.build(clip_apart=True), scale)
 
 
 class Experience(flax.struct.PyTreeNode):
@@ -113,15 +152,16 @@ class Moments:
         """Makes the moments of no scores, in three separate float32 buffers."""
         return cls(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
-    def add(self, scores_B: jax.Array) -> Moments:
-        """Returns the moments after a further batch of scores."""
-        n = jnp.float32(scores_B.size)
-        mean = jnp.mean(scores_B)
-        total = self.count + n
+    def add(self, scores_B: jax.Array, counts_B: jax.Array) -> Moments:
+        """Returns the moments after further scores, of which those with `counts_B` count."""
+        weight_B = counts_B.astype(jnp.float32)
+        n = jnp.sum(weight_B)
+        mean = jnp.sum(scores_B * weight_B) / jnp.maximum(n, 1)
+        total = jnp.maximum(self.count + n, 1)
         delta = mean - self.mean
-        squares = self.squares + jnp.sum(jnp.square(scores_B - mean))
+        squares = self.squares + jnp.sum(jnp.square(scores_B - mean) * weight_B)
         squares += jnp.square(delta) * self.count * n / total
-        return Moments(total, self.mean + delta * n / total, squares)
+        return Moments(self.count + n, self.mean + delta * n / total, squares)
 
     def std(self, floor: float) -> jax.Array:
         """Returns the standard deviation, or `floor` if that is larger."""

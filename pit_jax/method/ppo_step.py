@@ -6,25 +6,30 @@ From top to bottom the step has:
    log-probability here; those of the episodes are computed by the update's own function, so the
    first ratio is exactly 1;
 2. per token `−β·k1`, the KL penalty towards the supervised model, and at the last token the score;
-3. a penalty in place of the score where a response didn't end; what follows EOS counts nowhere;
+3. where a response didn't end, a score below the others' in place of its own; what follows EOS
+   counts nowhere;
 4. generalised advantage estimation, and advantages whitened over the whole batch;
 5. clipped policy and value losses, summed into one, in epochs of reshuffled minibatches;
 6. a critic that is a network of its own, in the layout of the reward model;
 7. one optimizer for both, whose norm of gradients is clipped;
 8. metrics as (sum, weight) pairs, whose division happens once, over all devices and steps;
-9. a gradient step that isn't finite changes nothing but a counter (TrainState.apply_gradients).
+9. scores that aren't finite change nothing but a counter; from the first gradient that isn't finite
+   on, the update changes nothing more. Both count as one skipped PPO step.
 
 The mathematics of each is in `ppo` and `losses`, and where references come from in `curriculum`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method import flops, ppo
@@ -41,13 +46,31 @@ from pit_jax.runtime.partitioning import Partitioner, constrain_rows
 from pit_jax.runtime.train_state import TrainState
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Environment:
+    """How an episode ends and what it scores.
+
+    Attributes:
+      response_length: R, the most tokens of a response, EOS included.
+      pooling: how the reward model's score is read.
+      anchor: the reward model's score that counts as 0: its losses leave that open, so a constant
+        added to the model adds to both and changes nothing.
+      allowed_V: bool, ids that may be sampled; None allows all.
+    """
+
+    response_length: int
+    pooling: str
+    anchor: float = 0.0
+    allowed_V: np.ndarray | None = None
+
+
 class RLState(flax.struct.PyTreeNode):
     """Holds everything that a PPO step changes.
 
     Attributes:
       train: TrainState of {'actor', 'critic'}.
       beta: float32 [], weight of the KL penalty.
-      moments: moments of all scores so far, for reward scaling.
+      moments: moments of the scores of all responses that ended, so far.
     """
 
     train: TrainState
@@ -67,7 +90,10 @@ class RLState(flax.struct.PyTreeNode):
 
 
 def make_passes(
-    network: NetworkConfig, reward_network: NetworkConfig, config: PPOConfig
+    network: NetworkConfig,
+    reward_network: NetworkConfig,
+    config: PPOConfig,
+    environment: Environment,
 ) -> tuple[Callable, Callable]:
     """Makes the two forward passes that collecting and updating share.
 
@@ -76,6 +102,9 @@ def make_passes(
       values(critic params, Experience) -> values_BR.
     """
     actor, critic = LanguageModel(network), ScalarModel(reward_network)
+    # A critic that starts as the reward model at the last token estimates scores without anchor.
+    starts_as_score = config.critic_start == "reward" and environment.pooling == "last"
+    offset = environment.anchor if starts_as_score and not config.subtract_chosen else 0.0
 
     # Rematerialised, so that the update's forward pass keeps nothing for its backward pass: only
     # then does it compile to the arithmetic of a forward pass, and the first ratio is exactly 1.
@@ -88,12 +117,14 @@ def make_passes(
             episodes.response_BR,
             episodes.mask_BR,
             config.temperature,
+            environment.allowed_V,
         )
 
     def values(params, episodes: Experience):
-        return response_values(
+        values_BR = response_values(
             critic, params, episodes.critic_prompt_BQ, episodes.response_BR, episodes.mask_BR
         )
+        return jnp.where(episodes.mask_BR > 0, values_BR - offset, 0.0)
 
     return log_probs, values
 
@@ -105,8 +136,7 @@ def make_collect(
     network: NetworkConfig,
     reward_network: NetworkConfig,
     config: PPOConfig,
-    pooling: str,
-    response_length: int,
+    environment: Environment,
 ) -> Callable:
     """Makes the first half of a PPO step, which collects episodes for prompts.
 
@@ -114,15 +144,20 @@ def make_collect(
       network: network of the actor (policy or PIT) and its KL reference.
       reward_network: network of the reward model and the critic.
       config: PPO's settings.
-      pooling: how the reward model's score is read.
-      response_length: R.
+      environment: how episodes end and score.
 
     Returns:
       collect(state, frozen, batch, key) -> Experience, new beta, new moments, metrics, Generation.
       `frozen` holds the parameters {'reference', 'reward'}; `batch` is a batch of RL prompts.
     """
-    log_probs, values = make_passes(network, reward_network, config)
+    log_probs, values = make_passes(network, reward_network, config, environment)
     actor, reward_model = LanguageModel(network), ScalarModel(reward_network)
+
+    def score(frozen, batch, response_BR, mask_BR):
+        prompt_BQ, pooling = batch["reward_prompt_tokens"], environment.pooling
+        return response_scores(
+            reward_model, frozen["reward"], prompt_BQ, response_BR, mask_BR, pooling
+        )
 
     def collect(state: RLState, frozen, batch, key):
         params = state.train.params
@@ -133,8 +168,9 @@ def make_collect(
             params["actor"],
             prompt_BP,
             row_keys(key, jnp.arange(B)),
-            response_length,
+            environment.response_length,
             SamplingConfig(temperature=config.temperature),
+            environment.allowed_V,
         )
         response_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
         bare = Experience(prompt_BP, reward_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
@@ -143,24 +179,22 @@ def make_collect(
         reference = frozen["reference"]
         ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
 
-        raw_B = response_scores(
-            reward_model, frozen["reward"], reward_prompt_BQ, response_BR, mask_BR, pooling
-        )
-        chosen_B = jnp.zeros(())
+        raw_B = score(frozen, batch, response_BR, mask_BR)
+        zero_B = jnp.full(B, environment.anchor)
         if config.subtract_chosen:
             chosen_BR = batch["chosen_tokens"]
-            is_real_BR = chosen_BR != PAD_ID
-            chosen_B = response_scores(
-                reward_model, frozen["reward"], reward_prompt_BQ, chosen_BR, is_real_BR, pooling
-            )
+            zero_B = score(frozen, batch, chosen_BR, chosen_BR != PAD_ID)
         ended_B = jnp.any((response_BR == EOS_ID) & generation.mask_BR, axis=1)
-        scores_B, moments = shape_scores(raw_B, chosen_B, ended_B, state.moments, config)
+        scores_B, moments = shape_scores(raw_B - zero_B, ended_B, state.moments, config)
         k1_BR, k3_BR = ppo.kl_estimates(log_probs_BR, ref_log_probs_BR)
+        finite = jnp.isfinite(jnp.sum(raw_B) + jnp.sum(k1_BR) + jnp.sum(values_BR))
+        moments = jax.tree.map(partial(jnp.where, finite), moments, state.moments)
         rewards_BR = ppo.token_rewards(k1_BR, scores_B, mask_BR, state.beta)
         experience = bare.replace(
             log_probs_BR=log_probs_BR, values_BR=values_BR, rewards_BR=rewards_BR
         )
         beta = ppo.adapt_beta(state.beta, jnp.sum(k1_BR * mask_BR) / B, config, B)
+        beta = jnp.where(finite, beta, state.beta)
 
         rows = jnp.float32(B)
         real = jnp.sum(mask_BR) + jnp.sum((prompt_BP != PAD_ID).astype(jnp.float32))
@@ -178,7 +212,7 @@ def make_collect(
         }
         # Decoding ends with the longest response.
         written = jnp.sum(jnp.any(generation.mask_BR, axis=0).astype(jnp.float32))
-        shape = B, P, reward_prompt_BQ.shape[1], response_length, config
+        shape = B, P, reward_prompt_BQ.shape[1], environment.response_length, config
         works = flops.ppo_collect(*shape, written), flops.ppo_update(*shape)
         metrics["model_flops"] = (sum(flops.total(work, network) for work in works), 1.0)
         return experience, beta, moments, metrics, generation
@@ -186,24 +220,29 @@ def make_collect(
     return collect
 
 
-def shape_scores(raw_B, chosen_B, ended_B, moments: ppo.Moments, config: PPOConfig):
+def shape_scores(scores_B, ended_B, moments: ppo.Moments, config: PPOConfig):
     """Makes the scores that PPO maximises of the reward model's scores.
 
+    A response that didn't end scores `missing_eos_penalty` standard deviations from the mean of all
+    that did in the steps before; in the first step, of those beside it. Whatever a reward model's
+    unit and origin, that is worse than most of them.
+
     Args:
-      raw_B: the reward model's scores, float32.
-      chosen_B: its scores of y_w to the same prompts, float32; 0 without the option.
+      scores_B: the reward model's scores above what counts as 0 for their prompts, float32.
       ended_B: bool, whether the response ended within its window.
-      moments: moments of the scores before these.
+      moments: moments of the scores of ended responses before these.
       config: PPO's settings.
 
     Returns:
       scores_B, and the moments after these scores.
     """
-    scores_B = raw_B - chosen_B
-    moments = moments.add(scores_B)
-    if config.scale_rewards:
-        scores_B = scores_B / moments.std(config.scale_floor)
-    return jnp.where(ended_B, scores_B, config.missing_eos_penalty), moments
+    before, moments = moments, moments.add(scores_B, ended_B)
+    # Those of the steps before, so that a row's score doesn't depend on the rows beside it.
+    of_ended = jax.tree.map(partial(jnp.where, before.count > 0), before, moments)
+    unended = of_ended.mean + config.missing_eos_penalty * of_ended.std(config.scale_floor)
+    scores_B = jnp.where(ended_B, scores_B, unended)
+    std = moments.std(config.scale_floor)
+    return scores_B / std if config.scale_rewards else scores_B, moments
 
 
 def in_parts(function: Callable, episodes: Experience, config: PPOConfig):
@@ -257,6 +296,7 @@ def update(
         experience.rewards_BR, experience.values_BR, mask_BR, config.gamma, config.gae_lambda
     )
     data = (experience, ppo.whiten(advantages_BR, mask_BR), returns_BR)
+    skipped, in_row = state.skipped, state.skipped_in_row
 
     def minibatch_step(state: TrainState, batch):
         weight = jnp.sum(batch[0].mask_BR)
@@ -270,6 +310,7 @@ def update(
             return (grads, value, metrics), deviation
 
         (grads, value, metrics), deviations = accumulate(gradients, batch, config.microbatches)
+        value = jnp.where(state.skipped == skipped, value, jnp.nan)  # none after a bad one
         state, step_metrics = state.apply_gradients(grads, value)
         return state, ({**metrics, **step_metrics}, jnp.max(deviations))
 
@@ -279,10 +320,13 @@ def update(
 
     state, (metrics, deviation) = jax.lax.scan(epoch, state, jax.random.split(key, config.epochs))
     metrics = jax.tree.map(jnp.sum, metrics)
+    bad = (state.skipped > skipped).astype(jnp.int32)
+    state = state.replace(skipped=skipped + bad, skipped_in_row=(in_row + 1) * bad)
     explained = ppo.explained_variance(experience.values_BR, returns_BR, mask_BR)
     one = jnp.float32(1)
     return state, {
         **metrics,
+        "skipped_steps": (bad.astype(jnp.float32), one),
         "explained_variance": (explained, one),
         "first_ratio_error": (deviation[0, 0], one),
     }
@@ -328,8 +372,7 @@ def loss(params, part, weight, config: PPOConfig, log_probs: Callable, values: C
 def make_programs(
     network: NetworkConfig,
     config: PPOConfig,
-    pooling: str,
-    response_length: int,
+    environment: Environment,
     partitioner: Partitioner,
 ) -> tuple[Callable, Callable]:
     """Makes the two jitted programs of a PPO step on a mesh, for one architecture of all models.
@@ -338,8 +381,8 @@ def make_programs(
       `collect` of `make_collect`, whose metric `model_flops` counts both programs; and
       `update(state, experience, key)` -> new state, metrics, which donates the state.
     """
-    collect = make_collect(network, network, config, pooling, response_length)
-    passes = make_passes(network, network, config)
+    collect = make_collect(network, network, config, environment)
+    passes = make_passes(network, network, config, environment)
 
     # The state's parameters aren't among its results, which would be a copy of them.
     def collect_episodes(state: RLState, frozen, batch, key):
@@ -356,8 +399,7 @@ def make_programs(
 def make_step(
     network: NetworkConfig,
     config: PPOConfig,
-    pooling: str,
-    response_length: int,
+    environment: Environment,
     partitioner: Partitioner,
     frozen: Callable[[jax.Array], dict[str, Any]],
     key: jax.Array,
@@ -368,15 +410,14 @@ def make_step(
     Args:
       network: network of all models.
       config: PPO's settings.
-      pooling: how the reward model's score is read.
-      response_length: R.
+      environment: how episodes end and score.
       partitioner: what puts the programs on devices.
       frozen: gives the parameters of `reference` and `reward`; its argument is ready once the
         last update doesn't need the memory any more.
       key: base key of the stage; step i uses fold_in(key, i).
       decode: makes text of ids, for the samples that are logged.
     """
-    collect, update = make_programs(network, config, pooling, response_length, partitioner)
+    collect, update = make_programs(network, config, environment, partitioner)
 
     def step(state: RLState, batch, number: int):
         rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))

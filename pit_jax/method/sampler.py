@@ -46,6 +46,7 @@ class Sampler:
       partitioner: the mesh.
       response_length: R, the most tokens of a response, EOS included.
       batch_size: number of rows decoded at once, over all devices.
+      allowed_V: bool, ids that may be sampled; None allows all.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Sampler:
         partitioner: Partitioner,
         response_length: int,
         batch_size: int,
+        allowed_V: np.ndarray | None = None,
     ):
         self._language_model = LanguageModel(network)
         self._scalar_model = ScalarModel(network)
         self._partitioner = partitioner
         self._response_length = response_length
         self._batch_size = batch_size
+        self._allowed_V = allowed_V
         self._programs: dict[Any, Callable] = {}
 
     def respond(
@@ -133,6 +136,7 @@ class Sampler:
                 row_keys(key, batch["rows"]),
                 self._response_length,
                 sampling,
+                self._allowed_V,
             )
 
         return self._program(("respond", sampling), respond)

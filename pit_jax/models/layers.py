@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,6 +54,35 @@ class Dense(nn.Module):
         )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def look_up(table_VD: jax.Array, ids: jax.Array, dtype: str) -> jax.Array:
+    """Rows of a table in the compute type, whose gradients are added up in the table's own type.
+
+    A token that a batch holds thousands of times would lose most of its gradient in bfloat16, where
+    a sum stops growing at 256 times the size of what is added.
+
+    Args:
+      table_VD: the table, float32 while it is trained.
+      ids: int32 rows to take, of any shape.
+      dtype: of the result, [*ids.shape, D].
+    """
+    return table_VD.astype(dtype)[ids]
+
+
+def _look_up_forward(table_VD, ids, dtype):
+    return look_up(table_VD, ids, dtype), (ids, table_VD)
+
+
+def _look_up_backward(dtype, residuals, cotangent):
+    del dtype
+    ids, table_VD = residuals
+    zeros_VD = jnp.zeros_like(table_VD)
+    return zeros_VD.at[ids].add(cotangent.astype(table_VD.dtype)), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
 class Embed(nn.Module):
     """Embeds tokens and, if the embeddings are tied, projects to logits."""
 
@@ -68,7 +99,7 @@ class Embed(nn.Module):
         )
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        x_BTD = self.embedding.astype(self.config.dtype)[tokens_BT]
+        x_BTD = look_up(self.embedding, tokens_BT, self.config.dtype)
         if self.config.scale_embeddings:
             x_BTD = x_BTD * jnp.asarray(self.config.embed_dim**0.5, self.config.dtype)
         return constrain(x_BTD, *RESIDUAL)

@@ -134,7 +134,9 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
     waiting = {} if stage.offload_frozen else {"frozen models": models}
     if any(round_.is_sampled for round_ in stage.rounds):
         yield from _sampling(config, stage, models, resident | waiting, partitioner)
-    collect, update = ppo_step.make_programs(network, stage.ppo, "last", R, partitioner)
+    collect, update = ppo_step.make_programs(
+        network, stage.ppo, ppo_step.Environment(R, "last"), partitioner
+    )
     batch = _batch(
         {
             "prompt_tokens": ((B, P), jnp.int32),

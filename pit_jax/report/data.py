@@ -33,12 +33,14 @@ def gather(data: InputPipeline, stages: Sequence[Stage], num_examples: int = 0) 
       num_examples: how many rows of each task to show token by token.
 
     Returns:
-      `dataset`, `examples` (InputPipeline.report), `overlap` (prompts that two folds or two splits
-      share), `lengths` of every field in tokens, `batches` of every stage, `rows`.
+      `dataset`, `examples` (InputPipeline.report), `group_by` (what examples share that stay
+      together), `overlap` (how many of these two folds or two splits share), `lengths` of every
+      field in tokens, `batches` of every stage, `rows`.
     """
     found: dict[str, Any] = {
         "dataset": data.config.name,
         "examples": data.report(),
+        "group_by": data.config.group_by,
         "overlap": _overlap(data),
         "lengths": _lengths(data),
         "batches": [],
@@ -64,7 +66,7 @@ def _overlap(data: InputPipeline) -> dict[str, int]:
     parts = [{split: data.examples(split) for split in SPLITS}]
     parts.append({fold: data.examples("train", fold) for fold in FOLDS})
     return {
-        f"{a} and {b}": len({e.prompt for e in part[a]} & {e.prompt for e in part[b]})
+        f"{a} and {b}": len({e.group for e in part[a]} & {e.group for e in part[b]})
         for part in parts
         for a, b in itertools.combinations(part, 2)
     }
@@ -179,7 +181,7 @@ def _examples_text(found) -> Iterator[str]:
 
 
 def _overlap_text(found) -> Iterator[str]:
-    yield "Prompts in both of"
+    yield f"{found['group_by'].replace('_', ' ').capitalize()}s in both of"
     yield "  " + "   ".join(f"{pair}: {count}" for pair, count in found["overlap"].items())
 
 

@@ -49,7 +49,9 @@ Drawings = dict[str, "Drawing"]
 _HEADLINES = 4
 # The figure of each group of comparisons.
 _COMPARISON_FIGURES = {"table1": "comparisons", "table2": "curriculum", "control": "controls"}
-_INTERVALS = "Brackets: 95% bootstrap intervals over prompts."
+_INTERVALS = (
+    "Brackets: 95% intervals over prompts; all of the same prompt or dialogue count as one draw."
+)
 
 
 def build(results: Results) -> tuple[list[Section], Drawings]:
@@ -228,9 +230,9 @@ def _iterations(results: Results, drawings: Drawings) -> Section:
         if group is groups[-1]:
             caption += (
                 " Changed: responses that differ from those of the iteration before; r_gap: reward "
-                "of the step. ELO is averaged over orders of all comparisons. Brackets: 95% "
-                "intervals over prompts (for ELO, over orders too). Paper: Table 3, judged by "
-                "DeBERTa; on HH-RLHF its rating pool holds Self-Refine too."
+                "of the step. ELO is averaged over orders of all comparisons, and its interval is "
+                "that of the average. Brackets: 95% intervals over prompts. Paper: Table 3, judged "
+                "by DeBERTa; on HH-RLHF its rating pool holds Self-Refine too."
             )
         blocks.append(_iteration_table(group["rows"], caption))
     return Section("Improvement iterations", blocks)
@@ -289,8 +291,8 @@ def _reward_models(results: Results, drawings: Drawings) -> Section:
         ]
         caption = (
             "How often each reward model prefers the chosen to the rejected response of held-out "
-            "pairs; brackets: 95% intervals. A gap model prefers it when r(chosen, rejected) > "
-            "r(rejected, chosen). Paper: Table 4, in percent."
+            "pairs; brackets: 95% intervals over prompts. A gap model prefers it when "
+            "r(chosen, rejected) > r(rejected, chosen). Paper: Table 4, in percent."
         )
         columns = ["Reward model", "Accuracy % [95% interval]", "Pairs", "Paper’s accuracy"]
         blocks.append(Table(columns, cells, caption))

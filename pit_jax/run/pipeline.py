@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pit_jax.errors import UserError
 from pit_jax.files import write_whole
+from pit_jax.run import checks, stage_training
 from pit_jax.run import directory as run_directory
-from pit_jax.run import stage_training, stages
 from pit_jax.run.run import Run
 from pit_jax.runtime import processes
 
 
 def train_all(run: Run) -> None:
     """Trains every stage that isn't complete, in order; for the errors see `train`."""
+    for stage in run.config.stages:
+        checks.check(run, stage.name)
     for stage in run.config.stages:
         train(run, stage.name)
 
@@ -31,10 +32,10 @@ def train(run: Run, name: str) -> dict[str, Any]:
 
     Raises:
       UserError: if its folder holds a stage with other settings, what it starts from isn't
-        trained, or the mesh can't split the batches of this stage or of any other.
+        trained, or `checks.check` refuses it.
     """
     stage = run.stage(name)
-    _check_rows(run)
+    checks.check(run, name)
     folder = run.folder(name)
     settings = run_directory.settings(run.config, stage, run.vocabulary)
     run_directory.claim(folder, settings, run.identity())
@@ -45,15 +46,3 @@ def train(run: Run, name: str) -> dict[str, Any]:
         write_whole(run.directory / "config.gin", run.config_text)
     stage_training.train(run, stage)
     return run.result(name)
-
-
-def _check_rows(run: Run) -> None:
-    """Refuses batches, of any stage, that the mesh can't split."""
-    for stage in run.config.stages:
-        stages.check_rows(stage, run.partitioner)
-    rows = run.partitioner.row_shards
-    if run.config.sampling_batch % rows:
-        raise UserError(
-            f"run: got sampling_batch={run.config.sampling_batch}, expected a multiple of "
-            f"{rows}: rows are split over slices x data of the mesh"
-        )

@@ -95,7 +95,10 @@ class Run:
         self.partitioner = partitioner
         self.peak = flops.peak(device.device_kind for device in partitioner.mesh.devices.flat)
         response = self.layout.widths(config.lengths).response
-        self.sampler = Sampler(config.network, partitioner, response, config.sampling_batch)
+        allowed_V = self.vocabulary.sampled_ids(config.network.vocab_size)
+        self.sampler = Sampler(
+            config.network, partitioner, response, config.sampling_batch, allowed_V
+        )
 
     def folder(self, name: str) -> epath.Path:
         """Returns the folder of a stage of this run, or of another run's stage by its path."""
@@ -170,6 +173,10 @@ class Run:
         checkpoints.close()
         return params
 
+    def anchor(self, reward_stage: str) -> float:
+        """The score of a reward stage's model that counts as 0, see stage_training."""
+        return self.result(reward_stage).get("anchor", 0.0)
+
     def pooling(self, reward_stage: str) -> str:
         """Returns how a reward stage's score is read: `last` or `sum`."""
         return self.result(reward_stage)["pooling"]
@@ -178,13 +185,13 @@ class Run:
         """Loads the parameters of `load` in the compute type, for a model that isn't trained."""
         return in_compute_type(self.load(name, step), self.config.network)
 
-    def improver(self, model: Any, gap_model: Any = None, pooling: str = "last") -> Improver:
+    def improver(self, model: Any, gap_model: Any = None, gap_stage: str = "") -> Improver:
         """Makes what runs Algorithm 2 on this run's mesh.
 
         Args:
           model: parameters of M_PIT.
           gap_model: parameters of R_PIT, None to score no gaps.
-          pooling: how R_PIT's score is read.
+          gap_stage: the stage that trained R_PIT.
         """
         return Improver(
             sampler=self.sampler,
@@ -194,8 +201,13 @@ class Run:
             decode=self.vocabulary.decode,
             model=model,
             gap_model=gap_model,
-            pooling=pooling,
+            pooling=self.pooling(gap_stage) if gap_stage else "last",
+            anchor=self.anchor(gap_stage) if gap_stage else 0.0,
         )
+
+    def is_from_t5x(self, name: str) -> bool:
+        """Returns whether T5X has trained a stage."""
+        return self._t5x_checkpoint(name) is not None
 
     def _t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
         """Finds the newest checkpoint, or that of `step`, of a stage that T5X trained."""

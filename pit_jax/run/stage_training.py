@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,8 +11,7 @@ import jax
 from etils import epath
 
 from pit_jax.data.input_pipeline import DATA_REFERENCES
-from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
-from pit_jax.errors import UserError
+from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
 from pit_jax.run import directory as run_directory
@@ -119,8 +117,7 @@ def _train_supervised(
         jitted = partitioner.jit(loss)
 
         def held_out(state):
-            limit = -(-stage.held_out // stage.batch_size)
-            batches = held_out_batches(run, stage, "dev", limit)
+            batches = held_out_batches(run, stage, "dev", stage.held_out)
             return supervised_step.evaluate(jitted, state.params, batches, partitioner)
 
     def placed(state, batch, number):
@@ -141,19 +138,17 @@ def make_ppo_step(run: Run, stage: RLStage) -> Callable:
     """Makes the step of a PPO stage with ppo_step.make_step.
 
     Raises:
-      UserError: if a model that it builds on isn't trained, or is of another kind.
+      UserError: if a model that it builds on isn't trained.
     """
-    expected = {"rl_policy": "rm_policy", "rl_pit": "rm_gap"}[stage.task]
-    if (task := run.result(stage.reward_model)["task"]) != expected:
-        raise UserError(
-            f"stage {stage.name}: reward_model {stage.reward_model!r} is of task {task}, whose "
-            f"layout differs; expected one of task {expected}"
-        )
     return ppo_step.make_step(
         run.config.network,
         stage.ppo,
-        run.pooling(stage.reward_model),
-        run.layout.widths(run.config.lengths).response,
+        ppo_step.Environment(
+            run.layout.widths(run.config.lengths).response,
+            run.pooling(stage.reward_model),
+            run.anchor(stage.reward_model),
+            run.vocabulary.sampled_ids(run.config.network.vocab_size),
+        ),
         run.partitioner,
         frozen(run, stage),
         run.key("ppo", stage.name),
@@ -205,6 +200,9 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
         shard_size=run.config.shard_size,
     )
     processes.wait()  # the first one has closed the store
+    store = ReferenceStore(directory)
+    cut = f"{store.unended} of them cut because they didn't end"
+    print(f"{stage.name}: {len(store)} references, {cut}", flush=True)
     return str(directory)
 
 
@@ -233,16 +231,20 @@ def train_batches(
         stage.task,
         "train",
         stage.batch_size,
-        seed=zlib.crc32(f"{run.config.seed} {stage.task} {round_number}".encode()),
+        seed=zlib.crc32(f"{run.config.seed} {stage.name} {round_number}".encode()),
         start_batch=start_batch,
         references=references,
     )
 
 
 def held_out_batches(run: Run, stage: Stage, split: str, limit: int) -> Iterator:
-    """Yields the batches of a split in order, for a stage's task; at most `limit`, 0 for all."""
-    batches = run.data.batches(stage.task, split, stage.batch_size, shuffle=False, num_epochs=1)
-    return itertools.islice(batches, limit or None)
+    """Yields a split's rows in order, for a stage's task; at most `limit` rows, 0 for all.
+
+    Rows that only fill up the last batch have weight 0.
+    """
+    return run.data.batches(
+        stage.task, split, stage.batch_size, shuffle=False, num_epochs=1, limit=limit
+    )
 
 
 def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:
@@ -260,6 +262,18 @@ def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:
             metrics_lib.WandbWriter(run.config.wandb_project, str(folder), folder / "wandb_id")
         )
     return metrics_lib.MetricWriter(*writers)
+
+
+def anchor(stage: RewardStage, held_out: dict[str, float]) -> float:
+    """The score that counts as 0, of the reward model that is used.
+
+    The losses see differences only and leave a model's offset free. Of R_P it is the mean score of
+    the held-out y_w; of R_PIT that of a response which is its own reference, so that a gap above 0
+    means an improvement.
+    """
+    if stage.task == "rm_gap":
+        return (held_out["mean_ww"] + held_out["mean_ll"]) / 2
+    return held_out["mean_score"] + held_out["margin"] / 2
 
 
 def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None:
@@ -281,5 +295,13 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
     }
     if isinstance(stage, RewardStage):
         result["pooling"] = stage.reward.pooling
+        result["anchor"] = anchor(stage, progress.best)
+    if isinstance(stage, RLStage):
+        result["references"] = [
+            {"round": number, "count": len(store), "unended": store.unended}
+            for number, round_ in enumerate(stage.rounds)
+            if round_.is_sampled and round_.steps
+            for store in [ReferenceStore(references_folder(run, stage, number))]
+        ]
     run_directory.write_json(run.folder(stage.name) / "result.json", result)
     processes.wait()

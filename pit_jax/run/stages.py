@@ -15,13 +15,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from pit_jax.data.layouts import TREES
 from pit_jax.errors import UserError
 from pit_jax.method import objectives
 from pit_jax.method.curriculum import Round
 from pit_jax.method.objectives import RewardConfig
-from pit_jax.method.ppo import Moments, PPOConfig
+from pit_jax.method.ppo import Moments, PPOConfig, make_optimizer
 from pit_jax.method.ppo_step import RLState
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
@@ -33,6 +34,8 @@ from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 SUPERVISED_TASKS = ("pretrain", "sft_policy", "sft_pit")
 REWARD_TASKS = tuple(TREES)
 RL_TASKS = ("rl_policy", "rl_pit")
+# The task of the reward model that a PPO task learns from.
+REWARD_TASK_OF = {"rl_policy": "rm_policy", "rl_pit": "rm_gap"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,23 +223,30 @@ def create_state(
     return partitioner.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
 
 
+def optimizer(stage: Stage) -> optax.GradientTransformation:
+    """The optimizer of all parameters that a stage trains."""
+    if isinstance(stage, RLStage):
+        return make_optimizer(stage.optimizer, stage.ppo)
+    return stage.optimizer.build()
+
+
 def starting_state(
     stage: Stage, network: NetworkConfig
 ) -> Callable[[jax.Array], TrainState | RLState]:
     """Returns a function: key -> the starting state, its parameters boxed with logical axes."""
-    optimizer = stage.optimizer.build()
+    rule = optimizer(stage)
 
     def create(key):
         if isinstance(stage, SupervisedStage):
-            return TrainState.create(init_language_model(network)(key), optimizer)
+            return TrainState.create(init_language_model(network)(key), rule)
         if isinstance(stage, RewardStage):
-            return TrainState.create(init_scalar_model(network)(key), optimizer)
+            return TrainState.create(init_scalar_model(network)(key), rule)
         actor_key, critic_key = jax.random.split(key)
         params = {
             "actor": init_language_model(network)(actor_key),
             "critic": init_scalar_model(network)(critic_key),
         }
-        train = TrainState.create(params, optimizer)
+        train = TrainState.create(params, rule)
         return RLState(train, jnp.float32(stage.ppo.beta), Moments.zero())
 
     return create

@@ -67,6 +67,10 @@ class Checkpoints:
         """Returns the step of the newest whole checkpoint, None if there is none."""
         return self._manager.latest_step()
 
+    def all_steps(self) -> list[int]:
+        """Returns the steps of all whole checkpoints."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
         """Starts to write a checkpoint; does nothing if there is one of this step already.
 

@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from pit_jax.errors import Interrupted, NotFiniteError
 from pit_jax.runtime import metrics as metrics_lib
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -27,7 +30,8 @@ class Progress:
       seconds: wall time spent on them, over all interruptions.
       tokens: number of real tokens processed.
       flops: model FLOPs done, as method/flops.py counts them.
-      best: the highest `accuracy` seen on held-out data, and the `step` it was at.
+      best: the evaluation on held-out data with the highest `accuracy`, all its metrics, and its
+        `step`.
       accuracy: the `accuracy` of the newest evaluation; -1 before the first.
     """
 
@@ -91,8 +95,7 @@ def fit(
       the state after the last step.
 
     Raises:
-      NotFiniteError: after ten steps in a row without a finite gradient; the last checkpoint is
-        from before them.
+      NotFiniteError: see check_finite and check_state; the last good checkpoint is kept.
       Interrupted: by a signal, once the checkpoint of its step is written.
     """
     step = wrap(step)
@@ -122,9 +125,10 @@ def fit(
             scalars |= {f"held_out_{name}": value for name, value in results.items()}
             progress.accuracy = results.get("accuracy", -1.0)
             if progress.accuracy > progress.best.get("accuracy", -1.0):
-                progress.best = {"accuracy": progress.accuracy, "step": progress.step}
+                progress.best = results | {"step": progress.step}
         writer.write(progress.step, scalars, texts())
         if saving:
+            check_state(state, progress.step)
             writer.flush()
             checkpoints.save(progress.step, state, dataclasses.asdict(progress))
         progress.seconds += time.monotonic() - clock
@@ -161,3 +165,25 @@ def check_finite(state: Any, step: int) -> None:
             f"step {step}: loss or gradient was not finite in the last {skipped} steps; stopped, "
             "the last good checkpoint is kept. Lower the learning rate, or look at the batch's data"
         )
+
+
+def check_state(state: Any, step: int) -> None:
+    """Refuses to save a state in which a number isn't finite.
+
+    Raises:
+      NotFiniteError: which array it is in.
+    """
+    names = [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]
+    ]
+    finite = jax.device_get(_are_finite(state))
+    if wrong := [name for name, good in zip(names, finite, strict=True) if not good]:
+        raise NotFiniteError(
+            f"step {step}: {wrong[0]} is not finite; no checkpoint is written, the last good one "
+            "is kept. Lower the learning rate, or look at the batch's data"
+        )
+
+
+@jax.jit
+def _are_finite(state: Any) -> list[jax.Array]:
+    return [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]

@@ -27,9 +27,10 @@ class OptimizerConfig:
       decay_steps: gradient steps of the whole schedule; 0 keeps the peak.
       final_fraction: share of the peak that the decay ends at.
       b1, b2: AdamW's moment decays.
-      epsilon: AdamW's epsilon.
+      epsilon: AdamW's epsilon. PPO's stages set 1e-5, which damps the steps of small gradients. In
+        fine-tuning a large model all gradients are small, and it would cut every step.
       weight_decay: AdamW's decoupled weight decay.
-      clip_norm: largest global norm of a gradient.
+      clip_norm: largest global norm of a gradient; PPO clips actor and critic apart.
     """
 
     learning_rate: float = 1e-5
@@ -38,7 +39,7 @@ class OptimizerConfig:
     final_fraction: float = 0.0
     b1: float = 0.9
     b2: float = 0.95
-    epsilon: float = 1e-5
+    epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     kind: str = "adamw"
@@ -67,8 +68,12 @@ class OptimizerConfig:
         warmup = optax.linear_schedule(peak / self.warmup_steps, peak, self.warmup_steps)
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
-    def build(self) -> optax.GradientTransformation:
-        """Returns the optax chain: clipping, then AdamW or Adafactor."""
+    def build(self, clip_apart: bool = False) -> optax.GradientTransformation:
+        """Returns the optax chain: clipping, then AdamW or Adafactor.
+
+        Args:
+          clip_apart: whether each entry of the parameters' dict is clipped by its own norm.
+        """
         if self.kind == "adafactor":
             rule = optax.adafactor(self.schedule())
         else:
@@ -79,7 +84,21 @@ class OptimizerConfig:
                 eps=self.epsilon,
                 weight_decay=self.weight_decay,
             )
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
+        clip = optax.clip_by_global_norm(self.clip_norm)
+        if clip_apart:
+            clip = clip_each(self.clip_norm)
+        return optax.chain(clip, rule)
+
+
+def clip_each(norm: float) -> optax.GradientTransformation:
+    """Clips each entry of a dict of gradients by its own global norm."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(updates, state, params=None):
+        clipped = {name: clip.update(part, state, params)[0] for name, part in updates.items()}
+        return clipped, state
+
+    return optax.GradientTransformation(clip.init, update)
 
 
 class TrainState(flax.struct.PyTreeNode):

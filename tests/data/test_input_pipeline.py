@@ -9,7 +9,7 @@ import pytest
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.input_pipeline import InputPipeline
-from pit_jax.data.layouts import FEATURES, Layout, Lengths
+from pit_jax.data.layouts import FEATURES, TASK_FOLDS, Layout, Lengths
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.data.synthetic import drafts
 from pit_jax.data.vocabularies.load import load
@@ -256,11 +256,34 @@ def test_references_of_a_mixture_are_those_of_its_prompts(mixture, tmp_path):
     writer = ReferenceWriter(tmp_path / "store", 16, ReferenceMeta(1, "policy", "rl_policy@3", 0))
     for e in examples:
         tokens = bytes_.encode(f"to {e.prompt}")
-        writer.add([{"index": e.index, "reference_tokens": tokens, "text": f"to {e.prompt}"}])
+        writer.add(
+            [
+                {
+                    "index": e.index,
+                    "reference_tokens": tokens,
+                    "text": f"to {e.prompt}",
+                    "ended": True,
+                }
+            ]
+        )
     writer.close()
     rows = whole(pipeline, "rl_pit", references=str(tmp_path / "store"))
     found = [bytes_.decode(unpadded(row)) for row in rows["prompt_tokens"]]
     assert found == [f"Human: {e.prompt}Assistant: to {e.prompt}" for e in examples]
+
+    # The parts' rates hold among sampled references too, 3 to 1, whatever their numbers.
+    counts = [sum(e.prompt[0] == name for e in examples) for name in "ab"]
+    assert counts[0] < counts[1]
+    store = str(tmp_path / "store")
+    batches = pipeline.batches("rl_pit", "train", 10, seed=1, references=store)
+    drawn = [
+        bytes_.decode(unpadded(row))
+        for b in itertools.islice(batches, 200)
+        for row in b["prompt_tokens"]
+    ]
+    assert sum(text.startswith("Human: a") for text in drawn) / 2000 == pytest.approx(
+        0.75, abs=0.06
+    )
 
 
 def test_a_mixture_is_in_the_registry(mixture):
@@ -354,7 +377,16 @@ def test_references_of_a_store(pipeline, tmp_path):
     writer = ReferenceWriter(tmp_path / "store", 16, ReferenceMeta(1, "rl_policy", "last", 0))
     for k, e in enumerate(examples):
         tokens = samples[k % 4]
-        writer.add([{"index": e.index, "reference_tokens": tokens, "text": WORDS.decode(tokens)}])
+        writer.add(
+            [
+                {
+                    "index": e.index,
+                    "reference_tokens": tokens,
+                    "text": WORDS.decode(tokens),
+                    "ended": True,
+                }
+            ]
+        )
     writer.close()
     store = str(tmp_path / "store")
     rows = whole(pipeline, "rl_pit", references=store)
@@ -373,7 +405,7 @@ def test_references_of_a_store(pipeline, tmp_path):
 
 def test_a_store_of_other_examples_is_refused(pipeline, tmp_path):
     writer = ReferenceWriter(tmp_path, 16, ReferenceMeta(1, "rl_policy", "last", 0))
-    writer.add([{"index": 10_000, "reference_tokens": [5], "text": "?"}])
+    writer.add([{"index": 10_000, "reference_tokens": [5], "text": "?", "ended": True}])
     writer.close()
     with pytest.raises(UserError, match="has a reference for example 10000"):
         pipeline.batches("rl_pit", "train", 1, references=str(tmp_path))
@@ -398,10 +430,10 @@ def test_tasks_are_in_the_registry():
     pipeline = InputPipeline(CONFIG, WORDS, LENGTHS)
     pipeline.num_rows("rm_gap", "dev")
     assert tuple(tasks.TASKS) == tuple(FEATURES)
-    for stage, row in tasks.TASKS.items():
+    for stage in tasks.TASKS:
         task = seqio.TaskRegistry.get(f"instructions_drafts_{stage}")
         assert "train_rl" in task.splits
-        assert row.fold == FOLD_OF_STAGE[stage]
+        assert TASK_FOLDS[stage] == FOLD_OF_STAGE[stage]
         for feature in task.output_features.values():
             assert isinstance(feature.vocabulary, seqio.Vocabulary)
     elements = seqio.get_mixture_or_task("instructions_drafts_rm_policy").get_dataset(

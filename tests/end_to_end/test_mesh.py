@@ -150,8 +150,7 @@ def one_ppo_step(run, name, partitioner):
     step = ppo_step.make_step(
         NETWORK,
         stage.ppo,
-        "sum",
-        run.layout.widths(run.config.lengths).response,
+        ppo_step.Environment(run.layout.widths(run.config.lengths).response, "sum"),
         partitioner,
         OnHost(frozen),
         jax.random.key(5),

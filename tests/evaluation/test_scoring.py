@@ -1,14 +1,13 @@
 """Tests of verdicts, intervals, ELO and the figures' numbers."""
 
 import math
-import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from pit_jax.evaluation import scoring
+from pit_jax.evaluation import intervals, scoring
 
 VERDICTS = st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=40)
 
@@ -17,6 +16,11 @@ def test_win_lose_tie_by_hand():
     verdicts = scoring.win_lose_tie([1.0, 0.2, 0.5, 0.5], [0.5, 0.7, 0.5, 0.4], tie_margin=0.15)
     np.testing.assert_array_equal(verdicts, [1, -1, 0, 0])
     np.testing.assert_array_equal(scoring.win_lose_tie([0.5, 0.5], [0.4, 0.5]), [1, 0])
+
+
+def test_a_difference_of_exactly_the_margin_is_a_tie():
+    verdicts = scoring.win_lose_tie([1.5, 0.5, 1.75], [1.0, 1.0, 1.0], tie_margin=0.5)
+    np.testing.assert_array_equal(verdicts, [0, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,35 @@ def test_compare_is_antisymmetric_and_bounded(verdicts):
     assert -100 <= forward.ci_low <= forward.ci_high <= 100
 
 
+def test_compare_of_rows_by_themselves_is_one_multinomial_draw():
+    outcomes = np.repeat([1, -1, 0], [60, 40, 20])
+    draws = np.random.default_rng(7).multinomial(120, [60 / 120, 40 / 120, 20 / 120], size=500)
+    low, high = np.percentile(100.0 * (draws[:, 0] - draws[:, 1]) / 120, (2.5, 97.5))
+    for groups in (None, [None] * 120, [f"prompt {i}" for i in range(120)]):
+        result = scoring.compare(outcomes, groups, seed=7, resamples=500)
+        assert (result.ci_low, result.ci_high) == (low, high)
+
+
+def test_compare_counts_rows_of_a_prompt_as_one():
+    outcomes = np.random.default_rng(0).choice([1, 0, -1], size=60, p=[0.5, 0.3, 0.2])
+    alone = scoring.compare(outcomes)
+    copies = scoring.compare(np.repeat(outcomes, 8), np.repeat(np.arange(60), 8).tolist())
+    assert (copies.delta, copies.n) == (pytest.approx(alone.delta), 480)
+    assert copies.ci_low == pytest.approx(alone.ci_low, abs=1.7)
+    assert copies.ci_high == pytest.approx(alone.ci_high, abs=1.7)
+
+
+def test_compare_of_eight_wins_of_eight():
+    # The win rate is at least a where a^8 = 0.025, and all else may be losses.
+    result = scoring.compare([1] * 8)
+    assert result.ci_low == pytest.approx(100 * (2 * 0.025 ** (1 / 8) - 1))
+    assert result.ci_high == 100
+    # Ties all the way, and 600 of them, say that wins are at most 1 - a and so are losses.
+    ties = scoring.compare([0] * 600)
+    bound = 100 * (1 - 0.025 ** (1 / 600))
+    assert (ties.ci_low, ties.ci_high) == pytest.approx((-bound, bound))
+
+
 def test_compare_rejects():
     with pytest.raises(ValueError, match="expected one verdict a prompt"):
         scoring.compare([])
@@ -92,28 +125,65 @@ def test_mean_interval_close_to_the_normal_one():
 def test_mean_interval_does_not_depend_on_the_chunk(monkeypatch):
     values = np.random.default_rng(0).random(50)
     whole = scoring.mean_interval(values, resamples=500)
-    monkeypatch.setattr(scoring, "_CHUNK_ELEMENTS", 777)
+    monkeypatch.setattr(intervals, "_CHUNK_ELEMENTS", 777)
     assert scoring.mean_interval(values, resamples=500) == whole
 
 
+def test_mean_interval_of_rows_by_themselves_resamples_indices():
+    values = np.random.default_rng(0).random(50)
+    drawn = np.random.default_rng(5).integers(50, size=(500, 50))
+    low, high = np.percentile(values[drawn].mean(axis=1), (2.5, 97.5))
+    for groups in (None, [f"prompt {i}" for i in range(50)]):
+        result = scoring.mean_interval(values, groups, seed=5, resamples=500)
+        assert (result.ci_low, result.ci_high) == (low, high)
+
+
+def test_mean_interval_counts_rows_of_a_prompt_as_one():
+    """Each end is 0.975 of the way from the mean to its bound."""
+    mean = scoring.mean_interval([1.0, 0.0, 1.0, 1.0], ["the same"] * 4, (0.0, 1.0))
+    assert (mean.mean, mean.n) == (0.75, 4)
+    assert mean.ci_low == pytest.approx(0.025 * 0.75)
+    assert mean.ci_high == pytest.approx(0.75 + 0.975 * 0.25)
+
+
+def test_mean_interval_of_equal_values():
+    # A share of 1 - a of the scores may be 0; without bounds they may be anything.
+    result = scoring.mean_interval([1.0] * 8, bounds=(0, 1))
+    assert (result.ci_low, result.ci_high) == (pytest.approx(0.025 ** (1 / 8)), 1)
+    result = scoring.mean_interval([1.0] * 8)
+    assert math.isnan(result.ci_low) and math.isnan(result.ci_high)
+
+
 def test_agreement_by_hand():
-    # 8 of 10; Wilson's interval for it is tabulated as 0.490 to 0.943.
+    # 8 of 10; the interval of Clopper and Pearson for it is tabulated as 0.444 to 0.975.
     result = scoring.agreement([1] * 8 + [0, -1])
     assert result.accuracy == 0.8 and result.n == 10
-    assert (result.ci_low, result.ci_high) == pytest.approx((0.4902, 0.9433), abs=5e-5)
+    assert (result.ci_low, result.ci_high) == pytest.approx((0.4439, 0.9748), abs=5e-5)
 
 
 def test_agreement_interval_keeps_its_width_at_the_ends():
     every, none = scoring.agreement([1] * 128), scoring.agreement([-1] * 128)
-    # At the ends Wilson's interval is 1 / (1 + z^2 / n) and its complement.
-    bound = 1 / (1 + 1.959963984540054**2 / 128)
+    # The share from which 128 of 128 have a probability of 0.025, and its complement.
+    bound = 0.025 ** (1 / 128)
     assert (every.ci_low, every.ci_high) == pytest.approx((bound, 1.0))
     assert (none.ci_low, none.ci_high) == pytest.approx((0.0, 1 - bound))
 
 
-@given(st.integers(1, 600), st.data())
-def test_agreement_interval_is_wilsons(n, data):
-    agreed = data.draw(st.integers(0, n))
+def test_agreement_counts_pairs_of_a_prompt_as_one():
+    outcomes = np.repeat([1, -1], [90, 38])
+    alone = scoring.agreement(outcomes)
+    assert alone == scoring.agreement(outcomes, [f"prompt {i}" for i in range(128)])
+    copies = scoring.agreement(np.repeat(outcomes, 8), np.repeat(np.arange(128), 8).tolist())
+    assert (copies.ci_low, copies.ci_high) == pytest.approx((alone.ci_low, alone.ci_high), abs=0.02)
+    rewards = {pair: np.zeros(1024) for pair in scoring.GAP_PAIRS}
+    rewards["wl"] = np.repeat(outcomes, 8)
+    summary = scoring.gap_reward_summary(rewards, np.repeat(np.arange(128), 8).tolist())
+    assert (summary["ci_low"], summary["ci_high"]) == (copies.ci_low, copies.ci_high)
+
+
+@given(st.integers(32, 600), st.data())
+def test_agreement_interval_is_wilsons_where_both_verdicts_are_many(n, data):
+    agreed = data.draw(st.integers(16, n - 16))
     result = scoring.agreement([1] * agreed + [-1] * (n - agreed))
     # The shares p from which the one observed is z standard errors sqrt(p (1 - p) / n) away.
     z = 1.959963984540054
@@ -143,61 +213,15 @@ def test_gap_reward_summary_by_hand():
         scoring.gap_reward_summary({"wl": rewards["wl"], "ww": rewards["ww"]})
 
 
-def _elo_one_at_a_time(matches, players, k=4.0):
-    ratings = [1000.0] * players
-    for a, b, verdict in matches:
-        expected = 1 / (1 + 10 ** ((ratings[b] - ratings[a]) / 400))
-        change = k * ((verdict + 1) / 2 - expected)
-        ratings[a] += change
-        ratings[b] -= change
-    return ratings
-
-
-def test_elo_of_one_match_by_hand():
-    elo = scoring.elo_ratings([[0, 1]], [[1]], shuffles=3)
-    np.testing.assert_allclose(elo.rating, [1002, 998])
-    np.testing.assert_allclose(elo.low, [1002, 998])
-    np.testing.assert_array_equal(elo.rank, [1, 2])
-
-
-def test_elo_against_matches_played_one_at_a_time():
-    scores = np.random.default_rng(2).normal(size=(3, 30)) + np.array([[0.0], [0.4], [1.0]])
-    pairs, outcomes = scoring.pairwise_outcomes(scores)
+def test_pairwise_outcomes_are_for_the_first_of_each_pair():
+    pairs, verdicts = scoring.pairwise_outcomes([[1.0, 0.0], [0.5, 0.0], [2.0, -1.0]])
     np.testing.assert_array_equal(pairs, [[0, 1], [0, 2], [1, 2]])
-    elo = scoring.elo_ratings(pairs, outcomes, shuffles=200)
-
-    matches = [(a, b, v) for (a, b), row in zip(pairs, outcomes, strict=True) for v in row]
-    shuffler, runs = random.Random(0), []
-    for _ in range(400):
-        shuffler.shuffle(matches)
-        runs.append(_elo_one_at_a_time(matches, 3))
-    np.testing.assert_allclose(elo.rating, np.mean(runs, axis=0), atol=0.6)
-    np.testing.assert_array_equal(elo.rank, [3, 2, 1])
-    assert (elo.low <= elo.rating).all() and (elo.rating <= elo.high).all()
-    # Prompts are resampled too, so the interval is wider than that of the order alone.
-    order_low, order_high = np.percentile(runs, [2.5, 97.5], axis=0)
-    assert ((elo.high - elo.low) > (order_high - order_low)).all()
+    np.testing.assert_array_equal(verdicts, [[1, 0], [-1, 1], [-1, 1]])
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(2, 4), st.integers(1, 8), st.integers(0, 2**31))
-def test_elo_conserves_points_and_is_seeded(models, prompts, seed):
-    scores = np.random.default_rng(seed).integers(3, size=(models, prompts))
-    pairs, outcomes = scoring.pairwise_outcomes(scores, scoring.reward_judge_outcomes)
-    elo = scoring.elo_ratings(pairs, outcomes, shuffles=5, seed=seed)
-    assert elo.rating.mean() == pytest.approx(1000)
-    np.testing.assert_array_equal(
-        elo.rating, scoring.elo_ratings(pairs, outcomes, shuffles=5, seed=seed).rating
-    )
-
-
-def test_elo_rejects():
+def test_pairwise_outcomes_reject():
     with pytest.raises(ValueError, match="2 or more models"):
         scoring.pairwise_outcomes(np.zeros((1, 4)))
-    with pytest.raises(ValueError, match=r"pairs \[Q, 2\] and outcomes \[Q, N\]"):
-        scoring.elo_ratings([[0, 1]], [1, 0])
-    with pytest.raises(ValueError, match="at least one comparison"):
-        scoring.elo_ratings(np.zeros((1, 2), int), np.zeros((1, 0), int))
 
 
 def test_density_histograms_share_bins_and_integrate_to_one():
@@ -220,3 +244,19 @@ def test_reward_regions_by_hand():
     ]
     assert scoring.reward_regions({"wl": 4.0, "ww": 5.0, "ll": 0.0, "lw": -1.0}) is None
     assert scoring.reward_regions({"wl": 4.0, "ww": 1.0, "ll": 0.0, "lw": 0.0}) is None
+
+
+def test_seed_moves_the_resamples_of_every_interval():
+    """Of verdicts one by one or by prompt, and of means; a closed form has none to move."""
+    rng = np.random.default_rng(0)
+    verdicts, values = rng.choice([1, 0, -1], size=200), rng.normal(size=200)
+    groups = [i // 2 for i in range(200)]
+    for make in (
+        lambda seed: scoring.compare(verdicts, seed=seed),
+        lambda seed: scoring.compare(verdicts, groups, seed),
+        lambda seed: scoring.mean_interval(values, groups, None, seed),
+    ):
+        one, other, again = (make(seed) for seed in (0, 1, 0))
+        assert one == again
+        assert (one.ci_low, one.ci_high) != (other.ci_low, other.ci_high)
+        assert one.ci_low == pytest.approx(other.ci_low, rel=0.2, abs=1)

@@ -125,6 +125,54 @@ def test_iterations_improve_on_the_original(results, suite, run, examples):
     assert np.mean([row["elo"] for row in table["rows"]]) == pytest.approx(1000)
 
 
+def test_gaps_are_scores_of_the_gap_model_as_figures_2_and_4_have_them(
+    results, suite, run, examples
+):
+    assert run.anchor("rm_gap") != 0
+    rows = results["iterations"][0]["rows"]
+    traces, reference = suite.improved("rl_pit", 1.0, 2), run.improver(None).reference
+    for k in (1, 2):
+        scores = run.sampler.score(
+            run.load_frozen("rm_gap"),
+            [
+                run.layout.gap_prompt(e.prompt, reference(t.responses[k - 1]))
+                for e, t in zip(examples, traces, strict=True)
+            ],
+            run.layout.widths(run.config.lengths).gap,
+            [trace.responses[k] for trace in traces],
+            "sum",
+        )
+        assert rows[k]["gap"] == pytest.approx(np.mean(scores), rel=1e-4, abs=1e-4)
+
+
+def test_rows_that_share_a_prompt_count_as_one(suite, monkeypatch):
+    """With one prompt to all rows, each end is 0.975 of the way from the mean to the bound."""
+    monkeypatch.setattr(suite, "_groups", ["the same"] * 12)
+
+    def check(row, mean, low, high):
+        assert row["ci_low"] == pytest.approx(mean - 0.975 * (mean - low))
+        assert row["ci_high"] == pytest.approx(mean + 0.975 * (high - mean))
+
+    for row in suite._comparisons(1.0):
+        check(row, row["delta"], -100, 100)
+    for row in suite._scores(1.0):
+        check(row, row["mean_score"], 0, 1)
+    for row in suite._iteration_rows(1.0)[1:]:
+        check(row, row["delta_vs_original"], -100, 100)
+        assert row["elo_low"] is row["elo_high"] is None
+    for row in (suite._pair_rewards(), suite._gap_rewards()[0][0]):
+        check(row, row["accuracy"], 0, 1)
+
+
+def test_saved_generations_that_share_a_prompt_count_as_one(suite):
+    prompt, right, half = "from 4 do +3 x7", "x7 9 +3 7 from 4", "x7 ? +3 7 from 4"
+    results = suite.judge_generations([{"prompt": prompt, "responses": [half, right]}] * 40)
+    (row,) = results["comparisons"]
+    assert (row["win"], row["ci_low"], row["ci_high"]) == (100, pytest.approx(-95), 100)
+    # One prompt of score 1, and another, with a weight of 0.975 at most, of 0.
+    assert results["scores"][1]["ci_low"] == pytest.approx(0.025)
+
+
 def test_table_4_reads_both_reward_models(results, run, examples):
     policy, gap = results["reward_models"]
     assert (policy["name"], policy["n"], gap["name"], gap["n"]) == ("R_P", 12, "R_PIT", 12)

@@ -85,7 +85,9 @@ def test_a_ppo_step_counts_the_tokens_it_wrote(eos):
         ones = jnp.ones_like(decoder["embed"]["embedding"])
         decoder["embed"]["embedding"] = ones.at[1].set(2.0)
     B, P, Q, R = 8, 5, 6, 4
-    collect, _ = ppo_step.make_programs(NETWORK, stage.ppo, "last", R, partitioner)
+    collect, _ = ppo_step.make_programs(
+        NETWORK, stage.ppo, ppo_step.Environment(R, "last"), partitioner
+    )
     rows = np.full((B, Q), 3, np.int32)
     batch = {
         "prompt_tokens": rows[:, :P],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ def test_a_fixed_number_of_iterations():
     script = Script([["b", "c"], ["b", "d"], ["c", "d"]])
     traces = run(script, ImproveConfig(iterations=3))
     assert [texts(trace) for trace in traces] == [["a", "b", "b", "c"], ["b", "c", "d", "d"]]
-    assert [trace.final for trace in traces] == [3, 3]
+    assert [trace.last for trace in traces] == [3, 3]
     assert [trace.stop_reason for trace in traces] == ["iterations"] * 2
     assert traces[0].gaps == []
 
@@ -73,7 +75,7 @@ def test_each_iteration_improves_on_the_one_before():
 
 def test_no_iterations_leave_the_draft():
     (trace, _) = run(Script([]), ImproveConfig(iterations=0))
-    assert texts(trace) == ["a"] and trace.final == 0 and trace.stop_reason == "iterations"
+    assert texts(trace) == ["a"] and trace.last == 0 and trace.stop_reason == "iterations"
 
 
 def test_an_unchanged_response_stops_its_row():
@@ -81,7 +83,7 @@ def test_an_unchanged_response_stops_its_row():
     traces = run(script, ImproveConfig(iterations=3, stop_unchanged=True))
     assert [texts(trace) for trace in traces] == [["a", "a"], ["b", "c", "c"]]
     assert [trace.stop_reason for trace in traces] == ["unchanged"] * 2
-    assert [trace.final for trace in traces] == [1, 2]
+    assert [trace.last for trace in traces] == [1, 2]
     assert [call[3] for call in script.calls] == [[7, 8], [8]]
 
 
@@ -90,7 +92,7 @@ def test_a_gap_below_epsilon_keeps_the_response_before():
     config = ImproveConfig(iterations=3, min_gap=0.2)
     traces = run(script, config, gap_model="gaps")
     assert [texts(trace) for trace in traces] == [["a", "b", "c"], ["b", "c", "d", "d"]]
-    assert [trace.final for trace in traces] == [1, 2]
+    assert [trace.last for trace in traces] == [1, 2]
     assert [trace.stop_reason for trace in traces] == ["gap", "gap"]
     np.testing.assert_allclose(traces[0].gaps, [0.5, 0.1])
     np.testing.assert_allclose(traces[1].gaps, [0.2, 0.3, 0.05], rtol=1e-6)
@@ -109,7 +111,7 @@ def test_the_gap_compares_the_new_response_with_the_old_one():
 def test_gaps_are_recorded_without_a_threshold():
     traces = run(Script([["b", "c"]], gaps=[[-2, 3]]), ImproveConfig(), gap_model="gaps")
     assert [trace.gaps for trace in traces] == [[-2], [3]]
-    assert [trace.final for trace in traces] == [1, 1]
+    assert [trace.last for trace in traces] == [1, 1]
 
 
 def test_a_time_budget_starts_no_further_iteration(monkeypatch):
@@ -120,7 +122,7 @@ def test_a_time_budget_starts_no_further_iteration(monkeypatch):
     traces = run(script, ImproveConfig(iterations=5, time_budget=2.0))
     assert [texts(trace) for trace in traces] == [["a", "b"], ["b", "c"]]
     assert [trace.stop_reason for trace in traces] == ["time"] * 2
-    assert [trace.final for trace in traces] == [1, 1]
+    assert [trace.last for trace in traces] == [1, 1]
 
 
 def test_time_does_not_overrule_a_row_that_stopped(monkeypatch):
@@ -171,6 +173,7 @@ def test_self_refine_widens_its_window_to_hold_the_longest_prompt():
     ("fields", "message"),
     [
         ({"method": "magic"}, r"got method='magic', expected one of \('pit', 'self_refine'\)"),
+        ({"keep": "first"}, r"got keep='first', expected one of \('best', 'last'\)"),
         ({"iterations": -1}, "got iterations=-1, expected 0 or more"),
         ({"feedback_prompt": "{promt}"}, "got the Self-Refine prompt '{promt}', expected {prompt}"),
         ({"refine_prompt": "{prompt} {"}, "got the Self-Refine prompt '{prompt} {'"),
@@ -182,5 +185,76 @@ def test_mistakes_in_a_configuration_are_named(fields, message):
 
 
 def test_what_stands_after_an_iteration():
-    trace = Trace([text("a"), text("b"), text("c")], [], final=1)
+    trace = Trace([text("a"), text("b"), text("c")], [], last=1)
     assert [WORDS.decode(trace.at(k).tokens) for k in range(4)] == ["a", "b", "b", "b"]
+
+
+def test_a_row_ends_with_its_best_response_by_gap():
+    """p: worse, better than its first, worse. q: better, worse, worse than its best."""
+    script = Script(
+        [["b", "c"], ["c", "d"], ["d", "a"]],
+        gaps=[[-1.0, 0.5], [2.0, -0.3], [0.25], [-0.5, 0.4], [-0.1]],
+    )
+    traces = run(script, ImproveConfig(iterations=3), gap_model="gaps")
+    assert [trace.gaps for trace in traces] == [
+        [-1, 2, -0.5],
+        [0.5, pytest.approx(-0.3), pytest.approx(0.4)],
+    ]
+    # p: c against a, the best before it; q: a against c, after d was worse than it.
+    assert script.scored[2][1:4] == (
+        [LAYOUT.gap_prompt("p", "a")],
+        LAYOUT.widths(LENGTHS).gap,
+        [text("c")],
+    )
+    assert script.scored[4][1:4] == (
+        [LAYOUT.gap_prompt("q", "c")],
+        LAYOUT.widths(LENGTHS).gap,
+        [text("a")],
+    )
+    assert [trace.best for trace in traces] == [2, 1]
+    assert [trace.best_gap for trace in traces] == [0.25, 0.5]
+    assert [trace.final("best") for trace in traces] == [2, 1]
+    assert [trace.final("last") for trace in traces] == [3, 3]
+
+
+def test_the_best_is_the_draft_where_every_gap_is_below_0():
+    traces = run(Script([["b", "c"]], gaps=[[-1.93, 0.0]]), ImproveConfig(), gap_model="gaps")
+    assert [trace.final("best") for trace in traces] == [0, 0]
+
+
+def test_without_a_gap_model_the_last_is_the_result():
+    traces = run(Script([["b", "c"]]), ImproveConfig())
+    assert [trace.final("best") for trace in traces] == [1, 1]
+
+
+def test_a_gap_is_counted_from_the_models_anchor():
+    script = Script([["b"]], gaps=[[-2.0]])
+    improver = Improver(
+        script, LAYOUT, LENGTHS, WORDS.text_ids, WORDS.decode, "model", "gaps", "sum", -2.5
+    )
+    (trace,) = improver(["p"], [text("a")], [0], KEY, ImproveConfig(min_gap=0.25))
+    assert trace.gaps == [0.5] and trace.final("best") == 1
+
+
+def test_iteration_and_purpose_each_move_the_key():
+    """Of feedback and refinement, twice each; and of two iterations of PIT."""
+    script = Script([["advice", "advice"], ["c", "d"]] * 2)
+    run(script, dataclasses.replace(REFINE, iterations=2))
+    assert len({tuple(call[4]) for call in script.calls}) == 4
+    again = Script([["advice", "advice"], ["c", "d"]] * 2)
+    run(again, dataclasses.replace(REFINE, iterations=2))
+    assert [call[4] for call in again.calls] == [call[4] for call in script.calls]
+
+
+@pytest.mark.parametrize("method", ["pit", "self_refine"])
+def test_every_pass_samples_as_sampling_says(method):
+    """And never as M_P does for y_0."""
+    sampling = SamplingConfig(temperature=0.4, top_p=0.9)
+    script = Script([["b", "c"]] * 4)
+    other = SamplingConfig(temperature=0.1)
+    config = dataclasses.replace(
+        REFINE, method=method, iterations=2, sampling=sampling, policy_sampling=other
+    )
+    run(script, config)
+    assert len(script.calls) == (2 if method == "pit" else 4)
+    assert {call[5] for call in script.calls} == {sampling}

@@ -74,14 +74,14 @@ def test_sft_loss_of_uniform_logits_is_log_of_the_vocabulary():
 
 def test_negative_weights_are_unlikelihood_and_stay_out_of_the_weight():
     logits = jnp.log(jnp.array([[[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]]))
-    total, weight = losses.sft_loss(logits, jnp.array([[1, 0]]), jnp.array([[1.0, -0.5]]))
+    total, weight = losses.sft_loss(logits, jnp.array([[1, 0]]), jnp.array([[1.0, -0.5]]), True)
     assert float(total) == pytest.approx(-math.log(0.3) - 0.5 * math.log(1 - 0.5), rel=1e-6)
     assert float(weight) == 1
 
 
 def test_unlikelihood_of_a_certain_token_is_finite():
     def loss(logits):
-        return losses.sft_loss(logits, jnp.array([[0]]), jnp.array([[-1.0]]))[0]
+        return losses.sft_loss(logits, jnp.array([[0]]), jnp.array([[-1.0]]), True)[0]
 
     value, grad = jax.value_and_grad(loss)(jnp.array([[[100.0, 0.0]]]))
     assert np.isfinite(value)
@@ -270,3 +270,14 @@ def test_policy_gradient_at_ratio_one_is_the_plain_policy_gradient():
         log_probs
     )
     np.testing.assert_allclose(grad, -advantages * mask, rtol=1e-6)
+
+
+def test_without_unlikelihood_the_logits_are_gone_through_once():
+    """Its branch takes two further passes over them, which no stage asks for."""
+
+    def passes(unlikelihood):
+        arguments = jnp.zeros((2, 3, 5)), jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3))
+        program = jax.make_jaxpr(losses.sft_loss, static_argnums=3)(*arguments, unlikelihood)
+        return str(program).count("reduce_max")
+
+    assert (passes(False), passes(True)) == (1, 3)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pit_jax.data.vocabularies.base import EOS_ID as EOS
-from pit_jax.method import ppo
-from pit_jax.method.ppo_step import RLState, make_collect, make_passes, update
+from pit_jax.method import ppo, ppo_step
+from pit_jax.method.ppo_step import Environment, RLState, make_collect, make_passes, update
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
@@ -74,7 +74,7 @@ def frozen():
 
 @pytest.fixture(scope="module")
 def collect():
-    return jax.jit(make_collect(TINY, TINY, CONFIG, "sum", R))
+    return jax.jit(make_collect(TINY, TINY, CONFIG, Environment(R, "sum")))
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,10 @@ def test_a_response_stops_at_its_first_eos(episodes):
     assert 0 < ended.sum() < B, "the key should give rows with and without EOS"
     assert float(metrics["eos_rate"][0]) == ended.sum()
     assert float(metrics["response_length"][0]) == lengths(episodes).sum()
+    # What is counted as work on real tokens: those of prompts and responses, without padding.
+    prompts = np.sum(batch()["prompt_tokens"] > 0)
+    assert float(metrics["tokens"][0]) == prompts + lengths(episodes).sum()
+    assert float(metrics["real_token_share"][1]) == B * (4 + R)
     np.testing.assert_array_equal(generation.tokens_BR, experience.response_BR)
 
 
@@ -155,8 +159,10 @@ def test_rewards_are_the_shaped_score_and_the_kl_penalty(episodes, frozen):
         chosen = score_in_numpy(frozen["reward"], prompt, rows["chosen_tokens"])
         shaped.append(raw[-1] - chosen)
         ended.append(EOS in response)
-    scaled = np.array(shaped) / max(np.std(shaped), CONFIG.scale_floor)
-    scores = np.where(ended, scaled, CONFIG.missing_eos_penalty)
+    shaped, ended = np.array(shaped), np.array(ended)
+    std = max(np.std(shaped[ended]), CONFIG.scale_floor)
+    unended = shaped[ended].mean() + CONFIG.missing_eos_penalty * std
+    scores = np.where(ended, shaped, unended) / std
     expected = reference.token_rewards(k1, scores, experience.mask_BR, CONFIG.beta)
     np.testing.assert_allclose(experience.rewards_BR, expected, rtol=2e-4, atol=2e-4)
 
@@ -164,17 +170,17 @@ def test_rewards_are_the_shaped_score_and_the_kl_penalty(episodes, frozen):
     np.testing.assert_allclose(metrics["shaped_score"][0], np.sum(scores), rtol=1e-4)
     np.testing.assert_allclose(metrics["kl"][0], k1.sum(), rtol=1e-4)
     np.testing.assert_allclose(metrics["non_score_reward"][0], -CONFIG.beta * k1.sum(), rtol=1e-4)
-    np.testing.assert_allclose(moments.mean, np.mean(shaped), rtol=1e-4, atol=1e-5)
-    assert float(moments.count) == B and float(beta) == np.float32(CONFIG.beta)
+    np.testing.assert_allclose(moments.mean, np.mean(shaped[ended]), rtol=1e-4, atol=1e-5)
+    assert float(moments.count) == ended.sum() and float(beta) == np.float32(CONFIG.beta)
 
 
 def test_the_first_ratio_of_an_update_is_exactly_1():
     """Step after step, on a network wide enough that other arithmetic shows as a rounding."""
     network = dataclasses.replace(TINY, vocab_size=64, embed_dim=32, head_dim=8, mlp_dim=64)
-    config = ppo.PPOConfig(epochs=1, minibatches=2)
+    config, environment = ppo.PPOConfig(epochs=1, minibatches=2), Environment(8, "last")
     compiled = functools.partial(jax.jit, compiler_options=AS_IN_RUNS)
-    collect = compiled(make_collect(network, network, config, "last", 8))
-    passes = make_passes(network, network, config)
+    collect = compiled(make_collect(network, network, config, environment))
+    passes = make_passes(network, network, config, environment)
     improve = compiled(lambda state, episodes, key: update(state, episodes, key, config, *passes))
     rng = np.random.default_rng(0)
     prompts = rng.integers(2, 64, size=(32, 12))
@@ -199,26 +205,31 @@ def test_the_first_ratio_of_an_update_is_exactly_1():
 
 
 def test_the_plain_score_without_options(frozen):
-    """METHOD's defaults: the raw score at the last token, the penalty where EOS is missing."""
-    config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=1.0, horizon=80)
-    collect = make_collect(TINY, TINY, config, "last", R)
+    """The raw score at the last token; one deviation below those of ended rows without EOS."""
+    config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=14.0, horizon=80)
+    collect = make_collect(TINY, TINY, config, Environment(R, "last"))
     experience, beta, _, metrics, _ = jax.jit(collect)(
         start(config).replace(beta=jnp.float32(0.5)), frozen, batch(), jax.random.key(20)
     )
     plain = experience.rewards_BR + 0.5 * (
         experience.log_probs_BR - jax.jit(lambda: _reference_log_probs(frozen, experience))()
     )
-    for b in range(B):
-        n = int(experience.mask_BR[b].sum())
-        response = experience.response_BR[b, :n].tolist()
-        prompt = real(batch()["reward_prompt_tokens"][b])
-        last = scalars_in_numpy(frozen["reward"], prompt + response)[-1]
-        expected = last if EOS in response else config.missing_eos_penalty
+    counts = np.asarray(experience.mask_BR).sum(axis=1).astype(int)
+    responses = [row[:n].tolist() for row, n in zip(np.asarray(experience.response_BR), counts)]
+    prompts = [real(row) for row in batch()["reward_prompt_tokens"]]
+    last = np.array(
+        [scalars_in_numpy(frozen["reward"], p + y)[-1] for p, y in zip(prompts, responses)]
+    )
+    ended = np.array([EOS in response for response in responses])
+    worse = last[ended].mean() - max(last[ended].std(), config.scale_floor)
+    for b, n in enumerate(counts):
+        expected = last[b] if ended[b] else worse
         np.testing.assert_allclose(plain[b, n - 1], expected, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(plain[b, : n - 1], 0, atol=1e-4)
+    # Per episode, and not so far from the target that the controller's limit hides what it is.
     kl = float(metrics["kl"][0]) / B
-    # The controller moves by at most a fifth of episodes / horizon.
-    expected = 0.5 * (1 + np.clip(kl / 1.0 - 1, -0.2, 0.2) * B / 80)
+    assert 0.01 < kl / 14 - 1 < 0.2
+    expected = 0.5 * (1 + (kl / 14 - 1) * B / 80)
     np.testing.assert_allclose(beta, expected, rtol=1e-6)
 
 
@@ -240,3 +251,180 @@ def test_the_key_decides_the_episodes(collect, frozen, episodes):
         np.testing.assert_array_equal(one, two)
     other = collect(start(), frozen, batch(), jax.random.key(9))
     assert (np.asarray(other[0].response_BR) != np.asarray(episodes[0].response_BR)).any()
+
+
+def test_rows_of_one_prompt_draw_apart(collect, frozen):
+    """The number of a row in the batch is part of its key."""
+    same = {name: np.repeat(rows[1:2], B, axis=0) for name, rows in batch().items()}
+    responses = collect(start(), frozen, same, jax.random.key(20))[0].response_BR
+    assert len({tuple(row) for row in np.asarray(responses).tolist()}) > B / 2
+
+
+# --- scores without an origin -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pooling", "critic"), [("last", "reward"), ("sum", "actor")])
+def test_a_constant_added_to_the_reward_model_changes_nothing(pooling, critic, monkeypatch):
+    """Its losses don't see one: the anchor has it too, and a critic that starts as the score."""
+    config = ppo.PPOConfig(minibatches=2, critic_start=critic)
+    found = []
+    for constant in (0.0, 7.5):
+        offset = constant - 10.0 if critic == "reward" else 0.0
+
+        def scores(model, params, prompt_BQ, response_BR, mask_BR, pooling, c=constant):
+            return 0.3 * jnp.sum(response_BR, axis=1) - 10.0 + c
+
+        def values(model, params, prompt_BQ, response_BR, mask_BR, offset=offset):
+            return jnp.where(mask_BR > 0, 0.2 * response_BR + offset, 0.0)
+
+        monkeypatch.setattr(ppo_step, "response_scores", scores)
+        monkeypatch.setattr(ppo_step, "response_values", values)
+        environment = Environment(R, pooling, anchor=-9.0 + constant)
+        frozen = {"reference": start().train.params["actor"], "reward": None}
+        collect = jax.jit(make_collect(TINY, TINY, config, environment))
+        experience, _, moments, *_ = collect(start(config), frozen, batch(), jax.random.key(20))
+        found.append((experience.rewards_BR, experience.values_BR, moments))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_response_without_end_never_has_the_best_score():
+    scores = jnp.array([-12.0, -10.0, -9.0, 3.0])
+    ended = jnp.array([True, True, True, False])
+    shaped, moments = ppo_step.shape_scores(scores, ended, ppo.Moments.zero(), ppo.PPOConfig())
+    # Mean -31/3 and variance 14/9 of the three that ended, in the first step.
+    np.testing.assert_allclose(shaped, [-12, -10, -9, -31 / 3 - (14 / 9) ** 0.5], rtol=1e-6)
+    assert float(moments.count) == 3
+    # Then of those before: three scores of mean -31/3, whatever those beside it have.
+    config = ppo.PPOConfig(missing_eos_penalty=-2.0)
+    shaped, moments = ppo_step.shape_scores(scores + 5, ended, moments, config)
+    np.testing.assert_allclose(shaped, [-7, -5, -4, -31 / 3 - 2 * (14 / 9) ** 0.5], rtol=1e-6)
+    # Three of mean -31/3 and three of mean -16/3.
+    np.testing.assert_allclose(moments.mean, -47 / 6, rtol=1e-6)
+    scaled, moments = ppo_step.shape_scores(
+        scores, ended, moments, dataclasses.replace(config, scale_rewards=True)
+    )
+    np.testing.assert_allclose(scaled[:3], scores[:3] / moments.std(0.1), rtol=1e-6)
+
+
+# --- what isn't finite --------------------------------------------------------------------------
+
+
+def test_scores_that_are_not_finite_change_nothing_but_a_counter(frozen):
+    """Not the moments, nor beta: one bad batch would switch rewards off for the rest of the run."""
+    config = dataclasses.replace(CONFIG, target_kl=1.0, epochs=5)
+    environment = Environment(R, "sum")
+    collect = jax.jit(make_collect(TINY, TINY, config, environment))
+    passes = make_passes(TINY, TINY, config, environment)
+    improve = jax.jit(lambda state, episodes, key: update(state, episodes, key, config, *passes))
+    bad, worse = (
+        {**frozen, name: jax.tree.map(lambda x: x * np.nan, frozen[name])}
+        for name in ("reward", "reference")  # of the latter only the KL isn't finite
+    )
+    state = start(config)
+    for number, models in enumerate((frozen, bad, worse, frozen)):
+        before = state
+        experience, beta, moments, _, _ = collect(state, models, batch(), jax.random.key(20))
+        train, metrics = improve(state.train, experience, jax.random.key(number))
+        state = RLState(train, beta, moments)
+        assert float(metrics["skipped_steps"][0]) == (models is not frozen)
+        if models is not frozen:
+            same = (before.train.params, before.train.opt_state, before.beta, before.moments)
+            now = (train.params, train.opt_state, beta, moments)
+            jax.tree.map(np.testing.assert_array_equal, same, now)
+        # Ten gradient steps of one PPO step are one skipped step.
+        assert int(train.skipped_in_row) == (0, 1, 2, 0)[number]
+        assert int(train.skipped) == (0, 1, 2, 2)[number]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_nothing_is_learned_from_the_first_bad_gradient_on(frozen):
+    """A minibatch after it would train from half an epoch."""
+    config = ppo.PPOConfig(epochs=1, minibatches=4)
+    environment = Environment(R, "sum")
+    experience = jax.jit(make_collect(TINY, TINY, config, environment))(
+        start(config), frozen, batch(), jax.random.key(20)
+    )[0]
+    passes = make_passes(TINY, TINY, config, environment)
+
+    def log_probs(params, episodes):
+        log_probs_BR, entropy_BR = passes[0](params, episodes)
+        bad = jnp.all(episodes.prompt_BP == experience.prompt_BP[:1], axis=1)
+        return jnp.where(bad[:, None], jnp.nan, log_probs_BR), entropy_BR
+
+    train, metrics = jax.jit(
+        lambda state, key: update(state, experience, key, config, log_probs, passes[1])
+    )(start(config).train, jax.random.key(0))
+    assert int(train.skipped) == int(train.skipped_in_row) == 1
+    assert float(metrics["skipped_steps"][0]) == 1
+    assert int(train.step) == 4
+
+
+# --- ids that may be sampled --------------------------------------------------------------------
+
+
+def test_ids_outside_of_the_text_are_never_sampled_nor_counted_on(frozen):
+    allowed = np.ones(TINY.vocab_size, bool)
+    allowed[[0, 2, 3, 5, 14, 15]] = False
+    environment = Environment(R, "sum", allowed_V=allowed)
+    collect = jax.jit(make_collect(TINY, TINY, CONFIG, environment))
+    actor = start().train.params["actor"]
+    for key in range(3):
+        experience, _, _, _, generation = collect(start(), frozen, batch(), jax.random.key(key))
+        mask = np.asarray(generation.mask_BR)
+        assert allowed[np.asarray(generation.tokens_BR)[mask]].all()
+        np.testing.assert_allclose(
+            experience.log_probs_BR, generation.log_probs_BR, rtol=1e-5, atol=1e-5
+        )
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), actor)
+    for b, n in enumerate(mask.sum(axis=1)):
+        prompt = real(batch()["prompt_tokens"][b])
+        response = experience.response_BR[b, :n].tolist()
+        logits = reference.logits(params, TINY, [*prompt, *response])[len(prompt) - 1 : -1]
+        logits[:, ~allowed] = -np.inf
+        scaled = logits / TEMPERATURE
+        expected = scaled[range(n), response] - np.log(np.exp(scaled).sum(axis=1))
+        np.testing.assert_allclose(experience.log_probs_BR[b, :n], expected, **CLOSE)
+
+
+# --- actor and critic apart ---------------------------------------------------------------------
+
+
+def adam(config, **fields):
+    rule = ppo.make_optimizer(config, ppo.PPOConfig(epochs=1, minibatches=1, **fields))
+    params = {"actor": jnp.zeros(2), "critic": jnp.zeros(2)}
+    return rule, params, rule.init(params)
+
+
+def test_a_large_gradient_of_the_critic_does_not_shorten_the_actors_step():
+    config = OptimizerConfig(learning_rate=0.1, epsilon=1.0, clip_norm=1.0)
+    rule, params, state = adam(config)
+    steps = []
+    for critic in (0.0, 1000.0):
+        grads = {"actor": jnp.array([0.6, 0.0]), "critic": jnp.array([critic, 0.0])}
+        updates, _ = rule.update(grads, state, params)
+        steps.append(float(updates["actor"][0]))
+    # Adam's first step: g / (|g| + epsilon) with the gradient itself, whose norm is below 1.
+    np.testing.assert_allclose(steps, [-0.1 * 0.6 / 1.6] * 2, rtol=1e-5)
+    np.testing.assert_allclose(updates["critic"][0], -0.1 * 1.0 / 2.0, rtol=1e-5)  # clipped to 1
+
+
+def test_the_critic_has_a_learning_rate_of_its_own():
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=2, epsilon=1e-8)
+    rule, params, state = adam(config, critic_learning_rate=0.5)
+    grads = {"actor": jnp.array([1.0, -1.0]), "critic": jnp.array([1.0, -1.0])}
+    for rate in (0.5, 0.75):  # the warm-up of both
+        updates, state = rule.update(grads, state, params)
+        np.testing.assert_allclose(updates["actor"], [-0.1 * rate, 0.1 * rate], rtol=1e-5)
+        np.testing.assert_allclose(updates["critic"], [-0.5 * rate, 0.5 * rate], rtol=1e-5)
+
+
+def test_the_actor_waits_while_the_critic_warms_up():
+    rule, params, state = adam(OptimizerConfig(learning_rate=0.1), critic_warmup=2)
+    grads = {"actor": jnp.ones(2), "critic": jnp.ones(2)}
+    moved = []
+    for _ in range(3):
+        updates, state = rule.update(grads, state, params)
+        assert np.all(np.asarray(updates["critic"]) < 0)
+        moved.append(bool(np.any(np.asarray(updates["actor"]))))
+    assert moved == [False, False, True]

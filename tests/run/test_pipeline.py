@@ -19,7 +19,7 @@ from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.run import pipeline, stage_training, stages
 from pit_jax.run.run import key_for
-from pit_jax.runtime import metrics
+from pit_jax.runtime import loop, metrics
 from pit_jax.runtime.checkpoints import Checkpoints
 from tests import tiny_runs
 
@@ -122,6 +122,30 @@ def test_an_interrupted_reward_stage_continues_and_keeps_its_best(trained, tmp_p
     run.load_frozen("rm_policy")
 
 
+def test_a_reward_model_is_chosen_on_exactly_its_held_out_pairs(tmp_path):
+    """10 of them in batches of 8: as if each were evaluated alone, and no eleventh."""
+    stage = tiny_runs.reward("rm_gap", initial="", held_out=10)
+    run = tiny_runs.on_one_device(tiny_runs.with_stages(tiny_runs.config(tmp_path), stage))
+    state = stages.create_state(stage, run.config.network, run.partitioner, jax.random.key(3))
+    found = {}
+
+    def fit(state, step, batches, stop, held_out):
+        found.update(held_out(state))
+        return state
+
+    stage_training._train_supervised(run, stage, state, fit, loop.Progress())
+    loss = run.partitioner.jit(stages.objective(stage, run.config.network))
+    alone = []
+    one_by_one = run.data.batches("rm_gap", "dev", 1, shuffle=False, num_epochs=1)
+    for batch in itertools.islice(one_by_one, 11):
+        _, totals = loss(state.params, run.partitioner.shard_batch(batch))
+        alone.append({name: float(value / weight) for name, (value, weight) in totals.items()})
+    for name in ("accuracy", "mean_ww", "mean_ll"):
+        expected = np.mean([each[name] for each in alone[:10]])
+        assert found[name] == pytest.approx(expected, rel=1e-4, abs=1e-6), name
+    assert found["mean_ww"] != pytest.approx(np.mean([e["mean_ww"] for e in alone]), rel=1e-4)
+
+
 def test_interrupted_rounds_of_ppo_continue(trained, tmp_path, monkeypatch, capsys):
     """While the second round's references are sampled, and in the middle of that round."""
     names = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy")
@@ -158,7 +182,7 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
     """A round from M_P's first checkpoint, then one from M_PIT applied twice to M_P's samples."""
     names = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy")
     rounds = (
-        Round("checkpoint", 1, policy_step=1, temperature=0.9),
+        Round("checkpoint", 1, policy_step=1, sampling=SamplingConfig(0.9)),
         Round("pit", 1, improvements=2),
     )
     config = start_from(trained, tmp_path, *names)
@@ -177,7 +201,8 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
     def respond(model, prompts, width, key, temperature):
         sampling = SamplingConfig(temperature=temperature)
         responses = run.sampler.respond(model, prompts, width, rows, key, sampling)
-        return [run.vocabulary.text_ids(response.tokens) for response in responses]
+        cut = config.lengths.reference  # what is used of a response without end
+        return [run.vocabulary.text_ids(response.tokens)[:cut] for response in responses]
 
     first = respond(
         run.load_frozen("rl_policy", 1),
@@ -202,7 +227,7 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
         drafts = respond(
             run.load_frozen("rl_pit", 1),
             [
-                run.layout.pit_prompt(example.prompt, draft[: config.lengths.reference])
+                run.layout.pit_prompt(example.prompt, draft)
                 for example, draft in zip(examples, drafts)
             ],
             width.pit,
@@ -387,6 +412,16 @@ def test_a_reward_model_of_the_other_layout_is_refused(trained, tmp_path):
     message = "reward_model 'rm_policy' is of task rm_policy.*expected one of task rm_gap"
     with pytest.raises(UserError, match=message):
         train(tiny_runs.with_stages(config, stage), "rl_pit")
+
+
+def test_all_stages_are_checked_before_the_first_is_trained(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(stage_training, "train", lambda run, stage: begun.append(stage.name))
+    stage = tiny_runs.rl("rl_pit", (Round("data", 1),), reward_model="rm_policy")
+    config = tiny_runs.with_stages(tiny_runs.config(tmp_path), stage)
+    with pytest.raises(UserError, match="stage rl_pit: reward_model 'rm_policy' is of task"):
+        pipeline.train_all(tiny_runs.on_one_device(config))
+    assert begun == []
 
 
 def test_keys_of_different_purposes_differ():

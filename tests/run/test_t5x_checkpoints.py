@@ -86,7 +86,7 @@ def test_what_is_saved_is_loaded_on_another_mesh(tmp_path, name):
 
 def test_the_optimizer_and_ppos_part_are_saved_under_t5xs_names(tmp_path):
     state = made("rl_pit")
-    moments = state.moments.add(jnp.array([1.0, 3.0]))
+    moments = state.moments.add(jnp.array([1.0, 3.0]), jnp.ones(2))
     state = state.replace(moments=moments, beta=jnp.float32(0.25))
     path = t5x_checkpoints.save(epath.Path(tmp_path), 3, state)
     import orbax.checkpoint as ocp

@@ -35,7 +35,7 @@ def train_state(scale=1.0):
 def rl_state(scale=1.0):
     """A PPO state with its controller and moments."""
     params = {"critic": {"w": jnp.ones(2) * scale}, "actor": {"w": jnp.full(3, 5.0 * scale)}}
-    moments = ppo.Moments.zero().add(jnp.arange(4.0) * scale)
+    moments = ppo.Moments.zero().add(jnp.arange(4.0) * scale, jnp.ones(4))
     return RLState(TrainState.create(params, OPTIMIZER), jnp.float32(0.25), moments)
 
 
@@ -77,6 +77,17 @@ def test_a_step_is_saved_once(tmp_path):
     state, extra = saved.restore(train_state())
     assert extra == {"step": 1}
     np.testing.assert_array_equal(state.params["b"], train_state().params["b"])
+    saved.close()
+
+
+def test_the_model_of_a_certain_step_is_read(tmp_path):
+    saved = Checkpoints(tmp_path, keep_every=1)
+    for step in (1, 2):
+        saved.save(step, rl_state(step), {})
+    saved.wait()
+    model, _ = rl_state().split()
+    for step, scale in ((1, 1), (2, 2), (None, 2)):
+        np.testing.assert_array_equal(saved.restore_model(model, step)["w"], [5 * scale] * 3)
     saved.close()
 
 

@@ -171,7 +171,8 @@ class HeldOut:
     """
 
     def __init__(self, setup: Setup, split: str, shard_id: int, num_shards: int, limit: int):
-        self._setup, self._split, self._limit = setup, split, limit
+        self._setup, self._split = setup, split
+        self._limit = limit * setup.trained.batch_size
         self._rows = _rows(setup, shard_id, num_shards)
 
     @property

@@ -57,7 +57,7 @@ class _Model(t5x.models.BaseTransformerModel):
             module=self._module(),
             input_vocabulary=vocabulary,
             output_vocabulary=vocabulary,
-            optimizer_def=optimizer_def or Optimizer(self.stage.optimizer.build()),
+            optimizer_def=optimizer_def or Optimizer(stages.optimizer(self.stage)),
         )
 
     def _module(self) -> nn.Module:

@@ -93,6 +93,15 @@ def hh(record: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
     return Example(x, responses[0], responses[1]), {}
 
 
+def first_turn(x: str) -> str:
+    """Returns what the user says first in the prompt x of a dialogue, without the space around it.
+
+    A file such as HH-RLHF's has a dialogue several times, cut after each of its turns: the prompts
+    differ and the first turn is the same.
+    """
+    return x.partition(_ASSISTANT)[0].partition(_HUMAN)[0].strip()
+
+
 def preference(record: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
     """Makes an Example of a user's own preference, as readers.read_preferences describes."""
     if "prompt" not in record:

@@ -8,26 +8,23 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.examples import FOLDS, TEXTS, Example, fold_of
+from pit_jax.data.examples import FOLDS, TEXTS, Example, of_fold
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
-from pit_jax.errors import UserError
 
 
 class ExampleSource(seqio.DataSource):
     """Offers examples that are held in memory, in their order.
 
     A split `train` also offers `train_sft`, `train_rm` and `train_rl`, the three folds by the hash
-    of the prompt. The elements have the text fields of Example as strings, and `index`, int32.
+    of the group. The elements have the text fields of Example as strings, and `index`, int32.
     """
 
     def __init__(self, splits: Mapping[str, Sequence[Example]]):
         self._examples = {split: list(examples) for split, examples in splits.items()}
         for split in tuple(self._examples):
-            for number, fold in enumerate(FOLDS):
-                self._examples[f"{split}_{fold}"] = [
-                    e for e in self._examples[split] if fold_of(e.prompt) == number
-                ]
+            for fold in FOLDS:
+                self._examples[f"{split}_{fold}"] = of_fold(self._examples[split], fold)
         counts = {split: len(examples) for split, examples in self._examples.items()}
         super().__init__(splits=tuple(counts), num_input_examples=counts, caching_permitted=False)
 
@@ -57,6 +54,7 @@ class ExampleSource(seqio.DataSource):
 class ReferenceSource(seqio.DataSource):
     """Offers a store's sampled references, joined with the examples they were sampled for.
 
+    References for other examples than the given ones are left out: those are another source's.
     Elements are read from the store by index, in its order. They have what those of ExampleSource
     have, and `reference`, int32 [reference]: the sampled ids up to EOS without ids that stand for
     no text, so that a control token that a model has sampled is forged nowhere.
@@ -66,15 +64,10 @@ class ReferenceSource(seqio.DataSource):
         self._store = store
         self._vocabulary = vocabulary
         self._by_index = {example.index: example for example in examples}
-        missing = next((i for i in store.example_indices if i not in self._by_index), None)
-        if missing is not None:
-            raise UserError(
-                f"{store.directory}: has a reference for example {missing}, which isn't among the "
-                f"{len(self._by_index)} examples read; was it sampled from another dataset?"
-            )
-        super().__init__(
-            splits=("train",), num_input_examples={"train": len(store)}, caching_permitted=False
-        )
+        indices = enumerate(store.example_indices)
+        self._positions = [k for k, index in indices if index in self._by_index]
+        counts = {"train": len(self._positions)}
+        super().__init__(splits=("train",), num_input_examples=counts, caching_permitted=False)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -92,7 +85,7 @@ class ReferenceSource(seqio.DataSource):
         return tf.data.Dataset.from_generator(self._elements, output_signature=signature)
 
     def _elements(self) -> Iterator[dict]:
-        for position in range(len(self._store)):
+        for position in self._positions:
             record = self._store[position]
             example = self._by_index[record["index"]]
             element = {field: getattr(example, field).encode() for field in TEXTS}

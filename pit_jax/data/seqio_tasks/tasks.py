@@ -24,13 +24,11 @@ class TaskRow:
     """Describes a row of TASKS.
 
     Attributes:
-      fold: fold of the train split that the task learns from; None for all of it.
       sequences: makes the task's features from token pieces (preprocessors.py).
       converter: makes the model's features from the task's.
       metrics: what seqio's Evaluator computes of a model's scores or predictions.
     """
 
-    fold: str | None
     sequences: Callable
     converter: type[seqio.FeatureConverter]
     metrics: tuple[Callable, ...]
@@ -64,43 +62,36 @@ _SUPERVISED = (log_likelihood, exact_match)
 
 TASKS = {
     "pretrain": TaskRow(
-        "sft",
         preprocessors.pretrain,
         feature_converters.PretrainFeatureConverter,
         _SUPERVISED,
     ),
     "sft_policy": TaskRow(
-        "sft",
         preprocessors.sft_policy,
         feature_converters.SFTFeatureConverter,
         _SUPERVISED,
     ),
     "sft_pit": TaskRow(
-        "sft",
         preprocessors.sft_pit,
         feature_converters.SFTFeatureConverter,
         _SUPERVISED,
     ),
     "rm_policy": TaskRow(
-        "rm",
         preprocessors.rm_policy,
         feature_converters.TreeFeatureConverter,
         (pair_accuracy,),
     ),
     "rm_gap": TaskRow(
-        "rm",
         preprocessors.rm_gap,
         feature_converters.TreeFeatureConverter,
         (pair_accuracy,),
     ),
     "rl_policy": TaskRow(
-        "rl",
         preprocessors.rl_policy,
         feature_converters.PromptFeatureConverter,
         (log_likelihood,),
     ),
     "rl_pit": TaskRow(
-        "rl",
         preprocessors.rl_pit,
         feature_converters.PromptFeatureConverter,
         (log_likelihood,),

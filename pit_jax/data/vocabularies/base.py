@@ -73,6 +73,17 @@ class Vocabulary:
                 kept.append(token)
         return kept
 
+    def sampled_ids(self, size: int) -> np.ndarray:
+        """Which of the ids a model may sample: those of text, and EOS; bool [size].
+
+        Args:
+          size: rows of the model's embedding, which may be more than the vocabulary has ids.
+        """
+        allowed = np.arange(size) < self.vocab_size
+        allowed[[i for i in self._reserved if i < size]] = False
+        allowed[EOS_ID] = True
+        return allowed
+
     def encode_tf(self, text):
         """Encodes a scalar string tensor to a 1-D int32 tensor."""
         raise NotImplementedError

@@ -1,0 +1,139 @@
+"""Refuses, before the first step, what a stage's configuration already shows to be a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pit_jax.data.datasets import MixtureConfig
+from pit_jax.errors import UserError
+from pit_jax.run import stages
+from pit_jax.run.run import Run
+from pit_jax.run.stages import RewardStage, RLStage, Stage
+from pit_jax.runtime.checkpoints import Checkpoints
+
+# Tasks whose models can stand in a role. A warm-up has learned the layouts of both models.
+POLICY_TASKS = ("pretrain", "sft_policy", "rl_policy")
+PIT_TASKS = ("pretrain", "sft_pit", "rl_pit")
+LANGUAGE_TASKS = (*dict.fromkeys(POLICY_TASKS + PIT_TASKS),)
+
+
+def check(run: Run, name: str) -> None:
+    """Refuses a stage that could only fail once it, or one before it, has been trained for hours.
+
+    Raises:
+      UserError: if the mesh can't split its batches, its data doesn't fill one, or what it builds
+        on is missing, comes after it, is of a kind that doesn't suit, or won't have kept a
+        checkpoint.
+    """
+    stage = run.stage(name)
+    _check_rows(run, stage)
+    if run.is_complete(name):
+        return
+    _check_data(run, stage)
+    for field, other, tasks in _builds_on(stage):
+        _check_model(run, stage, field, other, tasks)
+    if isinstance(stage, RLStage):
+        for round_ in stage.rounds:
+            if round_.source == "checkpoint" and round_.steps:
+                _check_kept(run, stage, round_.policy, round_.policy_step)
+
+
+def _check_rows(run: Run, stage: Stage) -> None:
+    stages.check_rows(stage, run.partitioner)
+    rows = run.partitioner.row_shards
+    if run.config.sampling_batch % rows:
+        raise UserError(
+            f"run: got sampling_batch={run.config.sampling_batch}, expected a multiple of "
+            f"{rows}: rows are split over slices x data of the mesh"
+        )
+
+
+def _check_data(run: Run, stage: Stage) -> None:
+    """Refuses a stage whose fold doesn't fill a batch, or that has nothing to be evaluated on."""
+    rounds = stage.rounds if isinstance(stage, RLStage) else ()
+    for sampled in {round_.is_sampled for round_ in rounds if round_.steps} or {False}:
+        bounds = run.data.row_bounds(stage.task, "train", stage.batch_size, sampled=sampled)
+        rows = sum(most for _, most in bounds.values())
+        if rows < stage.batch_size:
+            raise UserError(
+                f"stage {stage.name}: its fold of the train split has {rows} rows, expected at "
+                f"least batch_size={stage.batch_size}; {run.data.counts()}"
+            )
+        mixture = run.config.dataset
+        empty = [part for part, (_, most) in bounds.items() if most == 0]
+        if empty and isinstance(mixture, MixtureConfig) and mixture.rates:
+            why = f"the mixture draws from {empty[0]}, which has no rows"
+            raise UserError(f"stage {stage.name}: {why}")
+    if isinstance(stage, RewardStage):
+        check_split(run, "dev", f"stage {stage.name}: it is evaluated on")
+
+
+def check_split(run: Run, split: str, why: str) -> None:
+    """Refuses to look at a split that has no examples.
+
+    Raises:
+      UserError: if it has none; `why` opens the message.
+    """
+    if not sum(most for _, most in run.data.row_bounds("sft_policy", split, 1).values()):
+        raise UserError(f"{why} split {split!r}, which has no examples; {run.data.counts()}")
+
+
+def _builds_on(stage: Stage) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(field, stage that it names, tasks that suit) of everything a stage takes a model from."""
+    if not isinstance(stage, RLStage):
+        if stage.initial:
+            yield "initial", stage.initial, LANGUAGE_TASKS
+        return
+    own = POLICY_TASKS if stage.task == "rl_policy" else PIT_TASKS
+    yield "initial", stage.initial, own
+    yield "reference", stage.reference, own
+    yield "reward_model", stage.reward_model, (stages.REWARD_TASK_OF[stage.task],)
+    for number, round_ in enumerate(stage.rounds):
+        if round_.is_sampled and round_.steps:
+            yield f"policy of round {number}", round_.policy, POLICY_TASKS
+
+
+def _check_model(run: Run, stage: Stage, field: str, other: str, tasks: tuple[str, ...]) -> None:
+    names = [each.name for each in run.config.stages]
+    if other in names and not run.is_complete(other) and not run.is_from_t5x(other):
+        task = run.stage(other).task
+        if names.index(other) >= names.index(stage.name):
+            raise UserError(
+                f"stage {stage.name}: {field} is {other!r}, which comes after it; expected a stage "
+                "before it, or one that is trained"
+            )
+    elif other not in names and run.is_from_t5x(other):
+        return  # T5X's checkpoints don't say which task they are of
+    elif other in names or "/" in other:
+        task = run.result(other)["task"]
+    else:
+        raise UserError(
+            f"stage {stage.name}: {field} is {other!r}, expected a stage of the run "
+            f"({', '.join(names)}) or the path of a stage's folder"
+        )
+    if task not in tasks:
+        raise UserError(
+            f"stage {stage.name}: {field} {other!r} is of task {task}, whose layout differs; "
+            f"expected one of task {' or '.join(tasks)}"
+        )
+
+
+def _check_kept(run: Run, stage: RLStage, policy: str, step: int) -> None:
+    """Refuses a round that samples from a checkpoint which its policy won't have kept."""
+    if run.is_complete(policy):
+        checkpoints = Checkpoints(run.folder(policy) / "checkpoints", read_only=True)
+        kept = checkpoints.all_steps()
+        checkpoints.close()
+        if step in kept:
+            return
+        raise UserError(
+            f"stage {stage.name}: a round samples from step {step} of {policy!r}, which has kept: "
+            f"{', '.join(map(str, kept))}"
+        )
+    trained = run.stage(policy)
+    every = trained.keep_every if isinstance(trained, RLStage) else 0
+    if step > trained.steps or (step != trained.steps and (not every or step % every)):
+        raise UserError(
+            f"stage {stage.name}: a round samples from step {step} of {policy!r}, which has "
+            f"{trained.steps} steps and keep_every={every}; expected a multiple of its keep_every"
+        )

@@ -1,0 +1,155 @@
+"""What can be known at the start is refused at the start."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+
+import jax
+import pytest
+
+from pit_jax.data.datasets import MixtureConfig
+from pit_jax.errors import UserError
+from pit_jax.method.curriculum import Round
+from pit_jax.run import checks
+from pit_jax.run import run as runs
+from tests import tiny_runs
+
+BASE = tiny_runs.config("unused")
+
+
+def changed(name, **changes):
+    """The tiny run with some fields of one stage changed."""
+    stage = next(stage for stage in BASE.stages if stage.name == name)
+    return tiny_runs.with_stages(BASE, dataclasses.replace(stage, **changes))
+
+
+def refusal(config, name, tmp_path):
+    run = tiny_runs.on_one_device(dataclasses.replace(config, model_dir=str(tmp_path)))
+    with pytest.raises(UserError) as error:
+        checks.check(run, name)
+    assert list(tmp_path.iterdir()) == []
+    return str(error.value)
+
+
+def test_a_run_that_is_right_is_not_refused(tmp_path):
+    run = tiny_runs.on_one_device(dataclasses.replace(BASE, model_dir=str(tmp_path)))
+    for stage in BASE.stages:
+        checks.check(run, stage.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("sft_pit", {"initial": "rm_gap"}, "initial is 'rm_gap', which comes after it"),
+        ("sft_pit", {"initial": "pretrian"}, "initial is 'pretrian', expected a stage of the run"),
+        ("rm_gap", {"initial": "rm_policy"}, "initial 'rm_policy' is of task rm_policy"),
+        ("rl_policy", {"initial": "sft_pit"}, "initial 'sft_pit' is of task sft_pit"),
+        ("rl_policy", {"reference": "sft_pit"}, "reference 'sft_pit' is of task sft_pit"),
+        ("rl_policy", {"reference": "rm_policy"}, "reference 'rm_policy' is of task rm_policy"),
+        ("rl_pit", {"reward_model": "rm_policy"}, "reward_model 'rm_policy' is of task rm_policy"),
+        (
+            "rl_pit",
+            {"rounds": (Round("data", 1), Round("policy", 1, policy="sft_pit"))},
+            "policy of round 1 'sft_pit' is of task sft_pit.*pretrain or sft_policy or rl_policy",
+        ),
+        (
+            "rl_pit",
+            {"rounds": (Round("policy", 1, policy="rl_pit"),)},
+            "policy of round 0 is 'rl_pit', which comes after it",
+        ),
+    ],
+)
+def test_a_model_of_another_kind_or_a_later_stage_is_refused(name, changes, message, tmp_path):
+    found = refusal(changed(name, **changes), name, tmp_path)
+    assert found.startswith(f"stage {name}: ")
+    assert re.search(message, found), found
+
+
+@pytest.mark.parametrize(
+    ("steps", "keep_every", "step", "fine"),
+    [
+        (4, 2, 2, True),
+        (4, 3, 4, True),
+        (4, 0, 4, True),
+        (4, 2, 3, False),
+        (4, 0, 2, False),
+        (4, 2, 6, False),
+    ],
+)
+def test_a_checkpoint_that_will_not_be_kept_is_refused(steps, keep_every, step, fine, tmp_path):
+    config = changed("rl_policy", rounds=(Round("none", steps),), keep_every=keep_every)
+    rounds = (Round("checkpoint", 1, policy_step=step),)
+    pit = dataclasses.replace(config.stages[-1], rounds=rounds)
+    config = dataclasses.replace(tiny_runs.with_stages(config, pit), model_dir=str(tmp_path))
+    run = tiny_runs.on_one_device(config)
+    if fine:
+        checks.check(run, "rl_pit")
+        return
+    with pytest.raises(
+        UserError, match=f"from step {step} of 'rl_policy'.*keep_every={keep_every}"
+    ):
+        checks.check(run, "rl_pit")
+
+
+def test_a_trained_policy_is_asked_for_its_checkpoints(trained, tmp_path):
+    for name in ("sft_pit", "rm_gap", "rl_policy"):
+        shutil.copytree(trained / name, tmp_path / name)
+    for step, fine in ((1, True), (3, False)):
+        rounds = (Round("checkpoint", 1, policy_step=step),)
+        config = dataclasses.replace(changed("rl_pit", rounds=rounds), model_dir=str(tmp_path))
+        run = tiny_runs.on_one_device(config)
+        if fine:
+            checks.check(run, "rl_pit")
+        else:
+            with pytest.raises(UserError, match="step 3 of 'rl_policy', which has kept: 1, 2"):
+                checks.check(run, "rl_pit")
+
+
+def test_a_dry_run_refuses_it_too(tmp_path, capsys):
+    wrong = "--gin.rl_pit/RLStage.reward_model='rm_policy'"
+    assert tiny_runs.command("run", tmp_path / "run", wrong, "--dry_run") == 2
+    err = capsys.readouterr().err
+    assert "stage rl_pit: reward_model 'rm_policy' is of task rm_policy" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train_size": 12},
+            "its fold of the train split has . rows, expected at least batch_size=8",
+        ),
+        ({"dev_size": 0}, "it is evaluated on split 'dev', which has no examples"),
+    ],
+)
+def test_data_that_does_not_suffice_is_refused(changes, message, tmp_path):
+    dataset = dataclasses.replace(tiny_runs.DATASET, **changes)
+    found = refusal(dataclasses.replace(BASE, dataset=dataset), "rm_policy", tmp_path)
+    assert re.search(message, found), found
+
+
+def test_a_report_on_no_prompts_is_refused_before_training(tmp_path, capsys):
+    arguments = ("run", tmp_path / "run", "--gin.DatasetConfig.test_size=0")
+    for dry in ((), ("--dry_run",)):
+        assert tiny_runs.command(*arguments, *dry) == 2
+        assert "evaluation: got split 'test', which has no examples" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mixture_that_draws_from_no_rows_is_refused(tmp_path):
+    empty = dataclasses.replace(tiny_runs.DATASET, train_size=0, seed=1)
+    dataset = MixtureConfig((tiny_runs.DATASET, empty), rates=(1.0, 1.0))
+    found = refusal(dataclasses.replace(BASE, dataset=dataset), "pretrain", tmp_path)
+    expected = "stage pretrain: the mixture draws from instructions_drafts_2, which has no rows"
+    assert found == expected
+
+
+@pytest.mark.mesh
+def test_a_sampling_batch_that_the_mesh_cannot_split_is_refused(tmp_path):
+    config = dataclasses.replace(BASE, model_dir=str(tmp_path), sampling_batch=9)
+    run = runs.Run(config, devices=jax.devices()[:2])
+    with pytest.raises(UserError, match="got sampling_batch=9, expected a multiple of 2: rows are"):
+        checks.check(run, "pretrain")
