@@ -264,6 +264,11 @@ def test_a_seven_billion_model_has_its_known_size():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        *(
+            ({field: 0}, f"got {field}=0, expected 1 or more")
+            for field in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads")
+        ),
+        ({"mlp_dim": -1}, "got mlp_dim=-1, expected 1 or more"),
         ({"num_kv_heads": 3}, r"got num_heads=4, expected a multiple of num_kv_heads=3"),
         ({"head_dim": 5}, r"got head_dim=5, expected an even number"),
         ({"activation": "relu"}, r"got activation='relu', expected one of \('silu', 'gelu', "),
@@ -316,3 +321,111 @@ def test_what_every_network_has_has_no_default():
             continue  # a kernel: the same results on another platform; what few networks have
         assert field.default is dataclasses.MISSING, field.name
         assert field.default_factory is dataclasses.MISSING, field.name
+
+
+# --- each field ---------------------------------------------------------------------------------
+
+
+def parameter_shapes(**fields):
+    model = LanguageModel(dataclasses.replace(TINY, **fields))
+    leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(abstract_params(model))["decoder"])
+    names = ("/".join(key.key for key in path[:-1] or path) for path, _ in leaves)
+    return dict(zip(names, (leaf.shape for _, leaf in leaves)))
+
+
+LAYER = {
+    f"layers/{name}"
+    for name in (
+        "attention/key",
+        "attention/out",
+        "attention/query",
+        "attention/value",
+        "attention_norm",
+        "mlp/down",
+        "mlp/gate",
+        "mlp/up",
+        "mlp_norm",
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "moves"),
+    [
+        ({"vocab_size": 20}, {"embed"}),
+        ({"embed_dim": 10}, {"embed", "final_norm", *LAYER}),
+        ({"num_layers": 3}, LAYER),
+        ({"num_heads": 6}, {"layers/attention/query", "layers/attention/out"}),
+        ({"num_kv_heads": 4}, {"layers/attention/key", "layers/attention/value"}),
+        ({"head_dim": 6}, {f"layers/attention/{x}" for x in ("query", "key", "value", "out")}),
+        ({"mlp_dim": 16}, {"layers/mlp/gate", "layers/mlp/up", "layers/mlp/down"}),
+        ({"tied_embeddings": False}, {"unembed"}),
+        ({"positions": "relative"}, {"relative_bias"}),
+        ({"activation": "gelu"}, set()),
+        ({"scale_embeddings": True}, set()),
+        ({"scale_attention": False}, set()),
+        ({"scale_logits": True}, set()),
+        ({"rope_theta": 10.0}, set()),
+        ({"norm_epsilon": 0.1}, set()),
+        ({"dtype": "bfloat16"}, set()),
+        ({"remat": "full"}, set()),
+        ({"attention": "xla"}, set()),
+    ],
+    ids=lambda names: ",".join(sorted(names)),
+)
+def test_each_field_moves_the_shapes_of_its_own_parameters(fields, moves):
+    before, after = parameter_shapes(), parameter_shapes(**fields)
+    assert set(before) <= set(after)
+    assert {name for name in after if before.get(name) != after[name]} == moves
+    for field, name, dim in (
+        ("vocab_size", "embed", 0),
+        ("embed_dim", "embed", 1),
+        ("num_layers", "layers/mlp/up", 0),
+        ("num_heads", "layers/attention/query", 2),
+        ("num_kv_heads", "layers/attention/key", 2),
+        ("head_dim", "layers/attention/query", 3),
+        ("mlp_dim", "layers/mlp/up", 2),
+    ):
+        assert after[name][dim] == getattr(dataclasses.replace(TINY, **fields), field)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"activation": "gelu"},
+        {"scale_embeddings": True},
+        {"scale_attention": False},
+        {"scale_logits": True},
+        {"rope_theta": 10.0},
+        {"norm_epsilon": 0.1},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_each_field_that_has_no_parameter_moves_the_logits_as_in_numpy(fields):
+    config = dataclasses.replace(TINY, num_layers=1)
+    params = random_params(LanguageModel(config))
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    tokens = np.random.default_rng(1).integers(1, 16, (1, WIDTH))
+    found = []
+    for each in (config, dataclasses.replace(config, **fields)):
+        logits = apply_model(LanguageModel(each), params, tokens, np.ones((1, WIDTH), int))[0]
+        expected = reference.logits(double, each, tokens[0])
+        np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max())
+        found.append(np.asarray(logits))
+    assert np.abs(found[0] - found[1]).max() > 1e-2
+
+
+def test_rematerialisation_keeps_what_it_says():
+    """Of a layer's forward pass: everything, nothing but its input, or the matrix products."""
+    kept = {}
+    for remat in ("none", "full", "dots"):
+        model = LanguageModel(dataclasses.replace(TINY, remat=remat, num_layers=1))
+        params, tokens = random_params(model), np.arange(1, 9)[None]
+        inputs = inputs_of(np.ones((1, 8), int))
+
+        def loss(params, model=model, tokens=tokens, inputs=inputs):
+            return model.apply({"params": params}, tokens, *inputs).sum()
+
+        _, backward = jax.vjp(loss, params)
+        kept[remat] = sum(x.size for x in jax.tree.leaves(backward))
+    assert kept["full"] < kept["dots"] < kept["none"]
