@@ -16,6 +16,7 @@ from pit_jax.models.attention import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
+from pit_jax.models.weights.rows import flatten
 from pit_jax.runtime.partitioning import DEFAULT_RULES
 from tests import reference
 from tests.tiny_models import (
@@ -389,20 +390,68 @@ def test_each_field_moves_the_shapes_of_its_own_parameters(fields, moves):
         assert after[name][dim] == getattr(dataclasses.replace(TINY, **fields), field)
 
 
+ATTENTION = "layers/attention"
+NORMS = ("layers/attention_norm", "layers/mlp_norm")
+POST = ("layers/attention_post_norm", "layers/mlp_post_norm")
+
+
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "added", "taken"),
     [
-        {"activation": "gelu"},
-        {"scale_embeddings": True},
-        {"scale_attention": False},
-        {"scale_logits": True},
-        {"rope_theta": 10.0},
-        {"norm_epsilon": 0.1},
+        ({"norm": "layer"}, {f"{name}/bias" for name in ("final_norm", *NORMS)}, set()),
+        (
+            {"norm_place": "after"},
+            {f"{name}/scale" for name in POST},
+            {f"{n}/scale" for n in NORMS},
+        ),
+        ({"norm_place": "both"}, {f"{name}/scale" for name in POST}, set()),
+        ({"qk_norm": "head"}, {f"{ATTENTION}/{n}_norm/scale" for n in ("query", "key")}, set()),
+        ({"qkv_bias": True}, {f"{ATTENTION}/{n}/bias" for n in ("query", "key", "value")}, set()),
+        ({"out_bias": True}, {f"{ATTENTION}/out/bias"}, set()),
+        ({"mlp_bias": True}, {f"layers/mlp/{n}/bias" for n in ("gate", "up", "down")}, set()),
+        ({"gated_mlp": False}, set(), {"layers/mlp/gate/kernel"}),
     ],
-    ids=lambda fields: next(iter(fields)),
+    ids=lambda given: ",".join(given) if isinstance(given, dict) else "",
 )
-def test_each_field_that_has_no_parameter_moves_the_logits_as_in_numpy(fields):
-    config = dataclasses.replace(TINY, num_layers=1)
+def test_each_variation_adds_or_takes_its_own_parameters(fields, added, taken):
+    def names(**fields):
+        model = LanguageModel(dataclasses.replace(TINY, **fields))
+        return {name for name, _ in flatten(nn.unbox(abstract_params(model))["decoder"])}
+
+    before, after = names(), names(**fields)
+    assert (after - before, before - after) == (added, taken)
+
+
+LLAMA3 = {"rope_factor": 8.0, "rope_original_length": 8, "rope_low": 0.1, "rope_high": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({}, {"activation": "gelu"}),
+        ({}, {"scale_embeddings": True}),
+        ({}, {"scale_attention": False}),
+        ({}, {"scale_logits": True}),
+        ({}, {"rope_theta": 10.0}),
+        ({}, {"norm_epsilon": 0.1}),
+        ({}, {"norm_offset": True}),
+        ({}, {"parallel_blocks": True}),
+        ({}, {"attention_scalar": 9}),
+        ({}, {"attention_cap": 1.0}),
+        ({}, {"logit_cap": 2.0}),
+        ({}, {"windows": (3,)}),
+        ({}, {"rotary_layers": (False,)}),
+        ({}, {"rotary_dim": 2}),
+        ({"windows": (3,)}, {"rope_local_theta": 2.0}),
+        ({}, {"rope_factor": 4.0}),
+        (LLAMA3, {"rope_original_length": 0}),
+        (LLAMA3, {"rope_low": 0.9}),
+        (LLAMA3, {"rope_high": 3.0}),
+    ],
+    ids=lambda fields: next(iter(fields), ""),
+)
+def test_each_field_that_has_no_parameter_moves_the_logits_as_in_numpy(given, fields):
+    config = dataclasses.replace(TINY, num_layers=1, **given)
     params = random_params(LanguageModel(config))
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     tokens = np.random.default_rng(1).integers(1, 16, (1, WIDTH))
