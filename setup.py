@@ -54,7 +54,7 @@ EXTRAS_REQUIRE = {
         "gguf>=0.17",  # weights as llama.cpp keeps them
     ],
     "hf-test": [
-        "torch>=2.6",  # the tests against transformers, `pytest -m hf`; its build for the CPU will do
+        "torch>=2.6",  # the tests against transformers, `pytest -m hf`
         "transformers>=4.56",
     ],
     "plan": [

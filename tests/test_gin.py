@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 
+import jax
 import pytest
 
 import gin
@@ -18,6 +19,7 @@ from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.run import run as runs
 from pit_jax.run.config import RunConfig
 from tests import tiny_tokenizers
 from tests.models.weights.test_presets import PUBLISHED
@@ -214,6 +216,14 @@ def test_a_paper_run_has_the_papers_windows_and_a_tokenizer():
     assert run.vocabulary == "tokenizer:base/tokenizer"
 
 
+def test_epsilon_is_that_of_the_stage():
+    """PPO's would cut the steps of fine-tuning a large model, all of whose gradients are small."""
+    run, _ = resolved(file="gin/runs/hh_8b.gin")
+    found = {stage.task: stage.optimizer.epsilon for stage in run.stages}
+    assert found == {task: 1e-5 if task.startswith("rl_") else 1e-8 for task in found}
+    assert {"sft_pit", "rm_gap", "rl_policy", "rl_pit"} <= set(found)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_the_whole_configuration_alone_is_the_run(name):
     expected = resolved(*for_required(name), file=name)
@@ -303,6 +313,8 @@ def test_a_run_is_described_and_writes_nothing(name, tmp_path, capsys, monkeypat
     capsys.readouterr()
     before = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)  # configs are found from anywhere
+    one_device = functools.partial(runs.Run, devices=jax.devices()[:1])  # their batches are small
+    monkeypatch.setattr(runs, "Run", one_device)
     argv = ["run", f"--gin_file={name}", f"--gin.MODEL_DIR='{tmp_path}/run'", "--dry_run"]
     assert cli.main([*argv, *arguments]) == 0
     out, err = capsys.readouterr()

@@ -103,7 +103,7 @@ class NetworkConfig:
     mlp_bias: bool = dataclasses.field(default=False, metadata=_VARIATION)
     gated_mlp: bool = dataclasses.field(default=True, metadata=_VARIATION)
     parallel_blocks: bool = dataclasses.field(default=False, metadata=_VARIATION)
-    attention_scalar: float = dataclasses.field(default=0.0, metadata=_VARIATION)
+    attention_scalar: int = dataclasses.field(default=0, metadata=_VARIATION)
     attention_cap: float = dataclasses.field(default=0.0, metadata=_VARIATION)
     logit_cap: float = dataclasses.field(default=0.0, metadata=_VARIATION)
     windows: tuple[int, ...] = dataclasses.field(default=(), metadata=_VARIATION)

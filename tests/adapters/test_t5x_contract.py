@@ -317,6 +317,8 @@ def test_what_a_model_can_not_do_says_so(pit):
     ppo = pit.model(setup_of(pit, "rl_policy"))
     with pytest.raises(NotImplementedError, match="train.trainer_cls = @pit.PPOTrainer"):
         ppo.loss_fn({}, {})
+    with pytest.raises(NotImplementedError, match="PPO has no logits of a batch; see PPOTrainer"):
+        ppo._compute_logits({}, {})
 
 
 def test_what_t5x_can_not_batch_is_refused(pit):
@@ -339,3 +341,17 @@ def test_a_stage_the_run_has_not_is_named(pit):
 
     with pytest.raises(UserError, match="stage: got 'sft', expected one of pretrain, sft_policy"):
         pit.setup(tiny_runs.config("unused/x"), "sft")
+
+
+def test_what_ppo_can_not_be_trained_with_is_refused(pit):
+    from pit_jax.errors import UserError
+
+    setup = setup_of(pit, "rl_pit")
+    model = types.SimpleNamespace(stage=setup.trained, setup=setup, optimizer_def="adam")
+    with pytest.raises(UserError, match="optimizer_def: got str, expected an optax one for PPO"):
+        pit.PPOTrainer(model, None, None, None, None, None, None)
+    trainer = object.__new__(pit.PPOTrainer)
+    trainer._stage = setup.trained
+    message = "stage rl_pit: got TRAIN_STEPS=5 or more, expected at most 4, the steps of its rounds"
+    with pytest.raises(UserError, match=message):
+        trainer.train(None, 3, start_step=2)

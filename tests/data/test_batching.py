@@ -132,3 +132,54 @@ def test_packed_rows_are_in_the_order_of_their_examples():
     rows["x"] = rows["decoder_segment_ids"] * np.arange(1, 5, dtype=np.int32)[:, None]
     packed = pack(rows, 9)
     assert packed["x"].tolist() == [[1] * 3 + [0] * 6, [4] * 5 + [2] * 4, [3] * 9]
+
+
+# --- draws --------------------------------------------------------------------------------------
+
+
+def order(seed, epochs=3, size=24, **arguments):
+    """Rows of each epoch, of 24 rows in batches of 4."""
+    arguments = {"rates": (), "buckets": no_buckets(size), "sources": [size]} | arguments
+    rows = np.concatenate(
+        list(itertools.islice(batch_rows(batch_size=4, seed=seed, **arguments), epochs * size // 4))
+    )
+    return rows.reshape(epochs, size).tolist()
+
+
+def test_seed_and_epoch_each_move_the_order():
+    first, other = order(3), order(4)
+    assert order(3) == first
+    assert len({tuple(epoch) for epoch in (*first, *other)}) == 6
+    assert all(sorted(epoch) == list(range(24)) for epoch in first)
+    assert order(3, shuffle=False) == order(4, shuffle=False) == [list(range(24))] * 3
+
+
+def test_seed_and_epoch_each_move_the_batches_of_buckets():
+    """Also where rows aren't drawn: of one batch a bucket, the order of batches is what moves."""
+    buckets = np.repeat(np.arange(6), 4)
+    found = [
+        [epoch[start] // 4 for start in range(0, 24, 4)]
+        for seed in (3, 4, 3)
+        for epoch in order(seed, buckets=buckets)
+    ]
+    assert found[:3] == found[6:] and len({tuple(epoch) for epoch in found}) == 6
+    assert all(sorted(epoch) == list(range(6)) for epoch in found)
+
+
+def test_seed_cycle_and_source_each_move_a_mixture():
+    """Two sources of 10 rows at 1 to 1: what is drawn of each, and when."""
+    arguments = {"sources": [10, 10], "rates": (1.0, 1.0), "buckets": no_buckets(20)}
+    turns, rows = [], []
+    for seed in (3, 4, 3):
+        (drawn,) = np.array(order(seed, epochs=1, size=2000, **arguments))
+        turns += [tuple(cycle) for cycle in (drawn >= 10).reshape(2, 1000).tolist()]
+        for source in (0, 1):
+            mine = drawn[drawn // 10 == source] % 10
+            rows += [tuple(epoch) for epoch in mine[:30].reshape(3, 10).tolist()]
+    assert len(set(turns)) == 4 and turns[:2] == turns[4:]  # two cycles of two seeds
+    assert len(set(rows)) == 12 and rows[:6] == rows[12:]  # three epochs of two sources, twice
+
+
+def test_rows_that_are_left_over_are_others_in_each_epoch():
+    rows = itertools.islice(batch_rows([10], (), no_buckets(10), 4, 0), 20)  # ten epochs of 8
+    assert set(np.concatenate(list(rows)).tolist()) == set(range(10))

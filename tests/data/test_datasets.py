@@ -8,9 +8,9 @@ import pytest
 
 from pit_jax.data import datasets
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
-from pit_jax.data.examples import FOLDS, of_fold
+from pit_jax.data.examples import FOLDS, of_fold, stable_hash
 from pit_jax.data.files import formats
-from pit_jax.data.synthetic import drafts
+from pit_jax.data.synthetic import drafts, instructions, requirements
 from pit_jax.errors import UserError
 
 
@@ -100,6 +100,10 @@ def test_test_files_hold_out_their_prompts(tmp_path):
         (
             {"kind": "hh", "path": "x", "group_by": "turn"},
             "got group_by='turn', expected one of prompt, first_turn",
+        ),
+        (
+            {"kind": "hh", "path": "x", "on_error": "stop"},
+            "got on_error='stop', expected one of raise, skip",
         ),
     ],
 )
@@ -242,3 +246,123 @@ def test_test_files_and_mixtures_hold_out_first_turns(tmp_path):
 )
 def test_the_first_turn_of_a_dialogue(x, turn):
     assert formats.first_turn(x) == turn
+
+
+# --- fields and refusals ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "prompt"),
+    [
+        ("preferences", {"prompt": "x", "chosen": "yes", "rejected": "no"}, "x"),
+        (
+            "hh",
+            {side: f"\n\nHuman: x\n\nAssistant: {side}" for side in ("chosen", "rejected")},
+            "x\n\n",
+        ),
+        (
+            "summaries",
+            {
+                "info": {"post": "x", "title": "t", "subreddit": "r"},
+                "summaries": [{"text": "yes"}, {"text": "no"}],
+                "choice": 0,
+                "split": "train",
+            },
+            None,
+        ),
+    ],
+)
+def test_kind_says_how_a_file_is_read(kind, line, prompt, tmp_path):
+    (tmp_path / "f.json").write_text(json.dumps(line) + "\n")
+    config = DatasetConfig(kind, 0, 0, 0, path=str(tmp_path / "f.json"))
+    (dataset,) = datasets.load(config)
+    (example,) = dataset.splits["train"]
+    assert config.name == dataset.name == kind
+    assert "x" in example.prompt if prompt is None else example.prompt == prompt
+    others = {"preferences", "hh", "summaries"} - {kind}
+    for other in others:
+        (dataset,) = datasets.load(dataclasses.replace(config, kind=other, on_error="skip"))
+        assert not dataset.splits["train"]
+
+
+def test_on_error_says_what_becomes_of_a_malformed_line(tmp_path):
+    path = write(tmp_path / "p.jsonl", ["a", "b"])
+    with open(path, "a") as file:
+        file.write("no JSON\n")
+    config = DatasetConfig("preferences", 0, 0, 0, path=path, on_error="skip")
+    (dataset,) = datasets.load(config)
+    assert [e.prompt for e in dataset.splits["train"]] == ["a", "b"]
+    assert sum(dataset.dropped.values()) == 1 and dataset.read == 3
+    (line,) = dataset.malformed
+    assert line.startswith(f"{path}:3: ")
+    for place in ("path", "test_path"):
+        with pytest.raises(UserError, match="p.jsonl:3: "):
+            datasets.load(dataclasses.replace(config, on_error="raise", **{place: path}))
+
+
+SYNTHETIC = DatasetConfig("instructions", 12, 4, 3, family="drafts", level=drafts.DraftsConfig())
+
+
+def test_family_level_and_seed_are_those_of_the_generator():
+    """With each, exactly what the generator makes, in every split."""
+    plain, short = drafts.DraftsConfig(), drafts.DraftsConfig(min_steps=2)
+    words = requirements.RequirementsConfig(max_words=2)
+    for family, level, seed in (
+        ("drafts", plain, 0),
+        ("drafts", plain, 5),
+        ("drafts", short, 0),
+        ("requirements", words, 0),
+    ):
+        config = dataclasses.replace(SYNTHETIC, family=family, level=level, seed=seed)
+        (dataset,) = datasets.load(config)
+        assert dataset.splits == {
+            split: instructions.examples(family, split, size, seed, level)
+            for split, size in (("train", 12), ("dev", 4), ("test", 3))
+        }
+
+
+def test_parts_of_a_mixture_are_loaded_each_by_its_own_config():
+    parts = SYNTHETIC, dataclasses.replace(SYNTHETIC, train_size=5, seed=9)
+    found = datasets.load(MixtureConfig(parts))
+    assert [each.name for each in found] == ["instructions_drafts", "instructions_drafts_2"]
+    assert [len(each.splits["train"]) for each in found] == [12, 5]
+    alone = [datasets.load(part)[0].splits["train"] for part in parts]
+    for each, expected in zip(found, alone, strict=True):
+        assert [e.prompt for e in each.splits["train"]] == [e.prompt for e in expected]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"parts": ()}, r"mixture: got parts \(\), expected one dataset or more"),
+        ({"parts": ("hh",)}, r"mixture: got parts \('hh',\), expected one dataset or more"),
+        (
+            {"parts": (SYNTHETIC,), "rates": (1.0, 2.0)},
+            r"mixture: got rates \(1.0, 2.0\), expected 1 positive numbers",
+        ),
+        (
+            {"parts": (SYNTHETIC, SYNTHETIC), "rates": (1.0, 0.0)},
+            r"mixture: got rates \(1.0, 0.0\), expected 2 positive numbers",
+        ),
+    ],
+)
+def test_mixtures_that_cannot_be(fields, message):
+    with pytest.raises(UserError, match=message):
+        MixtureConfig(**fields)
+
+
+# --- draws by a hash ----------------------------------------------------------------------------
+
+
+def test_splits_folds_and_order_are_drawn_apart(tmp_path):
+    """One hash for two of them would make a fold of the prompts that are held out first."""
+    names = [f"prompt {i}" for i in range(600)]
+    assert len({stable_hash("x", purpose) for purpose in ("split", "fold", "order")}) == 3
+    path = write(tmp_path / "p.jsonl", names)
+    (dataset,) = datasets.load(DatasetConfig("preferences", 0, 150, 150, path=path))
+    for examples in dataset.splits.values():
+        folds = [len(of_fold(examples, fold)) / len(examples) for fold in FOLDS]
+        assert all(0.2 < share < 0.47 for share in folds)
+    dev = [e.prompt for e in dataset.splits["dev"]]
+    assert dev == sorted(dev, key=lambda prompt: stable_hash(prompt, "order"))
+    assert dev != sorted(dev, key=lambda prompt: stable_hash(prompt, "split"))

@@ -1,5 +1,7 @@
 """Layouts of Appendix A at token level, and the widths they need."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,3 +92,24 @@ def test_the_response_after_a_reflection_is_found(reflection, y):
     target = layout.reflected_response(reflection, y)
     assert layout.final_response(target) == layout.response(y)
     assert layout.final_response(layout.response(y)) == layout.response(y)
+    # What a model samples may have the mark again.
+    again = layout.reflected_response(reflection, target)
+    assert layout.final_response(again)[: len(layout.response(y))] == layout.response(y)
+
+
+@pytest.mark.parametrize(
+    ("fewer", "too_long"),
+    [
+        ({"prompt": 3}, {"prompt"}),
+        ({"reference": 1}, {"chosen", "rejected", "reference"}),  # y_w may be a reference too
+        ({"response": 2}, {"chosen", "rejected", "reflection"}),
+    ],
+)
+def test_each_window_bounds_its_own_fields(fewer, too_long):
+    """Of pieces of 4, 2, 2, 5 and 2 tokens, with what stands around them."""
+    layout, lengths = Layout(WORDS), Lengths(prompt=4, reference=2, response=5)
+    pieces = ("a b", "a a", "b b", "a", "a b")
+    assert list(layout.sizes(*pieces).values()) == [4, 2, 2, 5, 2]
+    assert layout.fits(lengths, *pieces)
+    found = layout.too_long(dataclasses.replace(lengths, **fewer), *pieces)
+    assert {name for name, over in found.items() if over} == too_long

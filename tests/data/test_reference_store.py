@@ -18,7 +18,7 @@ def record(number):
         "index": number * 10,
         "reference_tokens": [5, number],
         "text": f"text {number}",
-        "ended": True,
+        "ended": number != 3,
     }
 
 
@@ -36,7 +36,7 @@ def filled(directory, closed=True):
 def test_reads_back_what_was_written(tmp_path):
     filled(tmp_path / "store")
     store = ReferenceStore(tmp_path / "store")
-    assert len(store) == 8
+    assert len(store) == 8 and store.unended == 1
     assert [store[k] for k in range(8)] == RECORDS
     assert store.example_indices == [r["index"] for r in RECORDS]
     counts = [(shard["file"], shard["count"]) for shard in store.manifest["shards"]]
@@ -174,3 +174,9 @@ def test_damaged_shards_are_refused(tmp_path, reader):
         reader(tmp_path)
     shard.write_bytes(whole)
     assert reader(tmp_path)
+
+
+def test_a_shard_holds_a_record_or_more(tmp_path):
+    with pytest.raises(ValueError, match="shard_size: expected 1 or more, got 0"):
+        ReferenceWriter(tmp_path, 0, META)
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from pit_jax.data.examples import SPLITS
 from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.layouts import FEATURES, Lengths
 from pit_jax.data.vocabularies.load import load
+from pit_jax.errors import UserError
 
 BYTES = load("bytes")
 LENGTHS = Lengths(prompt=40, reference=20, response=21)
@@ -135,3 +136,14 @@ def test_row_bounds_of_a_mixture_tell_of_each_part(tmp_path):
     assert list(bounds.values()) == [(n, n) for n in counts]
     dev = len(pipeline.examples("dev"))
     assert pipeline.row_bounds("rm_policy", "dev", 99) == {"preferences": (dev, dev)}
+
+
+def test_a_mixture_with_a_part_without_rows_is_refused(tmp_path):
+    """A rate of nothing can't be held."""
+    parts = dataset(tmp_path, "a", 80), dataset(tmp_path, "b", 12, dev=6)
+    pipeline = InputPipeline(MixtureConfig(parts, rates=(1.0, 1.0)), BYTES, LENGTHS)
+    message = "rm_gap: the mixture draws from preferences_2, which has no rows"
+    with pytest.raises(UserError, match=message):
+        pipeline.batches("rm_gap", "train", 8)
+    # Without rates each example is drawn equally often, so there is nothing to refuse.
+    next(InputPipeline(MixtureConfig(parts), BYTES, LENGTHS).batches("rm_gap", "train", 8))

@@ -25,6 +25,7 @@ def test_elo_of_one_match_by_hand():
     elo = elo_ratings([[0, 1]], [[1]], shuffles=3)
     np.testing.assert_allclose(elo.rating, [1002, 998])
     np.testing.assert_array_equal(elo.rank, [1, 2])
+    np.testing.assert_allclose(elo_ratings([[0, 1]], [[0]]).rating, [1000, 1000])  # a tie
     # One match tells nothing of others; nor do the same verdicts on every prompt.
     assert np.isnan([elo.low, elo.high]).all()
     elo = elo_ratings([[0, 1]], [[1] * 40], shuffles=3)
@@ -102,3 +103,12 @@ def test_elo_rejects():
         elo_ratings([[0, 1]], [1, 0])
     with pytest.raises(ValueError, match="at least one comparison"):
         elo_ratings(np.zeros((1, 2), int), np.zeros((1, 0), int))
+
+
+def test_seed_moves_orders_and_resamples():
+    outcomes = np.random.default_rng(0).choice([1, 0, -1], size=(1, 60))
+    found = [elo_ratings([[0, 1]], outcomes, shuffles=3, resamples=50, seed=s) for s in (0, 1, 0)]
+    for field in ("rating", "low", "high"):
+        one, other, again = (getattr(each, field) for each in found)
+        np.testing.assert_array_equal(one, again)
+        assert (one != other).all(), field

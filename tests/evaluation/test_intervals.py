@@ -35,6 +35,18 @@ def test_thin_are_few_groups_few_that_differ_or_skewed_ones():
     sums, sizes = np.arange(40.0), np.repeat([45, 4], [4, 36])
     assert sizes.sum() ** 2 / np.sum(sizes**2) == pytest.approx(12.1, abs=0.1)
     assert intervals.is_thin(sums, sizes)
+    # Two groups of 500 rows, which differ and so skew nothing, among 38 of one.
+    signs, sizes = np.tile([1.0, -1.0], 20), np.array([500, 500] + [1] * 38)
+    assert intervals.is_thin(signs * sizes, sizes) and not intervals.is_thin(signs, sizes**0)
+
+
+def test_bootstrap_is_of_the_mean_over_rows():
+    """Of 40 groups every second has three rows of 1, the others one row of 0: a mean of 3/4."""
+    sums, sizes = np.tile([3.0, 0.0], 20), np.tile([3, 1], 20)
+    rng = np.random.default_rng(1)
+    large = rng.binomial(40, 0.5, size=100_000)  # groups of three in a resample
+    expected = intervals.percentiles(3 * large / (2 * large + 40))
+    np.testing.assert_allclose(intervals.bootstrap(sums, sizes, 0, 10_000), expected, atol=0.005)
 
 
 @pytest.mark.parametrize(("agreed", "n"), [(0, 1), (1, 2), (8, 8), (7, 8), (3, 29), (599, 600)])

@@ -18,6 +18,11 @@ def test_win_lose_tie_by_hand():
     np.testing.assert_array_equal(scoring.win_lose_tie([0.5, 0.5], [0.4, 0.5]), [1, 0])
 
 
+def test_a_difference_of_exactly_the_margin_is_a_tie():
+    verdicts = scoring.win_lose_tie([1.5, 0.5, 1.75], [1.0, 1.0, 1.0], tie_margin=0.5)
+    np.testing.assert_array_equal(verdicts, [0, 0, 1])
+
+
 @pytest.mark.parametrize(
     ("a", "b", "margin", "message"),
     [
@@ -133,6 +138,14 @@ def test_mean_interval_of_rows_by_themselves_resamples_indices():
         assert (result.ci_low, result.ci_high) == (low, high)
 
 
+def test_mean_interval_counts_rows_of_a_prompt_as_one():
+    """Each end is 0.975 of the way from the mean to its bound."""
+    mean = scoring.mean_interval([1.0, 0.0, 1.0, 1.0], ["the same"] * 4, (0.0, 1.0))
+    assert (mean.mean, mean.n) == (0.75, 4)
+    assert mean.ci_low == pytest.approx(0.025 * 0.75)
+    assert mean.ci_high == pytest.approx(0.75 + 0.975 * 0.25)
+
+
 def test_mean_interval_of_equal_values():
     # A share of 1 - a of the scores may be 0; without bounds they may be anything.
     result = scoring.mean_interval([1.0] * 8, bounds=(0, 1))
@@ -200,6 +213,12 @@ def test_gap_reward_summary_by_hand():
         scoring.gap_reward_summary({"wl": rewards["wl"], "ww": rewards["ww"]})
 
 
+def test_pairwise_outcomes_are_for_the_first_of_each_pair():
+    pairs, verdicts = scoring.pairwise_outcomes([[1.0, 0.0], [0.5, 0.0], [2.0, -1.0]])
+    np.testing.assert_array_equal(pairs, [[0, 1], [0, 2], [1, 2]])
+    np.testing.assert_array_equal(verdicts, [[1, 0], [-1, 1], [-1, 1]])
+
+
 def test_pairwise_outcomes_reject():
     with pytest.raises(ValueError, match="2 or more models"):
         scoring.pairwise_outcomes(np.zeros((1, 4)))
@@ -225,3 +244,19 @@ def test_reward_regions_by_hand():
     ]
     assert scoring.reward_regions({"wl": 4.0, "ww": 5.0, "ll": 0.0, "lw": -1.0}) is None
     assert scoring.reward_regions({"wl": 4.0, "ww": 1.0, "ll": 0.0, "lw": 0.0}) is None
+
+
+def test_seed_moves_the_resamples_of_every_interval():
+    """Of verdicts one by one or by prompt, and of means; a closed form has none to move."""
+    rng = np.random.default_rng(0)
+    verdicts, values = rng.choice([1, 0, -1], size=200), rng.normal(size=200)
+    groups = [i // 2 for i in range(200)]
+    for make in (
+        lambda seed: scoring.compare(verdicts, seed=seed),
+        lambda seed: scoring.compare(verdicts, groups, seed),
+        lambda seed: scoring.mean_interval(values, groups, None, seed),
+    ):
+        one, other, again = (make(seed) for seed in (0, 1, 0))
+        assert one == again
+        assert (one.ci_low, one.ci_high) != (other.ci_low, other.ci_high)
+        assert one.ci_low == pytest.approx(other.ci_low, rel=0.2, abs=1)

@@ -1,10 +1,18 @@
-"""Rounds: which are valid, and which are still to do at a step."""
+"""Rounds: which are valid, which are still to do at a step, how references are sampled."""
 
 from __future__ import annotations
 
+import jax
 import pytest
 
-from pit_jax.method.curriculum import Round, locate
+from pit_jax.data.examples import Example
+from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
+from pit_jax.data.vocabularies.words import WordVocabulary
+from pit_jax.method.curriculum import Round, locate, sample_references
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.improve import Improver
+from pit_jax.method.sampler import Response
 
 ROUNDS = (Round("data", 3), Round("policy", 0), Round("policy", 2), Round("pit", 4))
 
@@ -52,3 +60,85 @@ def test_only_models_are_sampled():
 def test_mistakes_in_a_round_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         Round(**{"steps": 1, **fields})
+
+
+# --- references ---------------------------------------------------------------------------------
+
+WORDS = WordVocabulary(["Human:", "Assistant:", "p", "q", "s", "a", "b", "c", "d", "e"])
+LAYOUT = Layout(WORDS)
+LENGTHS = Lengths(prompt=5, reference=2, response=4)
+POLICY, PIT = SamplingConfig(temperature=0.6, top_p=0.9), SamplingConfig(temperature=0.3, top_k=2)
+EXAMPLES = [Example(prompt, "a", "b", index=index) for prompt, index in zip("pqs", (4, 7, 9))]
+
+
+class Script:
+    """A sampler whose answers tell how often they were improved; it keeps the calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def respond(self, model, prompts, width, rows, key, sampling):
+        key = tuple(jax.random.key_data(key).tolist())
+        self.calls.append((model, prompts, width, list(rows), key, sampling))
+        words = "abcdea"[len(self.calls) - 1]
+        return [Response(WORDS.encode(f"{words} {words} {words}"), row != 7) for row in rows]
+
+
+def sampled(folder, round_, key=0, shard_size=8):
+    script = Script()
+    writer = ReferenceWriter(folder, shard_size, ReferenceMeta(1, round_.source, "x", 0))
+    improver = Improver(script, LAYOUT, LENGTHS, WORDS.text_ids, WORDS.decode, "M_PIT")
+    key = jax.random.key(key)
+    sample_references(round_, writer, EXAMPLES, "M_P", improver, key, shard_size)
+    return script.calls, list(ReferenceStore(folder))
+
+
+def test_references_of_a_policy_are_sampled_as_the_round_says(tmp_path):
+    round_ = Round("policy", 1, sampling=POLICY, pit_sampling=PIT, improvements=2)
+    calls, records = sampled(tmp_path, round_)
+    key = tuple(jax.random.key_data(jax.random.key(0)).tolist())
+    prompts = [LAYOUT.policy_prompt(example.prompt) for example in EXAMPLES]
+    assert calls == [("M_P", prompts, LENGTHS.prompt, [4, 7, 9], key, POLICY)]
+    assert [record["index"] for record in records] == [4, 7, 9]
+    # Cut to the window, and marked where the response didn't end.
+    assert [record["text"] for record in records] == ["a a"] * 3
+    assert [record["ended"] for record in records] == [True, False, True]
+
+
+def test_references_of_pit_are_sampled_and_improved_as_the_round_says(tmp_path):
+    """M_P samples as it samples, M_PIT as M_PIT does, so often as there are improvements."""
+    round_ = Round("pit", 1, sampling=POLICY, pit_sampling=PIT, improvements=2)
+    calls, records = sampled(tmp_path, round_)
+    assert [(model, sampling) for model, *_, sampling in calls] == [
+        ("M_P", POLICY),
+        ("M_PIT", PIT),
+        ("M_PIT", PIT),
+    ]
+    assert [prompts[0] for _, prompts, *_ in calls[1:]] == [
+        LAYOUT.pit_prompt("p", "a a"),
+        LAYOUT.pit_prompt("p", "b b"),
+    ]
+    assert [record["text"] for record in records] == ["c c"] * 3
+    assert all(rows == [4, 7, 9] for _, _, _, rows, _, _ in calls)
+
+
+def test_references_draw_with_keys_of_their_round_and_purpose(tmp_path):
+    """Shards share the round's key: the number of an example is what tells its draw."""
+    round_ = Round("pit", 1, improvements=2)
+    found = [sampled(tmp_path / str(n), round_, key)[0] for n, key in enumerate((0, 1, 0))]
+    keys = [[call[4] for call in calls] for calls in found]
+    assert len({*keys[0], *keys[1]}) == 6 and keys[2] == keys[0]
+    shards, records = sampled(tmp_path / "shards", round_, shard_size=2)
+    assert [call[3] for call in shards] == [[4, 7]] * 3 + [[9]] * 3
+    assert [call[4] for call in shards] == keys[0] * 2 and len(records) == 3
+
+
+def test_references_go_on_where_a_crash_left_them(tmp_path):
+    """The first shard is there: only the example after it is sampled, and the store is whole."""
+    round_ = Round("policy", 1)
+    writer = ReferenceWriter(tmp_path, 2, ReferenceMeta(1, "policy", "x", 0))
+    record = {"reference_tokens": [], "text": "", "ended": True}
+    writer.add({"index": index, **record} for index in (4, 7))
+    calls, records = sampled(tmp_path, round_, shard_size=2)
+    assert [call[3] for call in calls] == [[9]]
+    assert [record["index"] for record in records] == [4, 7, 9]

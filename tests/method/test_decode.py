@@ -268,3 +268,19 @@ def test_config_rejects(values):
     name, value = next(iter(values.items()))
     with pytest.raises(ValueError, match=f"sampling: got .*{name}={value}.*expected temperature"):
         SamplingConfig(**values)
+
+
+def test_row_and_column_each_move_a_draw(params):
+    """Among tokens that are all alike, so that nothing but the keys can tell draws apart."""
+    flat = jax.tree.map(jnp.zeros_like, params)
+    keys = decode.row_keys(jax.random.key(5), jnp.arange(64))
+    config = SamplingConfig()
+    found, again, other = (
+        np.asarray(
+            generate(MODEL, flat, left_pad([PROMPTS[0]] * 64), each, R, config).tokens_BR[:, :2]
+        )
+        for each in (keys, keys, decode.row_keys(jax.random.key(6), jnp.arange(64)))
+    )
+    np.testing.assert_array_equal(found, again)
+    for one, two in ((found[:, 0], found[:, 1]), (found[1:, 0], found[:-1, 0]), (found, other)):
+        assert np.mean(one == two) < 0.3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -171,6 +173,7 @@ def test_self_refine_widens_its_window_to_hold_the_longest_prompt():
     ("fields", "message"),
     [
         ({"method": "magic"}, r"got method='magic', expected one of \('pit', 'self_refine'\)"),
+        ({"keep": "first"}, r"got keep='first', expected one of \('best', 'last'\)"),
         ({"iterations": -1}, "got iterations=-1, expected 0 or more"),
         ({"feedback_prompt": "{promt}"}, "got the Self-Refine prompt '{promt}', expected {prompt}"),
         ({"refine_prompt": "{prompt} {"}, "got the Self-Refine prompt '{prompt} {'"),
@@ -231,3 +234,27 @@ def test_a_gap_is_counted_from_the_models_anchor():
     )
     (trace,) = improver(["p"], [text("a")], [0], KEY, ImproveConfig(min_gap=0.25))
     assert trace.gaps == [0.5] and trace.final("best") == 1
+
+
+def test_iteration_and_purpose_each_move_the_key():
+    """Of feedback and refinement, twice each; and of two iterations of PIT."""
+    script = Script([["advice", "advice"], ["c", "d"]] * 2)
+    run(script, dataclasses.replace(REFINE, iterations=2))
+    assert len({tuple(call[4]) for call in script.calls}) == 4
+    again = Script([["advice", "advice"], ["c", "d"]] * 2)
+    run(again, dataclasses.replace(REFINE, iterations=2))
+    assert [call[4] for call in again.calls] == [call[4] for call in script.calls]
+
+
+@pytest.mark.parametrize("method", ["pit", "self_refine"])
+def test_every_pass_samples_as_sampling_says(method):
+    """And never as M_P does for y_0."""
+    sampling = SamplingConfig(temperature=0.4, top_p=0.9)
+    script = Script([["b", "c"]] * 4)
+    other = SamplingConfig(temperature=0.1)
+    config = dataclasses.replace(
+        REFINE, method=method, iterations=2, sampling=sampling, policy_sampling=other
+    )
+    run(script, config)
+    assert len(script.calls) == (2 if method == "pit" else 4)
+    assert {call[5] for call in script.calls} == {sampling}

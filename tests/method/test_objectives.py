@@ -165,6 +165,34 @@ def test_a_score_that_ignores_the_reference_shows_as_degenerate():
     assert mean(metrics["reference_moves_score"]) < 1e-5
 
 
+def test_equal_scores_are_not_right():
+    """A model that scores everything alike has learned nothing, and its accuracies say so."""
+    flat = {**SCALAR_PARAMS, "head": jax.tree.map(np.zeros_like, SCALAR_PARAMS["head"])}
+    for make, config, batch in (
+        (objectives.reward, objectives.RewardConfig(pooling="sum", centring=0.1), pair_batch()),
+        (objectives.gap_reward, objectives.RewardConfig(centring=0.1), gap_batch()),
+    ):
+        _, metrics = program(make, config)(flat, batch)
+        found = {name: mean(pair) for name, pair in metrics.items() if "accuracy" in name}
+        assert set(found.values()) == {0.0}
+        assert len(found) == (1 if make is objectives.reward else 6)
+
+
+@pytest.mark.parametrize("make", [objectives.reward, objectives.gap_reward])
+def test_scores_are_read_as_the_configuration_says(make, monkeypatch):
+    read = []
+
+    def tree_scores(model, params, batch, tree, pooling):
+        read.append(pooling)
+        return {block.score: jax.numpy.zeros(2) for block in tree if block.score}
+
+    monkeypatch.setattr(objectives, "tree_scores", tree_scores)
+    batch = {name: np.ones((2, 3), np.int32) for name in ("tokens", "blocks")}
+    for pooling in ("sum", "last"):
+        make(TINY, objectives.RewardConfig(pooling=pooling))({}, batch)
+    assert read == ["sum", "last"]
+
+
 @pytest.mark.parametrize(
     ("make", "batch"),
     [(objectives.reward, pair_batch()), (objectives.gap_reward, gap_batch())],

@@ -196,6 +196,21 @@ def test_config_rejects_unknown_starts_and_greedy_sampling():
         ppo.PPOConfig(temperature=0.0)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"missing_eos_penalty": 0.0}, "got missing_eos_penalty=0.0, expected below 0"),
+        ({"critic_warmup": -1}, "got critic_warmup=-1, expected >= 0"),
+        ({"epochs": 0}, "got epochs=0, expected 1 or more"),
+        ({"minibatches": 0}, "got minibatches=0, expected 1 or more"),
+        ({"microbatches": -2}, "got microbatches=-2, expected 1 or more"),
+    ],
+)
+def test_config_rejects_what_cannot_be(fields, message):
+    with pytest.raises(ValueError, match=f"PPOConfig: {message}"):
+        ppo.PPOConfig(**fields)
+
+
 # --- the whole update ----------------------------------------------------------------------------
 # The policy is a linear softmax over features of the previous token, the critic linear in them.
 

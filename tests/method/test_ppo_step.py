@@ -116,6 +116,10 @@ def test_a_response_stops_at_its_first_eos(episodes):
     assert 0 < ended.sum() < B, "the key should give rows with and without EOS"
     assert float(metrics["eos_rate"][0]) == ended.sum()
     assert float(metrics["response_length"][0]) == lengths(episodes).sum()
+    # What is counted as work on real tokens: those of prompts and responses, without padding.
+    prompts = np.sum(batch()["prompt_tokens"] > 0)
+    assert float(metrics["tokens"][0]) == prompts + lengths(episodes).sum()
+    assert float(metrics["real_token_share"][1]) == B * (4 + R)
     np.testing.assert_array_equal(generation.tokens_BR, experience.response_BR)
 
 
@@ -202,7 +206,7 @@ def test_the_first_ratio_of_an_update_is_exactly_1():
 
 def test_the_plain_score_without_options(frozen):
     """The raw score at the last token; one deviation below those of ended rows without EOS."""
-    config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=1.0, horizon=80)
+    config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=14.0, horizon=80)
     collect = make_collect(TINY, TINY, config, Environment(R, "last"))
     experience, beta, _, metrics, _ = jax.jit(collect)(
         start(config).replace(beta=jnp.float32(0.5)), frozen, batch(), jax.random.key(20)
@@ -222,9 +226,10 @@ def test_the_plain_score_without_options(frozen):
         expected = last[b] if ended[b] else worse
         np.testing.assert_allclose(plain[b, n - 1], expected, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(plain[b, : n - 1], 0, atol=1e-4)
+    # Per episode, and not so far from the target that the controller's limit hides what it is.
     kl = float(metrics["kl"][0]) / B
-    # The controller moves by at most a fifth of episodes / horizon.
-    expected = 0.5 * (1 + np.clip(kl / 1.0 - 1, -0.2, 0.2) * B / 80)
+    assert 0.01 < kl / 14 - 1 < 0.2
+    expected = 0.5 * (1 + (kl / 14 - 1) * B / 80)
     np.testing.assert_allclose(beta, expected, rtol=1e-6)
 
 
@@ -246,6 +251,13 @@ def test_the_key_decides_the_episodes(collect, frozen, episodes):
         np.testing.assert_array_equal(one, two)
     other = collect(start(), frozen, batch(), jax.random.key(9))
     assert (np.asarray(other[0].response_BR) != np.asarray(episodes[0].response_BR)).any()
+
+
+def test_rows_of_one_prompt_draw_apart(collect, frozen):
+    """The number of a row in the batch is part of its key."""
+    same = {name: np.repeat(rows[1:2], B, axis=0) for name, rows in batch().items()}
+    responses = collect(start(), frozen, same, jax.random.key(20))[0].response_BR
+    assert len({tuple(row) for row in np.asarray(responses).tolist()}) > B / 2
 
 
 # --- scores without an origin -------------------------------------------------------------------
@@ -305,15 +317,18 @@ def test_scores_that_are_not_finite_change_nothing_but_a_counter(frozen):
     collect = jax.jit(make_collect(TINY, TINY, config, environment))
     passes = make_passes(TINY, TINY, config, environment)
     improve = jax.jit(lambda state, episodes, key: update(state, episodes, key, config, *passes))
-    good, bad = frozen, {**frozen, "reward": jax.tree.map(lambda x: x * np.nan, frozen["reward"])}
+    bad, worse = (
+        {**frozen, name: jax.tree.map(lambda x: x * np.nan, frozen[name])}
+        for name in ("reward", "reference")  # of the latter only the KL isn't finite
+    )
     state = start(config)
-    for number, models in enumerate((good, bad, bad, good)):
+    for number, models in enumerate((frozen, bad, worse, frozen)):
         before = state
         experience, beta, moments, _, _ = collect(state, models, batch(), jax.random.key(20))
         train, metrics = improve(state.train, experience, jax.random.key(number))
         state = RLState(train, beta, moments)
-        assert float(metrics["skipped_steps"][0]) == (models is bad)
-        if models is bad:
+        assert float(metrics["skipped_steps"][0]) == (models is not frozen)
+        if models is not frozen:
             same = (before.train.params, before.train.opt_state, before.beta, before.moments)
             now = (train.params, train.opt_state, beta, moments)
             jax.tree.map(np.testing.assert_array_equal, same, now)

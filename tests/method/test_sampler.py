@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -94,6 +96,35 @@ def test_scores_are_those_of_whole_sequences(by_three):
             ScalarModel(TINY), params, np.array([prompt]), tokens, np.ones(tokens.shape), "sum"
         )
         np.testing.assert_allclose(score, alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_each_pooling_has_a_program_of_its_own(by_three):
+    """The same sampler reads R_P and R_PIT, which may be pooled in different ways."""
+    params = random_params(ScalarModel(TINY), seed=2)
+    given = [Response([7, 8], True), Response([3] * R, False)]
+    summed, last, again = (
+        by_three.score(params, PROMPTS[:2], WIDTH, given, how) for how in ("sum", "last", "sum")
+    )
+    np.testing.assert_array_equal(summed, again)
+    assert (np.abs(summed - last) > 0.1).all()
+
+
+def test_each_sampling_has_a_program_of_its_own(by_three, params, responses):
+    """What is filtered away is in no response, whichever was sampled first."""
+    greedy = SamplingConfig(temperature=1.3, top_k=1)
+    found = by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, greedy)
+    assert found == by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SamplingConfig(0.0))
+    assert found != responses
+    assert by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING) == responses
+
+
+def test_a_program_samples_the_ids_that_are_allowed(monkeypatch):
+    monkeypatch.setattr("pit_jax.method.sampler.generate", lambda *given: given)
+    partitioner = types.SimpleNamespace(jit=lambda function, **_: function, replicated=None)
+    made = Sampler(TINY, partitioner, R, 3, "allowed")
+    batch = {"prompts": "prompts", "rows": np.array([4])}
+    given = made.respond_program(SAMPLING)("params", batch, KEY)
+    assert given[1:3] == ("params", "prompts") and given[4:] == (R, SAMPLING, "allowed")
 
 
 def test_no_rows_give_no_responses_and_no_scores(by_three, params):

@@ -16,6 +16,7 @@ from pit_jax.models.attention import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
+from pit_jax.models.weights.rows import flatten
 from pit_jax.runtime.partitioning import DEFAULT_RULES
 from tests import reference
 from tests.tiny_models import (
@@ -54,7 +55,7 @@ VARIANTS = {
         "num_layers": 3,
         "norm_offset": True,
         "norm_place": "both",
-        "attention_scalar": 3.0,
+        "attention_scalar": 3,
         "attention_cap": 1.5,
         "logit_cap": 3.0,
         "windows": (3, 0),
@@ -264,6 +265,11 @@ def test_a_seven_billion_model_has_its_known_size():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        *(
+            ({field: 0}, f"got {field}=0, expected 1 or more")
+            for field in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads")
+        ),
+        ({"mlp_dim": -1}, "got mlp_dim=-1, expected 1 or more"),
         ({"num_kv_heads": 3}, r"got num_heads=4, expected a multiple of num_kv_heads=3"),
         ({"head_dim": 5}, r"got head_dim=5, expected an even number"),
         ({"activation": "relu"}, r"got activation='relu', expected one of \('silu', 'gelu', "),
@@ -316,3 +322,159 @@ def test_what_every_network_has_has_no_default():
             continue  # a kernel: the same results on another platform; what few networks have
         assert field.default is dataclasses.MISSING, field.name
         assert field.default_factory is dataclasses.MISSING, field.name
+
+
+# --- each field ---------------------------------------------------------------------------------
+
+
+def parameter_shapes(**fields):
+    model = LanguageModel(dataclasses.replace(TINY, **fields))
+    leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(abstract_params(model))["decoder"])
+    names = ("/".join(key.key for key in path[:-1] or path) for path, _ in leaves)
+    return dict(zip(names, (leaf.shape for _, leaf in leaves)))
+
+
+LAYER = {
+    f"layers/{name}"
+    for name in (
+        "attention/key",
+        "attention/out",
+        "attention/query",
+        "attention/value",
+        "attention_norm",
+        "mlp/down",
+        "mlp/gate",
+        "mlp/up",
+        "mlp_norm",
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "moves"),
+    [
+        ({"vocab_size": 20}, {"embed"}),
+        ({"embed_dim": 10}, {"embed", "final_norm", *LAYER}),
+        ({"num_layers": 3}, LAYER),
+        ({"num_heads": 6}, {"layers/attention/query", "layers/attention/out"}),
+        ({"num_kv_heads": 4}, {"layers/attention/key", "layers/attention/value"}),
+        ({"head_dim": 6}, {f"layers/attention/{x}" for x in ("query", "key", "value", "out")}),
+        ({"mlp_dim": 16}, {"layers/mlp/gate", "layers/mlp/up", "layers/mlp/down"}),
+        ({"tied_embeddings": False}, {"unembed"}),
+        ({"positions": "relative"}, {"relative_bias"}),
+        ({"activation": "gelu"}, set()),
+        ({"scale_embeddings": True}, set()),
+        ({"scale_attention": False}, set()),
+        ({"scale_logits": True}, set()),
+        ({"rope_theta": 10.0}, set()),
+        ({"norm_epsilon": 0.1}, set()),
+        ({"dtype": "bfloat16"}, set()),
+        ({"remat": "full"}, set()),
+        ({"attention": "xla"}, set()),
+    ],
+    ids=lambda names: ",".join(sorted(names)),
+)
+def test_each_field_moves_the_shapes_of_its_own_parameters(fields, moves):
+    before, after = parameter_shapes(), parameter_shapes(**fields)
+    assert set(before) <= set(after)
+    assert {name for name in after if before.get(name) != after[name]} == moves
+    for field, name, dim in (
+        ("vocab_size", "embed", 0),
+        ("embed_dim", "embed", 1),
+        ("num_layers", "layers/mlp/up", 0),
+        ("num_heads", "layers/attention/query", 2),
+        ("num_kv_heads", "layers/attention/key", 2),
+        ("head_dim", "layers/attention/query", 3),
+        ("mlp_dim", "layers/mlp/up", 2),
+    ):
+        assert after[name][dim] == getattr(dataclasses.replace(TINY, **fields), field)
+
+
+ATTENTION = "layers/attention"
+NORMS = ("layers/attention_norm", "layers/mlp_norm")
+POST = ("layers/attention_post_norm", "layers/mlp_post_norm")
+
+
+@pytest.mark.parametrize(
+    ("fields", "added", "taken"),
+    [
+        ({"norm": "layer"}, {f"{name}/bias" for name in ("final_norm", *NORMS)}, set()),
+        (
+            {"norm_place": "after"},
+            {f"{name}/scale" for name in POST},
+            {f"{n}/scale" for n in NORMS},
+        ),
+        ({"norm_place": "both"}, {f"{name}/scale" for name in POST}, set()),
+        ({"qk_norm": "head"}, {f"{ATTENTION}/{n}_norm/scale" for n in ("query", "key")}, set()),
+        ({"qkv_bias": True}, {f"{ATTENTION}/{n}/bias" for n in ("query", "key", "value")}, set()),
+        ({"out_bias": True}, {f"{ATTENTION}/out/bias"}, set()),
+        ({"mlp_bias": True}, {f"layers/mlp/{n}/bias" for n in ("gate", "up", "down")}, set()),
+        ({"gated_mlp": False}, set(), {"layers/mlp/gate/kernel"}),
+    ],
+    ids=lambda given: ",".join(given) if isinstance(given, dict) else "",
+)
+def test_each_variation_adds_or_takes_its_own_parameters(fields, added, taken):
+    def names(**fields):
+        model = LanguageModel(dataclasses.replace(TINY, **fields))
+        return {name for name, _ in flatten(nn.unbox(abstract_params(model))["decoder"])}
+
+    before, after = names(), names(**fields)
+    assert (after - before, before - after) == (added, taken)
+
+
+LLAMA3 = {"rope_factor": 8.0, "rope_original_length": 8, "rope_low": 0.1, "rope_high": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({}, {"activation": "gelu"}),
+        ({}, {"scale_embeddings": True}),
+        ({}, {"scale_attention": False}),
+        ({}, {"scale_logits": True}),
+        ({}, {"rope_theta": 10.0}),
+        ({}, {"norm_epsilon": 0.1}),
+        ({}, {"norm_offset": True}),
+        ({}, {"parallel_blocks": True}),
+        ({}, {"attention_scalar": 9}),
+        ({}, {"attention_cap": 1.0}),
+        ({}, {"logit_cap": 2.0}),
+        ({}, {"windows": (3,)}),
+        ({}, {"rotary_layers": (False,)}),
+        ({}, {"rotary_dim": 2}),
+        ({"windows": (3,)}, {"rope_local_theta": 2.0}),
+        ({}, {"rope_factor": 4.0}),
+        (LLAMA3, {"rope_original_length": 0}),
+        (LLAMA3, {"rope_low": 0.9}),
+        (LLAMA3, {"rope_high": 3.0}),
+    ],
+    ids=lambda fields: next(iter(fields), ""),
+)
+def test_each_field_that_has_no_parameter_moves_the_logits_as_in_numpy(given, fields):
+    config = dataclasses.replace(TINY, num_layers=1, **given)
+    params = random_params(LanguageModel(config))
+    double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    tokens = np.random.default_rng(1).integers(1, 16, (1, WIDTH))
+    found = []
+    for each in (config, dataclasses.replace(config, **fields)):
+        logits = apply_model(LanguageModel(each), params, tokens, np.ones((1, WIDTH), int))[0]
+        expected = reference.logits(double, each, tokens[0])
+        np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max())
+        found.append(np.asarray(logits))
+    assert np.abs(found[0] - found[1]).max() > 1e-2
+
+
+def test_rematerialisation_keeps_what_it_says():
+    """Of a layer's forward pass: everything, nothing but its input, or the matrix products."""
+    kept = {}
+    for remat in ("none", "full", "dots"):
+        model = LanguageModel(dataclasses.replace(TINY, remat=remat, num_layers=1))
+        params, tokens = random_params(model), np.arange(1, 9)[None]
+        inputs = inputs_of(np.ones((1, 8), int))
+
+        def loss(params, model=model, tokens=tokens, inputs=inputs):
+            return model.apply({"params": params}, tokens, *inputs).sum()
+
+        _, backward = jax.vjp(loss, params)
+        kept[remat] = sum(x.size for x in jax.tree.leaves(backward))
+    assert kept["full"] < kept["dots"] < kept["none"]

@@ -348,6 +348,8 @@ def test_a_response_on_the_page_keeps_its_white_space_and_marks_its_changes():
 def test_a_block_that_the_page_cannot_draw_is_refused():
     with pytest.raises(jinja2.UndefinedError, match="has no attribute 'Cell'"):
         page.to_html("t", "", [blocks.Section("", [blocks.Cell("1")])], {})
+    with pytest.raises(TypeError, match="expected a block of a report, got Cell"):
+        markdown._block(blocks.Cell("1"), {})
 
 
 @given(st.text(alphabet="`ab\n", max_size=40))

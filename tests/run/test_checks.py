@@ -6,11 +6,14 @@ import dataclasses
 import re
 import shutil
 
+import jax
 import pytest
 
+from pit_jax.data.datasets import MixtureConfig
 from pit_jax.errors import UserError
 from pit_jax.method.curriculum import Round
 from pit_jax.run import checks
+from pit_jax.run import run as runs
 from tests import tiny_runs
 
 BASE = tiny_runs.config("unused")
@@ -134,3 +137,19 @@ def test_a_report_on_no_prompts_is_refused_before_training(tmp_path, capsys):
         assert tiny_runs.command(*arguments, *dry) == 2
         assert "evaluation: got split 'test', which has no examples" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mixture_that_draws_from_no_rows_is_refused(tmp_path):
+    empty = dataclasses.replace(tiny_runs.DATASET, train_size=0, seed=1)
+    dataset = MixtureConfig((tiny_runs.DATASET, empty), rates=(1.0, 1.0))
+    found = refusal(dataclasses.replace(BASE, dataset=dataset), "pretrain", tmp_path)
+    expected = "stage pretrain: the mixture draws from instructions_drafts_2, which has no rows"
+    assert found == expected
+
+
+@pytest.mark.mesh
+def test_a_sampling_batch_that_the_mesh_cannot_split_is_refused(tmp_path):
+    config = dataclasses.replace(BASE, model_dir=str(tmp_path), sampling_batch=9)
+    run = runs.Run(config, devices=jax.devices()[:2])
+    with pytest.raises(UserError, match="got sampling_batch=9, expected a multiple of 2: rows are"):
+        checks.check(run, "pretrain")

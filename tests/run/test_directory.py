@@ -10,6 +10,7 @@ from etils import epath
 
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
+from pit_jax.method.curriculum import Round
 from pit_jax.run import directory
 from tests import tiny_runs
 
@@ -42,8 +43,8 @@ def of_network(**changes):
 @pytest.mark.parametrize(
     ("stage", "fingerprint"),
     [
-        ("sft_pit", "cec985d3e4904f8acdc4e90bb48a345773f0c957e3ceef8c51b4bf7f7d504229"),
-        ("rl_pit", "ce001b69c94f8e082e603fec386af63502e9b26145e52143df9626015386e206"),
+        ("sft_pit", "44f633b9847eefb346aa9cc04e0460bc2abc2fd6a27b63cc07950e581f548e65"),
+        ("rl_pit", "2df6966d2a2fa9fca3f0f46fcc8230b56ebca34210d9002bba33d9906bd4b618"),
     ],
 )
 def test_a_directory_made_before_goes_on(stage, fingerprint, tmp_path):
@@ -97,3 +98,60 @@ def test_other_settings_are_refused(tmp_path):
     (folder / "checkpoints" / "2").mkdir(parents=True)
     with pytest.raises(UserError, match=r"other settings \(sft_pit changed\)"):
         directory.claim(folder, settings("sft_pit"), identity)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        ("sft_pit", "pretrain"),  # initial
+        ("rl_pit", "sft_pit"),  # initial and reference
+        ("rl_pit", "rm_gap"),  # reward_model
+        ("rl_pit", "rl_policy"),  # M_P of a round whose references are sampled
+        ("rl_pit", "rm_policy"),  # reward_model of that M_P
+        ("rl_policy", "rm_policy"),
+    ],
+)
+def test_a_change_of_any_model_that_a_stage_uses_is_refused(stage, changed, tmp_path):
+    folder, identity = epath.Path(tmp_path), directory.identity(CONFIG, VOCABULARY)
+    table = {each.name: each for each in CONFIG.stages}
+    directory.claim(folder, settings(stage), identity)
+    (folder / "checkpoints" / "2").mkdir(parents=True)
+    optimizer = dataclasses.replace(tiny_runs.OPTIMIZER, learning_rate=0.5)
+    other = dataclasses.replace(table[changed], optimizer=optimizer)
+    config = tiny_runs.with_stages(CONFIG, other)
+    now = directory.settings(config, table[stage], VOCABULARY)
+    with pytest.raises(UserError, match=rf"other settings \({changed} changed\)"):
+        directory.claim(folder, now, identity)
+
+
+def test_each_field_that_names_a_model_names_what_is_built_on():
+    """One at a time, where nothing else leads to the same stage."""
+    other = tiny_runs.supervised("other", task="sft_pit")
+
+    def builds_on_other(stage):
+        config = tiny_runs.with_stages(CONFIG, other, stage)
+        return "other" in directory.settings(config, stage, VOCABULARY)
+
+    for field in ("initial", "reference", "reward_model"):
+        fields = {"task": "rl_pit", field: "other"}
+        assert builds_on_other(tiny_runs.rl("x", (Round("data", 1),), **fields)), field
+    for source, counts in (("data", False), ("policy", True), ("pit", True)):
+        stage = tiny_runs.rl("x", (Round(source, 1, policy="other"),), task="rl_pit")
+        assert builds_on_other(stage) == counts, source
+    assert builds_on_other(tiny_runs.supervised("x", task="sft_pit", initial="other"))
+    assert builds_on_other(tiny_runs.reward("x", task="rm_gap", initial="other"))
+
+
+def test_a_directory_that_not_every_process_sees_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory.processes, "any_process", lambda value=False: True)
+    with pytest.raises(UserError, match="not every process sees the first one's files.*gs://BUCK"):
+        directory.claim(epath.Path(tmp_path), settings("sft_pit"), {})
+
+
+def test_references_that_were_sampled_are_not_those_of_other_settings(tmp_path):
+    """Also where no checkpoint is written yet."""
+    folder, identity = epath.Path(tmp_path), directory.identity(CONFIG, VOCABULARY)
+    directory.claim(folder, settings("rl_pit"), identity)
+    (folder / "references").mkdir()
+    with pytest.raises(UserError, match=r"other settings \(rl_pit changed\)"):
+        directory.claim(folder, settings("rl_pit", batch_size=16), identity)

@@ -414,6 +414,16 @@ def test_a_reward_model_of_the_other_layout_is_refused(trained, tmp_path):
         train(tiny_runs.with_stages(config, stage), "rl_pit")
 
 
+def test_all_stages_are_checked_before_the_first_is_trained(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(stage_training, "train", lambda run, stage: begun.append(stage.name))
+    stage = tiny_runs.rl("rl_pit", (Round("data", 1),), reward_model="rm_policy")
+    config = tiny_runs.with_stages(tiny_runs.config(tmp_path), stage)
+    with pytest.raises(UserError, match="stage rl_pit: reward_model 'rm_policy' is of task"):
+        pipeline.train_all(tiny_runs.on_one_device(config))
+    assert begun == []
+
+
 def test_keys_of_different_purposes_differ():
     keys = [
         jax.random.key_data(key_for(0, *purposes)).tolist()

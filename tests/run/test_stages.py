@@ -14,12 +14,14 @@ from pit_jax.data import layouts
 from pit_jax.errors import UserError
 from pit_jax.method import forward, objectives
 from pit_jax.method.curriculum import Round
+from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.method.ppo_step import RLState
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel, in_compute_type
 from pit_jax.run import stages
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
+from pit_jax.runtime.train_state import OptimizerConfig
 from tests import tiny_runs
 from tests.tiny_models import TINY, random_params
 
@@ -100,6 +102,18 @@ def test_starting_states(stage):
         assert leaf.shape == other.shape and leaf.dtype == jnp.float32
     if isinstance(state, RLState):
         assert state.beta.dtype == state.moments.count.dtype == jnp.float32
+
+
+def test_ppo_starts_with_its_beta_and_an_optimizer_for_actor_and_critic(monkeypatch):
+    for name in ("init_language_model", "init_scalar_model"):
+        monkeypatch.setattr(stages, name, lambda network: lambda key: jnp.zeros(2))
+    ppo = dataclasses.replace(tiny_runs.PPO, beta=0.25, critic_warmup=1)
+    stage = tiny_runs.rl("rl_policy", NO_REFERENCE, ppo=ppo)
+    state = stages.starting_state(stage, TINY)(jax.random.key(0))
+    assert float(state.beta) == 0.25
+    grads = {"actor": jnp.ones(2), "critic": jnp.ones(2)}
+    train, _ = state.train.apply_gradients(grads, jnp.float32(0))
+    assert not np.any(train.params["actor"]) and np.all(train.params["critic"])
 
 
 def test_random_starts_follow_the_key():
@@ -203,3 +217,51 @@ def test_frozen_models_have_their_matrices_in_the_compute_type():
     np.testing.assert_array_equal(
         whole, score({"params": in_compute_type(params, network)}, *given)
     )
+
+
+# --- settings of a stage ------------------------------------------------------------------------
+
+KINDS = [
+    tiny_runs.supervised("sft_pit"),
+    tiny_runs.reward("rm_gap"),
+    tiny_runs.rl("rl_policy", NO_REFERENCE),
+]
+
+
+@pytest.mark.parametrize("stage", KINDS, ids=lambda stage: stage.name)
+def test_each_kind_of_stage_steps_by_its_own_optimizer(stage):
+    """The first step of Adam, whose epsilon is far above the gradient."""
+    for rate in (0.5, 0.25):
+        config = OptimizerConfig(learning_rate=rate, epsilon=1.0)
+        rule = stages.optimizer(dataclasses.replace(stage, optimizer=config))
+        params = {"actor": jnp.zeros(1), "critic": jnp.zeros(1)}
+        grads = jax.tree.map(lambda x: x + 0.25, params)
+        updates, _ = rule.update(grads, rule.init(params), params)
+        for update in jax.tree.leaves(updates):
+            np.testing.assert_allclose(update, -rate * 0.25 / 1.25, rtol=1e-5)
+
+
+def test_ppo_starts_with_its_beta_and_a_key_for_each_network(monkeypatch):
+    def init(network):
+        return lambda key: jax.random.normal(key, (3,))
+
+    monkeypatch.setattr(stages, "init_language_model", init)
+    monkeypatch.setattr(stages, "init_scalar_model", init)
+    for beta in (0.125, 0.5):
+        ppo = dataclasses.replace(tiny_runs.PPO, beta=beta)
+        create = stages.starting_state(dataclasses.replace(KINDS[2], ppo=ppo), TINY)
+        one, other = create(jax.random.key(0)), create(jax.random.key(1))
+        assert float(one.beta) == beta and float(one.moments.count) == 0
+        drawn = [tuple(x.tolist()) for s in (one, other) for x in s.train.params.values()]
+        assert len(set(drawn)) == 4
+
+
+def test_a_reward_model_is_trained_as_its_reward_says(monkeypatch):
+    found = []
+    for name in ("reward", "gap_reward"):
+        monkeypatch.setattr(objectives, name, lambda network, config: found.append(config))
+    configs = [RewardConfig(pooling="sum", centring=0.5), RewardConfig(gap_loss="two_term")]
+    for task in ("rm_policy", "rm_gap"):
+        for config in configs:
+            stages.objective(tiny_runs.reward("x", task=task, reward=config), TINY)
+    assert found == configs * 2

@@ -80,6 +80,17 @@ def test_a_step_is_saved_once(tmp_path):
     saved.close()
 
 
+def test_the_model_of_a_certain_step_is_read(tmp_path):
+    saved = Checkpoints(tmp_path, keep_every=1)
+    for step in (1, 2):
+        saved.save(step, rl_state(step), {})
+    saved.wait()
+    model, _ = rl_state().split()
+    for step, scale in ((1, 1), (2, 2), (None, 2)):
+        np.testing.assert_array_equal(saved.restore_model(model, step)["w"], [5 * scale] * 3)
+    saved.close()
+
+
 def steps_in(folder):
     return sorted(int(path.name) for path in folder.iterdir())
 

@@ -234,3 +234,16 @@ def test_evaluation_leaves_fillers_out():
     total = sum(float(jitted(params, make_batch(seed))[0][0]) for seed in (0, 1))
     np.testing.assert_allclose(results["loss"], total / 5, rtol=1e-6)
     assert supervised_step.evaluate(jitted, params, [], ONE_DEVICE) == {}
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    """Not only its parameters: whatever a step changes."""
+    training_loop.check_state(make_state(), 3)
+    for name, change in (("params", jnp.inf), ("opt_state", jnp.nan)):
+        state = make_state()
+        bad = jax.tree.map(lambda x, c=change: x + c if x.ndim else x, getattr(state, name))
+        bad = state.replace(**{name: bad})
+        message = f"step 1: .*{name}.* is not finite; no checkpoint is written"
+        with pytest.raises(NotFiniteError, match=message):
+            Loop(tmp_path / name).run(batches(0), 1, state=bad)
+        assert not [path for path in (tmp_path / name).iterdir() if path.name.isdigit()]

@@ -183,6 +183,16 @@ def test_tensorboard_writer(tmp_path):
     assert b"loss" in data and b"    a\n    # b" in data
 
 
+def test_tensorboard_hides_what_comes_after_the_last_checkpoint(tmp_path, monkeypatch):
+    tensorboard, found = pytest.importorskip("tensorboardX"), []
+    monkeypatch.setattr(
+        tensorboard, "SummaryWriter", lambda folder, purge_step: found.append(purge_step)
+    )
+    for step in (None, 0, 3):
+        metrics.TensorBoardWriter(tmp_path, step)
+    assert found == [None, 1, 4]
+
+
 class _Recorder:
     def __init__(self, fails=False):
         self.records, self.closed, self._fails = [], False, fails
@@ -302,3 +312,10 @@ def test_mistakes_with_weights_and_biases(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"^wandb_project: wandb isn't installed .*pip install"):
         metrics.WandbWriter("pit", "run", tmp_path / "id")
+
+
+def test_jsonl_of_anything_but_objects_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n[2]\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"line 2: expected a JSON object, got b'\[2\]'"):
+        metrics.read_jsonl(path)

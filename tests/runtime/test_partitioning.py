@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import flax.linen as nn
 import jax
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as Spec
 
+from pit_jax.errors import UserError
 from pit_jax.method import decode
 from pit_jax.method.losses import sft_loss
 from pit_jax.models.network import LanguageModel
+from pit_jax.runtime import partitioning
 from pit_jax.runtime.partitioning import DEFAULT_RULES, MeshConfig, OnHost, Partitioner, constrain
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 from tests.tiny_models import TINY, abstract_params, inputs_of, random_params
@@ -33,6 +36,52 @@ def mesh():
 @pytest.fixture(scope="module")
 def single():
     return Partitioner(MeshConfig(), devices=jax.devices()[:1])
+
+
+# --- arrangement of a TPU's devices ---------------------------------------------------------------
+
+
+class Chip:
+    """Stands for a device of a TPU slice, as JAX describes it."""
+
+    platform, device_kind, core_on_chip, process_index = "tpu", "TPU v4", 0, 0
+
+    def __init__(self, number, slice_index, coords):
+        self.id, self.slice_index, self.coords = number, slice_index, coords
+
+
+def chips(slices, rows, columns):
+    places = itertools.product(range(slices), range(rows), range(columns))
+    return [Chip(n, s, (x, y, 0)) for n, (s, x, y) in enumerate(places)]
+
+
+def test_each_slice_holds_whole_data_and_model_axes():
+    """Only the slice axis crosses the network between slices."""
+    devices = chips(2, 4, 2)
+    devices = devices[::2] + devices[1::2]  # the order in which they are found says nothing
+    array = partitioning._arranged(devices, (2, 2, 4))
+    assert array.shape == (2, 2, 4)
+    found = [{chip.slice_index for chip in part.flat} for part in array]
+    assert found in ([{0}, {1}], [{1}, {0}])
+    assert len({chip.id for chip in array.flat}) == 16
+
+
+def test_neighbours_on_the_model_axis_are_neighbours_on_the_chip_grid():
+    array = partitioning._arranged(chips(1, 4, 2)[::-1], (1, 4, 2))
+    assert array.shape == (1, 4, 2)
+    for one, other in array.reshape(4, 2):
+        assert sum(abs(a - b) for a, b in zip(one.coords, other.coords)) == 1
+
+
+def test_slices_are_those_that_there_are():
+    with pytest.raises(UserError, match="mesh: got slices=1, expected 2, the slices there are"):
+        partitioning._arranged(chips(2, 2, 2), (1, 4, 2))
+
+
+def test_a_shape_that_the_slices_cannot_have_is_one_line():
+    odd = [*chips(2, 2, 2)[:-1], Chip(8, 0, (2, 0, 0))]  # five chips of one, three of another
+    with pytest.raises(UserError, match=r"mesh: \(2, 2, 2\) doesn't suit these slices: "):
+        partitioning._arranged(odd, (2, 2, 2))
 
 
 # --- rules ---------------------------------------------------------------------------------------
@@ -64,6 +113,13 @@ def test_a_mesh_that_is_arranged_already_is_taken_as_it_is():
     batch = partitioner.shard_batch({"x": np.arange(8.0)})
     assert partitioner.shard_batch(batch)["x"] is batch["x"]  # on the devices already
     np.testing.assert_array_equal(batch["x"], np.arange(8.0))
+
+
+@pytest.mark.parametrize("fields", [{"model": 0}, {"slices": 0}, {"model": -1}], ids=str)
+def test_an_axis_of_no_devices_is_refused(fields):
+    ((name, value),) = fields.items()
+    with pytest.raises(UserError, match=f"mesh: got {name}={value}, expected 1 or more"):
+        Partitioner(MeshConfig(**fields))
 
 
 @pytest.mark.parametrize(("data", "model"), [(3, 2), (-1, 3), (-1, 16), (4, 4)])
@@ -115,6 +171,7 @@ def test_rows_go_over_slices_and_data_but_parameters_stay_on_a_slice():
     assert mesh.spec(("batch", "length"), (8, 5)) == Spec(("slice", "data"), None)
     assert mesh.spec(("embed", "mlp"), (8, 6)) == Spec("data", "model")
     assert mesh.spec(("batch",), (6,)) == Spec(None)  # 6 rows over 4 parts don't
+    assert mesh.row_shards == 4
 
 
 def test_decoding_splits_activations_as_parameters_are(mesh):
@@ -142,6 +199,12 @@ def test_constrain_inside_a_partitioner_shards(mesh):
     result = mesh.jit(lambda x: constrain(x * 1, "batch", "mlp"))(jnp.ones((8, 2)))
     assert result.sharding.spec == Spec("data", "model")
     assert constrain(result, "batch", "mlp") is result  # the partitioner is inactive again
+
+    def decode(x):
+        with partitioning.decoding():
+            return constrain(x * 1, "activation_batch", "activation_embed")
+
+    assert mesh.jit(decode)(jnp.ones((8, 8))).sharding.spec == Spec(None, "data")
 
 
 def test_arrays_wait_on_the_host_and_come_back(mesh):

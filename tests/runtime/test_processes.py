@@ -1,6 +1,7 @@
 """How processes are told of each other; what they do together is in end_to_end/."""
 
 import jax
+import numpy as np
 import pytest
 
 from pit_jax.errors import UserError
@@ -71,3 +72,10 @@ def test_the_largest_value_of_one_process_is_its_own():
     assert processes.is_first()
     assert int(processes.largest(0)) == 0 and int(processes.largest(15)) == 15
     assert processes.any_process(True) is True and processes.any_process() is False
+
+
+@pytest.mark.mesh
+def test_of_several_values_the_largest_is_told():
+    """As if each simulated device were another process's."""
+    rows, program = processes._maximum()
+    assert int(program(jax.device_put(np.array([0, 0, 15, 0, 2, 0, 0, 0], np.int32), rows))) == 15

@@ -106,7 +106,7 @@ def _described(network: NetworkConfig) -> dict[str, Any]:
     fields["windows"] = period(network.window_of(n) for n in layers)
     fields["rotary_layers"] = period(network.has_rotary(n) for n in layers)
     if network.attention_scalar == network.head_dim:
-        fields["attention_scalar"] = 0.0
+        fields["attention_scalar"] = 0
     if network.rotary_dim == network.head_dim:
         fields["rotary_dim"] = 0
     if not any(fields["windows"]):

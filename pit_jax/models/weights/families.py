@@ -205,7 +205,7 @@ def _gemma2(c):
         "scale_embeddings": True,
         "norm_offset": True,
         "norm_place": "both",
-        "attention_scalar": 0.0 if scalar == c["head_dim"] else float(scalar),
+        "attention_scalar": 0 if scalar == c["head_dim"] else scalar,
         "attention_cap": float(c["attn_logit_softcapping"] or 0.0),
         "logit_cap": float(c["final_logit_softcapping"] or 0.0),
         **window_fields(alternating(c, 2), c["sliding_window"]),

@@ -16,6 +16,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.download import checksums, download_manager, downloader
 
+from pit_jax.data import datasets
+from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.examples import SPLITS, Example
 from pit_jax.data.files import build, builders, readers
 from pit_jax.data.synthetic import instructions
@@ -446,3 +448,16 @@ def test_datasets_of_others(tmp_path):
     assert examples[2] == Example(
         f"prompt {number}", f"chosen {number}", f"rejected {number}", "", 2
     )
+
+
+def test_several_paths_are_no_tfds_dataset():
+    config = DatasetConfig("tfds", 0, 0, 0, path=("a", "b"))
+    with pytest.raises(UserError, match=r"got path \('a', 'b'\), expected the name of one TFDS"):
+        datasets.load(config)
+
+
+def test_data_dir_is_where_a_tfds_dataset_is_looked_for(tmp_path):
+    for data_dir in (str(tmp_path / "a"), str(tmp_path / "b")):
+        config = DatasetConfig("tfds", 0, 0, 0, path="hh_rlhf/helpful", data_dir=data_dir)
+        with pytest.raises(UserError, match=f"no prepared dataset in {data_dir}/hh_rlhf/helpful/"):
+            datasets.load(config)

@@ -66,3 +66,17 @@ def test_hashes_never_change():
 @given(st.text(st.characters()))
 def test_every_text_has_a_fold(prompt):
     assert fold_of(prompt) in (0, 1, 2)
+
+
+@pytest.mark.parametrize("family", instructions.FAMILIES)
+def test_seed_and_split_each_move_what_is_drawn(family, monkeypatch):
+    """Also where any prompt may be in any split: the splits' draws are of different generators."""
+    monkeypatch.setattr(
+        instructions, "_SPLIT_OF_TEN", dict.fromkeys(("dev", "test", "train"), range(10))
+    )
+    found = [
+        tuple(e.prompt for e in instructions.examples(family, split, 20, seed, LEVELS[family]))
+        for seed in (0, 1, 0)
+        for split in SPLITS
+    ]
+    assert len(set(found)) == 6 and found[:3] == found[6:]

@@ -134,3 +134,55 @@ def test_foreign_prompts_are_refused(prompt):
 def test_impossible_levels_are_refused(fields):
     with pytest.raises(ValueError, match="requirements: "):
         RequirementsConfig(**fields)
+
+
+def seen(count=300, **fields):
+    """Tasks, numbers of words, numbers of requirements and their names, of generated prompts."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(count):
+        words = requirements.generate(rng, RequirementsConfig(**fields))["prompt"].split()
+        split = words.index("with")
+        found.append((words[0], split - 1, len(words) - split - 1, *words[split + 1 :]))
+    tasks, words, counts = (set(column) for column in list(zip(*[row[:3] for row in found])))
+    return tasks, words, counts, {name for row in found for name in row[3:]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "column", "expected"),
+    [
+        ({"tasks": ("sort", "write")}, 0, {"sort", "write"}),
+        ({"min_words": 3}, 1, {3}),
+        ({"max_words": 4}, 1, {2, 3, 4}),
+        ({"min_requirements": 4}, 2, {4}),
+        ({"max_requirements": 6}, 2, {2, 3, 4, 5, 6}),
+        ({"requirements": 5}, 3, {*list(REQUIREMENTS)[:5]}),
+    ],
+)
+def test_each_field_of_a_level_bounds_what_prompts_have(fields, column, expected):
+    plain = {"write", "reverse", "sort"}, {2, 3}, {2, 3, 4}, set(REQUIREMENTS)
+    assert seen() == plain
+    assert seen(**fields) == (*plain[:column], expected, *plain[column + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        ("damaged", "fix the content"),
+        ("extras", "remove"),
+        ("malformed", "fix the layout"),
+        ("bluffs", "bluff"),
+    ],
+)
+def test_each_share_is_that_of_one_kind_of_fault(field, kind):
+    none = dict.fromkeys(("damaged", "extras", "malformed", "bluffs"), 0.0)
+    for share, least, most in ((1.0, 200, 200), (0.5, 70, 130), (0.0, 0, 0)):
+        config, rng = RequirementsConfig(**none | {field: share}), np.random.default_rng(1)
+        count = 0
+        for _ in range(200):
+            fields = requirements.generate(rng, config)
+            whole = check(fields["prompt"], fields["rejected"]).content
+            reflection = fields["reflection"]
+            if reflection.startswith("missing") and not whole:
+                reflection = "bluff"
+            count += reflection.startswith(kind)
+        assert least <= count <= most

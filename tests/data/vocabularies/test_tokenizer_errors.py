@@ -195,3 +195,19 @@ def test_the_module_needs_no_tokenizer_library_to_be_imported():
         "assert not {'tensorflow', 'seqio', 'tokenizers', 'sentencepiece'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_model_that_its_library_refuses_is_one_line(cases, tmp_path, monkeypatch):
+    """It parses, but SentencePiece itself finds fault with it."""
+    import sentencepiece
+
+    def refuse(**_):
+        raise RuntimeError("piece is already defined")
+
+    monkeypatch.setattr(sentencepiece, "SentencePieceProcessor", refuse)
+    path = cases["sp_t5"].spec.partition(":")[2]
+    refused(
+        f"{path}: expected a SentencePiece model.*piece is already defined",
+        cases["sp_t5"].spec,
+        **cases["sp_t5"].names,
+    )

@@ -147,3 +147,10 @@ def test_words_must_be_words(word):
 def test_control_tokens_need_room():
     with pytest.raises(ValueError, match="got 1, expected 2 or more"):
         ByteVocabulary(extra_ids=1)
+
+
+def test_ids_that_may_be_sampled():
+    """Those of text, the unknown among them, and EOS; the model has two rows more than needed."""
+    allowed = WordVocabulary(["a", "b"]).sampled_ids(9)
+    assert allowed.tolist() == [False, True, True, True, True, False, False, False, False]
+    assert not ByteVocabulary().sampled_ids(400)[259:].any()

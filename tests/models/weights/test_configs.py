@@ -53,7 +53,7 @@ FIELDS = {
         "norm_offset": True,
         "norm_place": "both",
         "windows": (5, 0),
-        "attention_scalar": 24.0,
+        "attention_scalar": 24,
         "attention_cap": 2.0,
         "logit_cap": 5.0,
     },

@@ -71,9 +71,9 @@ def test_what_is_written_is_read_bit_for_bit(name, tmp_path):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("name", ["llama3", "pythia"])
-def test_a_mesh_gets_its_parts(name, tmp_path, monkeypatch):
+def test_a_mesh_gets_its_parts(tmp_path, monkeypatch):
     """2 x 2 devices, several files, and tensors that are read in several chunks."""
+    name = "llama3"
     folder, params = written(tmp_path, name, shard=8_000)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -85,7 +85,8 @@ def test_a_mesh_gets_its_parts(name, tmp_path, monkeypatch):
     mesh = abstract(network(name), partitioner(model=2, devices=4))
     again = hugging_face.read(folder, mesh)
     assert_same(again, params)
-    jax.tree.map(lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim), again, mesh)
+    same = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), again, mesh)
+    assert all(jax.tree.leaves(same))
     # What is on a mesh is written as well.
     hugging_face.write(folder / "again", again, network(name), CONFIGS[name]["model_type"])
     for file in files:

@@ -215,6 +215,8 @@ def test_configs_that_compute_as_t5x_does():
         ("positions", "rotary"),
         ("num_kv_heads", 2),
         ("norm_epsilon", 1e-5),
+        ("norm", "layer"),
+        ("logit_cap", 30.0),
     ):
         other = dataclasses.replace(CONFIG, **{field: value})
         with pytest.raises(UserError, match=f"T5X weights: got {field}={value!r} of the network, "):

@@ -1,0 +1,154 @@
+"""The suite with scripted models: how it samples, improves and judges, without a trained run."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+
+from pit_jax.data.examples import Example
+from pit_jax.data.layouts import Layout
+from pit_jax.data.vocabularies.load import load
+from pit_jax.evaluation.judges import ExactJudge, RewardJudge
+from pit_jax.evaluation.suite import EvaluationConfig, Side, Suite
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.improve import ImproveConfig, Trace
+from pit_jax.method.sampler import Response
+from tests import tiny_runs
+
+WORDS = load("words:drafts")
+PROMPTS = ("from 1 do +1", "from 2 do +1", "from 3 do +1")
+IMPROVE = ImproveConfig(
+    iterations=9,
+    sampling=SamplingConfig(temperature=0.3, top_k=5),
+    policy_sampling=SamplingConfig(temperature=0.6, top_p=0.9),
+    stop_unchanged=True,
+    min_gap=0.5,
+    time_budget=3.0,
+)
+CONFIG = EvaluationConfig(iterations=2, policy="M_P", pit="M_PIT", gap_model="R_PIT")
+
+
+class Sampler:
+    """A sampler whose responses are the digits 1, 2, … by call; it keeps the calls."""
+
+    def __init__(self):
+        self.calls, self.scored = [], []
+
+    def respond(self, model, prompts, width, rows, key, sampling):
+        self.calls.append((model, rows, key, sampling))
+        return [Response(WORDS.encode(str(len(self.calls))), True) for _ in prompts]
+
+    def score(self, model, prompts, width, responses, pooling):
+        self.scored.append((model, [(r.tokens, r.ended) for r in responses], pooling))
+        return np.zeros(len(responses))
+
+
+@dataclasses.dataclass(frozen=True)
+class Improver:
+    """Stands for Algorithm 2: it keeps what it is called with, and says how it is anchored."""
+
+    calls: list
+    models: tuple
+    anchor: float = 2.0
+
+    def __call__(self, prompts, responses, rows, key, config):
+        self.calls.append((self.models, self.anchor, responses, rows, key, config))
+        return [Trace([response] * 3, [0.0, 0.0]) for response in responses]
+
+
+@pytest.fixture
+def suite():
+    sampler, improved = Sampler(), []
+    run = types.SimpleNamespace(
+        config=dataclasses.replace(tiny_runs.config("unused"), improve=IMPROVE),
+        data=types.SimpleNamespace(
+            examples=lambda split: [
+                Example(p, "a", "b", index=7 + i) for i, p in enumerate(PROMPTS)
+            ]
+        ),
+        layout=Layout(WORDS),
+        vocabulary=WORDS,
+        sampler=sampler,
+        key=lambda *purposes: purposes,
+        load_frozen=lambda name: f"weights of {name}",
+        pooling=lambda name: f"pooling of {name}",
+        improver=lambda *models: Improver(improved, models),
+    )
+    made = Suite(run, CONFIG)
+    made.calls, made.scored, made.improvements = sampler.calls, sampler.scored, improved
+    return made
+
+
+def test_improvements_are_sampled_as_the_configuration_says_and_never_stop(suite):
+    suite.improved("M_PIT", 0.8, 2)
+    ((models, anchor, responses, rows, key, config),) = suite.improvements
+    assert models == ("weights of M_PIT", "weights of R_PIT", "R_PIT")
+    assert anchor == 0  # as Figures 2 and 4 have the scores
+    assert responses == suite.policy("M_P", 0.8) and rows == [7, 8, 9]
+    sampling = SamplingConfig(temperature=0.8, top_k=5)
+    assert (config.iterations, config.sampling) == (2, sampling)
+    assert (config.stop_unchanged, config.min_gap, config.time_budget) == (False, None, 0)
+    assert key not in [call[2] for call in suite.calls]
+    suite.improved("M_P", 0.8, 2, "self_refine")
+    assert suite.improvements[1][-1].method == "self_refine"
+    assert suite.improvements[1][4] != key
+
+
+def test_rows_of_one_group_count_as_one(suite, monkeypatch):
+    """Two wins and a loss of one prompt: each end is 0.975 of the way to its bound."""
+
+    class Judge:
+        name = "judge"
+
+        def __call__(self, prompts, first, second):
+            return np.array([1, 1, -1])
+
+    monkeypatch.setattr(suite, "_judge", Judge())
+    monkeypatch.setattr(suite, "_groups", ["the same"] * 3)
+    side = Side("pit", "PIT", suite.policy("M_P", 1.0))
+    row = suite._compare(1.0, "table1", side, side)
+    assert row["delta"] == pytest.approx(100 / 3)
+    assert row["ci_low"] == pytest.approx(100 / 3 - 0.975 * (100 / 3 + 100))
+    assert row["ci_high"] == pytest.approx(100 / 3 + 0.975 * (100 - 100 / 3))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_iterations_are_judged_against_the_original(suite, monkeypatch, exact):
+    """Scores of 0, 0.1 and 1: a reward model as judge takes the second for a tie."""
+    scores = {"1": 0.0, "2": 0.1, "3": 1.0}
+    judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=scores[text]))
+    if not exact:
+        judge = RewardJudge(lambda prompts, texts: [scores[text] for text in texts])
+    responses = [Response(WORDS.encode(digit), True) for digit in scores]
+    traces = [Trace(responses, [0.25, -0.5])] * 3
+    monkeypatch.setattr(suite, "_judge", judge)
+    monkeypatch.setattr(suite, "improved", lambda *_: traces)
+    rows = suite._iteration_rows(1.0)
+    assert [row["mean_score"] for row in rows] == pytest.approx([0, 0.1, 1])
+    assert [row["delta_vs_original"] for row in rows[1:]] == [100 if exact else 0, 100]
+    assert [row["gap"] for row in rows[1:]] == [0.25, -0.5]
+    assert rows[2]["elo"] > rows[0]["elo"]
+
+
+def test_a_response_that_stopped_early_stands_for_later_ones(suite, monkeypatch):
+    judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=float(text)))
+    monkeypatch.setattr(suite, "_judge", judge)
+    generations = [["0", "1", "0.5"], ["0.5", "1"], ["0.5"]]
+    records = [{"prompt": p, "responses": r} for p, r in zip(PROMPTS, generations, strict=True)]
+    found = suite.judge_generations(records)
+    assert [row["mean_score"] for row in found["scores"]] == pytest.approx([1 / 3, 5 / 6, 2 / 3])
+    assert [row["win"] for row in found["comparisons"]] == pytest.approx([200 / 3, 200 / 3])
+
+
+def test_a_text_is_scored_as_its_reward_model_was_trained(suite):
+    suite._reward(PROMPTS[:2], ["1 2", " ".join(["1"] * 13)])
+    assert suite.scored == [
+        (
+            "weights of rm_policy",
+            [(WORDS.encode("1 2"), True), (WORDS.encode(" ".join(["1"] * 13)), False)],
+            "pooling of rm_policy",
+        )
+    ]

@@ -1,0 +1,380 @@
+"""Mutants of pit_jax/data/; `run.load` says what the fields are."""
+
+MUTANTS = {
+    "data/batching.py": [
+        (
+            "every epoch of rows in one order",
+            "np.random.default_rng([seed, epoch])",
+            "np.random.default_rng([seed, 0])",
+            "data/test_batching.py::test_seed_and_epoch_each_move_the_order",
+        ),
+        (
+            "the order of rows has no seed",
+            "np.random.default_rng([seed, epoch])",
+            "np.random.default_rng([0, epoch])",
+            "data/test_batching.py::test_seed_and_epoch_each_move_the_order",
+        ),
+        (
+            "every cycle of a mixture in one order",
+            "np.random.default_rng([seed, 1, c])",
+            "np.random.default_rng([seed, 1, 0])",
+            "data/test_batching.py::test_seed_cycle_and_source_each_move_a_mixture",
+        ),
+        (
+            "a source of a mixture repeats its first order",
+            "np.random.default_rng([seed, 2, source, epoch])",
+            "np.random.default_rng([seed, 2, source, 0])",
+            "data/test_batching.py::test_seed_cycle_and_source_each_move_a_mixture",
+        ),
+        (
+            "sources of a mixture have one order",
+            "np.random.default_rng([seed, 2, source, epoch])",
+            "np.random.default_rng([seed, 2, 0, epoch])",
+            "data/test_batching.py::test_seed_cycle_and_source_each_move_a_mixture",
+        ),
+        (
+            "batches to skip are skipped in every epoch",
+            "first_batch if epoch == first_epoch else 0",
+            "first_batch",
+            "data/test_batching.py::test_an_epoch_has_each_row_at_most_once",
+        ),
+        (
+            "examples of a packed row are one segment",
+            'packed["decoder_segment_ids"][number, into] = segment',
+            'packed["decoder_segment_ids"][number, into] = 1',
+            "data/test_batching.py::test_packing_loses_nothing",
+        ),
+        (
+            "an epoch leaves out the same rows",
+            "rng.permutation(sum(sources)) if shuffle else np.arange(sum(sources))",
+            "rng.permutation(size) if shuffle else np.arange(sum(sources))",
+            "data/test_batching.py::test_rows_that_are_left_over_are_others_in_each_epoch",
+        ),
+    ],
+    "data/tables.py": [
+        (
+            "a batch is as wide as its shortest row needs",
+            "self.buckets[numbers].max()",
+            "self.buckets[numbers].min()",
+            "data/test_input_pipeline.py::test_buckets_cut_padding_and_nothing_else",
+        ),
+        (
+            "fillers have weight",
+            "weight = (rows < size).astype(np.float32)",
+            "weight = np.ones(batch_size, np.float32)",
+            "data/test_row_counts.py::test_exactly_so_many_rows_are_evaluated",
+        ),
+        (
+            "a limit of rows counts whole batches",
+            "size = min(size, limit) if limit else size",
+            "size = min(size, -(-limit // batch_size) * batch_size) if limit else size",
+            "data/test_row_counts.py::test_exactly_so_many_rows_are_evaluated",
+        ),
+        (
+            "rows in order always start at the first",
+            "range(start_batch * batch_size, size, batch_size)",
+            "range(0, size, batch_size)",
+            "data/test_input_pipeline.py::test_evaluation_keeps_every_row_once",
+        ),
+    ],
+    "data/datasets.py": [
+        (
+            "dev and test are in the order of the file",
+            "(sorted(parts[split], key=_order) for split in room)",
+            "(sorted(parts[split], key=lambda e: e.index) for split in room)",
+            "data/test_datasets.py::test_the_first_of_every_split_are_a_sample_of_the_file",
+        ),
+        (
+            "train_size takes the first of the file",
+            'sorted(sorted(train, key=_order)[: sizes["train"]]',
+            'sorted(train[: sizes["train"]]',
+            "data/test_datasets.py::test_the_first_of_every_split_are_a_sample_of_the_file",
+        ),
+        (
+            "examples are grouped by the whole prompt",
+            "group=group(example.prompt)",
+            "group=example.prompt",
+            "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
+        ),
+        (
+            "parts of a mixture share groups across splits",
+            "if e.group not in held_out]",
+            "if e.prompt not in held_out]",
+            "data/test_datasets.py::test_test_files_and_mixtures_hold_out_first_turns",
+        ),
+        (
+            "dev of a mixture is one part after the other",
+            "        pool.sort(key=lambda pair: _order(pair[1]))\n",
+            "        pass\n",
+            "data/test_datasets.py::test_the_first_of_a_mixture_are_a_sample_of_its_parts",
+        ),
+        (
+            "dev counts examples that don't fit",
+            "count = sum(map(fits, group))",
+            "count = len(group)",
+            "data/test_datasets.py::test_sizes_count_what_fits",
+        ),
+        (
+            "prompts of the test files are trained on",
+            "train = [e for e in examples if e.group not in groups]",
+            "train = list(examples)",
+            "data/test_datasets.py::test_test_files_hold_out_their_prompts",
+        ),
+        (
+            "synthetic examples have the first seed",
+            "config.family, split, sizes[split], config.seed, config.level",
+            "config.family, split, sizes[split], 0, config.level",
+            "data/test_datasets.py::test_family_level_and_seed_are_those_of_the_generator",
+        ),
+    ],
+    "data/examples.py": [
+        (
+            "folds divide a group by its prompts",
+            "fold_of(example.group) == number",
+            "fold_of(example.prompt) == number",
+            "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
+        ),
+    ],
+    "data/input_pipeline.py": [
+        (
+            "rates of a mixture are ignored",
+            "rates = self._rates if len(table.sources) > 1 else ()",
+            "rates: tuple = ()",
+            "data/test_input_pipeline.py::test_a_mixture_draws_at_its_rates",
+        ),
+        (
+            "rates are ignored where references are sampled",
+            "rates = self._rates if len(table.sources) > 1 else ()",
+            "rates = self._rates if references == DATA_REFERENCES else ()",
+            "data/test_input_pipeline.py::test_references_of_a_mixture_are_those_of_its_prompts",
+        ),
+        (
+            "batches have the first seed",
+            "            batch_size,\n            seed,\n",
+            "            batch_size,\n            0,\n",
+            "data/test_input_pipeline.py::test_restart_at_any_batch_is_exact",
+        ),
+        (
+            "batches always start at the first",
+            "            start_batch=start_batch,\n            num_epochs",
+            "            num_epochs",
+            "data/test_input_pipeline.py::test_restart_at_any_batch_is_exact",
+        ),
+        (
+            "every task learns from all folds",
+            'fold or (TASK_FOLDS[task] if split == "train" else _ALL)',
+            "fold or _ALL",
+            "data/test_input_pipeline.py::test_every_stage_holds_its_layouts",
+        ),
+        (
+            "rows of another reference store are reused",
+            "key = (task, split, fold, store and store.fingerprint)",
+            "key = (task, split, fold, store is None)",
+            "data/test_input_pipeline.py::test_a_store_of_other_examples_is_refused",
+        ),
+        (
+            "an example that doesn't fit takes a row off the bound",
+            "                    most -= each\n",
+            "                    most -= 1\n",
+            "data/test_row_counts.py::test_row_bounds_are_exact_where_rows_do_not_suffice",
+        ),
+        (
+            "a sampled reference counts as two rows",
+            "each = 1 if sampled else TASK_ROWS.get(task, 1)",
+            "each = TASK_ROWS.get(task, 1)",
+            "data/test_row_counts.py::test_row_bounds_are_exact_where_rows_do_not_suffice",
+        ),
+        (
+            "examples that don't fit are prompts too",
+            "return [example for example in examples if not too_long[example.index]]",
+            "return examples",
+            "data/test_input_pipeline.py::test_reflection_is_part_of_the_target_and_of_the_window",
+        ),
+    ],
+    "data/layouts.py": [
+        (
+            "the gap loss has an inequality the wrong way round",
+            '("ww", "lw"), ("ll", "lw"))',
+            '("lw", "ww"), ("ll", "lw"))',
+            "method/test_losses.py::test_gap_loss_is_equation_two",
+        ),
+        (
+            "y_l after y_w follows the reference y_l",
+            'Block("y_l after y_w", Layout.response, "rejected", 2, "lw")',
+            'Block("y_l after y_w", Layout.response, "rejected", 3, "lw")',
+            "method/test_forward.py::test_gap_scores_are_those_of_four_whole_sequences",
+        ),
+        (
+            "R_PIT learns from the fold of SFT",
+            '"rm_gap": "rm",',
+            '"rm_gap": "sft",',
+            "data/test_input_pipeline.py::test_every_stage_holds_its_layouts",
+        ),
+        (
+            "a response has no room for its EOS",
+            "min(self.reference, self.response - 1)",
+            "min(self.reference, self.response)",
+            "data/test_layouts.py::test_each_window_bounds_its_own_fields",
+        ),
+        (
+            "a reflected response follows its first mark",
+            "tokens[len(tokens) - tokens[::-1].index(self.control.improved) :]",
+            "tokens[tokens.index(self.control.improved) + 1 :]",
+            "data/test_layouts.py::test_the_response_after_a_reflection_is_found",
+        ),
+        (
+            "a prompt is measured without what stands around it",
+            '"prompt": self._size(self.policy_prompt(x))',
+            '"prompt": self._size(self._ids(x))',
+            "data/test_layouts.py::test_each_window_bounds_its_own_fields",
+        ),
+    ],
+    "data/reference_store.py": [
+        (
+            "references that ended count as cut",
+            'sum(not json.loads(line)["ended"]',
+            'sum(json.loads(line)["ended"]',
+            "data/test_reference_store.py::test_reads_back_what_was_written",
+        ),
+        (
+            "a store of another checkpoint goes on",
+            "if self._manifest.get(key) != value:",
+            'if key != "checkpoint" and self._manifest.get(key) != value:',
+            "data/test_reference_store.py::test_another_round_needs_another_directory",
+        ),
+        (
+            "a resumed writer forgets what waits for its shard",
+            ' for shard in self._manifest["shards"]) + len(self._pending)',
+            ' for shard in self._manifest["shards"])',
+            "data/test_reference_store.py::test_resumes_after_the_last_whole_shard",
+        ),
+    ],
+    "data/files/formats.py": [
+        (
+            "a dialogue ends with its first answer",
+            "dialogue.rpartition(_ASSISTANT)",
+            "dialogue.partition(_ASSISTANT)",
+            "data/files/test_readers.py::test_hh_dialogue",
+        ),
+        (
+            "the summary that was chosen is rejected",
+            "texts[choice], texts[1 - choice]",
+            "texts[1 - choice], texts[choice]",
+            "data/files/test_readers.py::test_summaries_of_posts",
+        ),
+        (
+            "the first turn is all turns",
+            "x.partition(_ASSISTANT)[0]",
+            "x.rpartition(_ASSISTANT)[0]",
+            "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
+        ),
+    ],
+    "data/files/readers.py": [
+        (
+            "examples are numbered by their lines",
+            "dataclasses.replace(example, index=len(examples))",
+            "dataclasses.replace(example, index=read - 1)",
+            "data/files/test_readers.py::test_hh_skips_and_counts",
+        ),
+    ],
+    "data/files/builders.py": [
+        (
+            "a builder's first config is its last",
+            "config or builder_class.BUILDER_CONFIGS[0].name",
+            "config or builder_class.BUILDER_CONFIGS[-1].name",
+            "data/files/test_builders.py::test_hh_is_what_its_reader_reads",
+        ),
+    ],
+    "data/seqio_tasks/preprocessors.py": [
+        (
+            "M_PIT learns to improve y_w",
+            'y_l)."""\n    inputs = layout.pit_prompt(f["prompt"], f["rejected"])',
+            'y_l)."""\n    inputs = layout.pit_prompt(f["prompt"], f["chosen"])',
+            "data/test_input_pipeline.py::test_every_stage_holds_its_layouts",
+        ),
+        (
+            "R_PIT doesn't see the reference",
+            'layout.gap_prompt(f["prompt"], reference)',
+            'layout.reward_prompt(f["prompt"])',
+            "data/test_input_pipeline.py::test_every_stage_holds_its_layouts",
+        ),
+        (
+            "only y_l is a reference of the data",
+            '[f["rejected"], f["chosen"]]',
+            '[f["rejected"]]',
+            "data/test_input_pipeline.py::test_every_stage_holds_its_layouts",
+        ),
+        (
+            "the warm-up repeats a response after itself",
+            'layout.pit_prompt(f["prompt"], f[other])',
+            'layout.pit_prompt(f["prompt"], f[y])',
+            "data/test_input_pipeline.py::test_pretrain_reads_each_response_alone_and_after_the_other",
+        ),
+    ],
+    "data/seqio_tasks/feature_converters.py": [
+        (
+            "the first token of a packed example is a target",
+            "(segments[1:] == segments[:-1])",
+            "(segments[1:] >= segments[:-1])",
+            "data/seqio_tasks/test_feature_converters.py::test_sft_packed",
+        ),
+        (
+            "the last token of a prompt isn't trained to go on",
+            "goes_on & (tf.roll(marks, -1, axis=0) == 2)",
+            "goes_on & (marks == 2)",
+            "data/seqio_tasks/test_feature_converters.py::test_sft",
+        ),
+    ],
+    "data/seqio_tasks/sources.py": [
+        (
+            "a control token in a sampled reference stays",
+            'ids = self._vocabulary.text_ids(record["reference_tokens"])',
+            'ids = record["reference_tokens"]',
+            "data/test_input_pipeline.py::test_references_of_a_store",
+        ),
+    ],
+    "data/vocabularies/base.py": [
+        (
+            "rows beyond the vocabulary may be sampled",
+            "allowed = np.arange(size) < self.vocab_size",
+            "allowed = np.ones(size, bool)",
+            "data/vocabularies/test_words.py::test_ids_that_may_be_sampled",
+        ),
+        (
+            "control tokens may be sampled",
+            "        allowed[[i for i in self._reserved if i < size]] = False\n",
+            "        allowed[PAD_ID] = False\n",
+            "data/vocabularies/test_words.py::test_ids_that_may_be_sampled",
+        ),
+        (
+            "no response may end",
+            "        allowed[EOS_ID] = True\n",
+            "",
+            "data/vocabularies/test_words.py::test_ids_that_may_be_sampled",
+        ),
+    ],
+    "data/synthetic/drafts.py": [
+        (
+            "a sheet with a mistake has a score",
+            "/ (len(operations) + 1) if first_mistake == done else 0.0",
+            "/ (len(operations) + 1)",
+            "data/synthetic/test_drafts.py::test_verdicts_by_hand",
+        ),
+    ],
+    "data/synthetic/requirements.py": [
+        (
+            "requirements that nobody asked for cost nothing",
+            "extras = len(shown - set(required))",
+            "extras = 0",
+            "data/synthetic/test_requirements.py::test_verdicts_by_hand",
+        ),
+    ],
+    "data/synthetic/instructions.py": [
+        (
+            "a prompt may be in several splits",
+            'if prompt not in found and stable_hash(prompt, "split") % 10 in _SPLIT_OF_TEN[split]:',
+            "if prompt not in found:",
+            "data/synthetic/test_instructions.py::test_prompts_never_repeat",
+        ),
+    ],
+}

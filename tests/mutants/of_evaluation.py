@@ -1,0 +1,263 @@
+"""Mutants of pit_jax/evaluation/; `run.load` says what the fields are."""
+
+MUTANTS = {
+    "evaluation/curves.py": [
+        (
+            "a round's curve has the last step of the round before",
+            'if first < r["step"] <= last]',
+            'if first <= r["step"] <= last]',
+            "evaluation/test_curves.py::test_the_reward_by_round",
+        ),
+        (
+            "the curve of PPO is its loss",
+            'metric = "score" if stage.task in stages.RL_TASKS else "loss"',
+            'metric = "loss"',
+            "evaluation/test_curves.py::test_what_each_stage_learned_by",
+        ),
+    ],
+    "evaluation/elo.py": [
+        (
+            "the interval is that of one order",
+            "+ within / shuffles",
+            "+ within",
+            "evaluation/test_elo.py::test_interval_is_that_of_the_mean_over_orders",
+        ),
+        (
+            "the variance of groups has that of orders in it",
+            "var(axis=0, ddof=1) - within / values_RmM.shape[1]",
+            "var(axis=0, ddof=1)",
+            "evaluation/test_elo.py::test_interval_is_that_of_the_mean_over_orders",
+        ),
+        (
+            "rows of a prompt are drawn one by one",
+            "group_N = intervals.group_numbers(groups, num_rows)",
+            "group_N = intervals.group_numbers(None, num_rows)",
+            "evaluation/test_elo.py::test_interval_counts_rows_of_a_prompt_as_one",
+        ),
+        (
+            "the worst model has rank 1",
+            "(rating[None, :] > rating[:, None])",
+            "(rating[None, :] < rating[:, None])",
+            "evaluation/test_elo.py::test_elo_of_one_match_by_hand",
+        ),
+        (
+            "a tie is a loss",
+            "won = (outcomes_QN.reshape(-1) + 1) / 2.0",
+            "won = (outcomes_QN.reshape(-1) > 0) * 1.0",
+            "evaluation/test_elo.py::test_elo_of_one_match_by_hand",
+        ),
+        (
+            "all orders of a list are one",
+            "        for matches in matches_ST:\n            rng.shuffle(matches)\n",
+            "        rng.shuffle(matches_ST.T)\n",
+            "evaluation/test_elo.py::test_elo_against_matches_played_one_at_a_time",
+        ),
+    ],
+    "evaluation/intervals.py": [
+        (
+            "groups count alike, however few rows are in most",
+            "if effective < FEW or",
+            "if sums_G.size < FEW or",
+            "evaluation/test_intervals.py::test_thin_are_few_groups_few_that_differ_or_skewed_ones",
+        ),
+        (
+            "Student's distribution has a degree of freedom too many",
+            "stats.t.ppf(1 - _TAIL, num_groups - 1)",
+            "stats.t.ppf(1 - _TAIL, num_groups)",
+            "evaluation/test_intervals.py::test_student_by_hand",
+        ),
+        (
+            "a resample's mean is that of its groups",
+            "sums_G[drawn].sum(axis=1) / sizes_G[drawn].sum(axis=1)",
+            "(sums_G / sizes_G)[drawn].mean(axis=1)",
+            "evaluation/test_intervals.py::test_bootstrap_is_of_the_mean_over_rows",
+        ),
+        (
+            "an interval is of 90%",
+            "_TAIL = 0.025",
+            "_TAIL = 0.05",
+            "evaluation/test_intervals.py::test_bounded_of_two_values_is_clopper_and_pearsons",
+        ),
+        (
+            "the group at the bound has one row",
+            "np.append(sizes, sizes.max())",
+            "np.append(sizes, 1)",
+            "evaluation/test_intervals.py::test_bounded_of_one_group_by_hand",
+        ),
+        (
+            "rows without a group are one group",
+            "[(i,) if group is None else (None, group) for i, group in enumerate(groups)]",
+            "[(None, group) for group in groups]",
+            "evaluation/test_intervals.py::test_groups_are_numbered_as_they_occur",
+        ),
+        (
+            "skewed means are bootstrapped too",
+            "abs(skewness) > SKEWED * np.sqrt(sums_G.size)",
+            "abs(skewness) > SKEWED * sums_G.size",
+            "evaluation/test_intervals.py::test_thin_are_few_groups_few_that_differ_or_skewed_ones",
+        ),
+    ],
+    "evaluation/judges.py": [
+        (
+            "a reward model as judge has no ties",
+            "        return scoring.reward_judge_outcomes(\n",
+            "        return scoring.win_lose_tie(\n",
+            "evaluation/test_judges.py::test_reward_judge_ties_close_rewards",
+        ),
+        (
+            "the checker judges the second response",
+            "scoring.win_lose_tie(self.scores(prompts, first), self.scores(prompts, second))",
+            "scoring.win_lose_tie(self.scores(prompts, second), self.scores(prompts, first))",
+            "evaluation/test_judges.py::test_exact_judge_compares_checker_scores",
+        ),
+    ],
+    "evaluation/scoring.py": [
+        (
+            "a tie agrees with the label",
+            "agreed_N = _outcomes(outcomes) == 1",
+            "agreed_N = _outcomes(outcomes) >= 0",
+            "evaluation/test_scoring.py::test_agreement_by_hand",
+        ),
+        (
+            "a difference of exactly the margin is no tie",
+            "np.abs(difference_N) <= tie_margin",
+            "np.abs(difference_N) < tie_margin",
+            "evaluation/test_scoring.py::test_a_difference_of_exactly_the_margin_is_a_tie",
+        ),
+        (
+            "the tie rule is of probabilities",
+            "math.log(0.55 / 0.45)",
+            "0.55 - 0.45",
+            "evaluation/test_scoring.py::test_reward_judge_outcomes_follow_the_paper",
+        ),
+        (
+            "verdicts of a prompt count as independent",
+            "intervals.by_group(outcomes_N, intervals.group_numbers(groups, n))",
+            "intervals.by_group(outcomes_N, intervals.group_numbers(None, n))",
+            "evaluation/test_scoring.py::test_compare_counts_rows_of_a_prompt_as_one",
+        ),
+        (
+            "values of a prompt count as independent",
+            "intervals.by_group(values_N, intervals.group_numbers(groups, n))",
+            "intervals.by_group(values_N, intervals.group_numbers(None, n))",
+            "evaluation/test_scoring.py::test_mean_interval_counts_rows_of_a_prompt_as_one",
+        ),
+        (
+            "labels of a prompt count as independent",
+            "intervals.by_group(agreed_N, intervals.group_numbers(groups, n))",
+            "intervals.by_group(agreed_N, intervals.group_numbers(None, n))",
+            "evaluation/test_scoring.py::test_agreement_counts_pairs_of_a_prompt_as_one",
+        ),
+        (
+            "every comparison is resampled by the first seed",
+            "np.random.default_rng(seed).multinomial",
+            "np.random.default_rng(0).multinomial",
+            "evaluation/test_scoring.py::test_seed_moves_the_resamples_of_every_interval",
+        ),
+        (
+            "Table 4 is of another inequality",
+            'agreement(verdict["wl>lw"], groups)',
+            'agreement(verdict["wl>ll"], groups)',
+            "evaluation/test_scoring.py::test_gap_reward_summary_by_hand",
+        ),
+        (
+            "verdicts of pairs are for the second model",
+            "judge(scores_MN[a], scores_MN[b])",
+            "judge(scores_MN[b], scores_MN[a])",
+            "evaluation/test_scoring.py::test_pairwise_outcomes_are_for_the_first_of_each_pair",
+        ),
+        (
+            "Worse ends between the worst and the better of the alike",
+            '(means["lw"] + min(alike)) / 2',
+            '(means["lw"] + max(alike)) / 2',
+            "evaluation/test_scoring.py::test_reward_regions_by_hand",
+        ),
+        (
+            "densities have bins of their own",
+            "np.histogram(values, bins=edges, density=True)",
+            "np.histogram(values, bins=bins, density=True)",
+            "evaluation/test_scoring.py::test_density_histograms_share_bins_and_integrate_to_one",
+        ),
+    ],
+    "evaluation/suite.py": [
+        (
+            "a comparison's rows count as independent",
+            "scoring.compare(outcomes, self._groups, self._run.config.seed)",
+            "scoring.compare(outcomes, None, self._run.config.seed)",
+            "evaluation/test_suite_scripted.py::test_rows_of_one_group_count_as_one",
+        ),
+        (
+            "another draw is the same sample",
+            'run.key("evaluation", stage, draw)',
+            'run.key("evaluation", stage)',
+            "evaluation/test_suite_fields.py::test_stage_draw_and_purpose_each_move_the_key",
+        ),
+        (
+            "original responses lose their filters",
+            "dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature)",
+            "SamplingConfig(temperature=temperature)",
+            "evaluation/test_suite_fields.py::test_what_is_asked_of_improve_is_its_own_sampling",
+        ),
+        (
+            "improvements are sampled as the original",
+            "dataclasses.replace(run.config.improve.sampling, temperature=temperature)",
+            "dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature)",
+            "evaluation/test_suite_scripted.py::test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
+        ),
+        (
+            "gaps of Figures 2 and 4 are of different origins",
+            "            improver = dataclasses.replace(improver, anchor=0.0)\n",
+            "",
+            "evaluation/test_suite_scripted.py::test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
+        ),
+        (
+            "a report's iterations stop by the gap",
+            "                min_gap=None,\n",
+            "",
+            "evaluation/test_suite_scripted.py::test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
+        ),
+        (
+            "fillers of the last batch are kept",
+            'real = batch.pop("weight") > 0',
+            'real = batch.pop("weight") >= 0',
+            "evaluation/test_suite_scripted.py",
+            "They are the last rows, and the rows are cut to the number of prompts.",
+        ),
+        (
+            "delta is of the original against an iteration",
+            "scoring.compare(verdict(scores_MN[k], scores_MN[0]), self._groups)",
+            "scoring.compare(verdict(scores_MN[0], scores_MN[k]), self._groups)",
+            "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
+        ),
+        (
+            "every iteration has the first one's gap",
+            "t.gaps[k - 1] for t in traces",
+            "t.gaps[0] for t in traces",
+            "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
+        ),
+        (
+            "iterations judged by a reward model have no ties",
+            "            verdict = scoring.reward_judge_outcomes\n",
+            "            pass\n",
+            "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
+        ),
+        (
+            "R_P is read at the last token whatever its pooling",
+            "built, widths.reward, responses, run.pooling(name)",
+            'built, widths.reward, responses, "last"',
+            "evaluation/test_suite_scripted.py::test_a_text_is_scored_as_its_reward_model_was_trained",
+        ),
+        (
+            "improvements draw with the original's key",
+            'draw = run.key("evaluation", stage, method)',
+            'draw = run.key("evaluation", config.policy, 0)',
+            "evaluation/test_suite_scripted.py::test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
+        ),
+        (
+            "a response that stopped early has no later one",
+            'min(k, len(r["responses"]) - 1)',
+            "0",
+            "evaluation/test_suite_scripted.py::test_a_response_that_stopped_early_stands_for_later_ones",
+        ),
+    ],
+}

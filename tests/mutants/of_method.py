@@ -1,0 +1,367 @@
+"""Mutants of pit_jax/method/; `run.load` says what the fields are."""
+
+MUTANTS = {
+    "method/curriculum.py": [
+        (
+            "a round cut short is skipped",
+            "if max(step, first) < last:",
+            "if step <= first < last:",
+            "method/test_curriculum.py::test_rounds_still_to_do",
+        ),
+        (
+            "sampling settings of PIT's references are dropped",
+            "ImproveConfig(iterations=round_.improvements, sampling=round_.pit_sampling)",
+            "ImproveConfig(iterations=round_.improvements)",
+            "method/test_curriculum.py",
+        ),
+        (
+            "PIT's references are sampled as M_P's",
+            "sampling=round_.pit_sampling)",
+            "sampling=round_.sampling)",
+            "method/test_curriculum.py",
+        ),
+        (
+            "M_P's references are sampled as PIT's",
+            "width, rows, key, round_.sampling)",
+            "width, rows, key, round_.pit_sampling)",
+            "method/test_curriculum.py",
+        ),
+        (
+            "PIT improves a reference once, however often it is asked to",
+            "iterations=round_.improvements",
+            "iterations=1",
+            "method/test_curriculum.py",
+        ),
+        (
+            "the first improvement becomes the reference",
+            "trace.responses[-1]",
+            "trace.responses[1]",
+            "method/test_curriculum.py",
+        ),
+        (
+            "M_P and PIT draw a reference with one key",
+            "improve_key = jax.random.fold_in(key, 1)",
+            "improve_key = key",
+            "method/test_curriculum.py",
+        ),
+        (
+            "a reference that was cut isn't marked",
+            '"ended": response.ended',
+            '"ended": True',
+            "method/test_curriculum.py",
+        ),
+        (
+            "references of all shards draw alike",
+            "rows = [example.index for example in part]",
+            "rows = list(range(len(part)))",
+            "method/test_curriculum.py",
+        ),
+        (
+            "an interrupted store starts at its first record",
+            "range(writer.next_record, len(examples), shard_size)",
+            "range(0, len(examples), shard_size)",
+            "method/test_curriculum.py",
+        ),
+    ],
+    "method/decode.py": [
+        (
+            "all rows draw with one key",
+            "(key, rows_B)",
+            "(key, jnp.zeros_like(rows_B))",
+            "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
+        ),
+        (
+            "all tokens of a row are drawn with one key",
+            "jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)",
+            "jax.vmap(jax.random.fold_in, (0, None))(keys_B, 0)",
+            "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
+        ),
+        (
+            "a decoded token has the position after its own",
+            "(count_B + t - 1)[:, None]",
+            "(count_B + t)[:, None]",
+            "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
+        ),
+        (
+            "padding of a prompt is seen while decoding",
+            "prompt_valid_BS | ((columns_S >= P) & (columns_S < P + t))[None]",
+            "jnp.ones((B, 1), bool) & (columns_S < P + t)[None]",
+            "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
+        ),
+        (
+            "top-p leaves out the token that reaches p",
+            "kept_BV = jnp.where(before_BV < config.top_p",
+            "kept_BV = jnp.where(before_BV + probability_BV < config.top_p",
+            "method/test_decode.py::test_filters_never_draw_an_excluded_token",
+        ),
+        (
+            "top-p counts probability before the temperature",
+            "filter_logits(logits_BV / config.temperature, config)",
+            "filter_logits(logits_BV, config) / config.temperature",
+            "method/test_decode.py::test_filters_never_draw_an_excluded_token",
+        ),
+        (
+            "log-probabilities of a sample have no temperature",
+            "tokens_B[:, None], config.temperature)",
+            "tokens_B[:, None])",
+            "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
+        ),
+        (
+            "ids that aren't allowed are sampled",
+            "sample(allow(logits_BV, allowed_V), keys, config)",
+            "sample(logits_BV, keys, config)",
+            "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
+        ),
+        (
+            "log-probabilities go on after the end",
+            "jnp.where(done_B, 0.0, log_prob_B)",
+            "log_prob_B",
+            "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
+        ),
+        (
+            "decoding stops with the first row that ends",
+            "~jnp.all(done_B)",
+            "~jnp.any(done_B)",
+            "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
+        ),
+    ],
+    "method/flops.py": [
+        (
+            "attention counts the whole square",
+            "attention = 2 * c.num_layers",
+            "attention = 4 * c.num_layers",
+            "method/test_flops.py::test_arithmetic_by_hand",
+        ),
+        (
+            "the reference's log-probabilities aren't counted",
+            "Work(rows // parts, P + R, R, times=2 * parts)",
+            "Work(rows // parts, P + R, R, times=parts)",
+            "method/test_flops.py::test_steps_by_hand",
+        ),
+        (
+            "the score of y_w is always counted",
+            "times=2 if config.subtract_chosen else 1",
+            "times=2",
+            "method/test_flops.py::test_steps_by_hand",
+        ),
+    ],
+    "method/forward.py": [
+        (
+            "log-probabilities have no temperature",
+            "token_log_probs(logits_BRV, response_BR, temperature)",
+            "token_log_probs(logits_BRV, response_BR)",
+            "method/test_forward.py::test_log_probs_and_entropy_of_ragged_rows_in_numpy",
+        ),
+        (
+            "log-probabilities count ids that aren't allowed",
+            "logits_BRV = allow(logits_BRV, allowed_V)",
+            "logits_BRV = allow(logits_BRV, None)",
+            "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
+        ),
+        (
+            "a score is read on the prompt as well",
+            "pool(scalars_BT[:, prompt_BP.shape[1] :], mask_BR, pooling)",
+            "pool(scalars_BT[:, : mask_BR.shape[1]], mask_BR, pooling)",
+            "method/test_forward.py::test_shared_prefixes_give_the_gradient_of_separate_passes",
+        ),
+        (
+            "a value is read at the first tokens of the row",
+            "scalars_BT[:, prompt_BP.shape[1] - 1 :], 0.0)",
+            "scalars_BT[:, : mask_BR.shape[1]], 0.0)",
+            "method/test_forward.py::test_a_value_is_read_before_its_token",
+        ),
+        (
+            "padding after a response is seen",
+            "[prompt_BP != PAD_ID, mask_BR > 0]",
+            "[prompt_BP != PAD_ID, mask_BR >= 0]",
+            "method/test_forward.py",
+            "It follows the response, so no real token sees it, and what is read on it is masked.",
+        ),
+    ],
+    "method/improve.py": [
+        (
+            "every iteration draws alike",
+            "step_key = jax.random.fold_in(key, iteration)",
+            "step_key = key",
+            "method/test_improve.py::test_each_iteration_improves_on_the_one_before",
+        ),
+        (
+            "rows that go on take the keys of those that stopped",
+            "current, [rows[i] for i in active], step_key, config",
+            "current, rows, step_key, config",
+            "method/test_improve.py::test_an_unchanged_response_stops_its_row",
+        ),
+        (
+            "the gap compares the old response with the new one",
+            "self.gaps(texts, improved, current)",
+            "self.gaps(texts, current, improved)",
+            "method/test_improve.py::test_the_gap_compares_the_new_response_with_the_old_one",
+        ),
+        (
+            "a gap is counted from 0 whatever the anchor",
+            "return scores - np.float32(self.anchor)",
+            "return scores",
+            "method/test_improve.py::test_a_gap_is_counted_from_the_models_anchor",
+        ),
+        (
+            "a gap is read at the last token whatever the pooling",
+            "built, width, improved, self.pooling)",
+            'built, width, improved, "last")',
+            "method/test_improve.py::test_the_gap_compares_the_new_response_with_the_old_one",
+        ),
+        (
+            "the best response is that of the last positive gap",
+            "if others:",
+            "if False:",
+            "method/test_improve.py::test_a_row_ends_with_its_best_response_by_gap",
+        ),
+        (
+            "the result is the last response, whatever is kept",
+            'self.best if keep == "best" and self.gaps else self.last',
+            "self.last",
+            "method/test_improve.py::test_a_row_ends_with_its_best_response_by_gap",
+        ),
+        (
+            "a gap of exactly the threshold stops a row",
+            "gaps[position] < config.min_gap",
+            "gaps[position] <= config.min_gap",
+            "method/test_improve.py::test_a_gap_below_epsilon_keeps_the_response_before",
+        ),
+        (
+            "feedback and refinement draw alike",
+            "feedback_key, refine_key = jax.random.split(key)",
+            "feedback_key = refine_key = key",
+            "method/test_improve.py::test_self_refine_asks_for_feedback_and_then_for_a_better_response",
+        ),
+        (
+            "a reference has the response's window",
+            "[: self.lengths.reference]",
+            "[: self.lengths.response]",
+            "method/test_improve.py::test_a_long_or_forged_draft_becomes_a_reference_of_plain_text",
+        ),
+        (
+            "M_PIT samples as M_P",
+            ".pit\n        return self.sampler.respond("
+            "self.model, built, width, rows, key, config.sampling)",
+            ".pit\n        return self.sampler.respond("
+            "self.model, built, width, rows, key, config.policy_sampling)",
+            "method/test_improve.py::test_each_iteration_improves_on_the_one_before",
+        ),
+    ],
+    "method/losses.py": [
+        (
+            "the policy loss takes the smaller of its two",
+            "jnp.sum(jnp.maximum(plain_BR, clipped_BR) * mask_BR)",
+            "jnp.sum(jnp.minimum(plain_BR, clipped_BR) * mask_BR)",
+            "method/test_losses.py::test_policy_loss_by_hand",
+        ),
+        (
+            "values are clipped around the returns",
+            "jnp.clip(values_BR, old_values_BR - clip, old_values_BR + clip)",
+            "jnp.clip(values_BR, returns_BR - clip, returns_BR + clip)",
+            "method/test_losses.py::test_clip_fractions_match_numpy",
+        ),
+        (
+            "every stage pays for unlikelihood",
+            "    if not unlikelihood:\n",
+            "    if not unlikelihood and weights_BT is None:\n",
+            "method/test_losses.py::test_without_unlikelihood_the_logits_are_gone_through_once",
+        ),
+        (
+            "filler rows are centred",
+            "jnp.square(scores_NB) * weight_B[None]",
+            "jnp.square(scores_NB)",
+            "method/test_losses.py::test_centring_penalty_is_the_mean_square_of_real_rows",
+        ),
+    ],
+    "method/objectives.py": [
+        (
+            "a tie of R_P is right",
+            "_count(chosen_B > rejected_B, weight_B)",
+            "_count(chosen_B >= rejected_B, weight_B)",
+            "method/test_objectives.py::test_equal_scores_are_not_right",
+        ),
+        (
+            "a tie of R_PIT is right",
+            '_count(scores["wl"] > scores["lw"], weight_B)',
+            '_count(scores["wl"] >= scores["lw"], weight_B)',
+            "method/test_objectives.py::test_equal_scores_are_not_right",
+        ),
+        (
+            "a tie meets an inequality",
+            "_count(scores[a] > scores[b], weight_B)",
+            "_count(scores[a] >= scores[b], weight_B)",
+            "method/test_objectives.py::test_equal_scores_are_not_right",
+        ),
+        (
+            "R_P is read at the last token whatever the pooling",
+            "PAIR_TREE, config.pooling)",
+            'PAIR_TREE, "last")',
+            "method/test_objectives.py::test_scores_are_read_as_the_configuration_says",
+        ),
+        (
+            "R_PIT is read at the last token whatever the pooling",
+            "GAP_TREE, config.pooling)",
+            'GAP_TREE, "last")',
+            "method/test_objectives.py::test_scores_are_read_as_the_configuration_says",
+        ),
+        (
+            "centring is a sum among means",
+            "config.centring * squares * weight / jnp.maximum(count, 1)",
+            "config.centring * squares",
+            "method/test_objectives.py::test_reward_metrics_by_hand",
+        ),
+        (
+            "token accuracy counts tokens without loss",
+            "(jnp.argmax(logits_BTV, axis=-1) == targets_BT) & target_BT",
+            "jnp.argmax(logits_BTV, axis=-1) == targets_BT",
+            "method/test_objectives.py::test_supervised_loss_of_packed_rows_with_an_unlikely_target",
+        ),
+    ],
+    "method/sampler.py": [
+        (
+            "a scoring program is cached without its pooling",
+            'self._program(("score", pooling), score)',
+            'self._program("score", score)',
+            "method/test_sampler.py::test_each_pooling_has_a_program_of_its_own",
+        ),
+        (
+            "a sampling program is cached without its settings",
+            'self._program(("respond", sampling), respond)',
+            'self._program("respond", respond)',
+            "method/test_sampler.py::test_greedy_decoding_needs_no_key",
+        ),
+        (
+            "a response that was cut is scored as ended",
+            "[EOS_ID] * responses[i].ended",
+            "[EOS_ID]",
+            "method/test_sampler.py::test_scores_are_those_of_whole_sequences",
+        ),
+        (
+            "a row draws by its place",
+            '"rows": numbers[chosen]',
+            '"rows": np.asarray(chosen, np.int32)',
+            "method/test_sampler.py::test_order_and_neighbours_change_nothing",
+        ),
+        (
+            "ids that aren't allowed are sampled in batches",
+            "                sampling,\n                self._allowed_V,",
+            "                sampling,\n                None,",
+            "method/test_sampler.py::test_a_program_samples_the_ids_that_are_allowed",
+        ),
+    ],
+    "method/supervised_step.py": [
+        (
+            "a gradient is divided by the rows",
+            "g / jnp.maximum(weight, 1e-8)",
+            "g / jax.tree.leaves(batch)[0].shape[0]",
+            "runtime/test_loop.py::test_a_step_divides_once_by_the_weight",
+        ),
+        (
+            "held-out metrics are those of the last batch",
+            "totals = metrics_lib.merge(totals, metrics)",
+            "totals = metrics",
+            "runtime/test_loop.py::test_evaluation_leaves_fillers_out",
+        ),
+    ],
+}

@@ -1,0 +1,181 @@
+"""What a run makes of its configuration: which field reaches what, and keys of its seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from pit_jax.data.batching import BatchingConfig
+from pit_jax.data.vocabularies.load import load
+from pit_jax.errors import UserError
+from pit_jax.method.improve import ImproveConfig
+from pit_jax.run import run as runs
+from pit_jax.runtime.partitioning import MeshConfig
+from tests import tiny_runs
+
+BASE = tiny_runs.config("base")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Makes a run of a configuration; returns what its parts were made of."""
+    seen = {}
+    vocabulary = load("words:drafts")
+
+    def load_vocabulary(spec, extra, control_tokens, eos_token, pad_token):
+        seen["vocabulary"] = {
+            "vocabulary": spec,
+            "words": extra,
+            "control_tokens": control_tokens,
+            "eos_token": eos_token,
+            "pad_token": pad_token,
+        }
+        return vocabulary
+
+    def pipeline(dataset, vocabulary, lengths, batching):
+        seen["data"] = {"dataset": dataset, "lengths": lengths, "batching": batching}
+
+    def sampler(network, partitioner, response_length, batch_size, allowed_V):
+        seen["sampler"] = {
+            "network": network,
+            "response": response_length,
+            "sampling_batch": batch_size,
+            "allowed": allowed_V.shape,
+        }
+
+    monkeypatch.setattr(runs, "load_vocabulary", load_vocabulary)
+    monkeypatch.setattr(runs, "InputPipeline", pipeline)
+    monkeypatch.setattr(runs, "Sampler", sampler)
+    monkeypatch.setattr(runs.flops, "peak", lambda kinds: 0.0)
+
+    class Mesh:
+        def __init__(self, mesh, devices):
+            seen["mesh"] = mesh
+            self.mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+
+    monkeypatch.setattr(runs, "Partitioner", Mesh)
+
+    def make(**fields):
+        seen.clear()
+        run = runs.Run(dataclasses.replace(BASE, **fields))
+        found = {**seen.pop("vocabulary"), **seen.pop("data"), **seen.pop("sampler"), **seen}
+        found["directory"] = str(run.directory)
+        found["key"] = jax.random.key_data(run.key("x")).tolist()
+        found["stages"] = tuple(run.stage(stage.name) for stage in run.config.stages)
+        return found
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("fields", "moves"),
+    [
+        ({"model_dir": "other"}, {"directory"}),
+        ({"seed": 5}, {"key"}),
+        (
+            {"network": dataclasses.replace(BASE.network, vocab_size=128)},
+            {"network", "allowed"},
+        ),
+        ({"vocabulary": "bytes"}, {"vocabulary"}),
+        ({"dataset": dataclasses.replace(BASE.dataset, seed=1)}, {"dataset"}),
+        ({"lengths": dataclasses.replace(BASE.lengths, response=9)}, {"lengths", "response"}),
+        ({"stages": BASE.stages[:2]}, {"stages"}),
+        ({"control_tokens": ("<a>", "<b>")}, {"control_tokens"}),
+        ({"eos_token": "</s>"}, {"eos_token"}),
+        ({"pad_token": "<pad>"}, {"pad_token"}),
+        ({"batching": BatchingConfig(length_buckets=3)}, {"batching"}),
+        ({"mesh": MeshConfig(model=2)}, {"mesh"}),
+        ({"sampling_batch": 24}, {"sampling_batch"}),
+        ({"improve": ImproveConfig(feedback_prompt="{prompt} why")}, {"words"}),
+        ({"improve": ImproveConfig(refine_prompt="{prompt} again")}, {"words"}),
+        # What only stages or commands ask for.
+        ({"improve": ImproveConfig(iterations=7)}, set()),
+        ({"shard_size": 5}, set()),
+        ({"tensorboard": True}, set()),
+        ({"wandb_project": "mine"}, set()),
+    ],
+    ids=lambda names: ",".join(sorted(names)),
+)
+def test_each_field_reaches_what_it_is_of(made, fields, moves):
+    before, after = made(), made(**fields)
+    assert {name for name in before if before[name] != after[name]} == moves
+    for name in set(fields) & set(after):
+        assert after[name] == fields[name]
+
+
+def test_words_of_both_prompts_of_self_refine_are_part_of_a_word_vocabulary(made):
+    improve = ImproveConfig(feedback_prompt="{prompt} why", refine_prompt="{response} anew")
+    assert made(improve=improve)["words"] == ("why", "anew")
+
+
+def test_seed_and_each_purpose_move_a_key():
+    """A number and a word are different purposes too, and their order counts."""
+    purposes = ((), ("a",), ("b",), ("a", 0), ("a", 1), ("a", "b"), ("b", "a"))
+    found = [
+        tuple(jax.random.key_data(runs.key_for(seed, *each)).tolist())
+        for seed in (0, 1, 0)
+        for each in purposes
+    ]
+    n = len(purposes)
+    assert len(set(found)) == 2 * n and found[:n] == found[2 * n :]
+
+
+# --- trained models -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run in which both reward models are trained, as their folders say."""
+    for name, result in (
+        ("rm_policy", {"task": "rm_policy", "model_step": 4, "pooling": "sum", "anchor": 1.5}),
+        ("rm_gap", {"task": "rm_gap", "model_step": 2, "pooling": "sum", "anchor": -0.5}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    return tiny_runs.on_one_device(tiny_runs.config(tmp_path))
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """Checkpoints whose models are the names of their folders and their steps."""
+
+    def checkpoints(folder, read_only):
+        return types.SimpleNamespace(
+            restore_model=lambda model, step: (folder.parent.name, step), close=lambda: None
+        )
+
+    monkeypatch.setattr(runs, "Checkpoints", checkpoints)
+
+
+def test_a_model_is_that_of_its_result_or_of_the_step_asked_for(run, restored):
+    assert run.load("rm_policy") == ("rm_policy", 4)
+    assert run.load("rm_policy", 6) == ("rm_policy", 6)
+
+
+@pytest.mark.parametrize("what", ["vocabulary", "network"])
+def test_a_model_with_another_meaning_is_not_read(run, restored, what):
+    identity = run.identity() | {what: "another"}
+    (run.folder("rm_gap") / "stage.json").write_text(json.dumps({"model": identity}))
+    with pytest.raises(UserError, match=f"rm_gap: was trained with another {what}: .*another"):
+        run.load("rm_gap")
+
+
+def test_gaps_are_read_as_their_model_was_trained(run):
+    with_gaps, without = run.improver("M_PIT", "R_PIT", "rm_gap"), run.improver("M_PIT")
+    assert (with_gaps.gap_model, with_gaps.pooling, with_gaps.anchor) == ("R_PIT", "sum", -0.5)
+    assert (without.gap_model, without.pooling, without.anchor) == (None, "last", 0.0)
+
+
+def test_a_run_samples_ids_of_text_and_eos_only(run, monkeypatch):
+    found = []
+    monkeypatch.setattr(runs, "Sampler", lambda *given: found.append(given))
+    run.place(run.partitioner)
+    ((network, _, response, batch, allowed),) = found
+    assert (network, response, batch) == (tiny_runs.NETWORK, 13, 16)
+    expected = np.isin(range(64), [1, *range(2, run.vocabulary.vocab_size - 2)])
+    np.testing.assert_array_equal(allowed, expected)
