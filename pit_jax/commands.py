@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from pit_jax import files
+from pit_jax.data.files import formats
 from pit_jax.errors import UserError
 from pit_jax.runtime import processes
 
@@ -139,7 +140,7 @@ def _report(run, evaluation, directory, options) -> None:
 
 
 def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
-    """Reads the objects of a JSONL file.
+    """Reads the objects of a JSONL file; what `prompt` says, text or turns, becomes `x`.
 
     Raises:
       UserError: for a line that isn't such an object; `file:line: what was expected`.
@@ -156,10 +157,16 @@ def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             raise UserError(f"{path}:{number}: expected a JSON object") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object")
         for name, kind in required.items():
-            if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+            if not isinstance(record.get(name), kind):
                 raise UserError(f"{path}:{number}: expected {name!r} to be a {kind.__name__}")
-        records.append(record | {"line": number})
+        try:
+            x = formats.prompt(record)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        records.append(record | {"line": number, "x": x})
     if not records:
         raise UserError(f"{path}: is empty, expected at least one JSON object a line")
     return records
@@ -169,20 +176,24 @@ def improve(run, evaluation, options) -> None:
     """Runs Algorithm 2 on the prompts of a file."""
     from pit_jax.method.sampler import Response
 
-    records = _read_records(options.input, {"prompt": str})
+    records = _read_records(options.input, {})
     output = epath.Path(options.output)
     if output.is_dir() or (files.is_local(output) and not output.absolute().parent.is_dir()):
         raise UserError(f"--output: can't write {output}, expected a file in a folder there is")
     widths = run.layout.widths(run.config.lengths)
-    built = [run.layout.policy_prompt(record["prompt"]) for record in records]
-    for record, tokens in zip(records, built, strict=True):
-        if len(tokens) > widths.policy:
+    built = []
+    for record in records:
+        place = f"{options.input}:{record['line']}"
+        try:
+            built.append(run.layout.policy_prompt(record["x"]))
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
+        if len(built[-1]) > widths.policy:
             raise UserError(
-                f"{options.input}:{record['line']}: prompt of {len(tokens)} tokens, expected at "
-                f"most {widths.policy}"
+                f"{place}: prompt of {len(built[-1])} tokens, expected at most {widths.policy}"
             )
         if not isinstance(record.get("response", ""), str):
-            raise UserError(f"{options.input}:{record['line']}: expected 'response' to be a str")
+            raise UserError(f"{place}: expected 'response' to be a str")
     rows = list(range(len(records)))
     sampled = run.sampler.respond(
         run.load_frozen(evaluation.policy),
@@ -201,7 +212,7 @@ def improve(run, evaluation, options) -> None:
     gap_model = run.load_frozen(evaluation.gap_model)
     improver = run.improver(model, gap_model, evaluation.gap_model)
     key = run.key("improve", method)
-    prompts = [record["prompt"] for record in records]
+    prompts = [record["x"] for record in records]
     traces = improver(prompts, responses, rows, key, run.config.improve)
     if not processes.is_first():
         return
@@ -242,7 +253,7 @@ def _evaluate_generations(run, evaluation, options) -> None:
     from pit_jax.evaluation import suite
     from pit_jax.report import write as report
 
-    records = _read_records(options.generations, {"prompt": str, "responses": list})
+    records = _read_records(options.generations, {"responses": list})
     dataset = run.config.dataset
     for record in records:
         place = f"{options.generations}:{record['line']}"
@@ -251,9 +262,10 @@ def _evaluate_generations(run, evaluation, options) -> None:
             raise UserError(f"{place}: expected 'responses' to be a list of one str or more")
         if dataset.kind == "instructions":
             try:
-                instructions.check(dataset.family, record["prompt"], texts[0])
+                instructions.check(dataset.family, record["x"], texts[0])
             except ValueError as error:
                 raise UserError(f"{place}: {error}") from None
+    records = [record | {"prompt": record["x"]} for record in records]
     results = suite.Suite(run, evaluation).judge_generations(records)
     print(report.format_summary(results))
     if options.output and processes.is_first():

@@ -162,7 +162,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
     "run.config.RunConfig": {
         "run/test_run.py::test_each_field_reaches_what_it_is_of": (
             "model_dir seed network vocabulary dataset lengths stages control_tokens eos_token "
-            "pad_token batching mesh sampling_batch improve"
+            "pad_token chat_template batching mesh sampling_batch improve"
         ),
         "run/test_stage_training.py::"
         "test_references_come_from_the_policy_and_the_step_that_the_round_names": "shard_size",

@@ -35,7 +35,7 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
     """Returns what determines a stage's result: its own settings and those it builds on."""
     names = ("seed", "network", "dataset", "lengths", "batching")
     found = {name: _text(getattr(config, name), _result_counts) for name in names}
-    found["vocabulary"] = vocabulary.fingerprint
+    found |= _of_vocabulary(vocabulary)
     table = {each.name: each for each in config.stages}
     todo, seen = [stage.name], set()
     while todo:
@@ -58,7 +58,13 @@ def identity(network: NetworkConfig, vocabulary: Vocabulary) -> dict[str, str]:
         if field.metadata.get("identity") is not None
     }
     network = dataclasses.replace(network, **stand_ins)
-    return {"vocabulary": vocabulary.fingerprint, "network": _text(network, _identity_counts)}
+    return _of_vocabulary(vocabulary) | {"network": _text(network, _identity_counts)}
+
+
+def _of_vocabulary(vocabulary: Vocabulary) -> dict[str, str]:
+    """What ids mean, and the protocol that prompts follow, if there is more to it than layouts."""
+    protocol = {"protocol": vocabulary.protocol} if vocabulary.protocol else {}
+    return {"vocabulary": vocabulary.fingerprint} | protocol
 
 
 def _result_counts(field: dataclasses.Field) -> bool:
@@ -99,7 +105,8 @@ def claim(folder: epath.Path, settings: dict[str, str], identity: dict[str, str]
     if path.exists() and (trained or (folder / "references").exists()):
         before = json.loads(path.read_text())
         if before["fingerprint"] != fingerprint:
-            changed = [key for key in settings if before["settings"].get(key) != settings[key]]
+            keys = dict.fromkeys([*settings, *before["settings"]])
+            changed = [key for key in keys if before["settings"].get(key) != settings.get(key)]
             raise UserError(
                 f"{folder}: was started with other settings ({', '.join(changed)} changed); "
                 "use another MODEL_DIR, or delete the folder to train the stage again"
@@ -123,11 +130,10 @@ def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:
     path = folder / "stage.json"
     trained = json.loads(path.read_text()).get("model", {}) if path.exists() else {}
     for what, expected in trained.items():
-        if identity[what] != expected:
+        if (got := identity.get(what, "none")) != expected:
             hint = " (the words of improve's prompts are part of it)" if "words" in expected else ""
             raise UserError(
-                f"{folder}: was trained with another {what}: got {identity[what]}, expected "
-                f"{expected}{hint}"
+                f"{folder}: was trained with another {what}: got {got}, expected {expected}{hint}"
             )
 
 

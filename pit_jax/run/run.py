@@ -74,7 +74,12 @@ class Run:
         words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
         extra = tuple(word for word in words.split() if not word.startswith("{"))
         self.vocabulary: Vocabulary = load_vocabulary(
-            config.vocabulary, extra, config.control_tokens, config.eos_token, config.pad_token
+            config.vocabulary,
+            extra,
+            config.control_tokens,
+            config.eos_token,
+            config.pad_token,
+            config.chat_template,
         )
         if self.vocabulary.vocab_size > config.network.vocab_size:
             raise UserError(
@@ -97,7 +102,12 @@ class Run:
         response = self.layout.widths(config.lengths).response
         allowed_V = self.vocabulary.sampled_ids(config.network.vocab_size)
         self.sampler = Sampler(
-            config.network, partitioner, response, config.sampling_batch, allowed_V
+            config.network,
+            partitioner,
+            response,
+            config.sampling_batch,
+            allowed_V,
+            self.vocabulary.ends,
         )
 
     def folder(self, name: str) -> epath.Path:

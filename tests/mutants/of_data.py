@@ -348,7 +348,7 @@ MUTANTS = {
         ),
         (
             "no response may end",
-            "        allowed[EOS_ID] = True\n",
+            "        allowed[[*self.ends]] = True\n",
             "",
             "data/vocabularies/test_words.py::test_ids_that_may_be_sampled",
         ),

@@ -258,8 +258,8 @@ MUTANTS = {
         ),
         (
             "EOS in the padding ends a response",
-            "jnp.any((response_BR == EOS_ID) & generation.mask_BR, axis=1)",
-            "jnp.any(response_BR == EOS_ID, axis=1)",
+            "is_end(response_BR, environment.ends) & generation.mask_BR",
+            "is_end(response_BR, environment.ends)",
             "method/test_ppo_step.py::test_rewards_are_the_shaped_score_and_the_kl_penalty",
             "Decoding fills up with padding, which isn't EOS.",
         ),
