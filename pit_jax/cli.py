@@ -215,6 +215,12 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--output", required=True, metavar="DIR", help="where to write it")
             command.add_argument(
+                "--chat_template",
+                default="none",
+                metavar="NAME",
+                help="with --from: what RunConfig.chat_template will be; none, tokenizer or a file",
+            )
+            command.add_argument(
                 "--dtype",
                 choices=["float32", "bfloat16"],
                 help="with --from=hf of the computations (bfloat16), with --to=hf of the weights "

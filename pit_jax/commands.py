@@ -91,7 +91,9 @@ def bring_in(options) -> None:
 
     output = epath.Path(options.output)
     path = hugging_face.found(options.input)
-    network = hugging_face.bring_in(path, output, options.dtype or "bfloat16")
+    network = hugging_face.bring_in(
+        path, output, options.dtype or "bfloat16", options.chat_template
+    )
     print(
         f"{options.input}: {network.num_layers} layers, {network.vocab_size:,} rows of ids -> "
         f"{output}/model, {output}/model.gin, {output}/tokenizer"

@@ -54,7 +54,9 @@ def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") ->
     architecture = hugging_face.save(
         folder, run.load(name), run.config.network, run.vocabulary, dtype
     )
-    pieces = write_tokenizer(epath.Path(source), folder, run.vocabulary)
+    improver = result["task"] in _PIT_TASKS
+    template = run.config.chat_template
+    pieces = write_tokenizer(epath.Path(source), folder, run.vocabulary, template, improver)
     if processes.is_first():
         card = _card(name, result, architecture, pieces, run.anchor(name) if scalar else None)
         write_whole(folder / "README.md", card)

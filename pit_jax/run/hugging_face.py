@@ -17,6 +17,7 @@ import optax
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pit_jax.data.vocabularies import tokenizer_files
 from pit_jax.data.vocabularies.base import PAD_ID, Vocabulary
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
@@ -213,7 +214,7 @@ def save(
     for name, dim in _OF_IDS.items():
         if name in leaves:
             leaves[name] = jnp.take(leaves[name], source, axis=dim)
-    ends = [int(ids[end]) for end in getattr(vocabulary, "ends", (vocabulary.eos_id,))]
+    ends = [int(ids[end]) for end in vocabulary.ends]
     tokens: dict[str, Any] = {"eos_token_id": ends[0], "pad_token_id": int(ids[PAD_ID])}
     if vocabulary.bos_id is not None:
         tokens["bos_token_id"] = int(ids[vocabulary.bos_id])
@@ -225,7 +226,12 @@ def save(
     return config["architectures"][0]
 
 
-def bring_in(path: epath.Path, output: epath.Path, dtype: str = "bfloat16") -> NetworkConfig:
+def bring_in(
+    path: epath.Path,
+    output: epath.Path,
+    dtype: str = "bfloat16",
+    chat_template: str = tokenizer_files.NO_TEMPLATE,
+) -> NetworkConfig:
     """Writes a Hugging Face model as `gin/stages/paper.gin` expects a base model.
 
     Args:
@@ -233,6 +239,7 @@ def bring_in(path: epath.Path, output: epath.Path, dtype: str = "bfloat16") -> N
       output: gets `model.gin`, its network; `model`, a stage's folder that other stages start from;
         and `tokenizer`, the tokenizer's files.
       dtype: compute type of the network.
+      chat_template: that of the runs that start from it, which settles what ends a response.
 
     Returns:
       the network.
@@ -247,7 +254,7 @@ def bring_in(path: epath.Path, output: epath.Path, dtype: str = "bfloat16") -> N
     for name in _TOKENIZER_FILES:
         if (beside / name).exists():
             write_whole(output / "tokenizer" / name, (beside / name).read_bytes())
-    vocabulary = load_vocabulary(f"tokenizer:{output / 'tokenizer'}")
+    vocabulary = load_vocabulary(f"tokenizer:{output / 'tokenizer'}", chat_template=chat_template)
     network = configs.network_of(config_of(path), dtype)
     size = max(network.vocab_size, vocabulary.vocab_size)
     network = dataclasses.replace(network, vocab_size=size)

@@ -12,6 +12,8 @@ from pit_jax.errors import UserError
 CONFIG = "tokenizer_config.json"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 NO_TEMPLATE, OWN_TEMPLATE = "none", "tokenizer"
+# What the control tokens are called in a tokenizer that this package has written.
+CONTROL = ("<<Candidate>>", "<<Improved>>")
 
 
 def read(path: epath.Path) -> bytes:

@@ -48,7 +48,7 @@ class TokenizerVocabulary(SubwordVocabulary):
         Args:
           path: a local file, or a folder with a `tokenizer.json`.
           control_tokens: names of the reserved tokens for `<<Candidate>>` and `<<Improved>>`, by
-            default appended ids.
+            default those called so, or appended ids.
           eos_token: name of the EOS token, by default what the files say.
           pad_token: name of the padding token, by default that of `tokenizer_config.json`, else of
             the `padding` of `tokenizer.json`, else, and where that isn't a token of its own, an
@@ -81,6 +81,8 @@ class TokenizerVocabulary(SubwordVocabulary):
         added = tokenizer.get_added_tokens_decoder().values()
         closed = {t.content for t in added if t.special or MARK.fullmatch(t.content)}
         closed |= {name for name in ids if _PLACEHOLDER.fullmatch(name)}
+        if not control_tokens and closed.issuperset(tokenizer_files.CONTROL):
+            control_tokens = tokenizer_files.CONTROL
         given = {eos_token, pad_token, *control_tokens}
         reserved = closed | {token.content for token in added}
 

@@ -1,0 +1,286 @@
+"""Base models from Hugging Face folders, and folders that trained models leave in."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import load_file
+
+import gin
+from pit_jax import cli
+from pit_jax.data.vocabularies.load import load as load_vocabulary
+from pit_jax.errors import UserError
+from pit_jax.models.config import NetworkConfig
+from pit_jax.models.weights import hugging_face as weights
+from pit_jax.models.weights.rows import flatten
+from pit_jax.run import hugging_face, stages
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
+from tests import tiny_runs, tiny_tokenizers
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As SmolLM2 and Qwen have it: padding is the end of text, and nothing is spare.
+TOKENIZER = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "chat_template": TEMPLATE}
+SPARE = 5  # rows of the embedding beyond the tokenizer
+NETWORK = dataclasses.replace(tiny_runs.NETWORK, scale_embeddings=False, tied_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tiny Llama, and its network."""
+    folder = epath.Path(tmp_path_factory.mktemp("hub") / "tiny")
+    tokenizer = tiny_tokenizers.byte_level_bpe()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tiny_tokenizers.save(folder, tokenizer, TOKENIZER)
+    network = dataclasses.replace(NETWORK, vocab_size=tokenizer.get_vocab_size() + SPARE)
+    params = random_params(network, Partitioner(MeshConfig(), jax.devices()[:1]))
+    weights.write(folder, params, network, "llama")
+    return folder, network
+
+
+def abstract(network, partitioner):
+    return stages.abstract_model(stages.init_language_model(network), partitioner)
+
+
+def random_params(network, partitioner):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32), x.sharding),
+        abstract(network, partitioner),
+    )
+
+
+def ours(network, vocabulary):
+    size = max(network.vocab_size, vocabulary.vocab_size + 1)
+    return dataclasses.replace(network, vocab_size=size)
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(model=2)])
+def test_rows_are_in_our_order_and_new_ones_are_the_mean(model, mesh):
+    folder, network = model
+    vocabulary = load_vocabulary(f"tokenizer:{folder}")
+    n = network.vocab_size - SPARE
+    assert vocabulary.vocab_size == n + 3  # padding and two control tokens are added
+    network = dataclasses.replace(network, vocab_size=n + 8)  # 310, in halves on the mesh
+    params = hugging_face.load(folder, network, vocabulary, abstract(network, Partitioner(mesh)))
+    theirs = load_file(folder / "model.safetensors")
+    found = np.asarray(params["decoder"]["embed"]["embedding"])
+    table = theirs["model.embed_tokens.weight"]
+    mean = table[:n].mean(axis=0)
+    end = vocabulary.tokenizer_ids[1]
+    assert end == n - 1  # <|im_end|>
+    np.testing.assert_array_equal(found[1], table[end])
+    for row in (0, vocabulary.control_tokens.candidate, vocabulary.control_tokens.improved, n + 7):
+        np.testing.assert_allclose(found[row], mean, rtol=1e-5, atol=1e-6)
+    text = vocabulary.encode("The quick brown fox!")
+    own = tiny_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(
+        "The quick brown fox!", add_special_tokens=False
+    )
+    np.testing.assert_array_equal(found[text], table[own.ids])
+    unembed = np.asarray(params["decoder"]["unembed"]["kernel"])
+    np.testing.assert_array_equal(unembed[:, text], theirs["lm_head.weight"][own.ids].T)
+    np.testing.assert_allclose(
+        unembed[:, 0], theirs["lm_head.weight"][:n].mean(axis=0), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_what_is_taken_out_comes_in_again_bit_for_bit(model, tmp_path):
+    folder, network = model
+    vocabulary = load_vocabulary(f"tokenizer:{folder}")
+    network = dataclasses.replace(network, vocab_size=vocabulary.vocab_size)
+    partitioner = Partitioner(MeshConfig(), jax.devices()[:1])
+    params = random_params(network, partitioner)
+    hugging_face.save(epath.Path(tmp_path / "out"), params, network, vocabulary)
+    vocabulary = dataclass_free_copy(vocabulary, network.vocab_size)
+    again = hugging_face.load(
+        epath.Path(tmp_path / "out"), network, vocabulary, abstract(network, partitioner)
+    )
+    for (name, one), (_, other) in zip(flatten(params), flatten(again), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def dataclass_free_copy(vocabulary, pieces):
+    """The vocabulary of the tokenizer that has the added pieces, whose ids are the same."""
+    import copy
+
+    copied = copy.copy(vocabulary)
+    copied.num_pieces = pieces
+    return copied
+
+
+GIN = """
+# A tiny run from a model of the hub.
+from __gin__ import dynamic_registration
+from pit_jax.data import datasets
+from pit_jax.data import layouts
+from pit_jax.method import curriculum
+from pit_jax.method import objectives
+from pit_jax.method import ppo
+from pit_jax.models import config
+from pit_jax.run import config as run_config
+from pit_jax.run import stages
+from pit_jax.runtime import loop
+
+include 'gin/stages/all.gin'
+include 'base/model.gin'
+
+BATCH_SIZE = 4
+INITIAL_CHECKPOINT_PATH = 'base/model'
+VOCABULARY = 'tokenizer:base/tokenizer'
+run_config.RunConfig:
+    chat_template = 'tokenizer'
+    sampling_batch = 4
+    stages = (@sft_policy/stages.SupervisedStage(), @rm_gap/stages.RewardStage())
+config.NetworkConfig.dtype = 'float32'
+datasets.DatasetConfig:
+    kind = 'preferences'
+    path = 'pairs.jsonl'
+    train_size = 0
+    dev_size = 4
+    test_size = 4
+layouts.Lengths:
+    prompt = 64
+    reference = 24
+    response = 25
+sft_policy/stages.SupervisedStage.steps = 1
+sft_pit/stages.SupervisedStage.steps = 1
+rm_policy/stages.RewardStage.steps = 1
+rm_gap/stages.RewardStage:
+    steps = 1
+    held_out = 4
+rl_policy/curriculum.Round.steps = 1
+rl_pit_0/curriculum.Round.steps = 1
+rl_pit_1/curriculum.Round.steps = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(model, tmp_path_factory):
+    """A folder where a base model was brought in, two stages trained and taken out."""
+    folder, _ = model
+    place = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        pairs = (
+            {"prompt": f"Count to {i}", "chosen": f"1 to {i}", "rejected": f"{i}"}
+            for i in range(60)
+        )
+        (place / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+        argv = ["convert", "--from=hf", f"--input={folder}", "--output=base"]
+        assert cli.main([*argv, "--chat_template=tokenizer"]) == 0
+        for stage in ("sft_policy", "rm_gap"):
+            argv = [f"--gin.STAGE='{stage}'"]
+            assert tiny_runs.command("train", place / "run", *argv, gin=GIN) == 0
+            argv += ["--to=hf", f"--output=out/{stage}"]
+            assert tiny_runs.command("convert", place / "run", *argv, gin=GIN) == 0
+        yield place
+
+
+def test_a_base_model_is_as_the_papers_runs_expect_one(model, trained):
+    _, network = model
+    gin.clear_config()
+    gin.parse_config_file(str(trained / "base" / "model.gin"))
+    found = NetworkConfig(**gin.get_bindings(NetworkConfig))
+    gin.clear_config()
+    expected = dataclasses.replace(network, dtype="bfloat16", remat="full")
+    assert dataclasses.replace(found, vocab_size=network.vocab_size) == expected
+    result = json.loads((trained / "base" / "model" / "result.json").read_text())
+    assert result["task"] == "pretrain"
+    names = {path.name for path in (trained / "base" / "tokenizer").iterdir()}
+    assert names == {"tokenizer.json", "tokenizer_config.json"}
+
+
+def test_what_a_stage_leaves_for_transformers(trained):
+    for stage, architecture in (
+        ("sft_policy", "LlamaForCausalLM"),
+        ("rm_gap", "LlamaForSequenceClassification"),
+    ):
+        folder = trained / "out" / stage
+        config = json.loads((folder / "config.json").read_text())
+        assert config["architectures"] == [architecture]
+        tokenizer = tiny_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        names = {"<|im_end|>": "eos_token_id", "<<Pad>>": "pad_token_id"}
+        for name, field in names.items():
+            assert tokenizer.token_to_id(name) == config[field]
+        assert f"# {stage}" in (folder / "README.md").read_text()
+        assert "assistant" in (folder / "chat_template.jinja").read_text()
+    slot = "<<Candidate>>{{ candidate }}<<Improved>>"
+    assert slot in (trained / "out" / "rm_gap" / "chat_template.jinja").read_text()
+    score = load_file(trained / "out" / "rm_gap" / "model.safetensors")["score.weight"]
+    assert score.shape == (1, NETWORK.embed_dim)
+
+
+def test_a_taken_out_tokenizer_has_the_ids_of_the_run(trained):
+    before = load_vocabulary("tokenizer:" + str(trained / "base" / "tokenizer"))
+    after = load_vocabulary("tokenizer:" + str(trained / "out" / "sft_policy"))
+    assert after.vocab_size == before.vocab_size == after.num_pieces == before.num_pieces + 3
+    np.testing.assert_array_equal(after.tokenizer_ids, before.tokenizer_ids)
+    assert after.control_tokens == before.control_tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 3}, "got num_layers=1 in its config, expected 3, which the run's network"),
+        ({"rope_theta": 7.0}, "got rope_theta=100.0 in its config, expected 7.0"),
+    ],
+)
+def test_another_network_is_refused_by_field(model, change, message):
+    folder, network = model
+    vocabulary = load_vocabulary(f"tokenizer:{folder}")
+    with pytest.raises(UserError, match=re.escape(message)):
+        hugging_face.check(folder, dataclasses.replace(network, **change), vocabulary)
+
+
+def test_another_vocabulary_is_refused(model):
+    folder, network = model
+    with pytest.raises(UserError, match="got a vocabulary that isn't this model's"):
+        hugging_face.check(folder, network, load_vocabulary("bytes"))
+
+
+def test_a_tokenizer_with_more_pieces_than_rows_is_refused(model, tmp_path):
+    folder, network = model
+    small = dataclasses.replace(network, vocab_size=300)
+    params = random_params(small, Partitioner(MeshConfig(), jax.devices()[:1]))
+    weights.write(epath.Path(tmp_path), params, small, "llama")
+    vocabulary = load_vocabulary(f"tokenizer:{folder}")
+    with pytest.raises(UserError, match="got 300 rows of the embedding, expected at least 302"):
+        hugging_face.check(epath.Path(tmp_path), network, vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected --input=MODEL"),
+        (["--input=nowhere"], "--input: nowhere not found, expected a folder, a GGUF file"),
+        (["--input=x", "--gin_file=y"], "--from=hf takes no gin file"),
+    ],
+)
+def test_mistakes_in_bringing_a_model_in(arguments, message, tmp_path, capsys):
+    argv = ["convert", "--from=hf", f"--output={tmp_path}/base", *arguments]
+    assert cli.main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_base_model_is_not_written_twice(model, trained, capsys):
+    folder, _ = model
+    argv = ["convert", "--from=hf", f"--input={folder}", f"--output={trained}/base"]
+    assert cli.main(argv) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_vocabulary_of_words_is_not_taken_out(tmp_path_factory, tmp_path, capsys):
+    run = tiny_runs.on_one_device(tiny_runs.config(tmp_path))
+    from pit_jax.run import exports
+
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "result.json").write_text('{"task": "pretrain"}')
+    with pytest.raises(UserError, match="got vocabulary 'words:drafts', expected 'tokenizer:PATH'"):
+        exports.take_out(run, "pretrain", epath.Path(tmp_path / "out"))
