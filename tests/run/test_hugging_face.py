@@ -1,5 +1,7 @@
 """Base models from Hugging Face folders, and folders that trained models leave in."""
 
+import argparse
+import copy
 import dataclasses
 import json
 import re
@@ -14,10 +16,13 @@ import gin
 from pit_jax import cli
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.sampler import Response
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.weights import hugging_face as weights
 from pit_jax.models.weights.rows import flatten
-from pit_jax.run import hugging_face, stages
+from pit_jax.run import exports, hugging_face, stages
+from pit_jax.run.config import RunConfig
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from tests import tiny_runs, tiny_tokenizers
 
@@ -98,7 +103,7 @@ def test_what_is_taken_out_comes_in_again_bit_for_bit(model, tmp_path):
     partitioner = Partitioner(MeshConfig(), jax.devices()[:1])
     params = random_params(network, partitioner)
     hugging_face.save(epath.Path(tmp_path / "out"), params, network, vocabulary)
-    vocabulary = dataclass_free_copy(vocabulary, network.vocab_size)
+    vocabulary = as_written(vocabulary, network.vocab_size)
     again = hugging_face.load(
         epath.Path(tmp_path / "out"), network, vocabulary, abstract(network, partitioner)
     )
@@ -106,10 +111,8 @@ def test_what_is_taken_out_comes_in_again_bit_for_bit(model, tmp_path):
         np.testing.assert_array_equal(one, other, err_msg=name)
 
 
-def dataclass_free_copy(vocabulary, pieces):
+def as_written(vocabulary, pieces):
     """The vocabulary of the tokenizer that has the added pieces, whose ids are the same."""
-    import copy
-
     copied = copy.copy(vocabulary)
     copied.num_pieces = pieces
     return copied
@@ -278,9 +281,64 @@ def test_a_base_model_is_not_written_twice(model, trained, capsys):
 
 def test_a_vocabulary_of_words_is_not_taken_out(tmp_path_factory, tmp_path, capsys):
     run = tiny_runs.on_one_device(tiny_runs.config(tmp_path))
-    from pit_jax.run import exports
-
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "pretrain" / "result.json").write_text('{"task": "pretrain"}')
     with pytest.raises(UserError, match="got vocabulary 'words:drafts', expected 'tokenizer:PATH'"):
         exports.take_out(run, "pretrain", epath.Path(tmp_path / "out"))
+
+
+# --- against transformers -----------------------------------------------------------------------
+
+
+def run_of(trained):
+    """The run, with its configuration as its command read it."""
+    cli._parse_gin(
+        argparse.Namespace(gin_search_paths="", gin_file=[str(trained / "run.gin")]),
+        [f"MODEL_DIR = '{trained}/run'"],
+    )
+    config = cli._configured(RunConfig)
+    gin.clear_config()
+    return tiny_runs.on_one_device(config)
+
+
+@pytest.mark.hf
+def test_transformers_writes_what_we_write_and_scores_as_we_score(trained, monkeypatch):
+    import torch
+    import transformers
+
+    monkeypatch.chdir(trained)
+    run, prompts = run_of(trained), ["Count to 3", "Say dog.", "What is 7?"]
+    vocabulary = run.vocabulary
+    auto = transformers.AutoTokenizer.from_pretrained("out/sft_policy")
+    policy = transformers.AutoModelForCausalLM.from_pretrained("out/sft_policy").eval()
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    ids = [
+        auto.apply_chat_template(t, add_generation_prompt=True, return_dict=False) for t in turns
+    ]
+    built = [run.layout.policy_prompt(prompt) for prompt in prompts]
+    assert [vocabulary.tokenizer_ids[row].tolist() for row in built] == ids
+    width = run.layout.widths(run.config.lengths)
+    greedy = SamplingConfig(temperature=0.0)
+    model = run.load_frozen("sft_policy")
+    responses = run.sampler.respond(model, built, width.policy, [0, 1, 2], run.key("x"), greedy)
+    for row, response in zip(ids, responses, strict=True):
+        with torch.no_grad():
+            out = policy.generate(torch.tensor([row]), do_sample=False, max_new_tokens=25)
+        new = out[0, len(row) :].tolist()
+        assert new[: len(response.tokens)] == vocabulary.tokenizer_ids[response.tokens].tolist()
+
+    scorer = transformers.AutoModelForSequenceClassification.from_pretrained("out/rm_gap").eval()
+    slot = transformers.AutoTokenizer.from_pretrained("out/rm_gap")
+    candidate, better = "1 2", "1 2 3"
+    turn = [*turns[0], {"role": "candidate", "content": candidate}]
+    given = slot.apply_chat_template(turn, return_dict=False)
+    ours = run.layout.gap_prompt(prompts[0], vocabulary.encode(candidate))
+    assert vocabulary.tokenizer_ids[ours].tolist() == given
+    whole = [*given, *slot.encode(better, add_special_tokens=False), slot.eos_token_id]
+    with torch.no_grad():
+        score = float(scorer(torch.tensor([whole])).logits[0, 0])
+    response = Response(vocabulary.encode(better), True)
+    found = run.sampler.score(
+        run.load_frozen("rm_gap"), [ours], width.gap, [response], run.pooling("rm_gap")
+    )
+    assert float(found[0]) == pytest.approx(score, abs=1e-4)
