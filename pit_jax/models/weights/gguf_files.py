@@ -83,8 +83,8 @@ class GGUFFile:
         config = {"model_type": self.architecture}
         for ours, theirs in _FIELDS.items():
             value = self._field(f"{self.architecture}.{theirs}")
-            if value is not None:
-                config[ours] = value
+            if value is not None:  # of float32, the number that was meant
+                config[ours] = float(f"{value:.7g}") if isinstance(value, float) else value
         if scaling == "linear":
             factor = self._field(f"{self.architecture}.rope.scaling.factor")
             config["rope_scaling"] = {"rope_type": "linear", "factor": factor}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -74,9 +75,20 @@ def made(path, name, quantised=False, extra=None):
 def test_a_file_is_read_as_its_safetensors_are(name, tmp_path):
     path = epath.Path(tmp_path) / "model.gguf"
     params = made(path, name)
-    found = network_of(gguf_files.GGUFFile(path).config(), "float32", "none")
-    assert found.norm_epsilon == pytest.approx(network(name).norm_epsilon)
+    assert network_of(gguf_files.GGUFFile(path).config(), "float32", "none") == network(name)
     assert_same(gguf_files.read(path, abstract(network(name))), params)
+
+
+def test_quantised_weights_are_near(tmp_path, monkeypatch):
+    """Q8_0 keeps 127 steps of the largest of 32 numbers in a row; rows of 64 have two scales."""
+    path = epath.Path(tmp_path) / "model.gguf"
+    wide = CONFIGS["llama2"] | {"hidden_size": 64, "intermediate_size": 96}
+    monkeypatch.setitem(CONFIGS, "wide", wide)
+    params = made(path, "wide", quantised=True)
+    found = gguf_files.read(path, abstract(network("wide")))
+    error = jax.tree.map(lambda x, y: float(abs(x - y).max()), params, found)
+    assert 1e-3 < max(jax.tree.leaves(error)) < 5 / 127
+    assert error["decoder"]["final_norm"]["scale"] == 0
 
 
 def test_mistakes(tmp_path, monkeypatch):
