@@ -124,7 +124,7 @@ def test_a_program_samples_the_ids_that_are_allowed(monkeypatch):
     made = Sampler(TINY, partitioner, R, 3, "allowed")
     batch = {"prompts": "prompts", "rows": np.array([4])}
     given = made.respond_program(SAMPLING)("params", batch, KEY)
-    assert given[1:3] == ("params", "prompts") and given[4:] == (R, SAMPLING, "allowed")
+    assert given[1:3] == ("params", "prompts") and given[4:] == (R, SAMPLING, "allowed", (1,))
 
 
 def test_no_rows_give_no_responses_and_no_scores(by_three, params):

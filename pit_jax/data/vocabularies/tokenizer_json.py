@@ -58,20 +58,7 @@ class TokenizerVocabulary(SubwordVocabulary):
         Raises:
           UserError: if a file can't be read, or a name doesn't fit.
         """
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise tokenizer_files.not_installed(path, "tokenizers", error) from error
-
-        file = epath.Path(path)
-        if file.is_dir():
-            file /= "tokenizer.json"
-        content = tokenizer_files.read(file)
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-            spec = json.loads(content)
-        except Exception as error:
-            raise tokenizer_files.unreadable(file, "a tokenizer.json", error) from error
+        file, tokenizer, spec = _read(path)
         config = tokenizer_files.settings(file.with_name(tokenizer_files.CONFIG))
         names = tokenizer_files.special_names(config)
         own_padding = names.get("pad_token") or (tokenizer.padding or {}).get("pad_token", "")
@@ -126,16 +113,13 @@ class TokenizerVocabulary(SubwordVocabulary):
         )
         # Whether also a text after a special token begins with a space.
         after = tokenizer.encode(f"{eos_token}a", add_special_tokens=False).tokens[1:]
-        self._prefixes_within = after[:1] == ["▁a"]
-        self._joining = tokenizer
-        names_closed = closed | ({unknown} if unknown else set())
+        self._prefixes_within = "".join(after).startswith("▁")
+        self._tokenizer = self._joining = tokenizer
         if (joining := _without_prefix(spec)) != spec:
-            self._joining = tokenizers.Tokenizer.from_str(json.dumps(joining))
-            if unknown is None and _is_bpe(tokenizer):
-                self._joining.model.unk_token = None
-            _close(self._joining, names_closed)
-        _close(tokenizer, names_closed)
-        self._tokenizer = tokenizer
+            self._joining = type(tokenizer).from_str(json.dumps(joining))
+            _unknown(file, self._joining, spec["model"], (eos_token, pad_token))
+            _close(self._joining, closed | ({unknown} if unknown else set()))
+        _close(tokenizer, closed | ({unknown} if unknown else set()))
         self._settle()
 
     def _pieces(self, text: str, joined: bool = False) -> Sequence[int]:
@@ -150,6 +134,26 @@ class TokenizerVocabulary(SubwordVocabulary):
 
     def _shown(self, pieces: Sequence[int]) -> str:
         return "".join(str(self._tokenizer.id_to_token(i)) for i in pieces)
+
+
+def _read(path: str) -> tuple[epath.Path, Any, dict[str, Any]]:
+    """Returns the file, the tokenizer that it holds, and its JSON.
+
+    Raises:
+      UserError: if the package is missing, or the file is none.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise tokenizer_files.not_installed(path, "tokenizers", error) from error
+    file = epath.Path(path)
+    if file.is_dir():
+        file /= "tokenizer.json"
+    content = tokenizer_files.read(file)
+    try:
+        return file, tokenizers.Tokenizer.from_str(content.decode()), json.loads(content)
+    except Exception as error:
+        raise tokenizer_files.unreadable(file, "a tokenizer.json", error) from error
 
 
 def _bos(
