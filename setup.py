@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     "tensorflow-datasets>=4.9.7",  # builders of prepared datasets
     "tensorstore>=0.1.60",  # arrays of checkpoints in T5X's older format
     "safetensors>=0.5",  # weights as Hugging Face keeps them
+    "huggingface_hub>=0.30",  # which are fetched by it
     "etils[epath]>=1.9",  # files, local or gs://
     "sentencepiece>=0.2",  # users' tokenizers: SentencePiece models
     "tokenizers>=0.21",  # and tokenizer.json
