@@ -317,6 +317,8 @@ def _quieten() -> None:
 
     for name in ("absl", "orbax", "jax._src.xla_bridge"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # gin names every place where it doesn't find a file before it finds it.
+    logging.getLogger().addFilter(lambda r: not str(r.msg).startswith("Path not found"))
 
 
 def _parse_gin(options: argparse.Namespace, bindings: list[str]) -> None:

@@ -29,7 +29,8 @@ ALL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin
 FILES = [name for name in ALL if not name.startswith("gin/t5x/")]  # those go into T5X's own
 RUNS = [name for name in FILES if name.startswith("gin/runs/")]
 LARGE = [name for name in RUNS if name.endswith("b.gin")]  # from a base model, on a pod
-SMALL_RUNS = sorted(set(RUNS) - set(LARGE))
+FROM_BASE = "gin/runs/from_base.gin"  # from a base model that tests/run/test_hugging_face.py makes
+SMALL_RUNS = sorted(set(RUNS) - {*LARGE, FROM_BASE})
 TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of every stage
 SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]

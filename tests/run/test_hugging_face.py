@@ -118,50 +118,21 @@ def as_written(vocabulary, pieces):
     return copied
 
 
-GIN = """
-# A tiny run from a model of the hub.
-from __gin__ import dynamic_registration
-from pit_jax.data import datasets
-from pit_jax.data import layouts
-from pit_jax.method import curriculum
-from pit_jax.method import objectives
-from pit_jax.method import ppo
-from pit_jax.models import config
-from pit_jax.run import config as run_config
-from pit_jax.run import stages
-from pit_jax.runtime import loop
-
-include 'gin/stages/all.gin'
-include 'base/model.gin'
-
-BATCH_SIZE = 4
-INITIAL_CHECKPOINT_PATH = 'base/model'
-VOCABULARY = 'tokenizer:base/tokenizer'
-run_config.RunConfig:
-    chat_template = 'tokenizer'
-    sampling_batch = 4
-    stages = (@sft_policy/stages.SupervisedStage(), @rm_gap/stages.RewardStage())
-config.NetworkConfig.dtype = 'float32'
-datasets.DatasetConfig:
-    kind = 'preferences'
-    path = 'pairs.jsonl'
-    train_size = 0
-    dev_size = 4
-    test_size = 4
-layouts.Lengths:
-    prompt = 64
-    reference = 24
-    response = 25
-sft_policy/stages.SupervisedStage.steps = 1
-sft_pit/stages.SupervisedStage.steps = 1
-rm_policy/stages.RewardStage.steps = 1
-rm_gap/stages.RewardStage:
-    steps = 1
-    held_out = 4
-rl_policy/curriculum.Round.steps = 1
-rl_pit_0/curriculum.Round.steps = 1
-rl_pit_1/curriculum.Round.steps = 1
-"""
+RUN = [
+    "--gin_file=gin/runs/from_base.gin",
+    "--gin_file=base/model.gin",
+    "--gin.MODEL_DIR='run'",
+    "--gin.PREFERENCES_PATH='pairs.jsonl'",
+    "--gin.BATCH_SIZE=8",
+    "--gin.NetworkConfig.dtype='float32'",
+    "--gin.Lengths.prompt=64",
+    "--gin.Lengths.reference=24",
+    "--gin.Lengths.response=25",
+    "--gin.BatchingConfig.packed_length=128",
+    "--gin.RewardStage.held_out=4",
+    "--gin.sft_policy/SupervisedStage.steps=1",
+    "--gin.rm_gap/RewardStage.steps=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -173,16 +144,15 @@ def trained(model, tmp_path_factory):
         patch.chdir(place)
         pairs = (
             {"prompt": f"Count to {i}", "chosen": f"1 to {i}", "rejected": f"{i}"}
-            for i in range(60)
+            for i in range(120)
         )
         (place / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
         argv = ["convert", "--from=hf", f"--input={folder}", "--output=base"]
         assert cli.main([*argv, "--chat_template=tokenizer"]) == 0
         for stage in ("sft_policy", "rm_gap"):
-            argv = [f"--gin.STAGE='{stage}'"]
-            assert tiny_runs.command("train", place / "run", *argv, gin=GIN) == 0
-            argv += ["--to=hf", f"--output=out/{stage}"]
-            assert tiny_runs.command("convert", place / "run", *argv, gin=GIN) == 0
+            argv = [*RUN, f"--gin.STAGE='{stage}'"]
+            assert cli.main(["train", *argv]) == 0
+            assert cli.main(["convert", *argv, "--to=hf", f"--output=out/{stage}"]) == 0
         yield place
 
 
@@ -290,12 +260,11 @@ def test_a_vocabulary_of_words_is_not_taken_out(tmp_path_factory, tmp_path, caps
 # --- against transformers -----------------------------------------------------------------------
 
 
-def run_of(trained):
-    """The run, with its configuration as its command read it."""
-    cli._parse_gin(
-        argparse.Namespace(gin_search_paths="", gin_file=[str(trained / "run.gin")]),
-        [f"MODEL_DIR = '{trained}/run'"],
-    )
+def the_run():
+    """The run, with its configuration as its commands read it."""
+    files = [word.partition("=")[2] for word in RUN if word.startswith("--gin_file")]
+    bindings = [word.removeprefix("--gin.") for word in RUN if word.startswith("--gin.")]
+    cli._parse_gin(argparse.Namespace(gin_search_paths="", gin_file=files), bindings)
     config = cli._configured(RunConfig)
     gin.clear_config()
     return tiny_runs.on_one_device(config)
@@ -307,7 +276,7 @@ def test_transformers_writes_what_we_write_and_scores_as_we_score(trained, monke
     import transformers
 
     monkeypatch.chdir(trained)
-    run, prompts = run_of(trained), ["Count to 3", "Say dog.", "What is 7?"]
+    run, prompts = the_run(), ["Count to 3", "Say dog.", "What is 7?"]
     vocabulary = run.vocabulary
     auto = transformers.AutoTokenizer.from_pretrained("out/sft_policy")
     policy = transformers.AutoModelForCausalLM.from_pretrained("out/sft_policy").eval()
