@@ -22,7 +22,6 @@ from pit_jax.data.layouts import GAP_TREE
 from pit_jax.evaluation import curves, elo, scoring
 from pit_jax.evaluation.judges import ExactJudge, judge_for
 from pit_jax.method import curriculum
-from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.forward import tree_scores
 from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.losses import reference_moves_score
@@ -403,7 +402,8 @@ class Suite:
         for temperature in config.sweep:
             original = Side("original", "Original", self.policy(config.policy, 1.0))
             improver = self._run.improver(self._model(config.pit))
-            improve = ImproveConfig(sampling=SamplingConfig(temperature=temperature))
+            own = self._run.config.improve.sampling
+            improve = ImproveConfig(sampling=dataclasses.replace(own, temperature=temperature))
             draw = self._run.key("evaluation", config.pit, "sweep")
             traces = improver(self._prompts, original.responses, self._rows, draw, improve)
             again = self.policy(config.policy, temperature, draw=1)

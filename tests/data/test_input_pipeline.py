@@ -401,6 +401,13 @@ def test_references_of_a_store(pipeline, tmp_path):
     run = list(itertools.islice(pipeline.batches("rl_pit", "train", 16, references=store), 5))
     resumed = pipeline.batches("rl_pit", "train", 16, references=store, start_batch=4)
     same(run[4], next(resumed))
+    # Another store has rows of its own.
+    other = ReferenceWriter(tmp_path / "other", 16, ReferenceMeta(2, "rl_policy", "last", 0))
+    index = examples[1].index
+    other.add([{"index": index, "reference_tokens": [], "text": "", "ended": True}])
+    other.close()
+    rows = whole(pipeline, "rl_pit", references=str(tmp_path / "other"))
+    assert rows["example_index"].ravel().tolist() == [index]
 
 
 def test_a_store_of_other_examples_is_refused(pipeline, tmp_path):

@@ -153,10 +153,13 @@ def test_what_is_asked_of_improve_is_its_own_sampling(recorded, run):
     try:
         run.config = dataclasses.replace(config, improve=improve)
         made = recorded(temperatures=(0.7,), sweep=())
+        swept = recorded(temperatures=(0.7,), sweep=(0.2,))
     finally:
         run.config = config
     drawn = {asked[4] for asked in made.asked if asked[0] == "respond"}
     assert drawn == {SamplingConfig(temperature=0.7, top_p=0.8)}
+    last = [asked for asked in swept.asked if asked[0] == "improve"][-1]
+    assert last[4].sampling == SamplingConfig(temperature=0.2, top_k=3)
     improved = {asked[4].sampling for asked in made.asked if asked[0] == "improve"}
     assert improved == {SamplingConfig(temperature=0.7, top_k=3)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import types
 
 import jax
 import numpy as np
@@ -63,6 +64,19 @@ def test_supervised_loss_of_packed_rows_with_an_unlikely_target():
     np.testing.assert_allclose(mean(metrics["loss"]), total / 5, **CLOSE)
     np.testing.assert_allclose(mean(metrics["token_accuracy"]), right / 5, **CLOSE)
     assert mean(metrics["tokens"]) == 10
+
+
+def test_token_accuracy_is_of_the_tokens_that_are_learned(monkeypatch):
+    """All four are guessed, and two of them count."""
+    tokens = np.array([[3, 4, 5, 1]])
+    logits = jax.nn.one_hot(tokens, TINY.vocab_size)
+    model = types.SimpleNamespace(apply=lambda *_: logits)
+    monkeypatch.setattr(objectives, "LanguageModel", lambda network: model)
+    names = ("input_tokens", "target_tokens", "positions", "segment_ids")
+    batch = {f"decoder_{name}": tokens for name in names}
+    batch["decoder_loss_weights"] = np.array([[0, 0, 1, 1]], np.float32)
+    _, metrics = objectives.supervised(TINY)({}, batch)
+    assert mean(metrics["token_accuracy"]) == 1
 
 
 PROMPTS = [[3, 4], [5, 6, 7], [9], [4, 4, 5]]

@@ -219,3 +219,26 @@ def test_so_many_rows_pass_through_the_networks_at_once(minibatches, microbatche
     seen.clear()
     jax.eval_shape(lambda: ppo_step.in_parts(lambda part: value_of(0.0, part), experience, config))
     assert seen == {rows}
+
+
+def test_only_minibatches_before_the_first_bad_one_are_learned_from():
+    """Of three: the second holds the bad episode, and the third isn't learned from any more."""
+    config = ppo.PPOConfig(epochs=1, minibatches=3)
+    order = jax.random.permutation(jax.random.split(jax.random.key(0), 1)[0], 6).reshape(3, 2)
+    numbers, ones, none = jnp.arange(6 * R).reshape(6, R), jnp.ones((6, R)), jnp.zeros((6, R))
+    rewards = jnp.asarray(np.random.default_rng(5).normal(size=(6, R)), jnp.float32)
+    episodes = ppo.Experience(numbers, numbers, numbers, ones, none, none, rewards)
+
+    def log_probs(actor, part):
+        bad = part.response_BR[:, :1] == numbers[order[1, 0], 0]
+        return jnp.where(bad, jnp.nan, actor.reshape(-1)[part.response_BR]), part.mask_BR
+
+    params = {"actor": none, "critic": none}
+    state = TrainState.create(params, optax.sgd(1.0))
+    after, _ = jax.jit(
+        lambda state, key: update(
+            state, episodes, key, config, log_probs, lambda critic, part: 0.0 * part.mask_BR
+        )
+    )(state, jax.random.key(0))
+    moved = np.any(np.asarray(after.params["actor"]), axis=1)
+    assert sorted(np.flatnonzero(moved)) == sorted(np.asarray(order[0]).tolist())

@@ -170,7 +170,7 @@ MUTANTS = {
             "rows of another reference store are reused",
             "key = (task, split, fold, store and store.fingerprint)",
             "key = (task, split, fold, store is None)",
-            "data/test_input_pipeline.py::test_a_store_of_other_examples_is_refused",
+            "data/test_input_pipeline.py::test_references_of_a_store",
         ),
         (
             "an example that doesn't fit takes a row off the bound",

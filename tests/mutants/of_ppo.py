@@ -200,7 +200,7 @@ MUTANTS = {
             "minibatches after a bad one are learned from",
             "jnp.where(state.skipped == skipped, value, jnp.nan)",
             "jnp.where(True, value, jnp.nan)",
-            "method/test_ppo_step.py::test_nothing_is_learned_from_the_first_bad_gradient_on",
+            "method/test_ppo_settings.py::test_only_minibatches_before_the_first_bad_one_are_learned_from",
         ),
         (
             "gradient steps count as PPO steps that were skipped",
