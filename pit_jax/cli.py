@@ -195,37 +195,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--explain", metavar="PROGRAM", help="all about some programs")
             command.add_argument("--save", metavar="DIR", help="write compiled programs as text")
         if name == "convert":
-            way = command.add_mutually_exclusive_group(required=True)
-            way.add_argument(
-                "--from",
-                dest="source",
-                choices=["hf"],
-                help="hf: a Hugging Face model becomes a base model; takes --input and no gin file",
-            )
-            way.add_argument(
-                "--to",
-                choices=["hf", "t5x"],
-                help="what a stage's model becomes; hf: a folder that transformers loads; t5x: a "
-                "folder checkpoint_STEP",
-            )
-            command.add_argument(
-                "--input",
-                metavar="MODEL",
-                help="with --from: a folder, GGUF file or name on the hub",
-            )
-            command.add_argument("--output", required=True, metavar="DIR", help="where to write it")
-            command.add_argument(
-                "--chat_template",
-                default="none",
-                metavar="NAME",
-                help="with --from: what RunConfig.chat_template will be; none, tokenizer or a file",
-            )
-            command.add_argument(
-                "--dtype",
-                choices=["float32", "bfloat16"],
-                help="with --from=hf of the computations (bfloat16), with --to=hf of the weights "
-                "(float32)",
-            )
+            _add_convert(command)
         if name == "improve":
             command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
             command.add_argument("--output", required=True, help="JSONL to write")
@@ -233,6 +203,39 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
             command.add_argument("--output", help="folder of the report; the run's own by default")
     return parser
+
+
+def _add_convert(command: argparse.ArgumentParser) -> None:
+    way = command.add_mutually_exclusive_group(required=True)
+    way.add_argument(
+        "--from",
+        dest="source",
+        choices=["hf"],
+        help="hf: a Hugging Face model becomes a base model; takes --input and no gin file",
+    )
+    way.add_argument(
+        "--to",
+        choices=["hf", "t5x"],
+        help="what a stage's model becomes; hf: a folder that transformers loads; t5x: a "
+        "folder checkpoint_STEP",
+    )
+    command.add_argument(
+        "--input",
+        metavar="MODEL",
+        help="with --from: a folder, GGUF file or name on the hub",
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="where to write it")
+    command.add_argument(
+        "--chat_template",
+        default="none",
+        metavar="NAME",
+        help="with --from: what RunConfig.chat_template will be; none, tokenizer or a file",
+    )
+    command.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="with --from=hf of the computations (bfloat16), with --to=hf of the weights (float32)",
+    )
 
 
 def _split_bindings(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -129,8 +129,8 @@ MUTANTS = {
     "method/flops.py": [
         (
             "attention counts the whole square",
-            "attention = 2 * c.num_layers",
-            "attention = 4 * c.num_layers",
+            "return tokens * tokens / 2 - beyond * beyond / 2",
+            "return tokens * tokens - beyond * beyond",
             "method/test_flops.py::test_arithmetic_by_hand",
         ),
         (

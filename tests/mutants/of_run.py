@@ -90,7 +90,7 @@ MUTANTS = {
         ),
         (
             "another vocabulary isn't refused",
-            '    found["vocabulary"] = vocabulary.fingerprint\n',
+            '    found |= _of_vocabulary(vocabulary)\n',
             "",
             "run/test_directory.py::test_settings_hold_all_that_a_stage_builds_on",
         ),
