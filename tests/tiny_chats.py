@@ -157,7 +157,8 @@ def make_chats(root):
     for name, prefix in (("llama2", "prepend"), ("mistral", "first")):
         tokenizer = sentence_bpe(prefix, ["<unk>", "<s>", "</s>"])
         put_first(tokenizer, "<s>")
-        config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": None}
+        config = {"bos_token": {"__type": "AddedToken", "content": "<s>"}}
+        config |= {"eos_token": "</s>", "pad_token": None}
         made = write(root / name, tokenizer, config, MISTRAL, ("</s>",))
         found[name] = Chat(*made, "<s>", ("</s>",), ("</s>",), "", " ")
 

@@ -120,6 +120,12 @@ MUTANTS = {
             "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
         ),
         (
+            "only EOS ends a response",
+            "done_B | is_end(token_B, ends)",
+            "done_B | (token_B == EOS_ID)",
+            "method/test_decode.py::test_any_of_several_ends_ends_a_row",
+        ),
+        (
             "decoding stops with the first row that ends",
             "~jnp.all(done_B)",
             "~jnp.any(done_B)",

@@ -257,6 +257,12 @@ MUTANTS = {
             "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
         ),
         (
+            "the reward model reads an end that it has never seen",
+            "jnp.where(ends_BR, EOS_ID, response_BR)",
+            "response_BR",
+            "method/test_ppo_step.py::test_every_end_ends_an_episode_and_is_scored_as_eos",
+        ),
+        (
             "EOS in the padding ends a response",
             "is_end(response_BR, environment.ends) & generation.mask_BR",
             "is_end(response_BR, environment.ends)",

@@ -85,6 +85,30 @@ def test_a_variation_counts_where_there_is_one():
     assert identity == NETWORK + ", remat='none', windows=(4, 0))"
 
 
+def test_what_prompts_have_beyond_layouts_counts_where_there_is_any(tmp_path):
+    """A model that learned a protocol keeps it; one that learned none may learn one."""
+    folder, plain = epath.Path(tmp_path), load("words:drafts")
+    bos = load("words:drafts")
+    bos.protocol = "bos 5"
+    stage = CONFIG.stages[0]
+    before = directory.settings(CONFIG, stage, plain)
+    after = directory.settings(CONFIG, stage, bos)
+    assert after == before | {"protocol": "bos 5"}
+    plain_identity, identity = (directory.identity(CONFIG.network, v) for v in (plain, bos))
+    assert identity == plain_identity | {"protocol": "bos 5"}
+    for first, second in ((before, after), (after, before)):
+        directory.claim(folder, first, plain_identity)
+        (folder / "checkpoints" / "2").mkdir(parents=True)
+        with pytest.raises(UserError, match=r"other settings \(protocol changed\)"):
+            directory.claim(folder, second, identity)
+        (folder / "checkpoints" / "2").rmdir()
+    directory.claim(folder, before, plain_identity)
+    directory.check_identity(folder, identity)
+    directory.claim(folder, after, identity)
+    with pytest.raises(UserError, match="another protocol: got none, expected bos 5"):
+        directory.check_identity(folder, plain_identity)
+
+
 def test_settings_hold_all_that_a_stage_builds_on():
     common = {"seed", "network", "dataset", "lengths", "batching", "vocabulary"}
     assert set(settings("sft_pit")) == common | {"sft_pit", "pretrain"}

@@ -73,11 +73,8 @@ class TokenizerVocabulary(SubwordVocabulary):
         given = {eos_token, pad_token, *control_tokens}
         reserved = closed | {token.content for token in added}
 
-        template = None
-        if chat_template != tokenizer_files.NO_TEMPLATE:
-            marks = [(t.content, t.lstrip, t.rstrip) for t in added if t.content in closed | given]
-            source, place = tokenizer_files.chat_template(chat_template, file.parent)
-            template = ChatTemplate(source, place, marks, names)
+        marks = [(t.content, t.lstrip, t.rstrip) for t in added if t.content in closed | given]
+        template = _template(chat_template, file.parent, marks, names)
         name_of = {i: name for name, i in ids.items()}
         stops = [name_of[i] for i in tokenizer_files.end_ids(file.parent) if i in name_of]
         ends = [eos_token, template.end if template else "", names.get("eos_token", ""), *stops]
@@ -111,9 +108,7 @@ class TokenizerVocabulary(SubwordVocabulary):
             ends=[ids[name] for name in ends if name in closed],
             template=template,
         )
-        # Whether also a text after a special token begins with a space.
-        after = tokenizer.encode(f"{eos_token}a", add_special_tokens=False).tokens[1:]
-        self._prefixes_within = "".join(after).startswith("▁")
+        self._prefixes_within = _prefixes_within(tokenizer, eos_token)
         self._tokenizer = self._joining = tokenizer
         if (joining := _without_prefix(spec)) != spec:
             self._joining = type(tokenizer).from_str(json.dumps(joining))
@@ -156,6 +151,15 @@ def _read(path: str) -> tuple[epath.Path, Any, dict[str, Any]]:
         raise tokenizer_files.unreadable(file, "a tokenizer.json", error) from error
 
 
+def _template(
+    choice: str, folder: epath.Path, marks: list[tuple[str, bool, bool]], names: dict[str, str]
+) -> ChatTemplate | None:
+    if choice == tokenizer_files.NO_TEMPLATE:
+        return None
+    source, place = tokenizer_files.chat_template(choice, folder)
+    return ChatTemplate(source, place, marks, names)
+
+
 def _bos(
     tokenizer: Any,
     config: Mapping[str, Any],
@@ -173,6 +177,12 @@ def _bos(
         first = whole.tokens[0]
     named = names.get("bos_token", "")
     return named if adds is True and named in closed and named in ids else first
+
+
+def _prefixes_within(tokenizer: Any, special: str) -> bool:
+    """Whether also a text after a special token begins with a space."""
+    after = tokenizer.encode(f"{special}a", add_special_tokens=False).tokens[1:]
+    return "".join(after).startswith("▁")
 
 
 def _is_bpe(tokenizer: Any) -> bool:
