@@ -68,8 +68,7 @@ class TokenizerVocabulary(SubwordVocabulary):
         added = tokenizer.get_added_tokens_decoder().values()
         closed = {t.content for t in added if t.special or MARK.fullmatch(t.content)}
         closed |= {name for name in ids if _PLACEHOLDER.fullmatch(name)}
-        if not control_tokens and closed.issuperset(tokenizer_files.CONTROL):
-            control_tokens = tokenizer_files.CONTROL
+        control_tokens = control_tokens or _own_control(closed)
         given = {eos_token, pad_token, *control_tokens}
         reserved = closed | {token.content for token in added}
 
@@ -149,6 +148,11 @@ def _read(path: str) -> tuple[epath.Path, Any, dict[str, Any]]:
         return file, tokenizers.Tokenizer.from_str(content.decode()), json.loads(content)
     except Exception as error:
         raise tokenizer_files.unreadable(file, "a tokenizer.json", error) from error
+
+
+def _own_control(closed: Set[str]) -> Sequence[str]:
+    """Returns the names of the control tokens in a tokenizer that this package has written."""
+    return tokenizer_files.CONTROL if closed.issuperset(tokenizer_files.CONTROL) else ()
 
 
 def _template(
