@@ -152,7 +152,7 @@ def _read(path: str) -> tuple[epath.Path, Any, dict[str, Any]]:
 
 def _own_control(closed: Set[str]) -> Sequence[str]:
     """Returns the names of the control tokens in a tokenizer that this package has written."""
-    return tokenizer_files.CONTROL if closed.issuperset(tokenizer_files.CONTROL) else ()
+    return tokenizer_files.CONTROL if {*tokenizer_files.CONTROL} <= closed else ()
 
 
 def _template(
