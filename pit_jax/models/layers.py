@@ -63,7 +63,9 @@ class Dense(nn.Module):
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[n:])
             bias = self.param("bias", zeros, self.shape[n:], jnp.float32)
-            y = y + jnp.expand_dims(bias.astype(y.dtype), tuple(range(x.ndim - n)))
+            # Added in float32, so that its gradient is summed over all tokens in float32.
+            bias = jnp.expand_dims(bias, tuple(range(x.ndim - n)))
+            y = (y.astype(jnp.float32) + bias).astype(y.dtype)
         return y
 
 

@@ -174,7 +174,12 @@ def test_gated_mlp_matches_numpy(activation):
     np.testing.assert_allclose(out, expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False, "positions": "relative"}])
+BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "norm": "layer", "qk_norm": "head"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tied_embeddings": False, "positions": "relative"}, BIASES]
+)
 def test_gradients_of_4096_repetitions_survive_bfloat16(changes):
     """Every parameter's, against float32: a token that comes 4,096 times lost 0.88 of its own."""
     rng = np.random.default_rng(0)
