@@ -69,7 +69,7 @@ def improve(tmp_path):
 
 def test_each_role_samples_as_the_configuration_says(improve):
     lines, (draft, improved) = improve()
-    assert draft[0] == "rl_policy" and draft[3] == IMPROVE.policy_sampling
+    assert draft[0] == "rl_policy" and draft[3] == SamplingConfig(top_p=0.7)
     assert improved[0] == ("rl_pit", "rm_gap", "rm_gap") and improved[3] == IMPROVE
     assert draft[1] == improved[1] == [0, 1]
     assert [line["responses"][0] for line in lines] == ["1", "3"]

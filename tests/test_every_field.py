@@ -210,7 +210,8 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "runtime/test_loop.py::test_the_first_of_the_best_evaluations_is_kept": "eval_every",
     },
     "runtime.partitioning.MeshConfig": {
-        "runtime/test_partitioning.py::test_mesh_shape": "data model slices",
+        "runtime/test_partitioning.py::test_mesh_shape": "model slices",
+        "runtime/test_partitioning.py::test_mesh_that_does_not_fit_is_rejected": "data",
         "runtime/test_partitioning.py::test_first_rule_of_a_name_counts": "rules",
         "runtime/test_partitioning.py::test_decoding_splits_activations_as_parameters_are": (
             "decode_rules"

@@ -108,8 +108,11 @@ def start_worker(source: pathlib.Path, scratch: pathlib.Path, libraries: Sequenc
         importlib.import_module(name)
 
 
-def run_tests(tests: Sequence[str]) -> tuple[int, str, float]:
-    """pytest in a child of this process: its status, the end of its output, seconds."""
+def run_tests(tests: Sequence[str], limit: float = SECONDS) -> tuple[int, str, float]:
+    """pytest in a child of this process: its status, the end of its output, seconds.
+
+    A child that takes more than `limit` seconds is killed, as a mutant may run for ever.
+    """
     started = time.monotonic()
     child = os.fork()
     if not child:
@@ -123,7 +126,7 @@ def run_tests(tests: Sequence[str]) -> tuple[int, str, float]:
         sys.stdout.flush()
         os._exit(status)
     while not (done := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() - started > SECONDS:
+        if time.monotonic() - started > limit:
             os.killpg(child, signal.SIGKILL)
             done = os.waitpid(child, 0)
             break
@@ -158,7 +161,9 @@ def try_all(
         context = multiprocessing.get_context("spawn")
         arguments = source, pathlib.Path(scratch), libraries
         with context.Pool(jobs, start_worker, arguments) as pool:
-            whole = pool.map(run_tests, [(test,) for test in tests], chunksize=1)
+            whole = [(0, "", 0.0)] * len(tests)
+            if pool.apply(run_tests, (tests, SECONDS * len(tests)))[0]:  # which of them?
+                whole = pool.map(run_tests, [(test,) for test in tests], chunksize=1)
             broken = {test: out for test, (status, out, _) in zip(tests, whole) if status}
             tried = [m for m in mutants if not broken.keys() & set(m.tests)]
             results = []
