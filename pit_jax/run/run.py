@@ -85,7 +85,7 @@ class Run:
             raise UserError(
                 f"network: got vocab_size={config.network.vocab_size}, expected at least "
                 f"{self.vocabulary.vocab_size}, the size of vocabulary {config.vocabulary!r} with "
-                "the ids for padding and control tokens"
+                "its ids for padding and control tokens"
             )
         self.layout = Layout(self.vocabulary)
         self.data = InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
