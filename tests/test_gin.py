@@ -188,7 +188,8 @@ def test_a_file_opens_with_what_to_set(name):
 
 
 def test_every_file_is_part_of_a_run():
-    assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - {T5X_BASE, *PRESETS}
+    unused = {T5X_BASE, *PRESETS} - {"gin/models/smollm2_135m.gin"}
+    assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - unused
 
 
 # --- includes ---------------------------------------------------------------------------------
