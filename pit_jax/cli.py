@@ -51,7 +51,8 @@ _SUMMARIES = {
     "data": "show what became of every example: counts, lengths, padding, tokens; train nothing",
     "plan": "compile a run for a TPU that isn't there: memory, collectives, time; no data needed",
     "train": "train one stage, the one that STAGE names",
-    "convert": "write the checkpoint of a stage, the one that STAGE names, for another framework",
+    "convert": "bring a base model in, or write the model of the stage that STAGE names for "
+    "another framework",
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
     "evaluate": "judge, table and plot the models of a run, or saved generations",
 }
@@ -194,10 +195,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--explain", metavar="PROGRAM", help="all about some programs")
             command.add_argument("--save", metavar="DIR", help="write compiled programs as text")
         if name == "convert":
-            command.add_argument(
-                "--to", required=True, choices=["t5x"], help="t5x: a folder checkpoint_STEP"
-            )
-            command.add_argument("--output", required=True, metavar="DIR", help="where to write it")
+            _add_convert(command)
         if name == "improve":
             command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
             command.add_argument("--output", required=True, help="JSONL to write")
@@ -205,6 +203,39 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
             command.add_argument("--output", help="folder of the report; the run's own by default")
     return parser
+
+
+def _add_convert(command: argparse.ArgumentParser) -> None:
+    way = command.add_mutually_exclusive_group(required=True)
+    way.add_argument(
+        "--from",
+        dest="source",
+        choices=["hf"],
+        help="hf: a Hugging Face model becomes a base model; takes --input and no gin file",
+    )
+    way.add_argument(
+        "--to",
+        choices=["hf", "t5x"],
+        help="what a stage's model becomes; hf: a folder that transformers loads; t5x: a "
+        "folder checkpoint_STEP",
+    )
+    command.add_argument(
+        "--input",
+        metavar="MODEL",
+        help="with --from: a folder, GGUF file or name on the hub",
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="where to write it")
+    command.add_argument(
+        "--chat_template",
+        default="none",
+        metavar="NAME",
+        help="with --from: what RunConfig.chat_template will be; none, tokenizer or a file",
+    )
+    command.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="with --from=hf of the computations (bfloat16), with --to=hf of the weights (float32)",
+    )
 
 
 def _split_bindings(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -224,6 +255,8 @@ def _split_bindings(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
+    if getattr(options, "source", None):
+        return _bring_in(options, bindings)
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
     _quieten()
@@ -262,6 +295,22 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
     return 0
 
 
+def _bring_in(options: argparse.Namespace, bindings: list[str]) -> int:
+    """Converts a model from elsewhere, for which no run is needed."""
+    if not options.input:
+        raise UserError("expected --input=MODEL, a Hugging Face folder, GGUF file or name")
+    if options.gin_file or bindings or options.dry_run:
+        raise UserError("--from=hf takes no gin file, binding or --dry_run")
+    _quieten()
+    from pit_jax import commands
+    from pit_jax.runtime import processes
+
+    if options.distributed:
+        processes.initialize()
+    commands.bring_in(options)
+    return 0
+
+
 def _quieten() -> None:
     """Keeps libraries' start-up chatter out of the user's terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -271,6 +320,8 @@ def _quieten() -> None:
 
     for name in ("absl", "orbax", "jax._src.xla_bridge"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # gin names every place where it doesn't find a file before it finds it.
+    logging.getLogger().addFilter(lambda r: not str(r.msg).startswith("Path not found"))
 
 
 def _parse_gin(options: argparse.Namespace, bindings: list[str]) -> None:

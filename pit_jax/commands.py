@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from pit_jax import files
+from pit_jax.data.files import formats
 from pit_jax.errors import UserError
 from pit_jax.runtime import processes
 
@@ -84,13 +85,32 @@ def train(run, evaluation, options) -> None:
     print(f"{result['name']}: {result['steps']} steps in {result['seconds']:.0f} s; {final}")
 
 
+def bring_in(options) -> None:
+    """Makes a base model of a Hugging Face model, a folder or a name on its hub."""
+    from pit_jax.run import hugging_face
+
+    output = epath.Path(options.output)
+    path = hugging_face.found(options.input)
+    network = hugging_face.bring_in(
+        path, output, options.dtype or "bfloat16", options.chat_template
+    )
+    print(
+        f"{options.input}: {network.num_layers} layers, {network.vocab_size:,} rows of ids -> "
+        f"{output}/model, {output}/model.gin, {output}/tokenizer"
+    )
+
+
 def convert(run, evaluation, options) -> None:
-    """Writes the checkpoint of the stage that STAGE names as T5X writes its checkpoints."""
+    """Writes the model of the stage that STAGE names as transformers or T5X loads it."""
     del evaluation
-    from pit_jax.run import stage_training, t5x_checkpoints
+    from pit_jax.run import exports, stage_training, t5x_checkpoints
 
     stage = run.stage(options.stage)
     step = run.result(stage.name)["model_step"]
+    if options.to == "hf":
+        exports.take_out(run, stage.name, epath.Path(options.output), options.dtype or "float32")
+        print(f"{stage.name}, step {step}: {options.output}")
+        return
     state = stage_training.restore(run, stage, step)
     path = t5x_checkpoints.save(epath.Path(options.output), step, state)
     print(f"{stage.name}, step {step}: {path}")
@@ -122,7 +142,7 @@ def _report(run, evaluation, directory, options) -> None:
 
 
 def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
-    """Reads the objects of a JSONL file.
+    """Reads the objects of a JSONL file; what `prompt` says, text or turns, becomes `x`.
 
     Raises:
       UserError: for a line that isn't such an object; `file:line: what was expected`.
@@ -139,10 +159,16 @@ def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             raise UserError(f"{path}:{number}: expected a JSON object") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object")
         for name, kind in required.items():
-            if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+            if not isinstance(record.get(name), kind):
                 raise UserError(f"{path}:{number}: expected {name!r} to be a {kind.__name__}")
-        records.append(record | {"line": number})
+        try:
+            x = formats.prompt(record)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        records.append(record | {"line": number, "x": x})
     if not records:
         raise UserError(f"{path}: is empty, expected at least one JSON object a line")
     return records
@@ -152,20 +178,24 @@ def improve(run, evaluation, options) -> None:
     """Runs Algorithm 2 on the prompts of a file."""
     from pit_jax.method.sampler import Response
 
-    records = _read_records(options.input, {"prompt": str})
+    records = _read_records(options.input, {})
     output = epath.Path(options.output)
     if output.is_dir() or (files.is_local(output) and not output.absolute().parent.is_dir()):
         raise UserError(f"--output: can't write {output}, expected a file in a folder there is")
     widths = run.layout.widths(run.config.lengths)
-    built = [run.layout.policy_prompt(record["prompt"]) for record in records]
-    for record, tokens in zip(records, built, strict=True):
-        if len(tokens) > widths.policy:
+    built = []
+    for record in records:
+        place = f"{options.input}:{record['line']}"
+        try:
+            built.append(run.layout.policy_prompt(record["x"]))
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
+        if len(built[-1]) > widths.policy:
             raise UserError(
-                f"{options.input}:{record['line']}: prompt of {len(tokens)} tokens, expected at "
-                f"most {widths.policy}"
+                f"{place}: prompt of {len(built[-1])} tokens, expected at most {widths.policy}"
             )
         if not isinstance(record.get("response", ""), str):
-            raise UserError(f"{options.input}:{record['line']}: expected 'response' to be a str")
+            raise UserError(f"{place}: expected 'response' to be a str")
     rows = list(range(len(records)))
     sampled = run.sampler.respond(
         run.load_frozen(evaluation.policy),
@@ -184,7 +214,7 @@ def improve(run, evaluation, options) -> None:
     gap_model = run.load_frozen(evaluation.gap_model)
     improver = run.improver(model, gap_model, evaluation.gap_model)
     key = run.key("improve", method)
-    prompts = [record["prompt"] for record in records]
+    prompts = [record["x"] for record in records]
     traces = improver(prompts, responses, rows, key, run.config.improve)
     if not processes.is_first():
         return
@@ -225,7 +255,7 @@ def _evaluate_generations(run, evaluation, options) -> None:
     from pit_jax.evaluation import suite
     from pit_jax.report import write as report
 
-    records = _read_records(options.generations, {"prompt": str, "responses": list})
+    records = _read_records(options.generations, {"responses": list})
     dataset = run.config.dataset
     for record in records:
         place = f"{options.generations}:{record['line']}"
@@ -234,9 +264,10 @@ def _evaluate_generations(run, evaluation, options) -> None:
             raise UserError(f"{place}: expected 'responses' to be a list of one str or more")
         if dataset.kind == "instructions":
             try:
-                instructions.check(dataset.family, record["prompt"], texts[0])
+                instructions.check(dataset.family, record["x"], texts[0])
             except ValueError as error:
                 raise UserError(f"{place}: {error}") from None
+    records = [record | {"prompt": record["x"]} for record in records]
     results = suite.Suite(run, evaluation).judge_generations(records)
     print(report.format_summary(results))
     if options.output and processes.is_first():

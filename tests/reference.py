@@ -59,15 +59,35 @@ def rms_norm(x, scale, epsilon):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
 
 
-def rotate(vector, position, theta):
+def layer_norm(x, scale, bias, epsilon):
+    """`(x − mean) / σ * scale + bias` over the last dim (Ba et al., 2016)."""
+    mean = x.mean(-1, keepdims=True)
+    deviation = np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + epsilon)
+    return (x - mean) / deviation * scale + bias
+
+
+def rotate(vector, position, theta, slowed=lambda frequency: frequency):
     """Rotary position of one head: pair (i, i + E/2) as a complex number (Su et al., 2021)."""
     half = len(vector) // 2
     out = np.zeros(len(vector))
     for i in range(half):
-        turn = np.exp(1j * position / theta ** (i / half))
+        turn = np.exp(1j * position * slowed(theta ** (-i / half)))
         turned = complex(vector[i], vector[i + half]) * turn
         out[i], out[i + half] = turned.real, turned.imag
     return out
+
+
+def slowed(frequency, config):
+    """A frequency divided by the factor: all, or as Llama 3.1 those of few turns in a length."""
+    if not config.rope_original_length:
+        return frequency / config.rope_factor
+    turns = config.rope_original_length * frequency / (2 * math.pi)
+    if turns > config.rope_high:
+        return frequency
+    if turns < config.rope_low:
+        return frequency / config.rope_factor
+    share = (turns - config.rope_low) / (config.rope_high - config.rope_low)
+    return share * frequency + (1 - share) * frequency / config.rope_factor
 
 
 def silu(x):
@@ -80,6 +100,11 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def gelu_exact(x):
+    """`x Φ(x)`."""
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
 def relative_bucket(distance):
     """T5's bucket of a distance into the past, of 32 (Raffel et al., 2020): 0 … 15 have their own,
     then they grow with the logarithm, and the last holds all from 113 on, 128 and beyond too."""
@@ -88,21 +113,23 @@ def relative_bucket(distance):
     return min(16 + int(16 * math.log(distance / 16) / math.log(128 / 16)), 31)
 
 
-def attention(q, k, v, mask, scale=None, bias=None):
+def attention(q, k, v, mask, scale=None, bias=None, cap=0.0, window=0):
     """Attention of one example: q [T,H,E], k and v [S,K,E], mask [T,S]; H/K heads share a key.
 
-    `bias` [H, 32] is for each head and bucket of how many steps back a key is among those seen.
+    `bias` [H, 32] is for each head and bucket of how many steps back a key is among those seen, of
+    which only the last `window` count.
     """
     T, H, E = q.shape
     scale = 1 / math.sqrt(E) if scale is None else scale
     group = H // k.shape[1]
     out = np.zeros((T, H, E))
     for t in range(T):
-        seen = [s for s in range(k.shape[0]) if mask[t, s]]
+        seen = [s for s in range(k.shape[0]) if mask[t, s]][-window:]
         if not seen:
             continue
         for h in range(H):
             scores = np.array([q[t, h] @ k[s, h // group] * scale for s in seen])
+            scores = cap * np.tanh(scores / cap) if cap else scores
             if bias is not None:
                 steps_back = reversed(range(len(seen)))
                 scores += [bias[h, relative_bucket(distance)] for distance in steps_back]
@@ -112,30 +139,76 @@ def attention(q, k, v, mask, scale=None, bias=None):
     return out
 
 
+def norm(x, params, config):
+    """A norm of the last dim, by the network's kind."""
+    if "bias" in params:
+        return layer_norm(x, params["scale"], params["bias"], config.norm_epsilon)
+    return rms_norm(x, params["scale"] + config.norm_offset, config.norm_epsilon)
+
+
+def product(x, params, equation):
+    """A linear map, with its bias if it has one."""
+    return np.einsum(equation, x, params["kernel"]) + params.get("bias", 0.0)
+
+
+def self_attention(y, params, bias, config, layer, positions, mask):
+    """Attention of a layer to what its norm gave, [T, D]."""
+    c = config
+    q, k, v = (product(y, params[name], "td,dhe->the") for name in ("query", "key", "value"))
+    window = c.windows[layer % len(c.windows)] if c.windows else 0
+    turned = c.rotary_layers[layer % len(c.rotary_layers)] if c.rotary_layers else True
+    local = c.rope_local_theta if window else 0
+    width = c.rotary_dim or c.head_dim
+    for name, x in (("query_norm", q), ("key_norm", k)):
+        if c.qk_norm == "head":
+            x[:] = norm(x, params[name], c)
+        if c.qk_norm == "projection":
+            flat = {"scale": params[name]["scale"].reshape(-1)}
+            x[:] = norm(x.reshape(len(x), -1), flat, c).reshape(x.shape)
+        for t, h in np.ndindex(x.shape[:2]) if turned and c.positions == "rotary" else ():
+            x[t, h, :width] = rotate(
+                x[t, h, :width],
+                positions[t],
+                local or c.rope_theta,
+                (lambda frequency: frequency) if local else (lambda f: slowed(f, c)),
+            )
+    scale = (c.attention_scalar or c.head_dim) ** -0.5 if c.scale_attention else 1.0
+    seen = attention(q, k, v, mask, scale, bias, c.attention_cap, window)
+    return product(seen, params["out"], "the,hed->td")
+
+
+def feed_forward(y, params, config):
+    """The MLP of a layer."""
+    gate = {"silu": silu, "gelu": gelu, "gelu_exact": gelu_exact}[config.activation]
+    up = product(y, params["up"], "td,df->tf")
+    hidden = gate(product(y, params["gate"], "td,df->tf")) * up if config.gated_mlp else gate(up)
+    return product(hidden, params["down"], "tf,fd->td")
+
+
+def of_layer(params, layer):
+    """A layer of nested stacked arrays."""
+    if isinstance(params, dict):
+        return {name: of_layer(value, layer) for name, value in params.items()}
+    return params[layer]
+
+
 def decoder(params, config, tokens, positions, mask):
     """Hidden states [T, D] of one example; params of pit_jax's Decoder as float64 arrays."""
     x = params["embed"]["embedding"][tokens]
     if config.scale_embeddings:
         x = x * math.sqrt(config.embed_dim)
-    stacked = params["layers"]
+    before, after = config.norm_place != "after", config.norm_place != "before"
+    bias = params.get("relative_bias")
     for n in range(config.num_layers):
-        heads = {
-            name: stacked["attention"][name]["kernel"][n] for name in ("query", "key", "value")
-        }
-        y = rms_norm(x, stacked["attention_norm"]["scale"][n], config.norm_epsilon)
-        q, k, v = (np.einsum("td,dhe->the", y, heads[name]) for name in ("query", "key", "value"))
-        for projected in (q, k) if config.positions == "rotary" else ():
-            for t, h in np.ndindex(projected.shape[:2]):
-                projected[t, h] = rotate(projected[t, h], positions[t], config.rope_theta)
-        scale = None if config.scale_attention else 1.0
-        seen = attention(q, k, v, mask, scale, params.get("relative_bias"))
-        x = x + np.einsum("the,hed->td", seen, stacked["attention"]["out"]["kernel"][n])
-        y = rms_norm(x, stacked["mlp_norm"]["scale"][n], config.norm_epsilon)
-        gate = {"silu": silu, "gelu": gelu}[config.activation]
-        mlp = stacked["mlp"]
-        hidden = gate(y @ mlp["gate"]["kernel"][n]) * (y @ mlp["up"]["kernel"][n])
-        x = x + hidden @ mlp["down"]["kernel"][n]
-    return rms_norm(x, params["final_norm"]["scale"], config.norm_epsilon)
+        layer = of_layer(params["layers"], n)
+        y = norm(x, layer["attention_norm"], config) if before else x
+        y = self_attention(y, layer["attention"], bias, config, n, positions, mask)
+        between = x + (norm(y, layer["attention_post_norm"], config) if after else y)
+        y = x if config.parallel_blocks else between
+        y = norm(y, layer["mlp_norm"], config) if before else y
+        y = feed_forward(y, layer["mlp"], config)
+        x = between + (norm(y, layer["mlp_post_norm"], config) if after else y)
+    return norm(x, params["final_norm"], config)
 
 
 def causal(length):
@@ -150,9 +223,11 @@ def logits(params, config, tokens, positions=None, mask=None):
     mask = np.array(causal(T)) if mask is None else mask
     hidden = decoder(params["decoder"], config, np.asarray(tokens), positions, mask)
     if config.tied_embeddings:
-        tied = hidden @ params["decoder"]["embed"]["embedding"].T
-        return tied / math.sqrt(config.embed_dim) if config.scale_logits else tied
-    return hidden @ params["decoder"]["unembed"]["kernel"]
+        out = hidden @ params["decoder"]["embed"]["embedding"].T
+        out = out / math.sqrt(config.embed_dim) if config.scale_logits else out
+    else:
+        out = hidden @ params["decoder"]["unembed"]["kernel"]
+    return config.logit_cap * np.tanh(out / config.logit_cap) if config.logit_cap else out
 
 
 # --- losses --------------------------------------------------------------------------------------

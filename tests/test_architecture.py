@@ -49,6 +49,8 @@ CONFINED = {
     "requests": ("evaluation.judges",),
     "http": ("evaluation.judges",),
     "urllib": ("evaluation.judges",),
+    "safetensors": ("models.weights.hugging_face",),
+    "gguf": ("models.weights.gguf_files",),
     "torch": (),
     "transformers": (),
     "random": (),  # its generators are global; randomness is an argument
@@ -322,7 +324,7 @@ def test_requirements_are_what_is_imported():
         "orbax": "orbax-checkpoint",
         "tensorflow_datasets": "tensorflow-datasets",
     }
-    optional = {"t5x", "absl", "clu", "wandb"}
+    optional = {"t5x", "absl", "clu", "wandb", "gguf"}
     imported = {
         names.get(found.package, found.package).lower()
         for _, found in all_imports()

@@ -347,9 +347,12 @@ def test_evaluate_judges_by_the_checker(trained, tmp_path, capsys):
     ("lines", "message"),
     [
         (['{"prompt": "a"}', "{"], r"given.jsonl:2: expected a JSON object"),
-        (["", '["prompt"]'], r"given.jsonl:2: expected 'prompt' to be a str"),
-        (['{"prompt": 3}'], r"given.jsonl:1: expected 'prompt' to be a str"),
-        (['{"text": "a"}'], r"given.jsonl:1: expected 'prompt' to be a str"),
+        (["", '["prompt"]'], r"given.jsonl:2: expected a JSON object"),
+        (['{"prompt": 3}'], r"given.jsonl:1: got 3, expected text under 'prompt'"),
+        (
+            ['{"text": "a"}'],
+            r"given.jsonl:1: got the keys .*text.*, expected text or turns under 'prompt'",
+        ),
         (['{"prompt": "a", "response": 3}'], r"given.jsonl:1: expected 'response' to be a str"),
         (['{"prompt": "a b c d e f g h"}'], r"given.jsonl:1: prompt of 10 tokens, .* at most 8"),
         ([], r"given.jsonl: is empty, expected at least one JSON object"),

@@ -77,6 +77,16 @@ def test_each_role_samples_as_the_configuration_says(improve):
     assert (draft[0], improved[0]) == ("a", ("b", "c", "c"))
 
 
+def test_prompts_may_be_turns(improve, tmp_path):
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "1"}]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": [*turns, turns[0]]}))
+    ((line,), _) = improve()
+    assert line["prompt"] == [*turns, turns[0]] and line["responses"] == ["1", "2", "4"]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": turns}))
+    with pytest.raises(UserError, match="in.jsonl:1: got turns under 'prompt' that end with role"):
+        improve()
+
+
 def test_self_refine_improves_by_the_policy_itself(improve):
     _, (_, improved) = improve(dataclasses.replace(IMPROVE, method="self_refine"))
     assert improved[0] == ("rl_policy", "rm_gap", "rm_gap")

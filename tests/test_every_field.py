@@ -146,7 +146,13 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         ),
         "models/test_network.py::"
         "test_each_field_that_has_no_parameter_moves_the_logits_as_in_numpy": (
-            "activation scale_embeddings scale_attention scale_logits rope_theta norm_epsilon"
+            "activation scale_embeddings scale_attention scale_logits rope_theta norm_epsilon "
+            "norm_offset parallel_blocks attention_scalar attention_cap logit_cap windows "
+            "rotary_layers rotary_dim rope_local_theta rope_factor rope_original_length rope_low "
+            "rope_high"
+        ),
+        "models/test_network.py::test_each_variation_adds_or_takes_its_own_parameters": (
+            "norm norm_place qk_norm qkv_bias out_bias mlp_bias gated_mlp"
         ),
         "models/test_network.py::"
         "test_bfloat16_stays_near_float32_and_logits_are_not_rounded": "dtype",
@@ -156,7 +162,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
     "run.config.RunConfig": {
         "run/test_run.py::test_each_field_reaches_what_it_is_of": (
             "model_dir seed network vocabulary dataset lengths stages control_tokens eos_token "
-            "pad_token batching mesh sampling_batch improve"
+            "pad_token chat_template batching mesh sampling_batch improve"
         ),
         "run/test_stage_training.py::"
         "test_references_come_from_the_policy_and_the_step_that_the_round_names": "shard_size",
@@ -249,6 +255,7 @@ MADE = {
     "method.improve": "Improver",
     "method.ppo_step": "Environment",
     "method.sampler": "Response",
+    "models.weights.families": "Family",
     "plan.chips": "Chip Slice",
     "plan.estimate": "Estimate Machine",
     "plan.hlo": "Collective",

@@ -22,19 +22,22 @@ from pit_jax.method.decode import SamplingConfig
 from pit_jax.run import run as runs
 from pit_jax.run.config import RunConfig
 from tests import tiny_tokenizers
+from tests.models.weights.test_presets import PUBLISHED
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
 FILES = [name for name in ALL if not name.startswith("gin/t5x/")]  # those go into T5X's own
 RUNS = [name for name in FILES if name.startswith("gin/runs/")]
 LARGE = [name for name in RUNS if name.endswith("b.gin")]  # from a base model, on a pod
-SMALL_RUNS = sorted(set(RUNS) - set(LARGE))
+FROM_BASE = "gin/runs/from_base.gin"  # from a base model that tests/run/test_hugging_face.py makes
+SMALL_RUNS = sorted(set(RUNS) - {*LARGE, FROM_BASE})
 TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of every stage
 SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]
 SIDES = ("chosen", "rejected")
 QUICKSTART = "gin/runs/quickstart.gin"
 T5X_BASE = "gin/models/t5x_base.gin"  # for whoever brings weights
+PRESETS = [f"gin/models/{name}.gin" for name in PUBLISHED]  # likewise
 
 
 @functools.cache
@@ -185,7 +188,8 @@ def test_a_file_opens_with_what_to_set(name):
 
 
 def test_every_file_is_part_of_a_run():
-    assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - {T5X_BASE}
+    unused = {T5X_BASE, *PRESETS} - {"gin/models/smollm2_135m.gin"}
+    assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - unused
 
 
 # --- includes ---------------------------------------------------------------------------------

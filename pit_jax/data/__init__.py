@@ -2,7 +2,7 @@
 
 These are its modules, in the order of the way from plain text to arrays:
 
-    examples                  what an example and a verdict are; folds by a hash of the group
+    examples                  what an example, its turns and a verdict are; folds by a hash
     synthetic.drafts          a synthetic family with an exact checker
     synthetic.requirements    another synthetic family
     synthetic.instructions    the splits of both
@@ -12,7 +12,11 @@ These are its modules, in the order of the way from plain text to arrays:
     files.build               the command that prepares them
     vocabularies.base         what every vocabulary offers
     vocabularies.words        bytes, and the words of a synthetic family
-    vocabularies.subwords     SentencePiece models and Hugging Face tokenizers
+    vocabularies.chat_templates   a model's own chat template: turns -> a prompt
+    vocabularies.tokenizer_files  the files beside a tokenizer
+    vocabularies.subwords     ids of users' own tokenizers: swapped, reserved and appended ones
+    vocabularies.sentence_pieces  SentencePiece models
+    vocabularies.tokenizer_json   Hugging Face tokenizers
     vocabularies.load         the vocabulary that a configuration names
     datasets                  what a dataset is made of; its train, dev and test examples; mixtures
     layouts                   token layouts of every model's input (Appendix A of the paper)

@@ -153,7 +153,9 @@ class Dataset:
 
 
 def load(
-    config: DatasetConfig | MixtureConfig, fits: Callable[[Example], bool] = lambda _: True
+    config: DatasetConfig | MixtureConfig,
+    fits: Callable[[Example], bool] = lambda _: True,
+    check: readers.Check | None = None,
 ) -> list[Dataset]:
     """Generates or reads the dataset, or every dataset of a mixture.
 
@@ -171,12 +173,14 @@ def load(
     Args:
       config: the dataset.
       fits: whether an example fits the windows; asked only of what may go to test or dev.
+      check: raises ValueError for an example that is to be treated as a malformed line; not asked
+        of synthetic ones.
 
     Raises:
       UserError: for files that can't be read and families that are exhausted.
     """
     parts = config.parts if isinstance(config, MixtureConfig) else (config,)
-    loaded = [_load(part, fits) for part in parts]
+    loaded = [_load(part, fits, check) for part in parts]
     held_out: set[str] = set()
     names: collections.Counter[str] = collections.Counter()
     datasets = []
@@ -217,7 +221,9 @@ def _words(group_by: str) -> str:
     return group_by.replace("_", " ")
 
 
-def _load(config: DatasetConfig, fits: Callable[[Example], bool]) -> Dataset:
+def _load(
+    config: DatasetConfig, fits: Callable[[Example], bool], check: readers.Check | None
+) -> Dataset:
     """Loads a dataset, with a Counter as `dropped`."""
     sizes = {"train": config.train_size, "dev": config.dev_size, "test": config.test_size}
     if config.kind == "instructions":
@@ -232,7 +238,7 @@ def _load(config: DatasetConfig, fits: Callable[[Example], bool]) -> Dataset:
         }
         read = sum(map(len, splits.values()))
         return Dataset(config.name, splits, read, collections.Counter())
-    reading, held_out = _read(config)
+    reading, held_out = _read(config, check)
     dropped = collections.Counter(reading.dropped)
     count, malformed = reading.read, reading.malformed
     examples = _grouped(reading.examples, config)
@@ -254,14 +260,16 @@ def _load(config: DatasetConfig, fits: Callable[[Example], bool]) -> Dataset:
     return Dataset(config.name, splits, count, dropped, malformed)
 
 
-def _read(config: DatasetConfig) -> tuple[readers.Reading, readers.Reading | None]:
+def _read(
+    config: DatasetConfig, check: readers.Check | None
+) -> tuple[readers.Reading, readers.Reading | None]:
     """Reads the pairs to train on, some of them to hold out, and those of `test_path`, if any."""
     if config.kind != "tfds":
         read = _READERS[config.kind]
-        reading = read(config.path, on_error=config.on_error)
+        reading = read(config.path, on_error=config.on_error, check=check)
         if not config.test_path:
             return reading, None
-        return reading, read(config.test_path, on_error=config.on_error)
+        return reading, read(config.test_path, on_error=config.on_error, check=check)
     from pit_jax.data.files import builders
 
     if not isinstance(config.path, str):
@@ -271,8 +279,8 @@ def _read(config: DatasetConfig) -> tuple[readers.Reading, readers.Reading | Non
     held_out = [example for examples in splits.values() for example in examples]
     found = []
     for examples in (train, held_out):
-        numbered = [dataclasses.replace(e, index=i) for i, e in enumerate(examples)]
-        found.append(readers.Reading(numbered, len(numbered), {}))
+        accepted = check or (lambda _: None)
+        found.append(readers.checked(examples, config.path, config.on_error, accepted))
     return found[0], found[1] if held_out else None
 
 

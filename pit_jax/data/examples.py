@@ -1,13 +1,50 @@
-"""Says what an example and a verdict are, and makes folds by a stable hash of the group."""
+"""Says what an example, its turns and a verdict are; makes folds by a stable hash of the group."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable
 
 SPLITS = ("train", "dev", "test")
 FOLDS = ("sft", "rm", "rl")
+
+
+# Who speaks (system, user or assistant) and what is said, turn by turn.
+Turns = tuple[tuple[str, str], ...]
+
+
+class Dialogue(str):
+    """Is x as text that knows the turns it was made of, for layouts that a chat template makes.
+
+    Attributes:
+      turns: the turns, before the answer that is looked for.
+    """
+
+    turns: Turns
+
+    def __new__(cls, text: str, turns: Turns = ()):
+        made = super().__new__(cls, text)
+        made.turns = turns
+        return made
+
+
+def turns_of(x: str) -> Turns:
+    """Returns the turns of x; plain text is one turn of the user."""
+    return x.turns if isinstance(x, Dialogue) else (("user", x),)
+
+
+def turns_json(x: str) -> str:
+    """Writes the turns of a Dialogue as JSON; nothing for plain text."""
+    return json.dumps(x.turns) if isinstance(x, Dialogue) else ""
+
+
+def with_turns(text: str, turns: str) -> str:
+    """Makes x of its text and of what `turns_json` wrote of it."""
+    if not turns:
+        return text
+    return Dialogue(text, tuple((role, content) for role, content in json.loads(turns)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +52,8 @@ class Example:
     """Holds a preference example as text: x, y_w, y_l, reflection c (section 3.1, Appendix D).
 
     Attributes:
-      prompt: x, what stands between `Human: ` and `Assistant:` of the layout.
+      prompt: x, what stands between `Human: ` and `Assistant:` of the layout; a Dialogue where it
+        was made of turns.
       chosen: y_w, the better response.
       rejected: y_l, the worse response.
       reflection: c, how y_l could become y_w; empty where the data has none.

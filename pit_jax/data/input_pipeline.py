@@ -66,7 +66,10 @@ class InputPipeline:
         self.batching = batching
         self._reflection = reflection
         self._layout = Layout(vocabulary)
-        self._datasets = datasets.load(config, lambda example: bool(self._fitting_sizes(example)))
+        check = self._check if vocabulary.has_template else None
+        self._datasets = datasets.load(
+            config, lambda example: bool(self._fitting_sizes(example)), check
+        )
         self._rates = config.rates if isinstance(config, datasets.MixtureConfig) else ()
         self._tables: dict[tuple, tables.Table] = {}
         self._counts: dict[str, Batch] = {}
@@ -200,6 +203,13 @@ class InputPipeline:
                 least = -(-tokens // length) if length else least + each
             bounds[name] = (least, most)
         return bounds
+
+    def _check(self, e: Example) -> None:
+        """Raises ValueError if a chat template refuses the prompt, or a response has no target."""
+        self._layout.policy_prompt(e.prompt)
+        for name in ("chosen", "rejected"):
+            if not self.vocabulary.encode(getattr(e, name)):
+                raise ValueError(f"got a {name} response without a token, expected some to learn")
 
     def _fitting_sizes(self, e: Example) -> dict[str, int]:
         """The tokens of each field of an example that fits the windows; nothing if it doesn't."""

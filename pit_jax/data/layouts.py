@@ -6,7 +6,15 @@
     gap reward   Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>> {y} EOS     -> score at EOS
 
 `<<Candidate>>` and `<<Improved>>` are reserved ids that no text encodes to, so a text that contains
-those characters can't forge them.
+those characters can't forge them. Where a model was trained with BOS, all sequences begin with it.
+
+A vocabulary may have the model's chat template, which then makes all of policy's prompt. The other
+layouts build on that prompt as they do here, without spaces between their pieces:
+
+    policy       what the template makes of x, up to an assistant's answer         -> {y} EOS
+    PIT          …<<Candidate>>{y_ref}<<Improved>>                                 -> {y} EOS
+    reward       …{y} EOS                                                          -> score at EOS
+    gap reward   …<<Candidate>>{y_ref}<<Improved>>{y} EOS                          -> score at EOS
 """
 
 from __future__ import annotations
@@ -105,9 +113,11 @@ class Layout:
     """Builds token sequences for one vocabulary.
 
     A piece (x, y, reference, reflection) is either text, which is encoded, or its token ids without
-    EOS. Every method returns ids joined by `join`: a list by default; the seqio preprocessors pass
-    functions that concatenate tensors and count their elements, so that the layouts, and what is
-    too long for the windows, are written down once.
+    EOS; those of x are what `Vocabulary.encode_prompt` gives. Where the vocabulary puts a space
+    before a text by itself, the layouts put none, so that there is one. Every method returns ids
+    joined by `join`: a list by default; the seqio preprocessors pass functions that concatenate
+    tensors and count their elements, so that the layouts, and what is too long for the windows,
+    are written down once.
 
     Example, with x = "2+2?", y_ref = "5":
       pit_prompt = ids("Human: ") ids("2+2?") ids("Assistant:") CANDIDATE ids(" ") ids("5") IMPROVED
@@ -123,13 +133,24 @@ class Layout:
         self.control = vocabulary.control_tokens
         self._join = join
         self._size = size
-        self._human = vocabulary.encode(HUMAN)
-        self._assistant = vocabulary.encode(ASSISTANT)
-        self._space = vocabulary.encode(" ")
+        self._before: list[int] = []
+        self._after: list[int] = []
+        self._space: list[int] = []
+        if not vocabulary.has_template:
+            spaced = vocabulary.prefixes_space
+            bos = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
+            self._before = bos + vocabulary.encode(HUMAN.rstrip() if spaced else HUMAN)
+            self._after = vocabulary.encode_joined(ASSISTANT)
+            self._space = [] if spaced else vocabulary.encode(" ")
 
     def policy_prompt(self, x):
-        """Builds `Human: {x}Assistant:`, the input of M_P."""
-        return self._join([self._human, self._ids(x), self._assistant])
+        """Builds `Human: {x}Assistant:`, the input of M_P, or what a chat template makes of x.
+
+        Raises:
+          ValueError: if the template refuses the turns of x.
+        """
+        ids = self.vocabulary.encode_prompt(x) if isinstance(x, str) else x
+        return self._join([self._before, ids, self._after])
 
     def pit_prompt(self, x, reference):
         """Builds `Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>`, the input of M_PIT."""

@@ -1,4 +1,4 @@
-"""Samples from a language model: a prefill, then a `while_loop` until every row has met EOS.
+"""Samples from a language model: a prefill, then a `while_loop` until every row has met an end.
 
 Prompts are left-padded, so all rows write the same column of the KV cache, and a single
 `dynamic_update_slice` puts the tokens in place. Each row draws with its own key, so its sample
@@ -8,6 +8,9 @@ doesn't depend on its neighbours or its place in the batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
+from typing import Any
 
 import flax.struct
 import jax
@@ -48,15 +51,20 @@ class Generation:
     """Holds sampled responses.
 
     Attributes:
-      tokens_BR: int32, EOS included where it was met, padding after it.
+      tokens_BR: int32, the end included where it was met, padding after it.
       log_probs_BR: float32, each token's log-probability under the tempered, unfiltered
         distribution; 0 on padding.
-      mask_BR: bool, True on real tokens, EOS included.
+      mask_BR: bool, True on real tokens, the end included.
     """
 
     tokens_BR: jax.Array
     log_probs_BR: jax.Array
     mask_BR: jax.Array
+
+
+def is_end(tokens: Any, ends: tuple[int, ...]) -> Any:
+    """Returns where tokens, an array of any shape, are one of the ids that end a response."""
+    return functools.reduce(operator.or_, [tokens == end for end in ends])
 
 
 def row_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:
@@ -128,6 +136,7 @@ def generate(
     response_length: int,
     config: SamplingConfig,
     allowed_V: np.ndarray | None = None,
+    ends: tuple[int, ...] = (EOS_ID,),
 ) -> Generation:
     """Samples a response to each left-padded prompt.
 
@@ -136,9 +145,10 @@ def generate(
       params: its parameters.
       prompt_BP: int32 prompts, padding on the left.
       keys_B: one key for each row, see `row_keys`.
-      response_length: R, the most tokens of a response, EOS included.
+      response_length: R, the most tokens of a response, its end included.
       config: temperature and filters.
       allowed_V: bool, ids that may be sampled; None allows all.
+      ends: the ids that end a response.
     """
     B, P = prompt_BP.shape
     R = response_length
@@ -162,7 +172,7 @@ def generate(
             write(generation.log_probs_BR, jnp.where(done_B, 0.0, log_prob_B), t),
             write(generation.mask_BR, ~done_B, t),
         )
-        return generation, done_B | (token_B == EOS_ID), token_B
+        return generation, done_B | is_end(token_B, ends), token_B
 
     def unfinished(carry):
         t, _, done_B, _, _ = carry

@@ -6,6 +6,7 @@ computes it; what is computed twice to save memory doesn't.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -74,12 +75,13 @@ class Work:
         matrices = float(matrix_parameters(c))  # as integers, counts would overflow under jit
         unembed = 2.0 * c.embed_dim * c.vocab_size
         if self.steps is not None:
-            keys = self.tokens + self.steps / 2
-            token = 2 * matrices + 4 * c.num_layers * c.num_heads * c.head_dim * keys
-            one = self.rows * self.steps * (token + unembed)
+            seen = _keys_seen(c, self.tokens, self.steps)
+            token = 2 * matrices + unembed
+            one = self.rows * (self.steps * token + 4 * c.num_heads * c.head_dim * seen)
             return self.times * one
-        # Attention looks at half of a row's square.
-        attention = 2 * c.num_layers * c.num_heads * c.head_dim * self.tokens
+        # Without windows, attention looks at half of a row's square.
+        seen = _keys_seen(c, 0, self.tokens)
+        attention = 4 * c.num_heads * c.head_dim * seen / self.tokens
         tokens = self.rows * self.tokens
         blocks = tokens * (2 * matrices + attention)
         logits = self.rows * self.logits * unembed
@@ -94,7 +96,23 @@ def matrix_parameters(network: NetworkConfig) -> int:
     """Counts the parameters that a token is multiplied with, without embedding and logits."""
     c = network
     attention = c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    return c.num_layers * (attention + 3 * c.embed_dim * c.mlp_dim)
+    return c.num_layers * (attention + (3 if c.gated_mlp else 2) * c.embed_dim * c.mlp_dim)
+
+
+def _keys_seen(network: NetworkConfig, before: int, tokens: Any) -> Any:
+    """Counts keys that `tokens` tokens after `before` others look at, in all layers together."""
+    windows = collections.Counter(map(network.window_of, range(network.num_layers)))
+    return sum(
+        layers * (_triangle(before + tokens, window) - _triangle(before, window))
+        for window, layers in windows.items()
+    )
+
+
+def _triangle(tokens: Any, window: int) -> Any:
+    """The keys that the first tokens of a row look at, each at those before it in its window."""
+    beyond = tokens - window
+    beyond = beyond * (beyond > 0) if window else 0.0
+    return tokens * tokens / 2 - beyond * beyond / 2
 
 
 def total(works: Iterable[Work], network: NetworkConfig, rematerialised: bool = False) -> float:

@@ -33,7 +33,7 @@ import numpy as np
 
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method import flops, ppo
-from pit_jax.method.decode import Generation, SamplingConfig, generate, row_keys
+from pit_jax.method.decode import Generation, SamplingConfig, generate, is_end, row_keys
 from pit_jax.method.forward import response_log_probs, response_scores, response_values
 from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
 from pit_jax.method.ppo import Experience, PPOConfig
@@ -56,12 +56,14 @@ class Environment:
       anchor: the reward model's score that counts as 0: its losses leave that open, so a constant
         added to the model adds to both and changes nothing.
       allowed_V: bool, ids that may be sampled; None allows all.
+      ends: the ids that end a response; the reward model reads each as EOS, which it has learned.
     """
 
     response_length: int
     pooling: str
     anchor: float = 0.0
     allowed_V: np.ndarray | None = None
+    ends: tuple[int, ...] = (EOS_ID,)
 
 
 class RLState(flax.struct.PyTreeNode):
@@ -171,6 +173,7 @@ def make_collect(
             environment.response_length,
             SamplingConfig(temperature=config.temperature),
             environment.allowed_V,
+            environment.ends,
         )
         response_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
         bare = Experience(prompt_BP, reward_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
@@ -179,12 +182,13 @@ def make_collect(
         reference = frozen["reference"]
         ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
 
-        raw_B = score(frozen, batch, response_BR, mask_BR)
+        ends_BR = is_end(response_BR, environment.ends) & generation.mask_BR
+        raw_B = score(frozen, batch, jnp.where(ends_BR, EOS_ID, response_BR), mask_BR)
         zero_B = jnp.full(B, environment.anchor)
         if config.subtract_chosen:
             chosen_BR = batch["chosen_tokens"]
             zero_B = score(frozen, batch, chosen_BR, chosen_BR != PAD_ID)
-        ended_B = jnp.any((response_BR == EOS_ID) & generation.mask_BR, axis=1)
+        ended_B = jnp.any(ends_BR, axis=1)
         scores_B, moments = shape_scores(raw_B - zero_B, ended_B, state.moments, config)
         k1_BR, k3_BR = ppo.kl_estimates(log_probs_BR, ref_log_probs_BR)
         finite = jnp.isfinite(jnp.sum(raw_B) + jnp.sum(k1_BR) + jnp.sum(values_BR))

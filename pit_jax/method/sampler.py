@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
-from pit_jax.method.decode import SamplingConfig, generate, row_keys
+from pit_jax.method.decode import SamplingConfig, generate, is_end, row_keys
 from pit_jax.method.forward import response_scores
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
@@ -30,8 +30,8 @@ class Response:
     """Holds a sampled response.
 
     Attributes:
-      tokens: the ids before EOS.
-      ended: whether EOS came within the window.
+      tokens: the ids before the one that ended it.
+      ended: whether an end came within the window.
     """
 
     tokens: Tokens
@@ -47,6 +47,7 @@ class Sampler:
       response_length: R, the most tokens of a response, EOS included.
       batch_size: number of rows decoded at once, over all devices.
       allowed_V: bool, ids that may be sampled; None allows all.
+      ends: the ids that end a response; each is scored as EOS.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Sampler:
         response_length: int,
         batch_size: int,
         allowed_V: np.ndarray | None = None,
+        ends: tuple[int, ...] = (EOS_ID,),
     ):
         self._language_model = LanguageModel(network)
         self._scalar_model = ScalarModel(network)
@@ -63,6 +65,7 @@ class Sampler:
         self._response_length = response_length
         self._batch_size = batch_size
         self._allowed_V = allowed_V
+        self._ends = ends
         self._programs: dict[Any, Callable] = {}
 
     def respond(
@@ -98,7 +101,8 @@ class Sampler:
             mask_BR = np.asarray(generation.mask_BR)
             count = min(self._batch_size, len(prompts) - start)
             responses += [
-                _response(t, m) for t, m in zip(tokens_BR[:count], mask_BR[:count], strict=True)
+                self._response(t, m)
+                for t, m in zip(tokens_BR[:count], mask_BR[:count], strict=True)
             ]
         return responses
 
@@ -137,6 +141,7 @@ class Sampler:
                 self._response_length,
                 sampling,
                 self._allowed_V,
+                self._ends,
             )
 
         return self._program(("respond", sampling), respond)
@@ -155,6 +160,11 @@ class Sampler:
             )
 
         return self._program(("score", pooling), score)
+
+    def _response(self, tokens_R: np.ndarray, mask_R: np.ndarray) -> Response:
+        tokens_R = tokens_R[mask_R]
+        ends = np.flatnonzero(is_end(tokens_R, self._ends))
+        return Response(tokens_R[: ends[0] if len(ends) else None].tolist(), len(ends) > 0)
 
     def _fill(self, start: int, total: int) -> np.ndarray:
         """Returns the indices of a batch; past the end it repeats the last row."""
@@ -187,9 +197,3 @@ def pad_right(rows: Sequence[Tokens], width: int) -> np.ndarray:
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
     return padded
-
-
-def _response(tokens_R: np.ndarray, mask_R: np.ndarray) -> Response:
-    tokens = tokens_R[mask_R].tolist()
-    ended = EOS_ID in tokens
-    return Response(tokens[: tokens.index(EOS_ID)] if ended else tokens, ended)

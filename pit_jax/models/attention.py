@@ -17,7 +17,8 @@ import numpy as np
 
 from pit_jax.models import kernels
 from pit_jax.models.config import NetworkConfig
-from pit_jax.models.layers import Dense, rotary
+from pit_jax.models.layers import Dense, RMSNorm, capped
+from pit_jax.models.rotary import frequencies, frequencies_of_layers, rotary
 from pit_jax.runtime.partitioning import constrain
 
 RELATIVE_BUCKETS = 32
@@ -58,6 +59,30 @@ class KVCache:
             jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
             for x in (self.k_LBSKE, self.v_LBSKE)
         )
+
+
+@flax.struct.dataclass
+class Layers:
+    """Tells layers apart; a step of the scan over layers gets one, without the leading dim.
+
+    Attributes:
+      number_L: int32 number of each layer.
+      window_L: int32, how many tokens a token sees; None if no layer has a window.
+      frequencies_LI: of rotary positions; None if all layers have the same.
+    """
+
+    number_L: jax.Array
+    window_L: jax.Array | None
+    frequencies_LI: jax.Array | None
+
+    @classmethod
+    def of(cls, config: NetworkConfig) -> Layers:
+        """Makes those of a network."""
+        window_L, numbers = None, range(config.num_layers)
+        if any(config.windows):
+            everything = np.iinfo(np.int32).max
+            window_L = jnp.asarray([config.window_of(n) or everything for n in numbers], jnp.int32)
+        return cls(jnp.arange(config.num_layers), window_L, frequencies_of_layers(config))
 
 
 @flax.struct.dataclass
@@ -136,15 +161,22 @@ def positions_of(valid_BT: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
 
 
-def relative_buckets(mask_BTS: jax.Array) -> jax.Array:
-    """Returns the bucket of each visible key's distance, int8 [B, T, S]; -1 for unseen keys.
+def distances(mask_BTS: jax.Array) -> jax.Array:
+    """Returns how many tokens back each visible key is, int32 [B, T, S]; -1 for unseen keys.
 
     The keys that a query sees are its history in order, with itself at the end, so a key's distance
-    is the number of visible keys after it, whatever is packed, shared or padded. Section 2.1 of
-    Raffel et al., 2020; causal, so all 32 buckets are of the past.
+    is the number of visible keys after it, whatever is packed, shared or padded.
     """
-    distance_BTS = jax.lax.cumsum(mask_BTS.astype(jnp.int32), axis=2, reverse=True) - 1
-    passed_BTSN = distance_BTS[..., None] >= jnp.asarray(_STARTS)[None, None, None]
+    after_BTS = jax.lax.cumsum(mask_BTS.astype(jnp.int32), axis=2, reverse=True) - 1
+    return jnp.where(mask_BTS, after_BTS, -1)
+
+
+def relative_buckets(mask_BTS: jax.Array) -> jax.Array:
+    """Returns the bucket of each visible key's `distances`, int8 [B, T, S]; -1 for unseen keys.
+
+    Section 2.1 of Raffel et al., 2020; causal, so all 32 buckets are of the past.
+    """
+    passed_BTSN = distances(mask_BTS)[..., None] >= jnp.asarray(_STARTS)[None, None, None]
     return jnp.where(mask_BTS, jnp.sum(passed_BTSN, axis=-1), -1).astype(jnp.int8)
 
 
@@ -155,6 +187,7 @@ def attend(
     mask_BTS: jax.Array,
     scale: float | None = None,
     bias_HN: jax.Array | None = None,
+    cap: float = 0.0,
 ) -> jax.Array:
     """Computes grouped-query attention, softmax in float32; a query that sees no key gets zeros.
 
@@ -165,6 +198,7 @@ def attend(
       mask_BTS: bool, True where a query sees a key; with `bias_HN` its `relative_buckets`.
       scale: factor of the scores; 1/sqrt(E) by default.
       bias_HN: added to the scores, for each head and bucket of distance.
+      cap: of the scores, see `layers.capped`.
 
     Returns:
       [B, T, H, E] in the type of `q_BTHE`.
@@ -174,6 +208,7 @@ def attend(
     scale = E**-0.5 if scale is None else scale
     q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E) * jnp.asarray(scale, q_BTHE.dtype)
     scores = jnp.einsum("BTKGE,BSKE->BKGTS", q_BTKGE, k_BSKE, preferred_element_type=jnp.float32)
+    scores = capped(scores, cap)
     if bias_HN is not None:
         scores += _bias(bias_HN.reshape(K, H // K, -1), mask_BTS, q_BTHE.dtype)
         mask_BTS = mask_BTS >= 0
@@ -206,7 +241,7 @@ def attend_causal(
     """Computes `attend` where no query sees a later key, with half the work for a long row.
 
     The queries go in up to 8 parts, and each part gets the keys up to its last query. `how` is the
-    scale and the bias.
+    scale, the bias and the cap.
     """
     T = q_BTHE.shape[1]
     part = _part(T)
@@ -250,7 +285,11 @@ def attend_in_turn(
 
 
 class Attention(nn.Module):
-    """Computes the self-attention of a block, with or without a cache."""
+    """Computes the self-attention of a block, with or without a cache.
+
+    `mask` is a mask, or CausalRows; the `distances` of a mask where layers have windows; or
+    `relative_buckets` of one with `bias_HN`.
+    """
 
     config: NetworkConfig
 
@@ -258,6 +297,9 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, positions_BT, mask, bias_HN, cache: KVCache | None, layer, index):
         c = self.config
         D, H, K, E = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
+        scale, initial_scale = (None, 1.0) if c.scale_attention else (1.0, E**-0.5)
+        if c.attention_scalar:
+            scale = c.attention_scalar**-0.5
 
         def project(name, heads, axis, initial_scale=1.0):
             return Dense(
@@ -266,34 +308,44 @@ class Attention(nn.Module):
                 1,
                 c.dtype,
                 initial_scale=initial_scale,
+                bias=c.qkv_bias,
                 name=name,
             )(x_BTD)
 
-        def placed(x):
-            return rotary(x, positions_BT, c.rope_theta) if c.positions == "rotary" else x
+        def placed(name, x, axis):
+            if c.qk_norm != "none":
+                axes = ("norm",) if c.qk_norm == "head" else (axis, "kv")
+                x = RMSNorm(c.norm_epsilon, c.dtype, c.norm_offset, axes, name=name)(x)
+            if c.positions != "rotary":
+                return x
+            own = layer.frequencies_LI
+            return rotary(x, positions_BT, frequencies(c) if own is None else own)
 
-        scale, initial_scale = (None, 1.0) if c.scale_attention else (1.0, E**-0.5)
-        q_BTHE = placed(project("query", H, "heads", initial_scale))
-        k_BTKE = placed(project("key", K, "kv_heads"))
+        q_BTHE = placed("query_norm", project("query", H, "heads", initial_scale), "heads")
+        k_BTKE = placed("key_norm", project("key", K, "kv_heads"), "kv_heads")
         v_BTKE = project("value", K, "kv_heads")
         q_BTHE = constrain(q_BTHE, "batch", "length", "heads", "kv")
         k_BTKE = constrain(k_BTKE, "batch", "length", "kv_heads", "kv")
         v_BTKE = constrain(v_BTKE, "batch", "length", "kv_heads", "kv")
         if cache is not None:
-            cache = cache.write(k_BTKE, v_BTKE, layer, index)
+            cache = cache.write(k_BTKE, v_BTKE, layer.number_L, index)
+        if layer.window_L is not None:
+            mask = (mask >= 0) & (mask < layer.window_L)
+        how = scale, bias_HN, c.attention_cap
         if isinstance(mask, CausalRows):
             kernel = kernels.choose(c)
             out_BTHE = kernels.fused(kernel, q_BTHE, k_BTKE, v_BTKE, mask.segments_BT, scale)
         elif mask.shape[2] == x_BTD.shape[1]:
             whole = attend_causal if kernels.platform() == "cpu" else attend_in_turn
-            out_BTHE = whole(q_BTHE, k_BTKE, v_BTKE, mask, scale, bias_HN)
+            out_BTHE = whole(q_BTHE, k_BTKE, v_BTKE, mask, *how)
         else:  # decoding: look at what the cache holds
             assert cache is not None
-            k_BSKE, v_BSKE = cache.layer(layer)
-            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask, scale, bias_HN)
+            k_BSKE, v_BSKE = cache.layer(layer.number_L)
+            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask, *how)
         # Attention is split by rows, as the cache is; decoding, its result then goes to the weights
         # of the projection. In training the two are the same.
         out_BTHE = constrain(out_BTHE, "batch", "length", "heads", "kv")
         out_BTHE = constrain(out_BTHE, "activation_batch", "length", "heads", "kv")
-        out = Dense((H, E, D), ("heads", "kv", "embed"), 2, c.dtype, name="out")(out_BTHE)
+        shape, axes = (H, E, D), ("heads", "kv", "embed")
+        out = Dense(shape, axes, 2, c.dtype, bias=c.out_bias, name="out")(out_BTHE)
         return out, cache

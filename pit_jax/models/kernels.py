@@ -2,7 +2,8 @@
 
 `xla` is plain array code (`attention.attend_causal`) and runs everywhere; `splash` is JAX's Pallas
 kernel for TPUs; `cudnn` is NVIDIA's. They agree on real tokens and differ on padding, which nothing
-reads. Masks of another kind (trees, the KV cache) and relative positions always take `xla`.
+reads. Masks of another kind (trees, the KV cache), relative positions, windows and caps always take
+`xla`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def choose(config: NetworkConfig) -> str:
     """Chooses the kernel for the devices at hand: `xla`, `splash` or `cudnn`."""
     if config.attention != "auto":
         return config.attention
-    if config.positions == "relative":  # a bias that only `xla` adds
+    if config.needs_xla():
         return "xla"
     if platform() == "tpu" and config.head_dim % _LANES == 0:
         return "splash"

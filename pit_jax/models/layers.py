@@ -1,8 +1,9 @@
-"""Has the simple layers: Dense, Embed, RMSNorm, GatedMLP, rotary. Dims: see `network.py`."""
+"""Has the simple layers: Dense, Embed, RMSNorm, LayerNorm, MLP. Dims: see `network.py`."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -13,12 +14,17 @@ from pit_jax.runtime.partitioning import constrain
 
 RESIDUAL = ("activation_batch", "activation_length", "activation_embed")
 WHOLE = ("activation_batch", "length", "activation_embed")  # the input of a layer's products
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+}
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _EMBED_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
 
 class Dense(nn.Module):
-    """Applies a linear map to the last dims, without bias.
+    """Applies a linear map to the last dims.
 
     Attributes:
       shape: shape of the kernel, input dims first.
@@ -27,6 +33,7 @@ class Dense(nn.Module):
       dtype: compute type.
       out_dtype: type of the result; the compute type by default.
       initial_scale: factor of the kernel's initial values.
+      bias: whether a bias is added.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +42,7 @@ class Dense(nn.Module):
     dtype: str
     out_dtype: str | None = None
     initial_scale: float = 1.0
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,12 +54,19 @@ class Dense(nn.Module):
 
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
         contract = tuple(range(x.ndim - n, x.ndim))
-        return jax.lax.dot_general(
+        y = jax.lax.dot_general(
             x,
             kernel.astype(self.dtype),
             ((contract, tuple(range(n))), ((), ())),
             preferred_element_type=self.out_dtype or self.dtype,
         )
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[n:])
+            bias = self.param("bias", zeros, self.shape[n:], jnp.float32)
+            # Added in float32, so that its gradient is summed over all tokens in float32.
+            bias = jnp.expand_dims(bias, tuple(range(x.ndim - n)))
+            y = (y.astype(jnp.float32) + bias).astype(y.dtype)
+        return y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -114,26 +129,73 @@ class Embed(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square, computed in float32 (Zhang and Sennrich, 2019)."""
+    """Divides by the root mean square, computed in float32 (Zhang and Sennrich, 2019).
+
+    Attributes:
+      epsilon: added to the mean square.
+      dtype: type of the result.
+      offset: whether the scale is kept as an offset from 1.
+      axes: logical axes of the last dims, over which the mean is taken.
+    """
+
+    epsilon: float
+    dtype: str
+    offset: bool = False
+    axes: tuple[str, ...] = ("norm",)
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        n = len(self.axes)
+        init = nn.initializers.zeros_init() if self.offset else nn.initializers.ones_init()
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(init, self.axes),
+            x_BTD.shape[-n:],
+            jnp.float32,
+        )
+        scale = scale + 1 if self.offset else scale
+        x = x_BTD.astype(jnp.float32)
+        square = jnp.mean(x**2, axis=tuple(range(-n, 0)), keepdims=True)
+        x = x * jax.lax.rsqrt(square + self.epsilon)
+        return (x * jnp.expand_dims(scale, tuple(range(x.ndim - n)))).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Subtracts the mean and divides by the standard deviation, in float32 (Ba et al., 2016)."""
 
     epsilon: float
     dtype: str
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        scale_D = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",)),
-            (x_BTD.shape[-1],),
-            jnp.float32,
+        inits = {"scale": nn.initializers.ones_init(), "bias": nn.initializers.zeros_init()}
+        scale_D, bias_D = (
+            self.param(
+                name,
+                nn.with_logical_partitioning(init, ("norm",)),
+                (x_BTD.shape[-1],),
+                jnp.float32,
+            )
+            for name, init in inits.items()
         )
         x = x_BTD.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale_D[None, None]).astype(self.dtype)
+        return (x * scale_D[None, None] + bias_D[None, None]).astype(self.dtype)
 
 
-class GatedMLP(nn.Module):
-    """Computes `down(activation(gate(x)) * up(x))` (Shazeer, 2020); `gelu` by tanh."""
+def make_norm(config: NetworkConfig, name: str | None = None) -> RMSNorm | LayerNorm:
+    """Makes the network's norm of the residual stream."""
+    if config.norm == "layer":
+        return LayerNorm(config.norm_epsilon, config.dtype, name=name)
+    return RMSNorm(config.norm_epsilon, config.dtype, config.norm_offset, name=name)
+
+
+class MLP(nn.Module):
+    """Computes `down(activation(gate(x)) * up(x))` (Shazeer, 2020).
+
+    Without a gate it is `down(activation(up(x)))`.
+    """
 
     config: NetworkConfig
 
@@ -141,33 +203,23 @@ class GatedMLP(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
         shape, axes = (c.embed_dim, c.mlp_dim), ("embed", "mlp")
-        gate_BTF = Dense(shape, axes, 1, c.dtype, name="gate")(x_BTD)
-        up_BTF = Dense(shape, axes, 1, c.dtype, name="up")(x_BTD)
-        hidden_BTF = getattr(jax.nn, c.activation)(gate_BTF) * up_BTF
+        activation = _ACTIVATIONS[c.activation]
+
+        def project(name, shape, axes, x):
+            return Dense(shape, axes, 1, c.dtype, bias=c.mlp_bias, name=name)(x)
+
+        if c.gated_mlp:
+            gate_BTF = project("gate", shape, axes, x_BTD)
+            hidden_BTF = activation(gate_BTF) * project("up", shape, axes, x_BTD)
+        else:
+            hidden_BTF = activation(project("up", shape, axes, x_BTD))
         hidden_BTF = constrain(hidden_BTF, "activation_batch", "length", "mlp")
-        return Dense(shape[::-1], axes[::-1], 1, c.dtype, name="down")(hidden_BTF)
+        return project("down", shape[::-1], axes[::-1], hidden_BTF)
 
 
-def rotary(x_BTHE: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
-    """Turns pairs (x[i], x[i + E/2]) by `position * theta^(-2i/E)` (Su et al., 2021).
-
-    Args:
-      x_BTHE: queries or keys, E even.
-      positions_BT: int32 position of each token within its sequence.
-      theta: base wavelength.
-
-    Returns:
-      Same shape and type as `x_BTHE`.
-    """
-    half = x_BTHE.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions_BT.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None]
-    first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
-    turned = (
-        first * jnp.cos(angle) - second * jnp.sin(angle),
-        second * jnp.cos(angle) + first * jnp.sin(angle),
-    )
-    return jnp.concatenate(turned, axis=-1).astype(x_BTHE.dtype)
+def capped(x: jax.Array, cap: float) -> jax.Array:
+    """Squeezes numbers into (-cap, cap) by `cap * tanh(x / cap)`; 0 leaves them as they are."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def _product(shape: tuple[int, ...]) -> int:

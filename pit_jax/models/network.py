@@ -5,7 +5,7 @@ These letters stand for dims in every name and einsum of the package:
     B batch         T query tokens   S key tokens     L layers
     D model width   F mlp width      E head width     V vocabulary
     H query heads   K kv heads       G = H // K query heads per kv head
-    N buckets of distance
+    N buckets of distance  I pairs of a head's numbers that rotary positions turn
     P prompt tokens (left-padded)    R response tokens (right-padded)
 """
 
@@ -21,15 +21,17 @@ from pit_jax.models.attention import (
     Attention,
     CausalRows,
     KVCache,
+    Layers,
+    distances,
     relative_buckets,
 )
 from pit_jax.models.config import NetworkConfig
-from pit_jax.models.layers import RESIDUAL, WHOLE, Dense, Embed, GatedMLP, RMSNorm
+from pit_jax.models.layers import MLP, RESIDUAL, WHOLE, Dense, Embed, capped, make_norm
 from pit_jax.runtime.partitioning import constrain
 
 
 class Block(nn.Module):
-    """Applies pre-norm attention and MLP with residuals; it is a step of the scan over layers."""
+    """Adds attention and MLP to the residual stream; it is a step of the scan over layers."""
 
     config: NetworkConfig
 
@@ -37,14 +39,22 @@ class Block(nn.Module):
     def __call__(self, carry, layer, positions_BT, mask, bias_HN, index):
         c = self.config
         x_BTD, cache = carry
+
+        def read(name, x_BTD):
+            if c.norm_place != "after":
+                x_BTD = make_norm(c, name)(x_BTD)
+            return constrain(x_BTD, *WHOLE)
+
+        def written(name, out_BTD):
+            out_BTD = constrain(out_BTD, *RESIDUAL)
+            return out_BTD if c.norm_place == "before" else make_norm(c, name)(out_BTD)
+
         attention = Attention(c, name="attention")
-        whole_BTD = constrain(
-            RMSNorm(c.norm_epsilon, c.dtype, name="attention_norm")(x_BTD), *WHOLE
-        )
+        whole_BTD = read("attention_norm", x_BTD)
         out_BTD, cache = attention(whole_BTD, positions_BT, mask, bias_HN, cache, layer, index)
-        x_BTD = x_BTD + constrain(out_BTD, *RESIDUAL)
-        whole_BTD = constrain(RMSNorm(c.norm_epsilon, c.dtype, name="mlp_norm")(x_BTD), *WHOLE)
-        x_BTD = x_BTD + constrain(GatedMLP(c, name="mlp")(whole_BTD), *RESIDUAL)
+        between_BTD = x_BTD + written("attention_post_norm", out_BTD)
+        whole_BTD = read("mlp_norm", x_BTD if c.parallel_blocks else between_BTD)
+        x_BTD = between_BTD + written("mlp_post_norm", MLP(c, name="mlp")(whole_BTD))
         return (constrain(x_BTD, *RESIDUAL), cache), None
 
 
@@ -76,7 +86,7 @@ class Decoder(nn.Module):
                 (c.num_heads, RELATIVE_BUCKETS),
                 jnp.float32,
             )
-        self.final_norm = RMSNorm(c.norm_epsilon, c.dtype)
+        self.final_norm = make_norm(c)
         if not c.tied_embeddings:
             shape, axes = (c.embed_dim, c.vocab_size), ("embed", "vocab")
             self.unembed = Dense(shape, axes, 1, c.dtype, out_dtype="float32")
@@ -110,10 +120,11 @@ class Decoder(nn.Module):
         if self.config.positions == "relative":
             assert not isinstance(mask, CausalRows)  # no fused kernel adds a bias
             mask, bias_HN = relative_buckets(mask), self.relative_bias
-        layers_L = jnp.arange(self.config.num_layers)
-        (x_BTD, cache), _ = self.layers(
-            (x_BTD, cache), layers_L, positions_BT, mask, bias_HN, index
-        )
+        layers = Layers.of(self.config)
+        if layers.window_L is not None:
+            assert not isinstance(mask, CausalRows)  # no fused kernel has windows
+            mask = distances(mask)  # here too, once
+        (x_BTD, cache), _ = self.layers((x_BTD, cache), layers, positions_BT, mask, bias_HN, index)
         return self.final_norm(x_BTD), cache
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
@@ -122,7 +133,7 @@ class Decoder(nn.Module):
             logits_BTV = self.embed.attend(hidden_BTD)
         else:
             logits_BTV = self.unembed(hidden_BTD)
-        return constrain(logits_BTV, "batch", "length", "vocab")
+        return constrain(capped(logits_BTV, self.config.logit_cap), "batch", "length", "vocab")
 
 
 class LanguageModel(nn.Module):

@@ -131,11 +131,8 @@ def _groups(task: str, row: Batch) -> Iterator[tuple[str, bool, list[int]]]:
 
 def piece(vocabulary: Vocabulary, token: int) -> str:
     """Shows a token as printable text; what is no text of its own stands in angle brackets."""
-    control = vocabulary.control_tokens
-    names = {vocabulary.eos_id: "<EOS>", control.candidate: "<<Candidate>>"}
-    names[control.improved] = "<<Improved>>"
-    if token in names:
-        return names[token]
+    if token in vocabulary.names:
+        return vocabulary.names[token]
     text = vocabulary.decode([token])
     return printable(text) if text and "\ufffd" not in text else f"<{token}>"
 

@@ -27,9 +27,12 @@ class RunConfig:
       lengths: windows in tokens.
       stages: the stages, in the order in which they run.
       control_tokens: names of the tokenizer's two reserved pieces that become `<<Candidate>>` and
-        `<<Improved>>`.
+        `<<Improved>>`; by default ids are appended for them.
       eos_token: name of the tokenizer's EOS piece, if its files don't tell.
-      pad_token: name of the tokenizer's padding piece, or of an unused reserved piece.
+      pad_token: name of the tokenizer's padding piece, or of an unused reserved piece; by default
+        what its files tell, else an appended id.
+      chat_template: what makes prompts: `none` for the paper's `Human: … Assistant:`, `tokenizer`
+        for the chat template of a Hugging Face tokenizer, or the path of a template.
       batching: packing and length buckets.
       mesh: the mesh of devices.
       sampling_batch: rows decoded at once when references and evaluations are sampled.
@@ -49,6 +52,7 @@ class RunConfig:
     control_tokens: tuple[str, ...] = ()
     eos_token: str = ""
     pad_token: str = ""
+    chat_template: str = "none"
     batching: BatchingConfig = BatchingConfig()
     mesh: MeshConfig = MeshConfig()
     sampling_batch: int = 256

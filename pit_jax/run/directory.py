@@ -8,6 +8,8 @@ which a field counts unless its metadata says otherwise:
                     the settings leave the field out, so that a run may go on with another value
     identity        for what gives the parameters no other meaning: the value that stands for all
                     values in a model's identity; None leaves the field out
+    variation       True for what leaves both texts while it has its default, because models that
+                    were made before there was such a field are without it
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from etils import epath
 from pit_jax import files
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
+from pit_jax.models.config import NetworkConfig
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import Stage
 from pit_jax.runtime import processes
@@ -32,7 +35,7 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
     """Returns what determines a stage's result: its own settings and those it builds on."""
     names = ("seed", "network", "dataset", "lengths", "batching")
     found = {name: _text(getattr(config, name), _result_counts) for name in names}
-    found["vocabulary"] = vocabulary.fingerprint
+    found |= _of_vocabulary(vocabulary)
     table = {each.name: each for each in config.stages}
     todo, seen = [stage.name], set()
     while todo:
@@ -47,15 +50,21 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
     return found
 
 
-def identity(config: RunConfig, vocabulary: Vocabulary) -> dict[str, str]:
+def identity(network: NetworkConfig, vocabulary: Vocabulary) -> dict[str, str]:
     """Returns what gives a model's parameters their meaning: ids of words, and architecture."""
     stand_ins = {
         field.name: field.metadata["identity"]
-        for field in dataclasses.fields(config.network)
+        for field in dataclasses.fields(network)
         if field.metadata.get("identity") is not None
     }
-    network = dataclasses.replace(config.network, **stand_ins)
-    return {"vocabulary": vocabulary.fingerprint, "network": _text(network, _identity_counts)}
+    network = dataclasses.replace(network, **stand_ins)
+    return _of_vocabulary(vocabulary) | {"network": _text(network, _identity_counts)}
+
+
+def _of_vocabulary(vocabulary: Vocabulary) -> dict[str, str]:
+    """What ids mean, and the protocol that prompts follow, if there is more to it than layouts."""
+    protocol = {"protocol": vocabulary.protocol} if vocabulary.protocol else {}
+    return {"vocabulary": vocabulary.fingerprint} | protocol
 
 
 def _result_counts(field: dataclasses.Field) -> bool:
@@ -73,7 +82,12 @@ def _text(value: Any, counts: Callable[[dataclasses.Field], bool]) -> str:
         return f"({', '.join(parts)}{',' * (len(parts) == 1)})"
     if not dataclasses.is_dataclass(value):
         return repr(value)
-    fields = [field.name for field in dataclasses.fields(value) if counts(field)]
+    fields = [
+        field.name
+        for field in dataclasses.fields(value)
+        if counts(field)
+        and not (field.metadata.get("variation") and getattr(value, field.name) == field.default)
+    ]
     parts = [f"{name}={_text(getattr(value, name), counts)}" for name in fields]
     return f"{type(value).__qualname__}({', '.join(parts)})"
 
@@ -91,7 +105,8 @@ def claim(folder: epath.Path, settings: dict[str, str], identity: dict[str, str]
     if path.exists() and (trained or (folder / "references").exists()):
         before = json.loads(path.read_text())
         if before["fingerprint"] != fingerprint:
-            changed = [key for key in settings if before["settings"].get(key) != settings[key]]
+            keys = dict.fromkeys([*settings, *before["settings"]])
+            changed = [key for key in keys if before["settings"].get(key) != settings.get(key)]
             raise UserError(
                 f"{folder}: was started with other settings ({', '.join(changed)} changed); "
                 "use another MODEL_DIR, or delete the folder to train the stage again"
@@ -115,11 +130,10 @@ def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:
     path = folder / "stage.json"
     trained = json.loads(path.read_text()).get("model", {}) if path.exists() else {}
     for what, expected in trained.items():
-        if identity[what] != expected:
+        if (got := identity.get(what, "none")) != expected:
             hint = " (the words of improve's prompts are part of it)" if "words" in expected else ""
             raise UserError(
-                f"{folder}: was trained with another {what}: got {identity[what]}, expected "
-                f"{expected}{hint}"
+                f"{folder}: was trained with another {what}: got {got}, expected {expected}{hint}"
             )
 
 

@@ -24,7 +24,7 @@ from pit_jax.method.improve import Improver
 from pit_jax.method.sampler import Sampler
 from pit_jax.models.network import in_compute_type
 from pit_jax.run import directory as run_directory
-from pit_jax.run import stages, t5x_checkpoints
+from pit_jax.run import hugging_face, stages, t5x_checkpoints
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import RewardStage, Stage
 from pit_jax.runtime import profiling
@@ -74,12 +74,18 @@ class Run:
         words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
         extra = tuple(word for word in words.split() if not word.startswith("{"))
         self.vocabulary: Vocabulary = load_vocabulary(
-            config.vocabulary, extra, config.control_tokens, config.eos_token, config.pad_token
+            config.vocabulary,
+            extra,
+            config.control_tokens,
+            config.eos_token,
+            config.pad_token,
+            config.chat_template,
         )
         if self.vocabulary.vocab_size > config.network.vocab_size:
             raise UserError(
                 f"network: got vocab_size={config.network.vocab_size}, expected at least "
-                f"{self.vocabulary.vocab_size}, the size of vocabulary {config.vocabulary!r}"
+                f"{self.vocabulary.vocab_size}, the size of vocabulary {config.vocabulary!r} with "
+                "its ids for padding and control tokens"
             )
         self.layout = Layout(self.vocabulary)
         self.data = InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
@@ -97,7 +103,12 @@ class Run:
         response = self.layout.widths(config.lengths).response
         allowed_V = self.vocabulary.sampled_ids(config.network.vocab_size)
         self.sampler = Sampler(
-            config.network, partitioner, response, config.sampling_batch, allowed_V
+            config.network,
+            partitioner,
+            response,
+            config.sampling_batch,
+            allowed_V,
+            self.vocabulary.ends,
         )
 
     def folder(self, name: str) -> epath.Path:
@@ -122,7 +133,8 @@ class Run:
         """Returns what a completed stage reports: steps, seconds, tokens, metrics, model_step.
 
         For a stage that T5X trained this is its task, model_step and a reward model's pooling, as
-        the stage of this run has them that is named like the folder.
+        the stage of this run has them that is named like the folder. A Hugging Face model counts as
+        the warm-up.
 
         Raises:
           UserError: if the stage isn't trained.
@@ -130,6 +142,9 @@ class Run:
         path = self.folder(name) / "result.json"
         if path.exists():
             return json.loads(path.read_text())
+        if hugging_face.is_model(self.folder(name)):
+            hugging_face.check(self.folder(name), self.config.network, self.vocabulary)
+            return {"task": "pretrain", "model_step": 0}
         checkpoint = self._t5x_checkpoint(name)
         if checkpoint is None:
             raise UserError(f"{path}: not found; train stage {name!r} first")
@@ -150,8 +165,8 @@ class Run:
         They are those of the stage's last checkpoint; a reward model's are those of its best.
 
         Args:
-          name: a stage of this run, or the path of another run's stage folder, or of a checkpoint
-            that T5X wrote.
+          name: a stage of this run, or the path of another run's stage folder, of a checkpoint
+            that T5X wrote, or of a Hugging Face model.
           step: the step of another checkpoint to load instead.
 
         Raises:
@@ -163,6 +178,9 @@ class Run:
         def abstract(init):
             return stages.abstract_model(init(network), self.partitioner)
 
+        if hugging_face.is_model(folder):
+            model = abstract(stages.init_language_model)
+            return hugging_face.load(folder, network, self.vocabulary, model)
         if checkpoint := self._t5x_checkpoint(name, step):
             return t5x_checkpoints.load(checkpoint, network, *map(abstract, inits))
         result = self.result(name)
@@ -215,4 +233,4 @@ class Run:
 
     def identity(self) -> dict[str, str]:
         """Returns what gives the models' parameters their meaning, as directory.identity has it."""
-        return run_directory.identity(self.config, self.vocabulary)
+        return run_directory.identity(self.config.network, self.vocabulary)

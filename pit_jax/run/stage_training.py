@@ -148,11 +148,12 @@ def make_ppo_step(run: Run, stage: RLStage) -> Callable:
             run.pooling(stage.reward_model),
             run.anchor(stage.reward_model),
             run.vocabulary.sampled_ids(run.config.network.vocab_size),
+            run.vocabulary.ends,
         ),
         run.partitioner,
         frozen(run, stage),
         run.key("ppo", stage.name),
-        run.vocabulary.decode,
+        run.vocabulary.readable,
     )
 
 

@@ -23,8 +23,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pit_jax.errors import UserError
 from pit_jax.files import absolute, is_local
 from pit_jax.method.ppo_step import RLState
-from pit_jax.models import weights
 from pit_jax.models.config import NetworkConfig
+from pit_jax.models.weights import t5x as weights
 
 _DATASET = "train_ds-000-of-001"  # T5X's name for the state of the only process's data
 _NAME = re.compile(r"checkpoint_(\d+)")

@@ -19,7 +19,7 @@ from t5x.examples.decoder_only import layers, network
 from pit_jax.method import decode
 from pit_jax.models.attention import CausalRows, causal_mask, relative_buckets
 from pit_jax.models.network import LanguageModel
-from pit_jax.models.weights import (
+from pit_jax.models.weights.t5x import (
     check_t5x_decoder,
     from_t5x_decoder,
     is_t5x_decoder,

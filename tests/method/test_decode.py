@@ -28,9 +28,9 @@ GREEDY = SamplingConfig(temperature=0.0)
 MODEL = LanguageModel(dataclasses.replace(TINY, tied_embeddings=False))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "length", "config"))
-def generate(model, params, prompts, keys, length, config):
-    return decode.generate(model, params, prompts, keys, length, config)
+@functools.partial(jax.jit, static_argnames=("model", "length", "config", "ends"))
+def generate(model, params, prompts, keys, length, config, ends=(EOS,)):
+    return decode.generate(model, params, prompts, keys, length, config, ends=ends)
 
 
 @jax.jit
@@ -71,9 +71,12 @@ def test_log_probs_equal_teacher_forced_ones(params, temperature):
     assert temperature == 0 or (max(lengths) == R and min(lengths) < R)  # both kinds of row occur
 
 
-@pytest.mark.parametrize("positions", ["rotary", "relative"])
-def test_greedy_equals_repeated_full_passes(positions):
-    model = LanguageModel(dataclasses.replace(MODEL.config, positions=positions))
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"positions": "relative"}, {"windows": (3, 0), "rope_local_theta": 9.0, "logit_cap": 2.0}],
+)
+def test_greedy_equals_repeated_full_passes(fields):
+    model = LanguageModel(dataclasses.replace(MODEL.config, **fields))
     params = random_params(model, seed=4)
     keys = decode.row_keys(jax.random.key(5), jnp.arange(4))
     result = generate(model, params, left_pad(PROMPTS), keys, R, GREEDY)
@@ -136,10 +139,10 @@ def chain(*edges):
     return jnp.asarray(table)
 
 
-def run_script(table, prompts, length, config=GREEDY):
+def run_script(table, prompts, length, config=GREEDY, ends=(EOS,)):
     script = Script()
     keys = decode.row_keys(jax.random.key(0), jnp.arange(len(prompts)))
-    result = generate(script, table, left_pad(prompts, 2), keys, length, config)
+    result = generate(script, table, left_pad(prompts, 2), keys, length, config, ends)
     jax.effects_barrier()
     return result, len(script.calls)
 
@@ -154,6 +157,12 @@ def test_finished_rows_are_padded_and_the_loop_ends_with_the_longest():
     assert not np.asarray(result.log_probs_BR)[expected == PAD].any()
     # The prompts, three tokens that need a next one, and at most one call for EOS.
     assert 1 + 3 <= calls <= 1 + 4
+
+
+def test_any_of_several_ends_ends_a_row():
+    result, _ = run_script(chain((2, 3), (3, 4), (4, 5), (6, 7)), [[2], [6], [5]], 4, ends=(EOS, 4))
+    assert result.tokens_BR.tolist() == [[3, 4, PAD, PAD], [7, EOS, PAD, PAD], [EOS] + [PAD] * 3]
+    assert result.mask_BR.sum(axis=1).tolist() == [2, 2, 1]
 
 
 def test_rows_that_never_end_fill_the_window():

@@ -32,6 +32,20 @@ def test_arithmetic_by_hand():
     assert Work(2, 4, steps=0).flops(NETWORK) == 0
 
 
+def test_windows_and_gates_by_hand():
+    network = dataclasses.replace(NETWORK, num_layers=3, windows=(2, 0), gated_mlp=False)
+    assert matrix_parameters(network) == 3 * 6 * 256
+    # Half of a square of 8 tokens, 32 keys, in layer 1. In layers 0 and 2 the triangle of 6 x 6
+    # beyond a window of 2 is missing, 18 keys. A key costs 4 x 16.
+    keys = 32 + 2 * 14
+    assert Work(1, 8).flops(network) == 8 * 2 * 3 * 6 * 256 + 64 * keys
+    # 3 tokens after 4: 5.5 keys each on average, or 2 in a window.
+    decoded = Work(1, 4, steps=3).flops(network)
+    assert decoded == 3 * (2 * 3 * 6 * 256 + 2048) + 64 * (3 * 5.5 + 2 * 3 * 2)
+    traced = jax.jit(lambda steps: Work(1, 4, steps=steps).flops(network))(jnp.int32(3))
+    np.testing.assert_allclose(traced, decoded, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("remat", "again"), [("none", 0), ("dots", 8 * 128), ("full", 8 * (3584 + 128))]
 )

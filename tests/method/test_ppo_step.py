@@ -360,6 +360,28 @@ def test_nothing_is_learned_from_the_first_bad_gradient_on(frozen):
     assert int(train.step) == 4
 
 
+# --- several ends -------------------------------------------------------------------------------
+
+
+def test_every_end_ends_an_episode_and_is_scored_as_eos(frozen):
+    ends = (EOS, 4, 6, 9)
+    collect = jax.jit(make_collect(TINY, TINY, CONFIG, Environment(R, "sum", ends=ends)))
+    episodes = collect(start(), frozen, batch(), jax.random.key(20))
+    experience, _, _, metrics, _ = episodes
+    scores, ended, last = [], [], set()
+    rows = zip(experience.critic_prompt_BQ, np.asarray(experience.response_BR), lengths(episodes))
+    for prompt, response, n in rows:
+        tokens = response[:n].tolist()
+        last.add(tokens[-1])
+        assert not set(tokens[:-1]) & set(ends)
+        ended.append(tokens[-1] in ends)
+        as_eos = [*tokens[:-1], EOS if ended[-1] else tokens[-1]]
+        scores.append(score_in_numpy(frozen["reward"], real(prompt), as_eos))
+    assert len(last & set(ends)) > 1, "the key should give several ends"
+    np.testing.assert_allclose(metrics["score"][0], np.sum(scores), rtol=1e-4)
+    assert float(metrics["eos_rate"][0]) == sum(ended)
+
+
 # --- ids that may be sampled --------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 
 import jax
@@ -50,6 +51,18 @@ def test_responses_end_before_eos_or_at_the_window(responses):
         assert EOS not in response.tokens
         assert len(response.tokens) == R or response.ended
     assert {response.ended for response in responses} == {True, False}
+
+
+def test_each_of_several_ends_ends_a_response(responses, params):
+    """It has the tokens before the first of them, as without the others."""
+    ends = (EOS, 3, 5, 9)
+    made = Sampler(TINY, Partitioner(MeshConfig(), jax.devices()[:1]), R, 7, ends=ends)
+    found = made.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING)
+    expected = []
+    for one in responses:
+        before = list(itertools.takewhile(lambda token: token not in ends, one.tokens))
+        expected.append(Response(before, one.ended or len(before) < len(one.tokens)))
+    assert found == expected != responses
 
 
 def test_the_batch_size_changes_nothing(responses, params):
@@ -124,7 +137,7 @@ def test_a_program_samples_the_ids_that_are_allowed(monkeypatch):
     made = Sampler(TINY, partitioner, R, 3, "allowed")
     batch = {"prompts": "prompts", "rows": np.array([4])}
     given = made.respond_program(SAMPLING)("params", batch, KEY)
-    assert given[1:3] == ("params", "prompts") and given[4:] == (R, SAMPLING, "allowed")
+    assert given[1:3] == ("params", "prompts") and given[4:] == (R, SAMPLING, "allowed", (1,))
 
 
 def test_no_rows_give_no_responses_and_no_scores(by_three, params):

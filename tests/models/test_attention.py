@@ -160,10 +160,13 @@ def test_causal_attention_in_parts_is_attention(length, relative):
         np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("positions", ["rotary", "relative"])
-def test_tree_mask_gives_each_branch_what_it_gets_alone(positions):
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"positions": "relative"}, {"windows": (3, 0)}, {"windows": (2,), "attention_cap": 1.0}],
+)
+def test_tree_mask_gives_each_branch_what_it_gets_alone(fields):
     """A prefix with two branches equals two whole sequences: the gap model's shared prefixes."""
-    config = dataclasses.replace(TINY, positions=positions)
+    config = dataclasses.replace(TINY, **fields)
     model = LanguageModel(config)
     params = random_params(model)
     prefix, left, right = [3, 4, 5], [6, 7], [8, 9, 10]

@@ -149,6 +149,10 @@ def test_cudnn_on_a_gpu(arrays):
         ({"attention": "xla"}, "tpu", "xla"),
         ({"positions": "relative"}, "tpu", "xla"),
         ({"positions": "relative", "dtype": "bfloat16"}, "gpu", "xla"),
+        ({"windows": (0, 4)}, "tpu", "xla"),
+        ({"windows": (0, 0)}, "tpu", "splash"),
+        ({"attention_cap": 50.0, "dtype": "bfloat16"}, "gpu", "xla"),
+        ({"logit_cap": 30.0, "qk_norm": "head", "qkv_bias": True}, "tpu", "splash"),
     ],
 )
 def test_the_platform_chooses(fields, platform, kernel, monkeypatch):

@@ -16,6 +16,7 @@ from pit_jax.models.attention import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
+from pit_jax.models.weights.rows import flatten
 from pit_jax.runtime.partitioning import DEFAULT_RULES
 from tests import reference
 from tests.tiny_models import (
@@ -41,7 +42,44 @@ VARIANTS = {
     "all_kv_heads_deep": {"num_kv_heads": 4, "num_layers": 3, "norm_epsilon": 1e-2},
     "relative": {"positions": "relative", "num_layers": 3},
     "t5x": T5X_FIELDS,
+    "biases_and_llama3": {
+        "num_layers": 1,
+        "qkv_bias": True,
+        "out_bias": True,
+        "mlp_bias": True,
+        "rope_factor": 8.0,
+        "rope_original_length": 16,
+        "rope_low": 0.2,
+    },
+    "gemma2": {
+        "num_layers": 3,
+        "norm_offset": True,
+        "norm_place": "both",
+        "attention_scalar": 3,
+        "attention_cap": 1.5,
+        "logit_cap": 3.0,
+        "windows": (3, 0),
+    },
+    "gemma3": {
+        "num_layers": 3,
+        "norm_offset": True,
+        "qk_norm": "head",
+        "windows": (3, 2, 0),
+        "rope_local_theta": 5.0,
+        "rope_factor": 4.0,
+    },
+    "olmo2": {"norm_place": "after", "qk_norm": "projection", "rotary_layers": (True, False)},
+    "neox": {
+        "norm": "layer",
+        "mlp_bias": True,
+        "gated_mlp": False,
+        "activation": "gelu_exact",
+        "parallel_blocks": True,
+        "rotary_dim": 2,
+        "tied_embeddings": False,
+    },
 }
+FIELDS = {"rotary": {}, "relative": {"positions": "relative"}, "gemma2": VARIANTS["gemma2"]}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -61,9 +99,9 @@ def test_logits_match_numpy(name):
         np.testing.assert_allclose(logits[b, start:], expected, atol=3e-6 * np.abs(expected).max())
 
 
-@pytest.fixture(scope="module", params=["rotary", "relative"])
+@pytest.fixture(scope="module", params=FIELDS)
 def tiny(request):
-    model = LanguageModel(dataclasses.replace(TINY, positions=request.param))
+    model = LanguageModel(dataclasses.replace(TINY, **FIELDS[request.param]))
     return model, random_params(model)
 
 
@@ -101,7 +139,7 @@ def test_cached_steps_equal_one_pass(tiny):
         inputs = (token, jnp.full((2, 1), t), seen, cache, t)
         return model.apply({"params": params}, *inputs, method=LanguageModel.step)
 
-    cache = KVCache.zeros(TINY, 2, 4)
+    cache = KVCache.zeros(model.config, 2, 4)
     for t in range(4):
         logits, cache = step(cache, tokens[:, t : t + 1], t)
         np.testing.assert_allclose(logits, whole[:, t], atol=1e-5)
@@ -181,9 +219,9 @@ def test_bfloat16_stays_near_float32_and_logits_are_not_rounded(tied):
 
 @pytest.mark.parametrize("model_type", [LanguageModel, ScalarModel])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("positions", ["rotary", "relative"])
-def test_every_parameter_names_its_axes(model_type, tied, positions):
-    config = dataclasses.replace(TINY, tied_embeddings=tied, positions=positions)
+@pytest.mark.parametrize("name", ["relative", "biases_and_llama3", "gemma3", "olmo2", "neox"])
+def test_every_parameter_names_its_axes(model_type, tied, name):
+    config = dataclasses.replace(TINY, **{**VARIANTS[name], "tied_embeddings": tied})
     boxed = abstract_params(model_type(config))
     table = {name for name, _ in DEFAULT_RULES}
     leaves = jax.tree_util.tree_leaves_with_path(
@@ -234,7 +272,7 @@ def test_a_seven_billion_model_has_its_known_size():
         ({"mlp_dim": -1}, "got mlp_dim=-1, expected 1 or more"),
         ({"num_kv_heads": 3}, r"got num_heads=4, expected a multiple of num_kv_heads=3"),
         ({"head_dim": 5}, r"got head_dim=5, expected an even number"),
-        ({"activation": "relu"}, r"got activation='relu', expected one of \('silu', 'gelu'\)"),
+        ({"activation": "relu"}, r"got activation='relu', expected one of \('silu', 'gelu', "),
         ({"dtype": "float16"}, r"got dtype='float16', expected one of \('float32', 'bfloat16'\)"),
         ({"remat": "some"}, r"got remat='some', expected one of \('none', 'full', 'dots'\)"),
         ({"positions": "learned"}, r"got positions='learned', expected one of \('rotary', 'rel"),
@@ -246,6 +284,31 @@ def test_a_seven_billion_model_has_its_known_size():
             {"positions": "relative", "attention": "cudnn"},
             r"got attention='cudnn' with positions='relative', expected 'auto' or 'xla'",
         ),
+        (
+            {"windows": (0, 8), "attention": "splash"},
+            r"got attention='splash' with windows=\(0, 8\), expected 'auto' or 'xla': fused",
+        ),
+        (
+            {"attention_cap": 50.0, "attention": "cudnn"},
+            r"got attention='cudnn' with attention_cap=50.0, expected 'auto' or 'xla'",
+        ),
+        (
+            {"windows": (4,), "positions": "relative"},
+            r"got windows=\(4,\) with positions",
+        ),
+        ({"windows": (-1,)}, r"got windows=\(-1,\), expected tokens, or 0 for all"),
+        ({"rotary_dim": 3}, r"got rotary_dim=3, expected an even number up to head_dim=4"),
+        ({"rope_factor": 0.0}, r"got rope_factor=0.0, .* expected numbers above 0"),
+        ({"rope_low": 4.0}, r"got rope_factor=1.0, rope_low=4.0, rope_high=4.0, expected"),
+        ({"norm": "batch"}, r"got norm='batch', expected one of \('rms', 'layer'\)"),
+        (
+            {"norm_place": "in"},
+            r"got norm_place='in', expected one of \('before', 'after', ",
+        ),
+        (
+            {"qk_norm": "all"},
+            r"got qk_norm='all', expected one of \('none', 'head', ",
+        ),
     ],
 )
 def test_config_rejects(change, message):
@@ -253,10 +316,10 @@ def test_config_rejects(change, message):
         dataclasses.replace(TINY, **change)
 
 
-def test_what_a_config_computes_has_no_default():
+def test_what_every_network_has_has_no_default():
     for field in dataclasses.fields(NetworkConfig):
-        if field.name == "attention":
-            continue  # a kernel: the same results on another platform
+        if field.name == "attention" or field.metadata.get("variation"):
+            continue  # a kernel: the same results on another platform; what few networks have
         assert field.default is dataclasses.MISSING, field.name
         assert field.default_factory is dataclasses.MISSING, field.name
 
@@ -327,20 +390,68 @@ def test_each_field_moves_the_shapes_of_its_own_parameters(fields, moves):
         assert after[name][dim] == getattr(dataclasses.replace(TINY, **fields), field)
 
 
+ATTENTION = "layers/attention"
+NORMS = ("layers/attention_norm", "layers/mlp_norm")
+POST = ("layers/attention_post_norm", "layers/mlp_post_norm")
+
+
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "added", "taken"),
     [
-        {"activation": "gelu"},
-        {"scale_embeddings": True},
-        {"scale_attention": False},
-        {"scale_logits": True},
-        {"rope_theta": 10.0},
-        {"norm_epsilon": 0.1},
+        ({"norm": "layer"}, {f"{name}/bias" for name in ("final_norm", *NORMS)}, set()),
+        (
+            {"norm_place": "after"},
+            {f"{name}/scale" for name in POST},
+            {f"{n}/scale" for n in NORMS},
+        ),
+        ({"norm_place": "both"}, {f"{name}/scale" for name in POST}, set()),
+        ({"qk_norm": "head"}, {f"{ATTENTION}/{n}_norm/scale" for n in ("query", "key")}, set()),
+        ({"qkv_bias": True}, {f"{ATTENTION}/{n}/bias" for n in ("query", "key", "value")}, set()),
+        ({"out_bias": True}, {f"{ATTENTION}/out/bias"}, set()),
+        ({"mlp_bias": True}, {f"layers/mlp/{n}/bias" for n in ("gate", "up", "down")}, set()),
+        ({"gated_mlp": False}, set(), {"layers/mlp/gate/kernel"}),
     ],
-    ids=lambda fields: next(iter(fields)),
+    ids=lambda given: ",".join(given) if isinstance(given, dict) else "",
 )
-def test_each_field_that_has_no_parameter_moves_the_logits_as_in_numpy(fields):
-    config = dataclasses.replace(TINY, num_layers=1)
+def test_each_variation_adds_or_takes_its_own_parameters(fields, added, taken):
+    def names(**fields):
+        model = LanguageModel(dataclasses.replace(TINY, **fields))
+        return {name for name, _ in flatten(nn.unbox(abstract_params(model))["decoder"])}
+
+    before, after = names(), names(**fields)
+    assert (after - before, before - after) == (added, taken)
+
+
+LLAMA3 = {"rope_factor": 8.0, "rope_original_length": 8, "rope_low": 0.1, "rope_high": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({}, {"activation": "gelu"}),
+        ({}, {"scale_embeddings": True}),
+        ({}, {"scale_attention": False}),
+        ({}, {"scale_logits": True}),
+        ({}, {"rope_theta": 10.0}),
+        ({}, {"norm_epsilon": 0.1}),
+        ({}, {"norm_offset": True}),
+        ({}, {"parallel_blocks": True}),
+        ({}, {"attention_scalar": 9}),
+        ({}, {"attention_cap": 1.0}),
+        ({}, {"logit_cap": 2.0}),
+        ({}, {"windows": (3,)}),
+        ({}, {"rotary_layers": (False,)}),
+        ({}, {"rotary_dim": 2}),
+        ({"windows": (3,)}, {"rope_local_theta": 2.0}),
+        ({}, {"rope_factor": 4.0}),
+        (LLAMA3, {"rope_original_length": 0}),
+        (LLAMA3, {"rope_low": 0.9}),
+        (LLAMA3, {"rope_high": 3.0}),
+    ],
+    ids=lambda fields: next(iter(fields), ""),
+)
+def test_each_field_that_has_no_parameter_moves_the_logits_as_in_numpy(given, fields):
+    config = dataclasses.replace(TINY, num_layers=1, **given)
     params = random_params(LanguageModel(config))
     double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     tokens = np.random.default_rng(1).integers(1, 16, (1, WIDTH))

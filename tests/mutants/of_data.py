@@ -348,9 +348,43 @@ MUTANTS = {
         ),
         (
             "no response may end",
-            "        allowed[EOS_ID] = True\n",
+            "        allowed[[*self.ends]] = True\n",
             "",
             "data/vocabularies/test_words.py::test_ids_that_may_be_sampled",
+        ),
+    ],
+    "data/vocabularies/subwords.py": [
+        (
+            "an appended id is a piece of the tokenizer",
+            "numbers.append(pieces[name] if name else size)",
+            "numbers.append(pieces[name] if name else size - 1)",
+            "data/vocabularies/test_families.py::test_ids_by_hand",
+        ),
+        (
+            "a template's own BOS is doubled",
+            "if self.bos_id is not None and ids[:1] != [self.bos_id]:",
+            "if self.bos_id is not None:",
+            "data/vocabularies/test_families.py::test_every_layout_begins_with_bos_once",
+        ),
+        (
+            "a text after a special token begins as a first one does",
+            "self._pieces_within(_well_formed(part), first=not ids)",
+            "self._pieces_within(_well_formed(part), first=True)",
+            "data/vocabularies/test_chat_templates.py::test_prompts_have_the_ids_of_the_library",
+        ),
+    ],
+    "data/vocabularies/chat_templates.py": [
+        (
+            "what is said may be special",
+            "self._names.finditer(self._masked(turns, text))",
+            "self._names.finditer(text)",
+            "data/vocabularies/test_chat_templates.py::test_what_is_said_is_never_special",
+        ),
+        (
+            "a turn may be left out",
+            'if role != "assistant" and content.strip() not in text:',
+            "if False:",
+            "data/vocabularies/test_chat_templates.py::test_refusals_are_value_errors",
         ),
     ],
     "data/synthetic/drafts.py": [

@@ -120,6 +120,12 @@ MUTANTS = {
             "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
         ),
         (
+            "only EOS ends a response",
+            "done_B | is_end(token_B, ends)",
+            "done_B | (token_B == EOS_ID)",
+            "method/test_decode.py::test_any_of_several_ends_ends_a_row",
+        ),
+        (
             "decoding stops with the first row that ends",
             "~jnp.all(done_B)",
             "~jnp.any(done_B)",
@@ -129,8 +135,8 @@ MUTANTS = {
     "method/flops.py": [
         (
             "attention counts the whole square",
-            "attention = 2 * c.num_layers",
-            "attention = 4 * c.num_layers",
+            "return tokens * tokens / 2 - beyond * beyond / 2",
+            "return tokens * tokens - beyond * beyond",
             "method/test_flops.py::test_arithmetic_by_hand",
         ),
         (

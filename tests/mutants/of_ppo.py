@@ -257,9 +257,15 @@ MUTANTS = {
             "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
         ),
         (
+            "the reward model reads an end that it has never seen",
+            "jnp.where(ends_BR, EOS_ID, response_BR)",
+            "response_BR",
+            "method/test_ppo_step.py::test_every_end_ends_an_episode_and_is_scored_as_eos",
+        ),
+        (
             "EOS in the padding ends a response",
-            "jnp.any((response_BR == EOS_ID) & generation.mask_BR, axis=1)",
-            "jnp.any(response_BR == EOS_ID, axis=1)",
+            "is_end(response_BR, environment.ends) & generation.mask_BR",
+            "is_end(response_BR, environment.ends)",
             "method/test_ppo_step.py::test_rewards_are_the_shaped_score_and_the_kl_penalty",
             "Decoding fills up with padding, which isn't EOS.",
         ),

@@ -90,7 +90,7 @@ MUTANTS = {
         ),
         (
             "another vocabulary isn't refused",
-            '    found["vocabulary"] = vocabulary.fingerprint\n',
+            "    found |= _of_vocabulary(vocabulary)\n",
             "",
             "run/test_directory.py::test_settings_hold_all_that_a_stage_builds_on",
         ),
@@ -102,8 +102,8 @@ MUTANTS = {
         ),
         (
             "a model of another architecture is read",
-            "        if identity[what] != expected:",
-            '        if what == "vocabulary" and identity[what] != expected:',
+            '        if (got := identity.get(what, "none")) != expected:',
+            '        if (got := identity.get(what, "none")) != expected and what == "vocabulary":',
             "run/test_run.py::test_a_model_with_another_meaning_is_not_read",
         ),
     ],
@@ -142,8 +142,8 @@ MUTANTS = {
         ),
         (
             "a run samples from all ids",
-            "config.network, partitioner, response, config.sampling_batch, allowed_V",
-            "config.network, partitioner, response, config.sampling_batch",
+            "            allowed_V,\n            self.vocabulary.ends,",
+            "            None,\n            self.vocabulary.ends,",
             "run/test_run.py::test_each_field_reaches_what_it_is_of",
         ),
         (

@@ -37,7 +37,7 @@ def of_network(**changes):
     network = dataclasses.replace(CONFIG.network, **changes)
     config = dataclasses.replace(CONFIG, network=network)
     found = directory.settings(config, config.stages[0], VOCABULARY)["network"]
-    return found, directory.identity(config, VOCABULARY)["network"]
+    return found, directory.identity(network, VOCABULARY)["network"]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def of_network(**changes):
 )
 def test_a_directory_made_before_goes_on(stage, fingerprint, tmp_path):
     """Fingerprints of an earlier version, whose run directories another text would refuse."""
-    identity = directory.identity(CONFIG, VOCABULARY)
+    identity = directory.identity(CONFIG.network, VOCABULARY)
     directory.claim(epath.Path(tmp_path), settings(stage), identity)
     written = json.loads((tmp_path / "stage.json").read_text())
     assert written["fingerprint"] == fingerprint
@@ -78,6 +78,37 @@ def test_what_is_computed_counts():
     assert of_network(rope_theta=99.0)[1] != identity
 
 
+def test_a_variation_counts_where_there_is_one():
+    assert of_network(windows=(), gated_mlp=True, norm="rms", rope_factor=1.0) == of_network()
+    windows, identity = of_network(windows=(4, 0))
+    assert windows == NETWORK + ", windows=(4, 0))"
+    assert identity == NETWORK + ", remat='none', windows=(4, 0))"
+
+
+def test_what_prompts_have_beyond_layouts_counts_where_there_is_any(tmp_path):
+    """A model that learned a protocol keeps it; one that learned none may learn one."""
+    folder, plain = epath.Path(tmp_path), load("words:drafts")
+    bos = load("words:drafts")
+    bos.protocol = "bos 5"
+    stage = CONFIG.stages[0]
+    before = directory.settings(CONFIG, stage, plain)
+    after = directory.settings(CONFIG, stage, bos)
+    assert after == before | {"protocol": "bos 5"}
+    plain_identity, identity = (directory.identity(CONFIG.network, v) for v in (plain, bos))
+    assert identity == plain_identity | {"protocol": "bos 5"}
+    for first, second in ((before, after), (after, before)):
+        directory.claim(folder, first, plain_identity)
+        (folder / "checkpoints" / "2").mkdir(parents=True)
+        with pytest.raises(UserError, match=r"other settings \(protocol changed\)"):
+            directory.claim(folder, second, identity)
+        (folder / "checkpoints" / "2").rmdir()
+    directory.claim(folder, before, plain_identity)
+    directory.check_identity(folder, identity)
+    directory.claim(folder, after, identity)
+    with pytest.raises(UserError, match="another protocol: got none, expected bos 5"):
+        directory.check_identity(folder, plain_identity)
+
+
 def test_settings_hold_all_that_a_stage_builds_on():
     common = {"seed", "network", "dataset", "lengths", "batching", "vocabulary"}
     assert set(settings("sft_pit")) == common | {"sft_pit", "pretrain"}
@@ -85,7 +116,7 @@ def test_settings_hold_all_that_a_stage_builds_on():
 
 
 def test_other_settings_are_refused(tmp_path):
-    folder, identity = epath.Path(tmp_path), directory.identity(CONFIG, VOCABULARY)
+    folder, identity = epath.Path(tmp_path), directory.identity(CONFIG.network, VOCABULARY)
     directory.claim(folder, settings("sft_pit"), identity)
     directory.claim(folder, settings("sft_pit", steps=3), identity)  # nothing is trained yet
     (folder / "checkpoints" / "2").mkdir(parents=True)

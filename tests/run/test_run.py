@@ -27,25 +27,27 @@ def made(monkeypatch):
     seen = {}
     vocabulary = load("words:drafts")
 
-    def load_vocabulary(spec, extra, control_tokens, eos_token, pad_token):
+    def load_vocabulary(spec, extra, control_tokens, eos_token, pad_token, chat_template):
         seen["vocabulary"] = {
             "vocabulary": spec,
             "words": extra,
             "control_tokens": control_tokens,
             "eos_token": eos_token,
             "pad_token": pad_token,
+            "chat_template": chat_template,
         }
         return vocabulary
 
     def pipeline(dataset, vocabulary, lengths, batching):
         seen["data"] = {"dataset": dataset, "lengths": lengths, "batching": batching}
 
-    def sampler(network, partitioner, response_length, batch_size, allowed_V):
+    def sampler(network, partitioner, response_length, batch_size, allowed_V, ends):
         seen["sampler"] = {
             "network": network,
             "response": response_length,
             "sampling_batch": batch_size,
             "allowed": allowed_V.shape,
+            "ends": ends,
         }
 
     monkeypatch.setattr(runs, "load_vocabulary", load_vocabulary)
@@ -88,6 +90,7 @@ def made(monkeypatch):
         ({"control_tokens": ("<a>", "<b>")}, {"control_tokens"}),
         ({"eos_token": "</s>"}, {"eos_token"}),
         ({"pad_token": "<pad>"}, {"pad_token"}),
+        ({"chat_template": "tokenizer"}, {"chat_template"}),
         ({"batching": BatchingConfig(length_buckets=3)}, {"batching"}),
         ({"mesh": MeshConfig(model=2)}, {"mesh"}),
         ({"sampling_batch": 24}, {"sampling_batch"}),
@@ -175,7 +178,8 @@ def test_a_run_samples_ids_of_text_and_eos_only(run, monkeypatch):
     found = []
     monkeypatch.setattr(runs, "Sampler", lambda *given: found.append(given))
     run.place(run.partitioner)
-    ((network, _, response, batch, allowed),) = found
+    ((network, _, response, batch, allowed, ends),) = found
+    assert ends == (1,)
     assert (network, response, batch) == (tiny_runs.NETWORK, 13, 16)
     expected = np.isin(range(64), [1, *range(2, run.vocabulary.vocab_size - 2)])
     np.testing.assert_array_equal(allowed, expected)

@@ -349,16 +349,18 @@ def test_ppo_has_the_stages_settings_and_a_key_of_its_own(run, monkeypatch):
     monkeypatch.setattr(stage_training, "frozen", lambda run, stage: "frozen")
     run.layout = types.SimpleNamespace(widths=lambda lengths: lengths)
     run.pooling, run.anchor = {"judge": "sum"}.get, {"judge": 2.5}.get
-    run.vocabulary = types.SimpleNamespace(sampled_ids=lambda size: f"{size} ids", decode="decode")
+    run.vocabulary = types.SimpleNamespace(
+        sampled_ids=lambda size: f"{size} ids", readable="readable", ends=(1, 7)
+    )
     ppo = dataclasses.replace(tiny_runs.PPO, gamma=0.5)
     for name, seed in (("a", 3), ("b", 3), ("a", 4), ("a", 3)):
         run.key = functools.partial(key_for, seed)
         stage = dataclasses.replace(RL, name=name, ppo=ppo, reward_model="judge")
         stage_training.make_ppo_step(run, stage)
     for network, config, environment, partitioner, frozen, _, decode in found:
-        assert (network, config, frozen, decode) == (TINY, ppo, "frozen", "decode")
+        assert (network, config, frozen, decode) == (TINY, ppo, "frozen", "readable")
         assert partitioner is run.partitioner
-        assert dataclasses.astuple(environment) == (13, "sum", 2.5, "16 ids")
+        assert dataclasses.astuple(environment) == (13, "sum", 2.5, "16 ids", (1, 7))
     keys = [tuple(jax.random.key_data(given[5]).tolist()) for given in found]
     assert len(set(keys)) == 3 and keys[3] == keys[0]
 

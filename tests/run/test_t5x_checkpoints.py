@@ -14,7 +14,7 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from pit_jax.errors import UserError
-from pit_jax.models import weights
+from pit_jax.models.weights import t5x as weights
 from pit_jax.run import stages, t5x_checkpoints
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from tests import tiny_runs

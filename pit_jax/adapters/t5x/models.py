@@ -100,7 +100,8 @@ class _Model(t5x.models.BaseTransformerModel):
         rng = jax.random.key(0) if rng is None else rng
         keys = row_keys(rng, jnp.arange(len(prompt_BP)))
         actor = params.get("actor", params)
-        generation = generate(self.module, actor, prompt_BP, keys, width, self.sampling)
+        ends = self.setup.vocabulary.ends
+        generation = generate(self.module, actor, prompt_BP, keys, width, self.sampling, ends=ends)
         return generation.tokens_BR, {"scores": jnp.sum(generation.log_probs_BR, axis=1)}
 
 

@@ -323,6 +323,8 @@ def _examples(builder: tfds.core.DatasetBuilder, split: str) -> list[Example]:
         names = [name for name in TEXTS if name in batch]
         for texts in zip(*(batch[name] for name in names)):
             fields = dict(zip(names, (text.decode() for text in texts)))
+            if builder.name == HhRlhf.name:
+                fields["prompt"] = formats.hh_prompt(fields["prompt"])
             examples.append(Example(**fields, index=len(examples)))
     return examples
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-from pit_jax.data.examples import Example
+from pit_jax.data.examples import Dialogue, Example, Turns
 
 SUMMARY_SOURCES = ("posts", "articles")
 SUMMARY_SPLITS = ("train", "valid1", "valid2", "test")
@@ -90,7 +91,15 @@ def hh(record: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
     if contexts[0] != contexts[1]:
         raise Skip("contexts differ")
     x = contexts[0].removeprefix(_HUMAN).removeprefix(" ") + "\n\n"
-    return Example(x, responses[0], responses[1]), {}
+    return Example(hh_prompt(x), responses[0], responses[1]), {}
+
+
+def hh_prompt(x: str) -> Dialogue:
+    """Returns the text x of an HH-RLHF prompt with its turns, without the space around them."""
+    parts = re.split(f"({_HUMAN}|{_ASSISTANT})", _HUMAN + x)[1:]
+    roles = ["user" if marker == _HUMAN else "assistant" for marker in parts[::2]]
+    said = [content.strip() for content in parts[1::2]]
+    return Dialogue(x, tuple(zip(roles, said, strict=True)))
 
 
 def first_turn(x: str) -> str:
@@ -104,26 +113,33 @@ def first_turn(x: str) -> str:
 
 def preference(record: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
     """Makes an Example of a user's own preference, as readers.read_preferences describes."""
-    if "prompt" not in record:
-        raise ValueError(f"got {_got(record, 'prompt')}, expected text or turns under 'prompt'")
-    turns: list[str] = []
-    if isinstance(record["prompt"], list):
-        turns = _turns(record, "prompt")
-        if len(turns) % 2 == 0:
-            raise ValueError(
-                "got turns under 'prompt' that end with role 'assistant', expected 'user' last"
-            )
-        prompt = _dialogue(turns)
-    else:
-        prompt = _text(record, "prompt")
+    x = prompt(record)
     answers = []
     for key in ("chosen", "rejected"):
         if isinstance(record.get(key), list):
-            answer = _answer(record, key, turns)
+            answer = _answer(record, key, x)
         else:
             answer = _text(record, key)
         answers.append(answer.strip())
-    return Example(prompt, answers[0], answers[1]), {}
+    return Example(x, answers[0], answers[1]), {}
+
+
+def prompt(record: dict[str, Any]) -> str:
+    """Makes x of what stands under `prompt`, text or turns, as readers.read_preferences describes.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if "prompt" not in record:
+        raise ValueError(f"got {_got(record, 'prompt')}, expected text or turns under 'prompt'")
+    if not isinstance(record["prompt"], list):
+        return _text(record, "prompt")
+    turns = _turns(record, "prompt")
+    if turns[-1][0] != "user":
+        raise ValueError(
+            "got turns under 'prompt' that end with role 'assistant', expected 'user' last"
+        )
+    return Dialogue(_dialogue(_said(turns)), turns)
 
 
 def summary(record: dict[str, Any], source: str) -> tuple[Example, dict[str, Any]]:
@@ -151,7 +167,8 @@ def summary(record: dict[str, Any], source: str) -> tuple[Example, dict[str, Any
     if source != ("posts" if article is None else "articles"):
         raise Skip("not a Reddit post" if source == "posts" else "not a news article")
     columns = {"split": split, "confidence": confidence}
-    return Example(prompt, texts[choice], texts[1 - choice]), columns
+    x = Dialogue(prompt, (("user", prompt.strip()),))
+    return Example(x, texts[choice], texts[1 - choice]), columns
 
 
 def shown(value: Any) -> str:
@@ -242,8 +259,8 @@ def _optional_text(record: dict[str, Any], key: str) -> str:
     return "" if record.get(key) is None else _text(record, key).strip()
 
 
-def _turns(record: dict[str, Any], key: str) -> list[str]:
-    """Returns what alternating user and assistant turns say; a system turn joins the first."""
+def _turns(record: dict[str, Any], key: str) -> Turns:
+    """Returns alternating user and assistant turns, which a system turn may precede."""
     turns: list[Any] = list(record[key])
     for turn in turns:
         if not isinstance(turn, dict) or not all(
@@ -252,16 +269,19 @@ def _turns(record: dict[str, Any], key: str) -> list[str]:
             raise ValueError(
                 f"got {shown(turn)} under {key!r}, expected turns {{role, content}} with text"
             )
-    if len(turns) > 1 and turns[0]["role"] == "system" and turns[1]["role"] == "user":
-        content = f"{turns[0]['content']}\n\n{turns[1]['content']}"
-        turns[:2] = [{"role": "user", "content": content}]
     roles = [turn["role"] for turn in turns]
-    expected = [("user", "assistant")[i % 2] for i in range(len(turns))]
-    if not turns or roles != expected:
+    rest = roles[1:] if roles[:1] == ["system"] else roles
+    if not rest or rest != [("user", "assistant")[i % 2] for i in range(len(rest))]:
         raise ValueError(
             f"got roles {shown(roles)} under {key!r}, expected user, assistant, … in turn"
         )
-    return [turn["content"] for turn in turns]
+    return tuple((turn["role"], turn["content"]) for turn in turns)
+
+
+def _said(turns: Turns) -> list[str]:
+    """Returns what the turns say; a system turn joins the first one of the user."""
+    said = [content for _, content in turns]
+    return ["\n\n".join(said[:2]), *said[2:]] if turns[0][0] == "system" else said
 
 
 def _dialogue(turns: Sequence[str]) -> str:
@@ -272,12 +292,13 @@ def _dialogue(turns: Sequence[str]) -> str:
     return "".join(parts)
 
 
-def _answer(record: dict[str, Any], key: str, prompt_turns: Sequence[str]) -> str:
+def _answer(record: dict[str, Any], key: str, x: str) -> str:
     turns = record[key]
     if len(turns) == 1 and isinstance(turns[0], dict) and turns[0].get("role") == "assistant":
         return _text(turns[0], "content")
-    contents = _turns(record, key)
-    if len(contents) % 2 or list(contents[:-1]) != list(prompt_turns):
+    contents = _said(_turns(record, key))
+    before = _said(x.turns) if isinstance(x, Dialogue) else []
+    if len(contents) % 2 or contents[:-1] != before:
         raise ValueError(
             f"got {len(turns)} turns under {key!r}, expected one assistant turn, alone or after "
             "the turns of 'prompt'"

@@ -37,6 +37,8 @@ from pit_jax.errors import UserError
 ON_ERROR = ("raise", "skip")
 MAX_LINE_BYTES = 16 << 20
 MAX_LISTED = 10
+# Raises ValueError for an example that is as malformed as a line may be.
+Check = Callable[[Example], None]
 
 _GZIP = b"\x1f\x8b"
 _BUFFER_BYTES = 1 << 20
@@ -61,7 +63,9 @@ class Reading:
     columns: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
 
-def read_preferences(paths: str | Sequence[str], on_error: str = "raise") -> Reading:
+def read_preferences(
+    paths: str | Sequence[str], on_error: str = "raise", check: Check | None = None
+) -> Reading:
     """Reads JSON lines with `prompt`, `chosen` and `rejected`.
 
     `prompt` is text, used as x as it stands, or a list of `{role, content}` turns with roles `user`
@@ -73,14 +77,18 @@ def read_preferences(paths: str | Sequence[str], on_error: str = "raise") -> Rea
     Args:
       paths: local or `gs://` paths and patterns.
       on_error: `raise` or `skip`, for malformed lines.
+      check: raises ValueError for an example that makes its line malformed, such as turns that a
+        chat template refuses.
 
     Raises:
       UserError: for a file that can't be read, and, unless they are skipped, malformed lines.
     """
-    return _read(paths, on_error, formats.preference)
+    return _read(paths, on_error, formats.preference, check)
 
 
-def read_hh(paths: str | Sequence[str], on_error: str = "raise") -> Reading:
+def read_hh(
+    paths: str | Sequence[str], on_error: str = "raise", check: Check | None = None
+) -> Reading:
     """Reads Anthropic HH-RLHF files: `chosen` and `rejected`, whole dialogues `\\n\\nHuman: …`.
 
     x is what stands between the first `Human: ` and the last `Assistant:`, including the blank line
@@ -90,11 +98,14 @@ def read_hh(paths: str | Sequence[str], on_error: str = "raise") -> Reading:
 
     Args and errors are those of read_preferences.
     """
-    return _read(paths, on_error, formats.hh)
+    return _read(paths, on_error, formats.hh, check)
 
 
 def read_summaries(
-    paths: str | Sequence[str], source: str = "posts", on_error: str = "raise"
+    paths: str | Sequence[str],
+    source: str = "posts",
+    on_error: str = "raise",
+    check: Check | None = None,
 ) -> Reading:
     """Reads the comparisons of OpenAI's summarize-from-feedback, `batch*.json`: an object a line.
 
@@ -116,7 +127,7 @@ def read_summaries(
     Args:
       paths: local or `gs://` paths and patterns.
       source: `posts` or `articles`; the others are dropped.
-      on_error: `raise` or `skip`, for malformed lines.
+      on_error, check: as those of read_preferences.
 
     Raises:
       UserError: for a file that can't be read, and, unless they are skipped, malformed lines.
@@ -124,13 +135,14 @@ def read_summaries(
     if source not in formats.SUMMARY_SOURCES:
         choices = ", ".join(formats.SUMMARY_SOURCES)
         raise UserError(f"source: got {source!r}, expected one of {choices}")
-    return _read(paths, on_error, functools.partial(formats.summary, source=source))
+    return _read(paths, on_error, functools.partial(formats.summary, source=source), check)
 
 
 def _read(
     paths: str | Sequence[str],
     on_error: str,
     parse: Callable[[dict[str, Any]], tuple[Example, dict[str, Any]]],
+    check: Check | None,
 ) -> Reading:
     if on_error not in ON_ERROR:
         raise UserError(f"on_error: got {on_error!r}, expected one of {', '.join(ON_ERROR)}")
@@ -147,6 +159,8 @@ def _read(
                     raise ValueError(problem)
                 example, values = parse(formats.json_object(line))
                 formats.check_usable(example)
+                if check:
+                    check(example)
             except formats.Skip as reason:
                 dropped[str(reason)] += 1
             except ValueError as error:
@@ -160,6 +174,28 @@ def _read(
     if malformed and on_error == "raise":
         raise UserError(_listed(malformed, dropped["malformed"]))
     return Reading(examples, read, dict(dropped), tuple(malformed), columns)
+
+
+def checked(examples: Sequence[Example], place: str, on_error: str, check: Check) -> Reading:
+    """Checks examples that aren't lines of files; `place` and their number stand for file:line.
+
+    Raises:
+      UserError: for malformed examples, unless they are skipped.
+    """
+    kept: list[Example] = []
+    malformed: list[str] = []
+    for number, example in enumerate(examples):
+        try:
+            check(example)
+        except ValueError as error:
+            malformed.append(f"{place}:{number}: {error}")
+        else:
+            kept.append(dataclasses.replace(example, index=len(kept)))
+    listed = malformed[:MAX_LISTED]
+    if malformed and on_error == "raise":
+        raise UserError(_listed(listed, len(malformed)))
+    dropped = {"malformed": len(malformed)} if malformed else {}
+    return Reading(kept, len(examples), dropped, tuple(listed))
 
 
 def _listed(malformed: Sequence[str], total: int) -> str:

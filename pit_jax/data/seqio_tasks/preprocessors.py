@@ -26,15 +26,19 @@ def tensor_layout(vocabulary: Vocabulary) -> Layout:
 def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
     """Makes int32 ids without EOS of text features; other features pass through.
 
+    `turns`, if it is there, says what the prompt was made of, for a chat template; it is left out.
     The text stays as `NAME_pretokenized`, which seqio's and T5X's tools show; the chosen response,
     the target of every task, as `targets_pretokenized` too.
     """
 
     def encode(features: Features) -> Features:
+        features = dict(features)
+        turns = features.pop("turns", tf.constant(""))
         texts = {name: value for name, value in features.items() if value.dtype == tf.string}
         return {
             **features,
             **{name: vocabulary.encode_tf(text) for name, text in texts.items()},
+            "prompt": vocabulary.encode_prompt_tf(features["prompt"], turns),
             **{f"{name}{_PRETOKENIZED}": text for name, text in texts.items()},
             f"targets{_PRETOKENIZED}": features["chosen"],
         }

@@ -8,7 +8,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.examples import FOLDS, TEXTS, Example, of_fold
+from pit_jax.data.examples import FOLDS, TEXTS, Example, of_fold, turns_json
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
 
@@ -17,7 +17,8 @@ class ExampleSource(seqio.DataSource):
     """Offers examples that are held in memory, in their order.
 
     A split `train` also offers `train_sft`, `train_rm` and `train_rl`, the three folds by the hash
-    of the group. The elements have the text fields of Example as strings, and `index`, int32.
+    of the group. The elements have the text fields of Example as strings, `index`, int32, and
+    `turns`, a string: what examples.turns_json makes of the prompt.
     """
 
     def __init__(self, splits: Mapping[str, Sequence[Example]]):
@@ -48,6 +49,7 @@ class ExampleSource(seqio.DataSource):
             for field in TEXTS
         }
         tensors["index"] = tf.constant([e.index for e in examples], tf.int32)
+        tensors["turns"] = tf.constant([turns_json(e.prompt) for e in examples], tf.string)
         return tf.data.Dataset.from_tensor_slices(tensors)
 
 
@@ -79,7 +81,7 @@ class ReferenceSource(seqio.DataSource):
     def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **_):
         """Is called by seqio; it never shuffles, as the order of batches is made elsewhere."""
         _refuse_shards(shard_info)
-        signature = {field: tf.TensorSpec([], tf.string) for field in TEXTS}
+        signature = {field: tf.TensorSpec([], tf.string) for field in (*TEXTS, "turns")}
         signature["index"] = tf.TensorSpec([], tf.int32)
         signature["reference"] = tf.TensorSpec([None], tf.int32)
         return tf.data.Dataset.from_generator(self._elements, output_signature=signature)
@@ -90,6 +92,7 @@ class ReferenceSource(seqio.DataSource):
             example = self._by_index[record["index"]]
             element = {field: getattr(example, field).encode() for field in TEXTS}
             element["index"] = np.int32(example.index)
+            element["turns"] = turns_json(example.prompt).encode()
             ids = self._vocabulary.text_ids(record["reference_tokens"])
             element["reference"] = np.array(ids, np.int32)
             yield element

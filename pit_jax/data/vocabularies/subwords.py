@@ -3,16 +3,15 @@
 Padding becomes id 0 and EOS id 1, as everywhere in the package, by two swaps of ids at most. A
 tokenizer's reserved pieces (control and special pieces, and placeholders such as `<unused0>`) are
 no part of any text: a text with their names in it encodes to plain text. Two of them, chosen by
-name, are the control tokens.
+name, are the control tokens. Where none are chosen, or there is no piece for padding alone, ids are
+appended after the tokenizer's own.
 
 This works without TensorFlow; the tokenizers' libraries are imported when a vocabulary is made.
 """
 
 from __future__ import annotations
 
-import collections
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -20,257 +19,186 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from pit_jax.data.examples import turns_of, with_turns
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID, ControlTokens, Vocabulary
+from pit_jax.data.vocabularies.chat_templates import ChatTemplate
 from pit_jax.errors import UserError
 
 _SHOWN_NAMES = 6
 _ROLES = ("eos_token", "pad_token", "control_tokens", "control_tokens")
-# Parts of a tokenizer.json that `encode` has no use for.
-_NOT_ENCODING = ("truncation", "padding", "post_processor")
 
 # Pieces that a tokenizer declares as text although they may be meant as marks: <start_of_turn>,
 # <|im_end|>, [INST]. HTML tags and runs of white space, which some have, are text.
 _TAGS = "a|b|blockquote|br|caption|code|div|em|h[1-6]|hr|i|li|ol|p|pre|s|span|strong|sub|sup|table"
 _TAGS += "|tbody|td|tfoot|th|thead|tr|u|ul"
-_MARK = re.compile(rf"<(?!/?({_TAGS})>)\S+>|\[\S+\]")
-# Entries of an ordinary list of pieces that stand for nothing yet, such as BERT's [unused1].
-_PLACEHOLDER = re.compile(r"[<\[]\|?\w*(unused|reserved|extra_id)\w*\|?[>\]]")
+MARK = re.compile(rf"<(?!/?({_TAGS})>)\S+>|\[\S+\]")
 
 
 class SubwordVocabulary(Vocabulary):
     """Puts a tokenizer behind a permutation of its ids; subclasses call the tokenizer.
 
     Attributes:
-      tokenizer_ids: [vocab_size] int32, for every id here the tokenizer's own id of that piece. A
-        loader of pretrained weights permutes rows by it: `embedding = theirs[tokenizer_ids]`, and
-        likewise the output projection. The identity where padding is 0 and EOS 1 already.
+      num_pieces: number of the tokenizer's own ids.
+      tokenizer_ids: [vocab_size] int32, for every id here the tokenizer's own id of that piece,
+        or `num_pieces` and above for ids that the tokenizer doesn't have: padding, `<<Candidate>>`
+        and `<<Improved>>`, as far as they are appended. A loader of pretrained weights permutes
+        rows by it, `embedding = theirs[tokenizer_ids]`, and likewise the output projection. Rows
+        of `num_pieces` and above have learned nothing, also where a model has some: the loader
+        makes each of them the mean of the others. The identity where padding is 0 and EOS 1
+        already and nothing is appended.
     """
 
     def __init__(
         self,
-        size: int,
+        pieces: Mapping[str, int],
         reserved: Iterable[int],
         unknown: int | None,
-        roles: Sequence[int],
+        roles: Sequence[str],
         fingerprint: str,
+        bos: int | None = None,
+        ends: Sequence[int] = (),
+        template: ChatTemplate | None = None,
     ):
         """Sets up the ids.
 
         Args:
-          size: number of the tokenizer's ids.
+          pieces: the tokenizer's ids by the names of their pieces.
           reserved: the ids that no text may encode to.
           unknown: the id of text that has no other.
-          roles: the ids of _ROLES: EOS, padding, the two control tokens.
+          roles: the names of _ROLES: EOS, padding, the two control tokens; empty ones are appended.
           fingerprint: the vocabulary's fingerprint.
+          bos: the id that every prompt begins with.
+          ends: ids that end a text, beside EOS.
+          template: what makes prompts.
         """
-        eos, pad, candidate, improved = roles
+        self.num_pieces = size = max(pieces.values()) + 1
+        numbers = []
+        for name in roles:
+            numbers.append(pieces[name] if name else size)
+            size += not name
+        eos, pad, candidate, improved = numbers
         self.tokenizer_ids = _swapped(size, pad, eos)
         self.tokenizer_ids.setflags(write=False)
-        ids = np.argsort(self.tokenizer_ids).astype(np.int32)
-        closed = np.array([*reserved, *roles])
-        control = ControlTokens(int(ids[candidate]), int(ids[improved]))
-        super().__init__(size, ids[closed].tolist(), control, fingerprint)
-        self.unk_id = None if unknown is None else int(ids[unknown])
-        ids[closed] = -1
-        self._ids = ids
+        own = np.argsort(self.tokenizer_ids).astype(np.int32)
+        closed = np.array([*reserved, *numbers])
+        control = ControlTokens(int(own[candidate]), int(own[improved]))
+        super().__init__(size, own[closed].tolist(), control, fingerprint)
+        self.unk_id = None if unknown is None else int(own[unknown])
+        self.bos_id = None if bos is None else int(own[bos])
+        self.ends = (EOS_ID, *sorted({int(own[end]) for end in ends} - {EOS_ID, PAD_ID}))
+        special = set(closed.tolist())
+        self._special = {name: int(own[i]) for name, i in pieces.items() if i in special}
+        roles_shown = {i: name for i, name in self.names.items() if i != EOS_ID}
+        self.names = {i: name for name, i in self._special.items()} | roles_shown
+        own[closed] = -1
+        self._ids = own
+        self._template = template
+        self.has_template = template is not None
+
+    def _settle(self) -> None:
+        """Finds out how the tokenizer begins a text, once it can be asked."""
+        self._prefixes = self._shown(self._pieces("a  a ")) == "▁a▁▁a▁"
+        # Answers go on where a template's prompt ends, unless it puts a space between.
+        goes_on = self._template is not None and not self._template.lead.endswith(" ")
+        self.prefixes_space = self._prefixes and not goes_on
+        said = {
+            "bos": self.bos_id,
+            "ends": " ".join(map(str, self.ends[1:])),
+            "spaces": "joined" if self._prefixes else "",
+            "template": self._template.digest if self._template else "",
+        }
+        self.protocol = ", ".join(
+            f"{what} {value}" for what, value in said.items() if value not in ("", None)
+        )
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without BOS and EOS; a lone surrogate is read as `?`."""
         return self._encode(text).tolist()
 
+    def encode_joined(self, text: str) -> list[int]:
+        """Returns the ids of a text that goes on where another ends, with no space put between."""
+        return self._encode(text, joined=True).tolist()
+
+    def encode_prompt(self, x: str) -> list[int]:
+        """Returns the ids of x for a layout: of its text, or of all that a chat template makes.
+
+        The ids of a template's prompt begin with BOS if prompts do, once.
+
+        Raises:
+          ValueError: if the chat template refuses the turns of x.
+        """
+        if self._template is None:
+            return self.encode(x)
+        ids: list[int] = []
+        for part, is_special in self._template.split(turns_of(x)):
+            if is_special:
+                ids.append(self._special[part])
+            else:
+                pieces = self._pieces_within(_well_formed(part), first=not ids)
+                ids += self._of_pieces(pieces).tolist()
+        if self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        return ids
+
     def encode_tf(self, text):
         """Encodes a scalar string tensor to a 1-D int32 tensor; ill-formed UTF-8 is U+FFFD."""
-        import tensorflow as tf
+        return _in_graph(lambda text: self._encode(text), text)
 
-        def encode(text) -> np.ndarray:
-            # Bytes in a graph, a 0-d array when run eagerly.
-            data = np.asarray(text, object).item()
-            return self._encode(data.decode("utf-8", errors="replace"))
+    def encode_prompt_tf(self, text, turns):
+        """Encodes x as `encode_prompt` does, from the tensors of its text and its turns."""
+        if self._template is None:
+            return self.encode_tf(text)
 
-        return tf.ensure_shape(tf.numpy_function(encode, [text], tf.int32), [None])
+        def encode(text: str, turns: str) -> np.ndarray:
+            return np.array(self.encode_prompt(with_turns(text, turns)), np.int32)
 
-    def _encode(self, text: str) -> np.ndarray:
-        text = text.encode("utf-8", errors="replace").decode()
-        ids = self._ids[np.asarray(self._pieces(text), np.int64)]
+        return _in_graph(encode, text, turns)
+
+    def _encode(self, text: str, joined: bool = False) -> np.ndarray:
+        joined = self._prefixes and (joined or not self.prefixes_space)
+        return self._of_pieces(self._pieces(_well_formed(text), joined))
+
+    def _of_pieces(self, pieces: Sequence[int]) -> np.ndarray:
+        ids = self._ids[np.asarray(pieces, np.int64)]
         return ids[ids >= 0]
 
     def _text(self, ids: list[int]) -> str:
         return self._joined(self.tokenizer_ids[np.asarray(ids, np.int64)].tolist())
 
-    def _pieces(self, text: str) -> Sequence[int]:
-        """Returns the tokenizer's own ids of a text."""
+    def _pieces(self, text: str, joined: bool = False) -> Sequence[int]:
+        """Returns the tokenizer's own ids of a text; if `joined`, no space is put before it."""
+        raise NotImplementedError
+
+    def _pieces_within(self, text: str, first: bool) -> Sequence[int]:
+        """Returns the tokenizer's own ids of a text between special tokens, or before the first."""
         raise NotImplementedError
 
     def _joined(self, pieces: list[int]) -> str:
         """Returns the text of the tokenizer's own ids."""
         raise NotImplementedError
 
-
-class SentencePieceVocabulary(SubwordVocabulary):
-    """Uses a SentencePiece model (`tokenizer.model`, `spiece.model`) with its normalisation.
-
-    Reserved are its control and unused pieces, and user-defined pieces that look like marks
-    (`<extra_id_0>`, `[INST]`) or are named here; other user-defined pieces stay text.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        control_tokens: Sequence[str] = (),
-        eos_token: str = "",
-        pad_token: str = "",
-    ):
-        """Reads the model.
-
-        Args:
-          path: a local file.
-          control_tokens: names of the reserved pieces for `<<Candidate>>` and `<<Improved>>`.
-          eos_token: name of the EOS piece, by default the model's own.
-          pad_token: name of the padding piece, by default the model's own.
-
-        Raises:
-          UserError: if the file can't be read, or a name doesn't fit.
-        """
-        try:
-            import sentencepiece
-            from sentencepiece import sentencepiece_model_pb2
-        except ImportError as error:
-            raise _not_installed(path, "sentencepiece protobuf", error) from error
-
-        content = _read(epath.Path(path))
-        messages: Any = sentencepiece_model_pb2
-        piece_type = messages.ModelProto.SentencePiece
-        try:
-            model = messages.ModelProto.FromString(content)
-            if not model.pieces or any(isinstance(piece.piece, bytes) for piece in model.pieces):
-                raise ValueError("it has no pieces, or pieces that aren't UTF-8")
-        except Exception as error:
-            raise _unreadable(path, "a SentencePiece model", error) from error
-        ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
-        types = {piece.piece: piece.type for piece in model.pieces}
-        control = {name for name, type_ in types.items() if type_ == piece_type.CONTROL}
-        closed = control | {name for name, type_ in types.items() if type_ == piece_type.UNUSED}
-        defined = {name for name, type_ in types.items() if type_ == piece_type.USER_DEFINED}
-        unknown = next((name for name in ids if types[name] == piece_type.UNKNOWN), None)
-        own_eos, own_pad = model.trainer_spec.eos_piece, model.trainer_spec.pad_piece
-        roles = _roles(
-            path,
-            ids,
-            closed | defined,
-            unknown,
-            control_tokens,
-            eos_token or (own_eos if own_eos in control else ""),
-            pad_token or (own_pad if own_pad in control else ""),
-            advice="train it with control_symbols or user_defined_symbols, or take its "
-            "tokenizer.json and add some with add_special_tokens of the package tokenizers",
-        )
-        closed |= {name for name in defined if _MARK.fullmatch(name)} | set(roles)
-        for piece in model.pieces:
-            if piece.piece in closed and piece.type == piece_type.USER_DEFINED:
-                piece.type = piece_type.CONTROL
-        super().__init__(
-            len(model.pieces),
-            [ids[name] for name in closed],
-            None if unknown is None else ids[unknown],
-            [ids[name] for name in roles],
-            _fingerprint("sentencepiece", content, roles),
-        )
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(
-                model_proto=model.SerializeToString()
-            )
-        except Exception as error:
-            raise _unreadable(path, "a SentencePiece model", error) from error
-
-    def _pieces(self, text: str) -> Sequence[int]:
-        return self._model.encode(text)
-
-    def _joined(self, pieces: list[int]) -> str:
-        return self._model.decode(pieces)
+    def _shown(self, pieces: Sequence[int]) -> str:
+        """Returns the names of the tokenizer's own ids, one after the other."""
+        raise NotImplementedError
 
 
-class TokenizerVocabulary(SubwordVocabulary):
-    """Uses a Hugging Face `tokenizer.json` without truncation, padding, dropout, post-processing.
-
-    Reserved are its special tokens, added tokens that look like marks (`<|im_start|>`, `[INST]`)
-    or are named here, and placeholders among the pieces (`[unused1]`); other added tokens, such as
-    runs of spaces, stay text. EOS and padding are looked up in `tokenizer_config.json` beside it.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        control_tokens: Sequence[str] = (),
-        eos_token: str = "",
-        pad_token: str = "",
-    ):
-        """Reads the tokenizer.
-
-        Args:
-          path: a local file, or a folder with a `tokenizer.json`.
-          control_tokens: names of the reserved tokens for `<<Candidate>>` and `<<Improved>>`.
-          eos_token: name of the EOS token, by default that of `tokenizer_config.json`.
-          pad_token: name of the padding token, by default that of `tokenizer_config.json`, else of
-            the `padding` of `tokenizer.json`.
-
-        Raises:
-          UserError: if a file can't be read, or a name doesn't fit.
-        """
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise _not_installed(path, "tokenizers", error) from error
-
-        file = epath.Path(path)
-        if file.is_dir():
-            file /= "tokenizer.json"
-        content = _read(file)
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-            spec = json.loads(content)
-        except Exception as error:
-            raise _unreadable(file, "a tokenizer.json", error) from error
-        ids = tokenizer.get_vocab(with_added_tokens=True)
-        added = tokenizer.get_added_tokens_decoder().values()
-        special = {token.content for token in added if token.special}
-        special |= {name for name in ids if _PLACEHOLDER.fullmatch(name)}
-        config = _special_names(file.with_name("tokenizer_config.json"))
-        eos_token = eos_token or config.get("eos_token", "")
-        pad_token = pad_token or config.get("pad_token", "")
-        pad_token = pad_token or (tokenizer.padding or {}).get("pad_token", "")
-        unknown = _unknown(file, tokenizer, spec["model"], (eos_token, pad_token))
-        roles = _roles(
-            file,
-            ids,
-            special | {token.content for token in added},
-            unknown,
-            control_tokens,
-            eos_token,
-            pad_token,
-            advice="add some with add_special_tokens of the package tokenizers and save it",
-        )
-        closed = special | {t.content for t in added if _MARK.fullmatch(t.content)} | set(roles)
-        size = max(ids.values()) + 1
-        reserved = {ids[name] for name in closed - {unknown}} | set(range(size)) - set(ids.values())
-        what_encodes = {key: spec[key] for key in sorted(spec) if key not in _NOT_ENCODING}
-        super().__init__(
-            size,
-            reserved,
-            None if unknown is None else ids[unknown],
-            [ids[name] for name in roles],
-            _fingerprint("tokenizer", json.dumps(what_encodes, sort_keys=True).encode(), roles),
-        )
-        _close(tokenizer, closed | ({unknown} if unknown else set()))
-        self._tokenizer = tokenizer
-
-    def _pieces(self, text: str) -> Sequence[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def _joined(self, pieces: list[int]) -> str:
-        return self._tokenizer.decode(pieces, skip_special_tokens=False)
+def _well_formed(text: str) -> str:
+    return text.encode("utf-8", errors="replace").decode()
 
 
-def _roles(
+def _in_graph(encode: Any, *texts: Any) -> Any:
+    """Applies a function of strings to scalar string tensors; returns a 1-D int32 tensor."""
+    import tensorflow as tf
+
+    def run(*texts) -> np.ndarray:
+        # Bytes in a graph, 0-d arrays when run eagerly.
+        data = [np.asarray(text, object).item() for text in texts]
+        return encode(*(text.decode("utf-8", errors="replace") for text in data))
+
+    return tf.ensure_shape(tf.numpy_function(run, list(texts), tf.int32), [None])
+
+
+def choose_roles(
     place: str | epath.Path,
     ids: Mapping[str, int],
     reserved: Set[str],
@@ -280,14 +208,14 @@ def _roles(
     pad_token: str,
     advice: str,
 ) -> list[str]:
-    """Chooses the names for _ROLES.
+    """Returns the names for _ROLES; they are empty where ids are to be appended, never for EOS.
 
     Args:
       place: what an error is about.
       ids: name -> id of all pieces.
       reserved: the names to choose from; names of white space don't count.
       unknown: the name of the unknown piece, which is taken.
-      control_tokens, eos_token, pad_token: the user's choice; empty where there is none.
+      control_tokens, eos_token, pad_token: what is chosen; empty where there is none.
       advice: how to get more reserved names.
 
     Raises:
@@ -299,6 +227,8 @@ def _roles(
     reserved = {name for name in reserved if name.strip()}
     taken: dict[str, str] = {unknown: "the unknown token"} if unknown else {}
     for role, name in zip(_ROLES, names):
+        if not name and role != "eos_token":
+            continue
         if not name:
             problem = "got none"
         elif name not in ids:
@@ -316,7 +246,7 @@ def _roles(
         )
         expected = f"expected an unused reserved piece; it has {len(spare)}"
         expected += f": {shown}" if spare else ""
-        if len(spare) < max(1, names.count("")):
+        if not spare:
             expected += f"; {advice}, and let the network's vocab_size cover them"
         raise UserError(f"{place}: {role}: {problem}, {expected}")
     return names
@@ -331,80 +261,9 @@ def _swapped(size: int, pad: int, eos: int) -> np.ndarray:
     return order
 
 
-def _unknown(
-    file: epath.Path, tokenizer: Any, model: Mapping[str, Any], taken: Sequence[str]
-) -> str | None:
-    """Returns the unknown token's name; None for a BPE that leaves out what it can't read."""
-    if "unk_id" in model:
-        name = None if model["unk_id"] is None else tokenizer.id_to_token(model["unk_id"])
-    else:
-        name = model.get("unk_token")
-    if name and name not in taken and tokenizer.model.token_to_id(name) is not None:
-        return name
-    if type(tokenizer.model).__name__ != "BPE":
-        raise UserError(f"{file}: got unknown token {name!r}, expected a piece of its own for it")
-    tokenizer.model.unk_token = None
-    return None
-
-
-def _close(tokenizer: Any, names: Set[str]) -> None:
-    """Makes the tokenizer read `names` in a text as the characters they are written with."""
-    from tokenizers import AddedToken, Regex, pre_tokenizers
-
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in sorted(names)])
-    tokenizer.encode_special_tokens = True
-    pieces = tokenizer.get_vocab(with_added_tokens=False)
-    if type(tokenizer.model).__name__ == "BPE":
-        tokenizer.model.dropout = None
-    # What the model itself has among its pieces it never sees whole: it is cut after its first
-    # character, once everything else has been done to the text. Likewise the names of bytes.
-    names = names | {f"<0x{byte:02X}>" for byte in range(256)}
-    rests = collections.defaultdict(list)
-    for name in sorted(names & pieces.keys()):
-        rests[name[0]].append(re.escape(name[1:]))
-    if rests:
-        cuts = (f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
-        cut = pre_tokenizers.Split(Regex("|".join(cuts)), "merged_with_previous")
-        before = tokenizer.pre_tokenizer
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([before, cut] if before else [cut])
-
-
-def _special_names(path: epath.Path) -> dict[str, str]:
-    """Reads `eos_token` and `pad_token` from a `tokenizer_config.json`, if there is any."""
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(_read(path))
-        values = {role: config.get(role) for role in ("eos_token", "pad_token")}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise _unreadable(path, "a JSON object", error) from error
-    names = {role: v.get("content") if isinstance(v, dict) else v for role, v in values.items()}
-    return {role: name for role, name in names.items() if isinstance(name, str)}
-
-
-def _fingerprint(kind: str, content: bytes, roles: Sequence[str]) -> str:
+def fingerprint(kind: str, content: bytes, roles: Sequence[str]) -> str:
+    """Returns a vocabulary's fingerprint: the kind, and a hash of what encodes and of the roles."""
     digest = hashlib.sha256(content)
     for name in roles:
         digest.update(b"\0" + name.encode())
     return f"{kind} {digest.hexdigest()[:16]}"
-
-
-def _read(path: epath.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: can't be read ({reason}), expected a tokenizer's file") from error
-
-
-def _unreadable(path: str | epath.Path, expected: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [repr(error)])[0][:200]
-    return UserError(f"{path}: expected {expected}, which it isn't: {reason}")
-
-
-def _not_installed(path: str, packages: str, error: ImportError) -> UserError:
-    return UserError(
-        f"{path}: needs a package that isn't installed ({error}), expected `pip install {packages}`"
-    )

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from pit_jax.data.examples import Example
 from pit_jax.data.layouts import Layout, Lengths, feature_lengths
 from pit_jax.data.vocabularies.load import load
-from pit_jax.data.vocabularies.subwords import TokenizerVocabulary
+from pit_jax.data.vocabularies.tokenizer_json import TokenizerVocabulary
 from tests.tiny_tokenizers import NAMES, byte_level_bpe, make_cases, save
 
 

@@ -5,6 +5,7 @@ Our parameters are nested and stacked over layers; a family's are flat, with nam
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -63,7 +64,13 @@ def check_t5x_decoder(config: NetworkConfig) -> None:
     Raises:
       UserError: for such a network; it names the field.
     """
+    variations = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.metadata.get("variation")
+    }
     for field, value in (
+        *variations.items(),
         ("num_kv_heads", config.num_heads),
         ("scale_embeddings", False),
         ("scale_attention", False),

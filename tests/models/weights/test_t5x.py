@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pit_jax.errors import UserError
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
-from pit_jax.models.weights import (
+from pit_jax.models.weights.t5x import (
     check_t5x_decoder,
     from_t5x_decoder,
     is_t5x_decoder,
@@ -215,6 +215,8 @@ def test_configs_that_compute_as_t5x_does():
         ("positions", "rotary"),
         ("num_kv_heads", 2),
         ("norm_epsilon", 1e-5),
+        ("norm", "layer"),
+        ("logit_cap", 30.0),
     ):
         other = dataclasses.replace(CONFIG, **{field: value})
         with pytest.raises(UserError, match=f"T5X weights: got {field}={value!r} of the network, "):

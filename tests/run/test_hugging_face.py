@@ -1,0 +1,313 @@
+"""Base models from Hugging Face folders, and folders that trained models leave in."""
+
+import argparse
+import copy
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import load_file
+
+import gin
+from pit_jax import cli
+from pit_jax.data.vocabularies.load import load as load_vocabulary
+from pit_jax.errors import UserError
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.sampler import Response
+from pit_jax.models.config import NetworkConfig
+from pit_jax.models.weights import hugging_face as weights
+from pit_jax.models.weights.rows import flatten
+from pit_jax.run import exports, hugging_face, stages
+from pit_jax.run.config import RunConfig
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
+from tests import tiny_runs, tiny_tokenizers
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As SmolLM2 and Qwen have it: padding is the end of text, and nothing is spare.
+TOKENIZER = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "chat_template": TEMPLATE}
+SPARE = 5  # rows of the embedding beyond the tokenizer
+NETWORK = dataclasses.replace(tiny_runs.NETWORK, scale_embeddings=False, tied_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tiny Llama, and its network."""
+    folder = epath.Path(tmp_path_factory.mktemp("hub") / "tiny")
+    tokenizer = tiny_tokenizers.byte_level_bpe()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tiny_tokenizers.save(folder, tokenizer, TOKENIZER)
+    network = dataclasses.replace(NETWORK, vocab_size=tokenizer.get_vocab_size() + SPARE)
+    params = random_params(network, Partitioner(MeshConfig(), jax.devices()[:1]))
+    weights.write(folder, params, network, "llama")
+    return folder, network
+
+
+def abstract(network, partitioner):
+    return stages.abstract_model(stages.init_language_model(network), partitioner)
+
+
+def random_params(network, partitioner):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32), x.sharding),
+        abstract(network, partitioner),
+    )
+
+
+def ours(network, vocabulary):
+    size = max(network.vocab_size, vocabulary.vocab_size + 1)
+    return dataclasses.replace(network, vocab_size=size)
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(model=2)])
+def test_rows_are_in_our_order_and_new_ones_are_the_mean(model, mesh):
+    folder, network = model
+    vocabulary = load_vocabulary(f"tokenizer:{folder}")
+    n = network.vocab_size - SPARE
+    assert vocabulary.vocab_size == n + 3  # padding and two control tokens are added
+    network = dataclasses.replace(network, vocab_size=n + 8)  # 310, in halves on the mesh
+    params = hugging_face.load(folder, network, vocabulary, abstract(network, Partitioner(mesh)))
+    theirs = load_file(folder / "model.safetensors")
+    found = np.asarray(params["decoder"]["embed"]["embedding"])
+    table = theirs["model.embed_tokens.weight"]
+    mean = table[:n].mean(axis=0)
+    end = vocabulary.tokenizer_ids[1]
+    assert end == n - 1  # <|im_end|>
+    np.testing.assert_array_equal(found[1], table[end])
+    for row in (0, vocabulary.control_tokens.candidate, vocabulary.control_tokens.improved, n + 7):
+        np.testing.assert_allclose(found[row], mean, rtol=1e-5, atol=1e-6)
+    text = vocabulary.encode("The quick brown fox!")
+    own = tiny_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(
+        "The quick brown fox!", add_special_tokens=False
+    )
+    np.testing.assert_array_equal(found[text], table[own.ids])
+    unembed = np.asarray(params["decoder"]["unembed"]["kernel"])
+    np.testing.assert_array_equal(unembed[:, text], theirs["lm_head.weight"][own.ids].T)
+    np.testing.assert_allclose(
+        unembed[:, 0], theirs["lm_head.weight"][:n].mean(axis=0), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_what_is_taken_out_comes_in_again_bit_for_bit(model, tmp_path):
+    folder, network = model
+    vocabulary = load_vocabulary(f"tokenizer:{folder}")
+    network = dataclasses.replace(network, vocab_size=vocabulary.vocab_size)
+    partitioner = Partitioner(MeshConfig(), jax.devices()[:1])
+    params = random_params(network, partitioner)
+    hugging_face.save(epath.Path(tmp_path / "out"), params, network, vocabulary)
+    vocabulary = as_written(vocabulary, network.vocab_size)
+    again = hugging_face.load(
+        epath.Path(tmp_path / "out"), network, vocabulary, abstract(network, partitioner)
+    )
+    for (name, one), (_, other) in zip(flatten(params), flatten(again), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def as_written(vocabulary, pieces):
+    """The vocabulary of the tokenizer that has the added pieces, whose ids are the same."""
+    copied = copy.copy(vocabulary)
+    copied.num_pieces = pieces
+    return copied
+
+
+RUN = [
+    "--gin_file=gin/runs/from_base.gin",
+    "--gin_file=base/model.gin",
+    "--gin.MODEL_DIR='run'",
+    "--gin.PREFERENCES_PATH='pairs.jsonl'",
+    "--gin.BATCH_SIZE=8",
+    "--gin.NetworkConfig.dtype='float32'",
+    "--gin.Lengths.prompt=64",
+    "--gin.Lengths.reference=24",
+    "--gin.Lengths.response=25",
+    "--gin.BatchingConfig.packed_length=128",
+    "--gin.RewardStage.held_out=4",
+    "--gin.sft_policy/SupervisedStage.steps=1",
+    "--gin.rm_gap/RewardStage.steps=1",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(model, tmp_path_factory):
+    """A folder where a base model was brought in, two stages trained and taken out."""
+    folder, _ = model
+    place = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        pairs = (
+            {"prompt": f"Count to {i}", "chosen": f"1 to {i}", "rejected": f"{i}"}
+            for i in range(120)
+        )
+        (place / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+        argv = ["convert", "--from=hf", f"--input={folder}", "--output=base"]
+        assert cli.main([*argv, "--chat_template=tokenizer"]) == 0
+        for stage in ("sft_policy", "rm_gap"):
+            argv = [*RUN, f"--gin.STAGE='{stage}'"]
+            assert cli.main(["train", *argv]) == 0
+            assert cli.main(["convert", *argv, "--to=hf", f"--output=out/{stage}"]) == 0
+        yield place
+
+
+def test_a_base_model_is_as_the_papers_runs_expect_one(model, trained):
+    _, network = model
+    gin.clear_config()
+    gin.parse_config_file(str(trained / "base" / "model.gin"))
+    found = NetworkConfig(**gin.get_bindings(NetworkConfig))
+    gin.clear_config()
+    expected = dataclasses.replace(network, dtype="bfloat16", remat="full")
+    assert dataclasses.replace(found, vocab_size=network.vocab_size) == expected
+    result = json.loads((trained / "base" / "model" / "result.json").read_text())
+    assert result["task"] == "pretrain"
+    names = {path.name for path in (trained / "base" / "tokenizer").iterdir()}
+    assert names == {"tokenizer.json", "tokenizer_config.json"}
+
+
+def test_what_a_stage_leaves_for_transformers(trained):
+    for stage, architecture in (
+        ("sft_policy", "LlamaForCausalLM"),
+        ("rm_gap", "LlamaForSequenceClassification"),
+    ):
+        folder = trained / "out" / stage
+        config = json.loads((folder / "config.json").read_text())
+        assert config["architectures"] == [architecture]
+        tokenizer = tiny_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        names = {"<|im_end|>": "eos_token_id", "<<Pad>>": "pad_token_id"}
+        for name, field in names.items():
+            assert tokenizer.token_to_id(name) == config[field]
+        assert f"# {stage}" in (folder / "README.md").read_text()
+        assert "assistant" in (folder / "chat_template.jinja").read_text()
+    slot = "<<Candidate>>{{ candidate }}<<Improved>>"
+    assert slot in (trained / "out" / "rm_gap" / "chat_template.jinja").read_text()
+    score = load_file(trained / "out" / "rm_gap" / "model.safetensors")["score.weight"]
+    assert score.shape == (1, NETWORK.embed_dim)
+
+
+def test_a_taken_out_tokenizer_has_the_ids_of_the_run(trained):
+    before = load_vocabulary("tokenizer:" + str(trained / "base" / "tokenizer"))
+    after = load_vocabulary("tokenizer:" + str(trained / "out" / "sft_policy"))
+    assert after.vocab_size == before.vocab_size == after.num_pieces == before.num_pieces + 3
+    np.testing.assert_array_equal(after.tokenizer_ids, before.tokenizer_ids)
+    assert after.control_tokens == before.control_tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 3}, "got num_layers=1 in its config, expected 3, which the run's network"),
+        ({"rope_theta": 7.0}, "got rope_theta=100.0 in its config, expected 7.0"),
+    ],
+)
+def test_another_network_is_refused_by_field(model, change, message):
+    folder, network = model
+    vocabulary = load_vocabulary(f"tokenizer:{folder}")
+    with pytest.raises(UserError, match=re.escape(message)):
+        hugging_face.check(folder, dataclasses.replace(network, **change), vocabulary)
+
+
+def test_another_vocabulary_is_refused(model):
+    folder, network = model
+    with pytest.raises(UserError, match="got a vocabulary that isn't this model's"):
+        hugging_face.check(folder, network, load_vocabulary("bytes"))
+
+
+def test_a_tokenizer_with_more_pieces_than_rows_is_refused(model, tmp_path):
+    folder, network = model
+    small = dataclasses.replace(network, vocab_size=300)
+    params = random_params(small, Partitioner(MeshConfig(), jax.devices()[:1]))
+    weights.write(epath.Path(tmp_path), params, small, "llama")
+    vocabulary = load_vocabulary(f"tokenizer:{folder}")
+    with pytest.raises(UserError, match="got 300 rows of the embedding, expected at least 302"):
+        hugging_face.check(epath.Path(tmp_path), network, vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected --input=MODEL"),
+        (["--input=nowhere"], "--input: nowhere not found, expected a folder, a GGUF file"),
+        (["--input=x", "--gin_file=y"], "--from=hf takes no gin file"),
+    ],
+)
+def test_mistakes_in_bringing_a_model_in(arguments, message, tmp_path, capsys):
+    argv = ["convert", "--from=hf", f"--output={tmp_path}/base", *arguments]
+    assert cli.main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_base_model_is_not_written_twice(model, trained, capsys):
+    folder, _ = model
+    argv = ["convert", "--from=hf", f"--input={folder}", f"--output={trained}/base"]
+    assert cli.main(argv) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_vocabulary_of_words_is_not_taken_out(tmp_path_factory, tmp_path, capsys):
+    run = tiny_runs.on_one_device(tiny_runs.config(tmp_path))
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "result.json").write_text('{"task": "pretrain"}')
+    with pytest.raises(UserError, match="got vocabulary 'words:drafts', expected 'tokenizer:PATH'"):
+        exports.take_out(run, "pretrain", epath.Path(tmp_path / "out"))
+
+
+# --- against transformers -----------------------------------------------------------------------
+
+
+def the_run():
+    """The run, with its configuration as its commands read it."""
+    files = [word.partition("=")[2] for word in RUN if word.startswith("--gin_file")]
+    bindings = [word.removeprefix("--gin.") for word in RUN if word.startswith("--gin.")]
+    cli._parse_gin(argparse.Namespace(gin_search_paths="", gin_file=files), bindings)
+    config = cli._configured(RunConfig)
+    gin.clear_config()
+    return tiny_runs.on_one_device(config)
+
+
+@pytest.mark.hf
+def test_transformers_writes_what_we_write_and_scores_as_we_score(trained, monkeypatch):
+    import torch
+    import transformers
+
+    monkeypatch.chdir(trained)
+    run, prompts = the_run(), ["Count to 3", "Say dog.", "What is 7?"]
+    vocabulary = run.vocabulary
+    auto = transformers.AutoTokenizer.from_pretrained("out/sft_policy")
+    policy = transformers.AutoModelForCausalLM.from_pretrained("out/sft_policy").eval()
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    ids = [
+        auto.apply_chat_template(t, add_generation_prompt=True, return_dict=False) for t in turns
+    ]
+    built = [run.layout.policy_prompt(prompt) for prompt in prompts]
+    assert [vocabulary.tokenizer_ids[row].tolist() for row in built] == ids
+    width = run.layout.widths(run.config.lengths)
+    greedy = SamplingConfig(temperature=0.0)
+    model = run.load_frozen("sft_policy")
+    responses = run.sampler.respond(model, built, width.policy, [0, 1, 2], run.key("x"), greedy)
+    for row, response in zip(ids, responses, strict=True):
+        with torch.no_grad():
+            out = policy.generate(torch.tensor([row]), do_sample=False, max_new_tokens=25)
+        new = out[0, len(row) :].tolist()
+        assert new[: len(response.tokens)] == vocabulary.tokenizer_ids[response.tokens].tolist()
+
+    scorer = transformers.AutoModelForSequenceClassification.from_pretrained("out/rm_gap").eval()
+    slot = transformers.AutoTokenizer.from_pretrained("out/rm_gap")
+    candidate, better = "1 2", "1 2 3"
+    turn = [*turns[0], {"role": "candidate", "content": candidate}]
+    given = slot.apply_chat_template(turn, return_dict=False)
+    ours = run.layout.gap_prompt(prompts[0], vocabulary.encode(candidate))
+    assert vocabulary.tokenizer_ids[ours].tolist() == given
+    whole = [*given, *slot.encode(better, add_special_tokens=False), slot.eos_token_id]
+    with torch.no_grad():
+        score = float(scorer(torch.tensor([whole])).logits[0, 0])
+    response = Response(vocabulary.encode(better), True)
+    found = run.sampler.score(
+        run.load_frozen("rm_gap"), [ours], width.gap, [response], run.pooling("rm_gap")
+    )
+    assert float(found[0]) == pytest.approx(score, abs=1e-4)
