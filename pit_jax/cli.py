@@ -34,7 +34,9 @@ _EXAMPLES = {
     "plan": "python -m pit_jax plan --gin_file=gin/runs/quickstart.gin --topology=v4-8",
     "train": "python -m pit_jax train --gin_file=gin/runs/quickstart.gin --gin.STAGE=\"'rm_gap'\"",
     "convert": (
-        "python -m pit_jax convert --gin_file=gin/runs/quickstart.gin --gin.STAGE=\"'sft_pit'\" "
+        "python -m pit_jax convert --from=hf --input=HuggingFaceTB/SmolLM2-135M-Instruct "
+        "--output=base\n"
+        "  python -m pit_jax convert --gin_file=gin/runs/quickstart.gin --gin.STAGE=\"'sft_pit'\" "
         "--to=t5x --output=exported"
     ),
     "improve": (

@@ -21,7 +21,7 @@ from tests.child_environment import child_environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-COMMANDS = ("run", "data", "plan", "train", "improve", "evaluate")
+COMMANDS = ("run", "data", "plan", "train", "convert", "improve", "evaluate")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -30,14 +30,14 @@ def test_help_has_an_example_that_parses(command, capsys):
         cli.main([command, "--help"])
     assert stop.value.code == 0
     output = capsys.readouterr().out
-    example = output.split("example:\n")[1].strip()
-    words = shlex.split(example)
-    assert words[:4] == ["python", "-m", "pit_jax", command]
-    arguments, bindings = cli._split_bindings(words[4:])
-    options = cli._parser().parse_args([command, *arguments])
-    assert options.command == command
-    assert all((ROOT / file).exists() for file in options.gin_file)
-    assert all(" = " in binding for binding in bindings)
+    for example in output.split("example:\n")[1].strip().splitlines():
+        words = shlex.split(example)
+        assert words[:4] == ["python", "-m", "pit_jax", command]
+        arguments, bindings = cli._split_bindings(words[4:])
+        options = cli._parser().parse_args([command, *arguments])
+        assert options.command == command
+        assert all((ROOT / file).exists() for file in options.gin_file)
+        assert all(" = " in binding for binding in bindings)
     for flag in ("--gin_file", "--gin.NAME", "--gin_search_paths"):
         assert flag in output
     assert ("--dry_run" in output) == (command != "plan")
