@@ -215,8 +215,7 @@ class InputPipeline:
         """The tokens of each field of an example that fits the windows; nothing if it doesn't."""
         target = e.reflection if self._reflection else None
         sizes = self._layout.sizes(e.prompt, e.chosen, e.rejected, target)
-        windows = self.lengths.windows
-        return {} if any(size > windows[field] for field, size in sizes.items()) else sizes
+        return {} if any(self.lengths.too_long(sizes).values()) else sizes
 
     def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, list[Example]]]:
         """The name and the examples of each source of a split's batches, too long ones as well."""

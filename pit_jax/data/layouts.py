@@ -20,7 +20,7 @@ layouts build on that prompt as they do here, without spaces between their piece
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pit_jax.data.vocabularies.base import ASSISTANT, HUMAN, Vocabulary
@@ -59,6 +59,15 @@ class Lengths:
             "reflection": self.response,
             "reference": self.reference,
         }
+
+    def too_long(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns whether each field of an example is over its window.
+
+        Args:
+          sizes: tokens of each field, as `Layout.sizes` counts them.
+        """
+        windows = self.windows
+        return {field: size > windows[field] for field, size in sizes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,12 +221,7 @@ class Layout:
 
     def too_long(self, lengths: Lengths, *pieces) -> dict[str, Any]:
         """Returns whether each field of an example is over its window; takes what `sizes` takes."""
-        windows = lengths.windows
-        return {field: size > windows[field] for field, size in self.sizes(*pieces).items()}
-
-    def fits(self, lengths: Lengths, *pieces) -> bool:
-        """Returns whether an example is within all windows; takes what `sizes` takes."""
-        return not any(self.too_long(lengths, *pieces).values())
+        return lengths.too_long(self.sizes(*pieces))
 
     def _candidate(self, reference):
         """`<<Candidate>> {y_ref}<<Improved>>`."""

@@ -110,6 +110,6 @@ def test_each_window_bounds_its_own_fields(fewer, too_long):
     layout, lengths = Layout(WORDS), Lengths(prompt=4, reference=2, response=5)
     pieces = ("a b", "a a", "b b", "a", "a b")
     assert list(layout.sizes(*pieces).values()) == [4, 2, 2, 5, 2]
-    assert layout.fits(lengths, *pieces)
+    assert not any(layout.too_long(lengths, *pieces).values())
     found = layout.too_long(dataclasses.replace(lengths, **fewer), *pieces)
     assert {name for name, over in found.items() if over} == too_long
