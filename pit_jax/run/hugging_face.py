@@ -63,10 +63,13 @@ def config_of(path: epath.Path) -> dict[str, Any]:
     return hugging_face.config_of_folder(path)
 
 
-def check(path: epath.Path, network: NetworkConfig, vocabulary: Vocabulary) -> None:
+def check(path: epath.Path, network: NetworkConfig, vocabulary: Vocabulary) -> int:
     """Refuses a model that isn't the run's network, or whose tokenizer isn't the vocabulary.
 
     Only the folder's `config.json` is read.
+
+    Returns:
+      rows of the model's embedding.
 
     Raises:
       UserError: it names the field, what the model has and what the run has.
@@ -94,14 +97,10 @@ def check(path: epath.Path, network: NetworkConfig, vocabulary: Vocabulary) -> N
             f"{path}: got {rows} rows of the embedding, expected at least {pieces}, one for each "
             "piece of the tokenizer"
         )
+    return rows
 
 
-def load(
-    path: epath.Path,
-    network: NetworkConfig,
-    vocabulary: Any,
-    abstract: Any,
-) -> Any:
+def load(path: epath.Path, network: NetworkConfig, vocabulary: Any, abstract: Any) -> Any:
     """Loads the parameters that a stage starts from, tensor by tensor onto the mesh.
 
     Args:
@@ -116,11 +115,10 @@ def load(
     Raises:
       UserError: if it doesn't fit network and vocabulary; see `check`.
     """
-    check(path, network, vocabulary)
-    config = config_of(path)
+    rows = check(path, network, vocabulary)
     read = gguf_files.read if path.suffix == ".gguf" else hugging_face.read
-    leaves = dict(flatten(read(path, _with_rows(abstract, config["vocab_size"]))))
-    source = rows_of(vocabulary, network.vocab_size, config["vocab_size"])
+    leaves = dict(flatten(read(path, _with_rows(abstract, rows))))
+    source = rows_of(vocabulary, network.vocab_size, rows)
     for name, leaf in flatten(abstract):
         if name in _OF_IDS:
             arrange = _arrange(_OF_IDS[name], vocabulary.num_pieces, leaf.sharding)
