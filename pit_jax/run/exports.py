@@ -14,10 +14,6 @@ from pit_jax.run.run import Run
 from pit_jax.runtime import processes
 
 _PIT_TASKS = ("sft_pit", "rl_pit", "rm_gap")
-_LOADED_BY = {
-    False: "AutoModelForCausalLM",
-    True: "AutoModelForSequenceClassification",
-}
 
 
 def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") -> str:
@@ -58,13 +54,40 @@ def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") ->
     template = run.config.chat_template
     pieces = write_tokenizer(epath.Path(source), folder, run.vocabulary, template, improver)
     if processes.is_first():
-        card = _card(name, result, architecture, pieces, run.anchor(name) if scalar else None)
-        write_whole(folder / "README.md", card)
+        anchor = run.anchor(name) if scalar else None
+        given = _given(run.vocabulary, result["task"], pieces)
+        write_whole(folder / "README.md", _card(name, result, architecture, given, anchor))
     return architecture
 
 
+def _given(vocabulary: Any, task: str, pieces: dict[str, str]) -> list[str]:
+    """Says, in lines of Markdown, what a task's model is given."""
+    improver, scalar = task in _PIT_TASKS, task in stages.REWARD_TASKS
+    if vocabulary.has_template:
+        lines = [
+            "The turns of a dialogue, as the tokenizer's `apply_chat_template` renders them with"
+        ]
+        lines.append("`add_generation_prompt=True`.")
+        if improver:
+            lines.append("The last turn, of the role `candidate`, is the response to improve.")
+        follows = "the response to score and the end-of-text token"
+        return [*lines, f"Then {follows}."] if scalar else lines
+    space = "" if vocabulary.prefixes_space else " "
+    text = "    Human: {prompt}Assistant:"
+    text += f"{pieces['candidate']}{space}{{response}}{pieces['improved']}" if improver else ""
+    text += f"{space}{{response to score}}" if scalar else ""
+    lines = [
+        text,
+        "",
+        "What is in braces and what stands between is tokenized one by one, and joined.",
+    ]
+    if vocabulary.bos_id is not None:
+        lines.append("The first token is BOS.")
+    return [*lines, "The end-of-text token comes last."] if scalar else lines
+
+
 def _card(
-    name: str, result: dict[str, Any], architecture: str, pieces: dict[str, str], anchor: Any
+    name: str, result: dict[str, Any], architecture: str, given: list[str], anchor: float | None
 ) -> str:
     """Says what a model is and what it is to be given."""
     task = result["task"]
@@ -80,10 +103,7 @@ def _card(
         "rm_gap": "a gap reward model R_PIT, which scores how much better one response is than "
         "another",
     }[task]
-    prompt = "Human: {prompt}Assistant:"
-    reference = f"{pieces['candidate']} {{response}}{pieces['improved']}"
-    given = prompt + (reference if task in _PIT_TASKS else "")
-    given += " {response to score}" if anchor is not None else ""
+    auto = "SequenceClassification" if anchor is not None else "CausalLM"
     lines = [
         "---",
         "library_name: transformers",
@@ -93,15 +113,12 @@ def _card(
         f"# {name}",
         "",
         f"This is {what}. pit_jax trained it by PIT (arXiv 2310.00898) in {result['steps']} steps.",
-        f"It is a `{architecture}`; `{_LOADED_BY[anchor is not None]}.from_pretrained` loads it.",
+        f"It is a `{architecture}`; `AutoModelFor{auto}.from_pretrained` loads it.",
         "",
         "## What it is given",
         "",
-        "    " + given,
-        "",
-        "The pieces in braces and what stands between them are tokenized one by one, without",
-        "special tokens, and joined.",
+        *given,
     ]
     if anchor is not None:
-        lines += [f"A score of {anchor:.4f} counts as 0: subtract it.", ""]
+        lines += ["", f"A score of {anchor:.4f} counts as 0: subtract it."]
     return "\n".join(lines) + "\n"

@@ -182,12 +182,23 @@ def test_what_a_stage_leaves_for_transformers(trained):
         names = {"<|im_end|>": "eos_token_id", "<<Pad>>": "pad_token_id"}
         for name, field in names.items():
             assert tokenizer.token_to_id(name) == config[field]
-        assert f"# {stage}" in (folder / "README.md").read_text()
+        card = (folder / "README.md").read_text()
+        assert f"# {stage}" in card and "apply_chat_template" in card and "Human:" not in card
+        assert ("candidate" in card) == ("counts as 0" in card) == (stage == "rm_gap")
         assert "assistant" in (folder / "chat_template.jinja").read_text()
     slot = "<<Candidate>>{{ candidate }}<<Improved>>"
     assert slot in (trained / "out" / "rm_gap" / "chat_template.jinja").read_text()
     score = load_file(trained / "out" / "rm_gap" / "model.safetensors")["score.weight"]
     assert score.shape == (1, NETWORK.embed_dim)
+
+
+def test_a_card_of_the_papers_layout_shows_its_pieces(model):
+    pieces = {"candidate": "<C>", "improved": "<I>"}
+    plain = load_vocabulary(f"tokenizer:{model[0]}")
+    first, *_, last = exports._given(plain, "rm_gap", pieces)
+    assert first == "    Human: {prompt}Assistant:<C> {response}<I> {response to score}"
+    assert last == "The end-of-text token comes last."
+    assert exports._given(plain, "rl_policy", pieces)[0] == "    Human: {prompt}Assistant:"
 
 
 def test_a_taken_out_tokenizer_has_the_ids_of_the_run(trained):
