@@ -15,24 +15,14 @@ from datasets import Dataset
 from easydel.trainers.proximal_policy_optimization_trainer import _fn as ppo_functions
 from flax import nnx
 from properties import Failed, NotRun, exactly_one, frequencies, last_token, same
-from tokenizers import Tokenizer, models, pre_tokenizers
+from words import EOS, PAD, VOCAB, B, P, R, tokenizer
 
-PAD, EOS, VOCAB, B, P, R = 0, 1, 16, 16, 5, 6
 SEED = 2
 
 
 def version() -> str:
     """Of the installed package."""
     return importlib.metadata.version("easydel")
-
-
-def tokenizer():
-    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{n}": n for n in range(2, VOCAB)}}
-    backend = Tokenizer(models.WordLevel(words, unk_token="w2"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left"
-    )
 
 
 def language_model():

@@ -12,11 +12,10 @@ import torch
 import transformers
 from datasets import Dataset
 from properties import Failed, NotRun, exactly_one, frequencies, last_token, same, schedule
-from tokenizers import Tokenizer, models, pre_tokenizers
 from trl.experimental import ppo
 from trl.experimental.ppo import ppo_trainer
+from words import EOS, PAD, VOCAB, B, P, R, tokenizer
 
-PAD, EOS, VOCAB, B, P, R = 0, 1, 16, 16, 5, 6
 WATCHED = ("batch_generation", "masked_mean", "masked_whiten", "forward")
 SEED = 4
 
@@ -24,15 +23,6 @@ SEED = 4
 def version() -> str:
     """Of the installed package."""
     return importlib.metadata.version("trl")
-
-
-def tokenizer():
-    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{n}": n for n in range(2, VOCAB)}}
-    backend = Tokenizer(models.WordLevel(words, unk_token="w2"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left"
-    )
 
 
 def model(kind, seed, constant=0.0, scale=1.0):

@@ -10,31 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import transformers
 from flax import nnx
 from properties import Failed, NotRun, exactly_one, frequencies, last_token, same, schedule
-from tokenizers import Tokenizer, models, pre_tokenizers
 from tunix.models.llama3 import model as llama
 from tunix.rl import algo_core, common, rl_cluster
 from tunix.rl.ppo import ppo_learner
 from tunix.rl.rollout import base_rollout
+from words import EOS, PAD, VOCAB, B, P, R, tokenizer
 
-PAD, EOS, VOCAB, B, P, R = 0, 1, 16, 16, 5, 6
 SEED = 0
 
 
 def version() -> str:
     """Of the installed package."""
     return importlib.metadata.version("google-tunix")
-
-
-def tokenizer():
-    words = {"<pad>": PAD, "<eos>": EOS, **{f"w{n}": n for n in range(2, VOCAB)}}
-    backend = Tokenizer(models.WordLevel(words, unk_token="w2"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left"
-    )
 
 
 class LanguageModel(llama.Llama3):
