@@ -57,6 +57,8 @@ EXTRAS_REQUIRE = {
     "hf-test": [
         "torch>=2.6",  # the tests against transformers, `pytest -m hf`
         "transformers>=4.56",
+        "accelerate>=1.0",  # by which transformers reads a GGUF file
+        "gguf>=0.17",
     ],
     "plan": [
         "jax[tpu]>=0.10,<0.11",  # libtpu as this jax wants it: compiling for TPUs without one

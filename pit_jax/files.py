@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import os
+import pathlib
+import shutil
+import tempfile
 
 from etils import epath
 
@@ -15,6 +20,34 @@ def is_local(path: str | os.PathLike[str]) -> bool:
 def absolute(path: epath.Path) -> epath.Path:
     """Returns the absolute path of what is on a disk, since orbax takes no other."""
     return path.resolve() if is_local(path) else path
+
+
+@functools.cache
+def on_disk(path: epath.Path, patterns: tuple[str, ...]) -> epath.Path:
+    """Returns a folder whose files a library opens by themselves, which none does in a bucket.
+
+    Args:
+      path: a folder.
+      patterns: names of the files that are wanted, such as `*.json`.
+
+    Returns:
+      `path` if it is on a disk; else a copy, which goes when the process ends.
+    """
+    if is_local(path):
+        return path
+    copy = pathlib.Path(_scratch().name) / str(len(os.listdir(_scratch().name)))
+    copy.mkdir()
+    for source in path.iterdir():
+        if not any(fnmatch.fnmatch(source.name, pattern) for pattern in patterns):
+            continue
+        with source.open("rb") as theirs, open(copy / source.name, "wb") as ours:
+            shutil.copyfileobj(theirs, ours, 2**24)
+    return epath.Path(copy)
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="pit_jax_")
 
 
 def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:

@@ -104,8 +104,8 @@ class Improver:
       sampler: decodes and scores.
       layout: builds prompts.
       lengths: the windows.
-      clean: sampled ids to ids of plain text, as a reference must be.
-      decode: ids to text.
+      encode: text to ids of plain text.
+      decode: sampled ids to text.
       model: parameters of M_PIT; of M_P for Self-Refine.
       gap_model: parameters of R_PIT, if gaps are wanted.
       pooling: how R_PIT's score is read.
@@ -115,7 +115,7 @@ class Improver:
     sampler: Sampler
     layout: Layout
     lengths: Lengths
-    clean: Callable[[Sequence[int]], Tokens]
+    encode: Callable[[str], Tokens]
     decode: Callable[[Sequence[int]], str]
     model: Any
     gap_model: Any = None
@@ -202,8 +202,12 @@ class Improver:
         return scores - np.float32(self.anchor)
 
     def reference(self, response: Response) -> Tokens:
-        """Makes a y_ref of a response: ids of plain text, cut to the reference window."""
-        return self.clean(response.tokens)[: self.lengths.reference]
+        """Makes a y_ref of a response: the ids of its text, cut to the reference window.
+
+        A model may sample a text in other pieces than a tokenizer splits it into. From one model
+        to the next goes the text, as whoever serves them passes it on.
+        """
+        return self.encode(self.decode(response.tokens))[: self.lengths.reference]
 
     def _answer(self, texts, rows, key, config) -> list[Response]:
         """Samples M_P's answer to each text, at a width that holds the longest."""
@@ -229,7 +233,7 @@ class Improver:
         going_on = []
         for position, i in enumerate(active):
             trace, new = traces[i], improved[position]
-            unchanged = new.tokens == trace.responses[-1].tokens
+            unchanged = self.decode(new.tokens) == self.decode(trace.responses[-1].tokens)
             trace.responses.append(new)
             if gaps is not None:
                 trace.gaps.append(float(gaps[position]))

@@ -64,7 +64,7 @@ class Program:
 def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
     """Yields the programs of every stage, in the order in which they run."""
     for stage in config.stages:
-        stages.check_rows(stage, partitioner)
+        stages.check_mesh(stage, config.network, partitioner)
         if isinstance(stage, RLStage):
             yield from _rl(config, stage, partitioner)
         else:

@@ -39,7 +39,7 @@ def check(run: Run, name: str) -> None:
 
 
 def _check_rows(run: Run, stage: Stage) -> None:
-    stages.check_rows(stage, run.partitioner)
+    stages.check_mesh(stage, run.config.network, run.partitioner)
     rows = run.partitioner.row_shards
     if run.config.sampling_batch % rows:
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pit_jax.data.vocabularies import tokenizer_files
-from pit_jax.data.vocabularies.base import PAD_ID, Vocabulary
+from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
 from pit_jax.files import write_whole
@@ -36,6 +37,9 @@ from pit_jax.runtime.train_state import TrainState
 _OF_IDS = {"decoder/embed/embedding": 0, "decoder/unembed/kernel": 1}
 # How a network is run on this machine, which weights don't say; `vocab_size` is checked apart.
 _FREE = ("vocab_size", "dtype", "remat", "attention")
+# A multiple of it are the rows of ids that we make, which a mesh can split and a TPU has no
+# remainder of.
+_ROWS = 128
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -63,22 +67,38 @@ def config_of(path: epath.Path) -> dict[str, Any]:
     return hugging_face.config_of_folder(path)
 
 
-def check(path: epath.Path, network: NetworkConfig, vocabulary: Vocabulary) -> int:
+def _network_of(path: epath.Path, config: Any, dtype: str, remat: str = "full") -> NetworkConfig:
+    try:
+        return configs.network_of(config, dtype, remat)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def check(
+    path: epath.Path, network: NetworkConfig, vocabulary: Any, abstract: Any
+) -> tuple[Any, Any, Any]:
     """Refuses a model that isn't the run's network, or whose tokenizer isn't the vocabulary.
 
-    Only the folder's `config.json` is read.
+    Only `config.json` and the names and shapes of the tensors are read.
+
+    Args:
+      path: a Hugging Face folder with safetensors, or a GGUF file.
+      network: the network of the run.
+      vocabulary: the vocabulary of the run, made of the model's tokenizer.
+      abstract: parameters of a LanguageModel with shapes and shardings.
 
     Returns:
-      rows of the model's embedding.
+      the tensors, the family's table, and `abstract` with the model's rows of ids: what
+      `models.weights.hugging_face.fill` takes.
 
     Raises:
-      UserError: it names the field, what the model has and what the run has.
+      UserError: it names the field or the tensor, what the model has and what the run has.
     """
     config = config_of(path)
     architecture = (config.get("architectures") or ["a language model"])[0]
     if "ForSequenceClassification" in architecture:
         raise UserError(f"{path}: got a {architecture}, expected a language model to start from")
-    of_model = dataclasses.asdict(configs.network_of(config, network.dtype, network.remat))
+    of_model = dataclasses.asdict(_network_of(path, config, network.dtype, network.remat))
     for field, value in dataclasses.asdict(network).items():
         if field not in _FREE and of_model[field] != value:
             raise UserError(
@@ -97,7 +117,10 @@ def check(path: epath.Path, network: NetworkConfig, vocabulary: Vocabulary) -> i
             f"{path}: got {rows} rows of the embedding, expected at least {pieces}, one for each "
             "piece of the tokenizer"
         )
-    return rows
+    theirs = _with_rows(abstract, rows)
+    if path.suffix == ".gguf":
+        return *gguf_files.checked(path, theirs), theirs
+    return *hugging_face.checked(path, theirs), theirs
 
 
 def load(path: epath.Path, network: NetworkConfig, vocabulary: Any, abstract: Any) -> Any:
@@ -115,9 +138,9 @@ def load(path: epath.Path, network: NetworkConfig, vocabulary: Any, abstract: An
     Raises:
       UserError: if it doesn't fit network and vocabulary; see `check`.
     """
-    rows = check(path, network, vocabulary)
-    read = gguf_files.read if path.suffix == ".gguf" else hugging_face.read
-    leaves = dict(flatten(read(path, _with_rows(abstract, rows))))
+    tensors, table, theirs = check(path, network, vocabulary, abstract)
+    leaves = dict(flatten(hugging_face.fill(tensors, table, theirs)))
+    rows = len(leaves["decoder/embed/embedding"])
     source = rows_of(vocabulary, network.vocab_size, rows)
     for name, leaf in flatten(abstract):
         if name in _OF_IDS:
@@ -253,8 +276,9 @@ def bring_in(
         if (beside / name).exists():
             write_whole(output / "tokenizer" / name, (beside / name).read_bytes())
     vocabulary = load_vocabulary(f"tokenizer:{output / 'tokenizer'}", chat_template=chat_template)
-    network = configs.network_of(config_of(path), dtype)
+    network = _network_of(path, config_of(path), dtype)
     size = max(network.vocab_size, vocabulary.vocab_size)
+    size = math.ceil(size / _ROWS) * _ROWS
     network = dataclasses.replace(network, vocab_size=size)
     partitioner = Partitioner(MeshConfig())
     abstract = stages.abstract_model(stages.init_language_model(network), partitioner)

@@ -143,7 +143,9 @@ class Run:
         if path.exists():
             return json.loads(path.read_text())
         if hugging_face.is_model(self.folder(name)):
-            hugging_face.check(self.folder(name), self.config.network, self.vocabulary)
+            network = self.config.network
+            model = stages.abstract_model(stages.init_language_model(network), self.partitioner)
+            hugging_face.check(self.folder(name), network, self.vocabulary, model)
             return {"task": "pretrain", "model_step": 0}
         checkpoint = self._t5x_checkpoint(name)
         if checkpoint is None:
@@ -215,7 +217,7 @@ class Run:
             sampler=self.sampler,
             layout=self.layout,
             lengths=self.config.lengths,
-            clean=self.vocabulary.text_ids,
+            encode=self.vocabulary.encode,
             decode=self.vocabulary.decode,
             model=model,
             gap_model=gap_model,

@@ -172,13 +172,16 @@ def _check_steps(name: str, steps: int, batch_size: int, parts: int, what="micro
         )
 
 
-def check_rows(stage: Stage, partitioner: Partitioner) -> None:
-    """Refuses a batch that the mesh can't split, as every device would do all of its work.
+def check_mesh(stage: Stage, network: NetworkConfig, partitioner: Partitioner) -> None:
+    """Refuses what the mesh can't split, as every device would do all of its work.
 
     Raises:
-      UserError: for such a batch; it says what the size must be a multiple of.
+      UserError: for heads that the mesh's model axis doesn't divide, or for a batch; it says what
+        its size must be a multiple of.
     """
-    rows = partitioner.row_shards
+    rows, model = partitioner.row_shards, partitioner.mesh.shape["model"]
+    if network.num_heads % model:
+        raise UserError(f"mesh: got model={model}, expected a divisor of {network.num_heads} heads")
     if stage.batch_size % (stage.parts * rows):
         raise UserError(
             f"stage {stage.name}: got batch_size={stage.batch_size} in {stage.parts} parts, "

@@ -87,7 +87,7 @@ class Script:
 def sampled(folder, round_, key=0, shard_size=8):
     script = Script()
     writer = ReferenceWriter(folder, shard_size, ReferenceMeta(1, round_.source, "x", 0))
-    improver = Improver(script, LAYOUT, LENGTHS, WORDS.text_ids, WORDS.decode, "M_PIT")
+    improver = Improver(script, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "M_PIT")
     key = jax.random.key(key)
     sample_references(round_, writer, EXAMPLES, "M_P", improver, key, shard_size)
     return script.calls, list(ReferenceStore(folder))

@@ -44,7 +44,7 @@ class Script:
 
 def run(script, config, first=("a", "b"), gap_model=None, prompts=("p", "q"), rows=(7, 8)):
     improver = Improver(
-        script, LAYOUT, LENGTHS, WORDS.text_ids, WORDS.decode, "model", gap_model, "sum"
+        script, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "model", gap_model, "sum"
     )
     return improver(prompts, [text(words) for words in first], rows, KEY, config)
 
@@ -60,6 +60,31 @@ def test_a_fixed_number_of_iterations():
     assert [trace.last for trace in traces] == [3, 3]
     assert [trace.stop_reason for trace in traces] == ["iterations"] * 2
     assert traces[0].gaps == []
+
+
+def test_texts_go_on_and_not_the_pieces_that_were_sampled():
+    """`nerd`, sampled as n + erd, is ner + d to the tokenizer, as to whoever serves the models."""
+    pieces = {2: "n", 3: "erd", 4: "ner", 5: "d"}
+    prompts = []
+
+    class Sampled:
+        def respond(self, model, built, *_):
+            prompts.extend(built)
+            return [Response([2, 3], True)]
+
+    improver = Improver(
+        Sampled(),
+        LAYOUT,
+        LENGTHS,
+        encode={"nerd": [4, 5]}.get,
+        decode=lambda ids: "".join(pieces[i] for i in ids),
+        model="model",
+    )
+    config = ImproveConfig(iterations=3, stop_unchanged=True)
+    (trace,) = improver(["p"], [Response([4, 5], True)], [0], KEY, config)
+    assert prompts == [LAYOUT.pit_prompt("p", [4, 5])]
+    assert trace.stop_reason == "unchanged"
+    assert improver.reference(Response([2, 3], True)) == [4, 5]
 
 
 def test_each_iteration_improves_on_the_one_before():
@@ -137,7 +162,7 @@ def test_a_long_or_forged_draft_becomes_a_reference_of_plain_text():
     control = LAYOUT.control
     draft = Response([*WORDS.encode("a b"), control.improved, *WORDS.encode("c d")], False)
     script = Script([["a"]])
-    improver = Improver(script, LAYOUT, LENGTHS, WORDS.text_ids, WORDS.decode, "model")
+    improver = Improver(script, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "model")
     improver(["p"], [draft], [0], KEY, ImproveConfig())
     assert script.calls[0][1] == [LAYOUT.pit_prompt("p", "a b c")]
 
@@ -230,7 +255,7 @@ def test_without_a_gap_model_the_last_is_the_result():
 def test_a_gap_is_counted_from_the_models_anchor():
     script = Script([["b"]], gaps=[[-2.0]])
     improver = Improver(
-        script, LAYOUT, LENGTHS, WORDS.text_ids, WORDS.decode, "model", "gaps", "sum", -2.5
+        script, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "model", "gaps", "sum", -2.5
     )
     (trace,) = improver(["p"], [text("a")], [0], KEY, ImproveConfig(min_gap=0.25))
     assert trace.gaps == [0.5] and trace.final("best") == 1

@@ -5,12 +5,13 @@ import copy
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import gin
 from pit_jax import cli
@@ -24,7 +25,7 @@ from pit_jax.models.weights.rows import flatten
 from pit_jax.run import exports, hugging_face, stages
 from pit_jax.run.config import RunConfig
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
-from tests import tiny_runs, tiny_tokenizers
+from tests import fake_bucket, tiny_runs, tiny_tokenizers
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -164,6 +165,7 @@ def test_a_base_model_is_as_the_papers_runs_expect_one(model, trained):
     gin.clear_config()
     expected = dataclasses.replace(network, dtype="bfloat16", remat="full")
     assert dataclasses.replace(found, vocab_size=network.vocab_size) == expected
+    assert found.vocab_size == 384  # of 307 rows and 3 more ids: a multiple of 128
     result = json.loads((trained / "base" / "model" / "result.json").read_text())
     assert result["task"] == "pretrain"
     names = {path.name for path in (trained / "base" / "tokenizer").iterdir()}
@@ -220,13 +222,13 @@ def test_another_network_is_refused_by_field(model, change, message):
     folder, network = model
     vocabulary = load_vocabulary(f"tokenizer:{folder}")
     with pytest.raises(UserError, match=re.escape(message)):
-        hugging_face.check(folder, dataclasses.replace(network, **change), vocabulary)
+        hugging_face.check(folder, dataclasses.replace(network, **change), vocabulary, None)
 
 
 def test_another_vocabulary_is_refused(model):
     folder, network = model
     with pytest.raises(UserError, match="got a vocabulary that isn't this model's"):
-        hugging_face.check(folder, network, load_vocabulary("bytes"))
+        hugging_face.check(folder, network, load_vocabulary("bytes"), None)
 
 
 def test_a_tokenizer_with_more_pieces_than_rows_is_refused(model, tmp_path):
@@ -236,7 +238,73 @@ def test_a_tokenizer_with_more_pieces_than_rows_is_refused(model, tmp_path):
     weights.write(epath.Path(tmp_path), params, small, "llama")
     vocabulary = load_vocabulary(f"tokenizer:{folder}")
     with pytest.raises(UserError, match="got 300 rows of the embedding, expected at least 302"):
-        hugging_face.check(epath.Path(tmp_path), network, vocabulary)
+        hugging_face.check(epath.Path(tmp_path), network, vocabulary, None)
+
+
+def test_a_config_that_is_not_computed_is_refused_by_folder(model, tmp_path):
+    folder, network = model
+    vocabulary = load_vocabulary(f"tokenizer:{folder}")
+    broken = epath.Path(tmp_path)
+    for content, message in (
+        ({"model_type": "mamba"}, "config.json: got model_type='mamba', expected one of llama, "),
+        ([], "/config.json: expected a JSON object, got a list"),
+        ("{", "/config.json: expected a JSON object; Expecting"),
+    ):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (broken / "config.json").write_text(text)
+        with pytest.raises(UserError) as raised:
+            hugging_face.check(broken, network, vocabulary, None)
+        assert str(raised.value).startswith(f"{broken}") and message in str(raised.value)
+
+
+def drop(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize(
+    ("damage", "flags", "message"),
+    [
+        (drop, [], "model.layers.0.mlp.up_proj.weight: got none, expected shape (16, 16)"),
+        (cut, [], "the file isn't whole, get it again"),
+        (None, ["--gin.MeshConfig.model=4"], "mesh: got model=4, expected a divisor of 2 heads"),
+        (None, ["--gin.NetworkConfig.num_layers=2"], "got num_layers=1 in its config, expected 2"),
+    ],
+)
+@pytest.mark.mesh
+def test_a_dry_run_refuses_what_cannot_be_loaded(
+    damage, flags, message, model, trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(trained)
+    folder = shutil.copytree(model[0], tmp_path / "theirs")
+    if damage:
+        damage(folder)
+    there = [f"--gin.INITIAL_CHECKPOINT_PATH='{folder}'", f"--gin.VOCABULARY='tokenizer:{folder}'"]
+    argv = ["run", *RUN, *there, "--gin.MODEL_DIR='other'", *flags, "--dry_run"]
+    assert cli.main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_in_a_bucket(model, tmp_path, monkeypatch):
+    folder, network = model
+    fake_bucket.install(monkeypatch, tmp_path)
+    shutil.copytree(folder, tmp_path / "bucket" / "theirs")
+    there = epath.Path("gs://bucket/theirs")
+    vocabulary = load_vocabulary(f"tokenizer:{there}")
+    like = abstract(network, Partitioner(MeshConfig(), jax.devices()[:1]))
+    one = hugging_face.load(there, network, vocabulary, like)
+    other = hugging_face.load(folder, network, vocabulary, like)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    (tmp_path / "bucket" / "none").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "bucket" / "none")
+    with pytest.raises(UserError, match=r"gs://bucket/none: expected model.safetensors or "):
+        hugging_face.load(epath.Path("gs://bucket/none"), network, vocabulary, like)
 
 
 @pytest.mark.parametrize(

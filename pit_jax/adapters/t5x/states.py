@@ -57,7 +57,8 @@ class TrainStateInitializer(t5x.utils.TrainStateInitializer):
     def __init__(self, optimizer_def, init_fn, input_shapes, partitioner, input_types=None):
         super().__init__(optimizer_def, init_fn, input_shapes, partitioner, input_types)
         self._model = init_fn.__self__
-        stages.check_rows(self._model.stage, partitioner.pit)
+        network = self._model.setup.config.network
+        stages.check_mesh(self._model.stage, network, partitioner.pit)
 
     def from_scratch(self, init_rng):
         """Makes the state of step 0; it ignores `init_rng` and takes SEED."""

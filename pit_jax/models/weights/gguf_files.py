@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from pit_jax.errors import UserError
+from pit_jax.files import on_disk
 from pit_jax.models.weights import hugging_face, tables
+from pit_jax.models.weights.rows import Row
 
 _TABLES = {"llama": tables.GGUF_LLAMA, "qwen2": tables.GGUF_QWEN, "qwen3": tables.GGUF_QWEN}
 # The numbers of config.json, and the names of GGUF's fields after that of the architecture.
@@ -47,7 +49,7 @@ class GGUFFile:
                 f"{path}: a GGUF file needs the package gguf: pip install '.[gguf]'"
             ) from error
         try:
-            self._reader = gguf.GGUFReader(path)
+            self._reader = gguf.GGUFReader(on_disk(path.parent, (path.name,)) / path.name)
         except (ValueError, IndexError) as error:
             raise UserError(f"{path}: {error}; the file isn't whole, get it again") from error
         self._dequantize = gguf.quants.dequantize
@@ -102,7 +104,12 @@ class GGUFFile:
 
 def read(path: epath.Path, abstract: Any) -> Any:
     """Reads a file's weights onto the mesh, as `hugging_face.read` does those of a folder."""
+    return hugging_face.fill(*checked(path, abstract), abstract)
+
+
+def checked(path: epath.Path, abstract: Any) -> tuple[GGUFFile, Iterable[Row]]:
+    """Returns a file's tensors and the family's table, once names and shapes are checked."""
     file = GGUFFile(path)
-    rows = _TABLES[file.architecture]
-    hugging_face.check(file, rows, abstract)
-    return hugging_face.fill(file, rows, abstract)
+    table = _TABLES[file.architecture]
+    hugging_face.check(file, table, abstract)
+    return file, table

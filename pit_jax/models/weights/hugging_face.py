@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 
 from pit_jax.errors import UserError
-from pit_jax.files import write_whole
+from pit_jax.files import on_disk, write_whole
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.weights import configs
 from pit_jax.models.weights.arrays import Filling
@@ -30,6 +30,7 @@ from pit_jax.runtime import processes
 
 _INDEX = "model.safetensors.index.json"
 _ONE = "model.safetensors"
+_ANY = "*.safetensors"
 _CHUNK = 2**24  # numbers of a tensor that are read at once
 _SHARD = 2**30  # bytes of a file that is written, if no tensor is larger
 _TYPES = ("F64", "F32", "F16", "BF16")
@@ -62,7 +63,8 @@ class SafetensorsFolder:
         self.where = str(folder)
         shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, epath.Path] = {}
-        for path in _files_of(folder):
+        here = on_disk(folder, (_ANY,))
+        for path in (here / name for name in _files_of(folder)):
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118  # it isn't a dict
                     tensor = file.get_slice(name)
@@ -91,12 +93,14 @@ def _opened(path: epath.Path):
         raise UserError(f"{path}: {error}; the file isn't whole, get it again") from error
 
 
-def _files_of(folder: epath.Path) -> list[epath.Path]:
+def _files_of(folder: epath.Path) -> list[str]:
     if (folder / _INDEX).exists():
-        names = json.loads((folder / _INDEX).read_text())["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
+        names = _json(folder / _INDEX).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise UserError(f"{folder / _INDEX}: expected a weight_map of names to files")
+        return sorted(set(names.values()))
     if (folder / _ONE).exists():
-        return [folder / _ONE]
+        return [_ONE]
     if any(folder.glob("*.bin")):
         raise UserError(
             f"{folder}: got weights in .bin files, which may run code when they are read, expected "
@@ -110,12 +114,22 @@ def config_of_folder(folder: epath.Path) -> dict[str, Any]:
     """Reads `config.json`.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is none, or it isn't a JSON object.
     """
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{path}: not found; a Hugging Face folder has one")
-    return json.loads(path.read_text())
+    return _json(path)
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: expected a JSON object; {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got a {type(content).__name__}")
+    return content
 
 
 def read(folder: epath.Path, abstract: Any) -> Any:
@@ -132,18 +146,27 @@ def read(folder: epath.Path, abstract: Any) -> Any:
     Raises:
       UserError: for a family that we don't know, or weights that don't fit `abstract`.
     """
+    return fill(*checked(folder, abstract), abstract)
+
+
+def checked(folder: epath.Path, abstract: Any) -> tuple[Tensors, Iterable[Row]]:
+    """Returns a folder's tensors and the family's table, once names and shapes are checked.
+
+    Raises:
+      UserError: for a family that we don't know, a file that isn't whole, or weights that don't
+        fit `abstract`.
+    """
     family = configs.family_of(config_of_folder(folder))
     tensors = SafetensorsFolder(folder)
     check(tensors, family.rows, abstract)
-    return fill(tensors, family.rows, abstract)
+    return tensors, family.rows
 
 
 def check(tensors: Tensors, rows: Iterable[Row], abstract: Any) -> None:
     """Refuses tensors that don't fit our parameters; nothing is read but their names and shapes.
 
     Raises:
-      UserError: for a tensor that is missing, too many or of another shape, and for heads that the
-        mesh's model axis doesn't divide.
+      UserError: for a tensor that is missing, too many or of another shape.
     """
     found = _pieces(rows, abstract, tensors.where)
     expected = {piece.theirs: piece.shape for piece in found}
@@ -160,10 +183,6 @@ def check(tensors: Tensors, rows: Iterable[Row], abstract: Any) -> None:
             got = f"shape {tensors.shapes[name]}"
             raise UserError(f"{tensors.where}: {name}: got {got}, expected none of that name")
     _check_repeated(tensors, expected)
-    query = abstract["decoder"]["layers"]["attention"]["query"]["kernel"]
-    heads, devices = query.shape[2], query.sharding.mesh.shape.get("model", 1)
-    if heads % devices:
-        raise UserError(f"mesh: got model={devices}, expected a divisor of the {heads} heads")
 
 
 def _check_repeated(tensors: Tensors, expected: Mapping[str, tuple[int, ...]]) -> None:

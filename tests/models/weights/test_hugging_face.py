@@ -219,13 +219,6 @@ def test_quantised_weights_are_refused(tmp_path):
         hugging_face.SafetensorsFolder(folder)
 
 
-@pytest.mark.mesh
-def test_heads_that_the_mesh_does_not_divide(tmp_path):
-    folder, _ = written(tmp_path, "smollm2")
-    with pytest.raises(UserError, match="mesh: got model=8, expected a divisor of the 4 heads"):
-        hugging_face.read(folder, abstract(network("smollm2"), partitioner(8, 8)))
-
-
 def test_a_family_is_found_for_a_network(tmp_path):
     folder, params = epath.Path(tmp_path), params_of("mistral")
     assert hugging_face.write(folder, params, network("mistral"))["model_type"] == "mistral"
