@@ -6,6 +6,7 @@ A run directory holds one folder per stage with `stage.json` (what it was starte
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from collections.abc import Sequence
@@ -48,7 +49,6 @@ class Run:
     Attributes:
       config: the run's configuration.
       directory: the run directory.
-      data: the dataset's batches and texts.
       vocabulary: the vocabulary of the data and the models.
       layout: the token layouts of the models' inputs.
       partitioner: the mesh.
@@ -60,14 +60,14 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
-        """Loads the data and sets up the mesh.
+        """Sets up the vocabulary and the mesh.
 
         Args:
           config: the run's configuration.
           devices: the devices to use; all of `jax.devices()` by default.
 
         Raises:
-          UserError: if data, vocabulary and network don't fit each other.
+          UserError: if vocabulary and network don't fit each other.
         """
         self.config = config
         self.directory = epath.Path(config.model_dir)
@@ -88,12 +88,21 @@ class Run:
                 "its ids for padding and control tokens"
             )
         self.layout = Layout(self.vocabulary)
-        self.data = InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
         self.place(Partitioner(config.mesh, devices))
         self.config_text = ""
         self.profile: profiling.Window | None = None
         self.signals = Signals()
         self._stages = {stage.name: stage for stage in config.stages}
+
+    @functools.cached_property
+    def data(self) -> InputPipeline:
+        """The dataset's batches and texts, loaded when they are first asked for.
+
+        Raises:
+          UserError: if the dataset can't be read.
+        """
+        config = self.config
+        return InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
 
     def place(self, partitioner: Partitioner) -> None:
         """Moves the run to a mesh."""
