@@ -6,8 +6,8 @@ A run directory holds one folder per stage with `stage.json` (what it was starte
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -51,6 +51,7 @@ class Run:
       directory: the run directory.
       vocabulary: the vocabulary of the data and the models.
       layout: the token layouts of the models' inputs.
+      finds_windows: whether the windows come from the data; `config` has what was found.
       partitioner: the mesh.
       config_text: a gin file of the whole configuration, kept as `config.gin`; empty for none.
       profile: the steps of each stage to trace, None for none.
@@ -88,6 +89,10 @@ class Run:
                 "its ids for padding and control tokens"
             )
         self.layout = Layout(self.vocabulary)
+        self.finds_windows = config.lengths.from_data
+        if self.finds_windows:
+            lengths = run_directory.lengths(self.directory) or self.data.lengths
+            self.config = config = dataclasses.replace(config, lengths=lengths)
         self.place(Partitioner(config.mesh, devices))
         self.config_text = ""
         self.profile: profiling.Window | None = None
@@ -150,7 +155,7 @@ class Run:
         """
         path = self.folder(name) / "result.json"
         if path.exists():
-            return json.loads(path.read_text())
+            return run_directory.read_json(path)
         if hugging_face.is_model(self.folder(name)):
             network = self.config.network
             model = stages.abstract_model(stages.init_language_model(network), self.partitioner)
@@ -241,6 +246,15 @@ class Run:
     def _t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
         """Finds the newest checkpoint, or that of `step`, of a stage that T5X trained."""
         return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
+
+    def check_data(self) -> None:
+        """Refuses to judge stages of this run that were trained on other examples.
+
+        Raises:
+          UserError: for the first one that was.
+        """
+        for name in self._stages:
+            run_directory.check_data(self.folder(name), self.data.digest)
 
     def identity(self) -> dict[str, str]:
         """Returns what gives the models' parameters their meaning, as directory.identity has it."""
