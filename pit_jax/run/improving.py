@@ -316,7 +316,7 @@ class Job:
         """Returns each row's y_0, and samples those that aren't given."""
         run, policy = self._run, self._stages["policy"]
         missing = [row for row in rows if row.response is None]
-        sampled = iter(())
+        sampled: Iterator[Response] = iter(())
         if missing:
             responses = run.sampler.respond(
                 self._load(policy),

@@ -85,7 +85,7 @@ class Shards:
         # What says whose the folder is goes last.
         for each in sorted(self.folder.iterdir(), key=lambda each: each.name == _JOB):
             each.unlink()
-        self.folder.rmdir()
+        self.folder.rmtree(missing_ok=True)  # a bucket's folder may be gone with its files
 
     def disown(self) -> None:
         """Keeps the shards from being gone on with."""
