@@ -81,7 +81,7 @@ def prompt(fields: Fields) -> Dialogue:
     key = fields.key("prompt")
     listed = turns.listed(fields["prompt"])
     if listed is not None:
-        return _with_system(_of_turns(turns.read(listed, key), key), fields)
+        return _with_system(turns.of_turns(turns.read(listed, key), key), fields)
     if isinstance(fields["prompt"], list):
         return _with_system(turns.of_text(turns.content(fields["prompt"], key)), fields)
     text = fields.text("prompt")
@@ -144,9 +144,7 @@ def several(fields: Fields) -> tuple[Example, Columns]:
         elif isinstance(answer, dict):
             score = _score_within(answer)
         if score is None:
-            raise ValueError(
-                f"got the answer {shown(answer)} without a score or rank, expected one"
-            )
+            raise ValueError(f"got the answer {shown(answer)}, expected each with a score or rank")
         if isinstance(answer, dict) and turns.listed(answer) is None:
             answer = next((answer[key] for key in _RESULT_KEYS if key in answer), None)
         found.append((score, answer))
@@ -184,13 +182,6 @@ def _has_input(fields: Fields) -> bool:
         and "input" in fields
         and fields["input"] not in ("", [])
     )
-
-
-def _of_turns(found: Turns, key: str) -> Dialogue:
-    try:
-        return turns.of_turns(found)
-    except ValueError as error:
-        raise ValueError(f"{error}, under {key!r}") from None
 
 
 def _with_system(x: Dialogue, fields: Fields) -> Dialogue:
@@ -262,8 +253,8 @@ def _apart(
     if not before:
         return None, answer
     if before[0][0] in ("assistant", "tool") and given is not None:
-        return _of_turns((*given.turns, *before), key), answer
-    x = _of_turns(before, key)
+        return turns.of_turns((*given.turns, *before), key), answer
+    x = turns.of_turns(before, key)
     if given is None:
         return x, answer
     spoken, asked = _spoken(before), _spoken(given.turns)

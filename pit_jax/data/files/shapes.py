@@ -121,6 +121,8 @@ SHAPES = (
         formats.scored,
     ),
 )
+# What answers are called by the number of their turns; 0 is text.
+_ANSWERS = {0: "text answers", 1: "one turn each"}
 _ANY_HH = dataclasses.replace(HH, fits=_has_no_prompt)
 
 
@@ -319,11 +321,9 @@ def _described(shape: Shape, samples: Sequence[Fields]) -> str:
     if "prompt" in shape.needs:
         listed = turns.listed(fields["prompt"])
         said.append("text prompt" if listed is None else "prompt of turns")
-    answers = [fields[name] for name in ("chosen", "rejected") if name in shape.needs]
-    if answers and shape.parse is formats.pair:
-        sizes = [len(turns.listed(answer) or ()) for answer in answers]
-        forms = {0: "text answers", 1: "one turn each"}
-        said.append(forms.get(max(sizes), "whole dialogues"))
+    if "prompt" in shape.needs and "chosen" in shape.needs:
+        sizes = [len(turns.listed(fields[name]) or ()) for name in ("chosen", "rejected")]
+        said.append(_ANSWERS.get(max(sizes), "whole dialogues"))
     said += (
         f"{name} is {fields.key(name)!r}"
         for name in NAMES

@@ -69,8 +69,12 @@ def of_dialogue(x: str) -> Dialogue:
     return Dialogue(x, _marked(f"({HUMAN}|{ASSISTANT})", HUMAN + x))
 
 
-def of_turns(turns: Turns) -> Dialogue:
+def of_turns(turns: Turns, key: str = "prompt") -> Dialogue:
     """Makes x of turns; what the system says joins the next turn of the user, after a blank line.
+
+    Args:
+      turns: the dialogue before an answer.
+      key: where it is from, for errors.
 
     Raises:
       ValueError: for turns that aren't a dialogue whose next turn is the assistant's.
@@ -79,7 +83,8 @@ def of_turns(turns: Turns) -> Dialogue:
     spoken = [role for role in roles if role != "system"]
     if not spoken or spoken[0] != "user" or roles[-1] not in ("user", "tool"):
         raise ValueError(
-            f"got roles {shown(roles)}, expected a dialogue that begins and ends with the user"
+            f"got roles {shown(roles)} under {key!r}, expected a dialogue that begins with "
+            "'user' and ends with it before the answer"
         )
     parts: list[str] = []
     system: list[str] = []
@@ -88,7 +93,9 @@ def of_turns(turns: Turns) -> Dialogue:
             system.append(content)
             continue
         if system and role != "user":
-            raise ValueError(f"got roles {shown(roles)}, expected a user's turn after 'system'")
+            raise ValueError(
+                f"got roles {shown(roles)} under {key!r}, expected 'user' after 'system'"
+            )
         said = "\n\n".join([*system, content])
         system = []
         parts.append(f"{_SPEAKERS[role]}: {said}\n\n")
