@@ -92,7 +92,7 @@ MUTANTS = {
         ),
         (
             "examples are grouped by the whole prompt",
-            "group=group(example.prompt)",
+            "group=group(example)",
             "group=example.prompt",
             "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
         ),

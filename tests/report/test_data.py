@@ -42,6 +42,7 @@ def test_every_example_is_counted_once(tmp_path):
     found = data_report.gather(pipeline(tmp_path), STAGES)
     examples = found["examples"]
     assert examples["read"] == 48
+    assert examples["shapes"] == ["pairs: text prompt, text answers"]
     assert sum(examples["dropped"].values()) == 3
     assert examples["dropped"]["prompt too long"] == examples["dropped"]["rejected too long"] == 1
     assert sum(examples["splits"].values()) == 45

@@ -165,11 +165,13 @@ class Interpreter:
     Attributes:
       described: the shape of every file, without repetition.
       joined: number of pairs that were made of two records each.
+      contrary: number of pairs whose rejected answer has the higher score.
     """
 
     def __init__(self, rules: Rules):
         self.described: dict[str, None] = {}
         self.joined = 0
+        self.contrary = 0
         self._rules = rules
         self._halves: dict[tuple[str, Any], list[tuple[Record, Half]]] = {}
         self._seen, self._with_margin = 0, 0
@@ -242,6 +244,7 @@ class Interpreter:
         least, margin = self._rules.min_margin, found[1].get("margin")
         self._seen += 1
         self._with_margin += margin is not None
+        self.contrary += margin is not None and margin < 0
         if least and (margin is None or margin < least):
             return Skip("no score" if margin is None else f"margin under {least:g}")
         return found
