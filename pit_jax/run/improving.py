@@ -23,7 +23,9 @@ from typing import Any
 from etils import epath
 
 from pit_jax import files
-from pit_jax.data.files import formats, records
+from pit_jax.data import datasets
+from pit_jax.data.files import records
+from pit_jax.data.files.json_values import shown
 from pit_jax.data.files.records import Record
 from pit_jax.errors import NotFiniteError, UserError
 from pit_jax.method.improve import ImproveConfig, Trace
@@ -233,14 +235,14 @@ class Job:
         """Returns x, its prompt's ids, and the response."""
         run = self._run
         lengths = run.config.lengths
-        x = formats.prompt(value)
+        x = datasets.prompt(run.config.dataset, value)
         prompt, response = run.layout.policy_prompt(x), value.get("response")
         if len(prompt) > lengths.prompt:
             raise ValueError(
                 f"got a prompt of {len(prompt)} tokens, expected at most {lengths.prompt}"
             )
         if not isinstance(response, str | None):
-            raise ValueError(f"got {formats.shown(response)}, expected text under 'response'")
+            raise ValueError(f"got {shown(response)}, expected text under 'response'")
         tokens = 0 if response is None else len(self._ids(response))
         if tokens > lengths.reference:
             raise ValueError(
