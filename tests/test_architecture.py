@@ -32,7 +32,7 @@ FOLDERS = {
     "plan": ("runtime", "data", "models", "method", "run"),
     "adapters": ("runtime", "data", "models", "method", "run"),
 }
-GROUND = ("__init__", "errors", "files")
+GROUND = ("__init__", "checked", "errors", "files")
 TOP = ("__main__", "cli", "commands")
 
 # Who alone may import what. A name that ends in a dot stands for a folder.

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.examples import SPLITS, Example, stable_hash
 from pit_jax.data.files import formats, readers
 from pit_jax.data.synthetic import instructions
@@ -27,6 +28,7 @@ _GROUPS: dict[str, Callable[[str], str]] = {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class DatasetConfig:
     """Describes a dataset.
 
@@ -57,17 +59,16 @@ class DatasetConfig:
     seed: int = 0
     family: str = ""
     level: Any = None
-    path: str | tuple[str, ...] = ""
-    test_path: str | tuple[str, ...] = ""
-    data_dir: str = ""
+    path: UserPath | tuple[UserPath, ...] = ""
+    test_path: UserPath | tuple[UserPath, ...] = ""
+    data_dir: UserPath = ""
     on_error: str = "raise"
     group_by: str = "prompt"
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"dataset: got kind {self.kind!r}, expected one of {', '.join(KINDS)}")
-        if min(self.train_size, self.dev_size, self.test_size) < 0:
-            raise UserError(f"dataset: expected sizes of 0 or more, got {self}")
+        at_least(self, 0, "train_size", "dev_size", "test_size", "seed")
         if self.on_error not in readers.ON_ERROR:
             choices = ", ".join(readers.ON_ERROR)
             raise UserError(f"dataset: got on_error={self.on_error!r}, expected one of {choices}")
@@ -94,6 +95,7 @@ class DatasetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class MixtureConfig:
     """Describes several datasets used at once, such as summaries beside dialogues.
 

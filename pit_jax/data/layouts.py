@@ -23,10 +23,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pit_jax.checked import checked
 from pit_jax.data.vocabularies.base import ASSISTANT, HUMAN, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Lengths:
     """Sets the windows in tokens; an example over any of them is dropped and counted, never cut.
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from pit_jax import __version__
+from pit_jax.checked import at_least, checked
 from pit_jax.data.examples import SPLITS, Example
 from pit_jax.data.layouts import GAP_TREE
 from pit_jax.evaluation import curves, elo, scoring
@@ -32,6 +33,7 @@ from pit_jax.run.stages import RewardStage, RLStage
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class EvaluationConfig:
     """Says what to evaluate.
 
@@ -65,6 +67,7 @@ class EvaluationConfig:
     ablations: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
+        at_least(self, 0, "num_prompts", "num_samples")
         if self.split not in SPLITS or self.iterations < 1 or not self.temperatures:
             expected = f"a split of {SPLITS}, iterations >= 1, one temperature or more"
             raise ValueError(f"evaluation: expected {expected}; got {self}")
