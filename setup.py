@@ -51,6 +51,9 @@ EXTRAS_REQUIRE = {
         "PyYAML>=6.0",  # to read what launch/gke.sh prints
         "gguf>=0.17",  # to make GGUF files
     ],
+    "datasets": [
+        "datasets>=3",  # data sets of Hugging Face's hub, hf://datasets/…
+    ],
     "gguf": [
         "gguf>=0.17",  # weights as llama.cpp keeps them
     ],
@@ -77,6 +80,9 @@ EXTRAS_REQUIRE = {
         "grain>=0.2.12",
         "jaxtyping>=0.3",
         "tensorboard>=2.20",
+    ],
+    "tables": [
+        "pyarrow>=18",  # parquet, Arrow and Feather files, zstd; tensorflow-datasets brings it too
     ],
     "wandb": [
         "wandb>=0.19",  # metrics shown by Weights & Biases

@@ -46,6 +46,8 @@ CONFINED = {
     "sentencepiece": ("data.vocabularies.",),
     "tokenizers": ("data.vocabularies.",),
     "t5x": ("adapters.t5x.",),
+    "pyarrow": ("data.files.tables",),
+    "datasets": ("data.files.tables",),
     "requests": ("evaluation.judges",),
     "http": ("evaluation.judges",),
     "urllib": ("evaluation.judges",),
@@ -324,7 +326,7 @@ def test_requirements_are_what_is_imported():
         "orbax": "orbax-checkpoint",
         "tensorflow_datasets": "tensorflow-datasets",
     }
-    optional = {"t5x", "absl", "clu", "wandb", "gguf"}
+    optional = {"t5x", "absl", "clu", "wandb", "gguf", "pyarrow", "datasets"}
     imported = {
         names.get(found.package, found.package).lower()
         for _, found in all_imports()

@@ -242,6 +242,7 @@ MADE = {
     "data.datasets": "Dataset",
     "data.examples": "Check Example",
     "data.files.readers": "Reading",
+    "data.files.records": "Record",
     "data.layouts": "Block Widths",
     "data.reference_store": "ReferenceMeta",
     "data.seqio_tasks.tasks": "TaskRow",

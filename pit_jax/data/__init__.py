@@ -6,7 +6,11 @@ These are its modules, in the order of the way from plain text to arrays:
     synthetic.drafts          a synthetic family with an exact checker
     synthetic.requirements    another synthetic family
     synthetic.instructions    the splits of both
-    files.formats             a line of a preference file -> an Example
+    files.json_values         the text of a JSON object -> the object, strictly
+    files.json_stream         JSON that isn't in lines -> the text of each object
+    files.tables              rows of parquet and Arrow files, and of Hugging Face's datasets
+    files.records             files of every kind -> objects, each with its place
+    files.formats             an object of a preference file -> an Example
     files.readers             files -> Examples, and a count of what was left out and why
     files.builders            datasets of these files, prepared once by TFDS
     files.build               the command that prepares them

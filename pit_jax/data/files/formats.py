@@ -7,14 +7,12 @@ isn't of the format, and Skip for a pair that is of the format and can't be lear
 
 from __future__ import annotations
 
-import collections
-import json
 import re
-import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 from pit_jax.data.examples import Dialogue, Example, Turns
+from pit_jax.data.files.json_values import shown
 
 SUMMARY_SOURCES = ("posts", "articles")
 SUMMARY_SPLITS = ("train", "valid1", "valid2", "test")
@@ -22,41 +20,10 @@ NO_CONFIDENCE = -1
 
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
-_MAX_DIGITS = 100
 
 
 class Skip(Exception):
     """Says that a well-formed pair is left out; the message is the reason it is counted under."""
-
-
-def json_object(line: bytes) -> dict[str, Any]:
-    """Parses a line of UTF-8 text as a JSON object without repeated keys, NaN or infinity.
-
-    Raises:
-      ValueError: if the line is anything else; the message is one line.
-    """
-    try:
-        text = line.rstrip(b"\r\n").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"got byte 0x{line[error.start]:02x} at position {error.start}, expected UTF-8 text"
-        ) from None
-    try:
-        record = json.loads(
-            text,
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_no_constant,
-            parse_int=_integer,
-        )
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"got {shown(text)} ({error.msg}, column {error.colno}), expected a JSON object"
-        ) from None
-    except RecursionError:
-        raise ValueError("got brackets nested too deeply, expected a JSON object") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"got {shown(record)}, expected a JSON object")
-    return record
 
 
 def check_usable(example: Example) -> None:
@@ -169,34 +136,6 @@ def summary(record: dict[str, Any], source: str) -> tuple[Example, dict[str, Any
     columns = {"split": split, "confidence": confidence}
     x = Dialogue(prompt, (("user", prompt.strip()),))
     return Example(x, texts[choice], texts[1 - choice]), columns
-
-
-def shown(value: Any) -> str:
-    """Shows a value as a short line, however large or deep it is."""
-    return _BRIEF.repr(value)[:80]
-
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = 60
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        counts = collections.Counter(key for key, _ in pairs)
-        twice = next(key for key, count in counts.items() if count > 1)
-        raise ValueError(f"got the key {shown(twice)} twice, expected every key once")
-    return record
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"got the number {name}, which JSON doesn't have, expected a JSON object")
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"got a number of {len(digits)} digits, expected {_MAX_DIGITS} at most")
-    return int(digits)
 
 
 def _got(record: dict[str, Any], key: str) -> str:

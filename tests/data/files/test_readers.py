@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pit_jax.data.examples import Example
-from pit_jax.data.files import readers
+from pit_jax.data.files import readers, records
 from pit_jax.data.files.readers import read_hh, read_preferences, read_summaries
 from pit_jax.errors import UserError
 
@@ -93,7 +93,6 @@ def test_hh_dialogue(tmp_path, name):
         ),
         (pair("\n\nHuman: a", "\n\nHuman: a"), "no Assistant turn"),
         (pair("\n\nHuman: \n\nAssistant: b", "\n\nHuman: \n\nAssistant: c"), "empty prompt"),
-        (pair(CONTEXT + " \ud83d", CONTEXT + " c"), "not valid Unicode"),
     ],
 )
 def test_hh_skips_and_counts(tmp_path, record, reason):
@@ -157,8 +156,6 @@ def test_preferences_as_text_and_as_turns(tmp_path):
         ({"chosen": "b"}, "identical responses"),
         ({"chosen": " b\n"}, "identical responses"),
         ({"prompt": "\n "}, "empty prompt"),
-        ({"prompt": "\udc00"}, "not valid Unicode"),
-        ({"rejected": "a\ud83d"}, "not valid Unicode"),
     ],
 )
 def test_preferences_skip_and_count(tmp_path, change, reason):
@@ -273,7 +270,12 @@ def test_malformed_summaries(tmp_path, record, message):
         ("null", "got None, expected a JSON object"),
         ('"text"', "got 'text', expected a JSON object"),
         (json.dumps(FINE) * 2, "(Extra data, column 48), expected a JSON object"),
-        ("\ufeff" + json.dumps(FINE), "(Unexpected UTF-8 BOM (decode using utf-8-sig), column 1)"),
+        ("\ufeff" + json.dumps(FINE), "got a byte order mark, as where files were joined"),
+        ('{"prompt": "\\ud83d"}', "got half a surrogate pair, \\ud83d, under 'prompt', expected"),
+        ('{"a": [{"\\uDCB2": 1}]}', "got half a surrogate pair, \\udcb2, under 'a', expected text"),
+        ('{"a": 1e999}', "got the number 1e999, expected one that a float holds"),
+        (json.dumps(FINE) + "\r" + json.dumps(OTHER), "got lines that end with CR alone, expected"),
+        ({"a": [[]] * 50, "b": functools.reduce(lambda a, _: [a], range(99), [])}, "too deeply"),
         ('{"prompt": "a\tb"}', "(Invalid control character at, column 14)"),
         (b'{"prompt": "a\0b"}', "(Invalid control character at, column 14)"),
         (b"\0" * 9, "(Expecting value, column 1), expected a JSON object"),
@@ -373,7 +375,7 @@ def test_on_error_is_one_of_two(tmp_path):
 
 
 def test_an_enormous_line_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1000)
     room = 999 - len(json.dumps({**FINE, "chosen": ""}))
     fits, over = ({**FINE, "chosen": "a" * size} for size in (room, room + 1))
     path = write(tmp_path / "p.jsonl", fits, over, FINE, "b" * 5000)
@@ -381,11 +383,11 @@ def test_an_enormous_line_is_passed_over(tmp_path, monkeypatch):
     assert [len(e.chosen) for e in reading.examples] == [room, 1]
     assert reading.dropped == {"malformed": 2}
     message = "got a line of over 1000 bytes, expected 1000 bytes at most"
-    assert reading.malformed == (f"{path}:2: {message}", f"{path}:4: {message}")
+    assert reading.malformed == (f"{path}:2: {message} (and 1 more line alike)",)
 
 
 def test_an_enormous_line_is_never_in_memory_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1 << 20)
     packer = zlib.compressobj(wbits=31)
     data = packer.compress(b'{"prompt": "')
     for _ in range(64):
@@ -485,17 +487,17 @@ def test_paths_that_hold_no_files(tmp_path):
         with pytest.raises(UserError, match=r"folder.jsonl: got a folder, expected files"):
             read_hh(str(tmp_path / "folder.jsonl"), on_error=on_error)
         with pytest.raises(UserError, match=r"got a pattern with \*\*, expected"):
-            read_hh(str(tmp_path / "**" / "*.jsonl"), on_error=on_error)
+            read_hh("gs://bucket/**/*.jsonl", on_error=on_error)
 
 
 def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
     path = write(tmp_path / "p.jsonl", FINE)
 
-    class Failing(readers._Raw):
+    class Failing(records._Raw):
         def readinto(self, buffer):
             raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(readers, "_Raw", Failing)
+    monkeypatch.setattr(records, "_Raw", Failing)
     for on_error in readers.ON_ERROR:
         with pytest.raises(UserError) as error:
             read_preferences(path, on_error=on_error)
@@ -582,7 +584,7 @@ def check_any(folder, data):
         assert all(e.prompt.strip() and e.chosen and e.rejected for e in reading.examples)
         assert all(len(values) == len(reading.examples) for values in reading.columns.values())
         malformed = reading.dropped.get("malformed", 0)
-        assert len(reading.malformed) == min(10, malformed)
+        assert min(1, malformed) <= len(reading.malformed) <= min(10, malformed)
         assert all("\n" not in line and line.startswith(path) for line in reading.malformed)
         if malformed:
             with pytest.raises(UserError) as error:
