@@ -33,12 +33,12 @@ FOLDERS = {
     "adapters": ("runtime", "data", "models", "method", "run"),
 }
 GROUND = ("__init__", "checked", "errors", "files")
-TOP = ("__main__", "cli", "commands")
+TOP = ("__main__", "bindings", "cli", "commands")
 
 # Who alone may import what. A name that ends in a dot stands for a folder.
 CONFINED = {
-    "gin": ("cli",),
-    "__gin__": ("cli",),
+    "gin": ("bindings",),
+    "__gin__": ("bindings",),
     "tensorflow": ("data.seqio_tasks.", "data.files.builders", "data.vocabularies."),
     "tensorflow_text": ("data.vocabularies.",),
     "tensorflow_datasets": ("data.files.",),
