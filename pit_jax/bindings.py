@@ -99,10 +99,7 @@ def take_out(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Takes `--gin.NAME=VALUE` and `--gin.NAME VALUE` out of the arguments.
 
     Returns:
-      the other arguments, and (name, value) of each binding.
-
-    Raises:
-      UserError: if a name or value is missing.
+      the other arguments, and (name, value) of each binding; `parse` refuses empty ones.
     """
     todo, rest, flags = list(argv), [], []
     while todo:
@@ -113,12 +110,7 @@ def take_out(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         name, equals, value = argument.removeprefix("--gin.").partition("=")
         if not equals and todo and not todo[0].startswith("--"):
             value = todo.pop(0)
-        name, value = name.strip(), value.strip()
-        if not re.fullmatch(r"[\w./]+", name):
-            raise UserError(f"{argument}: got the name {name!r}, expected --gin.NAME=VALUE")
-        if not value:
-            raise UserError(f"--gin.{name}: got no value, expected --gin.{name}=VALUE")
-        flags.append((name, value))
+        flags.append((name.strip(), value.strip()))
     return rest, flags
 
 
@@ -156,7 +148,7 @@ def parse(
     reach = _reach(roots)
     for binding in given:
         if binding.key not in used and binding.key.scope != _STAGE:
-            _judge(binding, reach)
+            _judge(binding, reach, used)
     for binding in flagged:
         if binding.key == Key(_STAGE, _MACRO, "value"):
             if not takes_stage:
@@ -165,14 +157,14 @@ def parse(
                     "stages, and train about one"
                 )
         else:
-            _judge(binding, reach)
-    with errors("gin: "):
+            _judge(binding, reach, used)
+    with errors():
         gin.finalize()
 
 
 def configured(cls: type) -> Any:
     """Returns an instance of a configuration class with its bindings."""
-    with errors("gin: "):
+    with errors():
         return gin.get_configurable(cls)()
 
 
@@ -220,7 +212,7 @@ def _parse_file(file: str, folders: Iterable[str]) -> list[Binding]:
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise UserError(f"--gin_file: {file} not found{_nearest_file(paths[1])}")
-    with errors(f"gin: {file}: "):
+    with errors(file, is_file=True):
         text = path.read_text(encoding="utf-8-sig")
         source = _Named(text)
         source.name = file
@@ -253,15 +245,19 @@ def _shown(path: pathlib.Path) -> str:
 def _bind(name: str, value: str, roots: Sequence[type]) -> Binding:
     """Binds what a flag says."""
     place = f"--gin.{name}"
+    if not re.fullmatch(r"[\w./]+", name):
+        raise UserError(f"{place}: got the name {name!r}, expected --gin.NAME=VALUE")
+    if not value:
+        raise UserError(f"{place}: got no value, expected {place}=VALUE")
     scope, selector, parameter = config_parser.parse_binding_key(name)
     try:
         key = _key(scope, selector, parameter)
     except _ERRORS:
         wanted = _nearest(name, _reach(roots).settable())
-        raise UserError(f"gin: {place}: there is no such setting{wanted}") from None
-    with errors(f"gin: {place}={value}: "):
+        raise UserError(f"{place}: there is no such setting{wanted}") from None
+    with errors(f"{place}={value}"):
         gin.bind_parameter(tuple(key), _value(value))
-    return Binding(key, place, value)
+    return Binding(key, place, " ".join(value.split()))
 
 
 def _value(text: str) -> Any:
@@ -316,8 +312,8 @@ def _in_effect(scopes: tuple[str, ...], selector: str) -> dict[Key, Any]:
     return dict(found.values())
 
 
-def _judge(binding: Binding, reach: Reach) -> None:
-    """Refuses a binding that reaches nothing."""
+def _judge(binding: Binding, reach: Reach, used: set[Key]) -> None:
+    """Refuses a binding that reaches nothing; `used` says what did before the flags."""
     key, place = binding.key, binding.place
     if key in reach.used:
         return
@@ -325,60 +321,90 @@ def _judge(binding: Binding, reach: Reach) -> None:
         place = f"{place}={binding.value}"
     if key.selector == _MACRO:
         named = {"/".join(r.scopes) for r in gin_config.iterate_references(gin_config._CONFIG)}
-        if key.scope in named:
-            raise UserError(f"gin: {place} has no effect: nothing in this run uses it any more")
+        if key in used or key.scope in named:
+            raise UserError(f"{place} has no effect: another setting replaces all that use it")
         expected = _nearest(key.scope, reach.settable())
         if not expected:
             macros = sorted(each.scope for each in reach.used if each.selector == _MACRO)
             expected = f", expected one of {', '.join(macros)}, {_STAGE}"
-        raise UserError(f"gin: {binding.place}: no such macro{expected}")
+        raise UserError(f"{binding.place}: no such macro{expected}")
     made = reach.scopes_of(key.selector)
     if not made:
         name = _class_name(key.selector)
-        raise UserError(f"gin: {place} has no effect: nothing in this run is made of {name}")
+        raise UserError(f"{place} has no effect: nothing in this run is made of {name}")
     start = tuple(key.scope.split("/")) if key.scope else ()
     hidden = [scopes for scopes in made if scopes[: len(start)] == start]
     if not hidden:
         places = [str(key._replace(scope="/".join(scopes))) for scopes in made]
         expected = _nearest(str(key), places) or f", expected one of {', '.join(sorted(places))}"
-        raise UserError(f"gin: {place} has no effect: {key.scope!r} is no scope of it{expected}")
+        raise UserError(f"{place} has no effect: {key.scope!r} is no scope of it{expected}")
     winners = {
         str(winner): value
         for scopes in hidden
         for winner, value in _in_effect(scopes, key.selector).items()
         if winner.parameter == key.parameter
     }
-    told = ", ".join(f"{winner}={value!r}" for winner, value in sorted(winners.items()))
-    flag = "--gin." if binding.value else ""
-    value = f"={binding.value}" if binding.value else ""
+    told = ", ".join(f"{winner}={value!r}" for winner, value in sorted(winners.items())[:4])
+    told += f" and {len(winners) - 4} more" if len(winners) > 4 else ""
+    written = f"--gin.{min(winners)}={binding.value}" if binding.value else min(winners)
     what = "wins" if len(winners) == 1 else "win"
-    raise UserError(f"gin: {place} has no effect: {told} {what}; write {flag}{min(winners)}{value}")
+    raise UserError(f"{place} has no effect: {told} {what}; write {written}")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     """A hint at the settings that may have been meant by a name that isn't one; empty for none."""
-    folded = name.casefold()
-    same = [each for each in names if each.casefold() == folded]
-    of_name = [each.rpartition("/")[2] for each in names if each.rpartition(".")[2] == name]
+    folded, last = name.casefold(), name.rpartition(".")[2].casefold()
     by_fold = {each.casefold(): each for each in reversed(names)}
-    close = [by_fold[each] for each in difflib.get_close_matches(folded, by_fold, n=1)]
-    found = same[:1] or list(dict.fromkeys(of_name))[:3] or close
+    alike = [n.rpartition("/")[2] for n in names if n.rpartition(".")[2].casefold() == last]
+
+    def close(cutoff):
+        return [by_fold[n] for n in difflib.get_close_matches(folded, by_fold, 1, cutoff)]
+
+    found = close(0.85) or list(dict.fromkeys(alike))[:3] or close(0.75 if "." in name else 0.6)
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 # --- errors -----------------------------------------------------------------------------------
 
+# What gin says -> what its user reads.
+_PLAINLY = (
+    (r".*Failed to parse token '(.*)'.*", r"got \1, expected a value; text stands in quotes"),
+    (r"maximum recursion depth.*", "a macro or an include leads back to itself"),
+    (
+        r"(?:No bindings specified for '(\w+)/gin\.macro'|(\w+)/macro\.value set to `%gin\.RE).*",
+        r"\1\2 isn't set, expected --gin.\1\2=VALUE",
+    ),
+    (r"(\S+) set to `%gin\.REQUIRED`.*", r"\1 isn't set, expected --gin.\1=VALUE"),
+    (r"(\w+)\.__init__\(\) missing .*?: (.*?) No values.*", r"\1 has no value for \2"),
+    (r"'utf-8' codec can't decode.*", "can't be read, expected UTF-8 text"),
+    (r"Couldn't resolve selector (\S+); .*? has no attribute (\w+)\..*", r"\1: there is no \2"),
+)
+
 
 @contextlib.contextmanager
-def errors(where: str) -> Iterator[None]:
-    """Makes one line of what gin raises for a user's configuration."""
+def errors(source: str = "", is_file: bool = False) -> Iterator[None]:
+    """Makes one line of what gin raises for a user's configuration.
+
+    Args:
+      source: the file or flag that is being read; it opens the message.
+      is_file: whether gin tells of a line of it.
+    """
     try:
         yield
     except UserError as error:
         raise UserError(_scoped(str(error))) from error
     except _ERRORS as error:
-        text = " ".join(str(error).partition(" in config string")[0].split())
-        raise UserError(f"{where}{text[:600]}{_hint(text)}") from error
+        text, place = " ".join(str(error).partition(" in config string")[0].split()), source
+        if isinstance(error, SyntaxError) and error.lineno:
+            text = error.msg.splitlines()[-1].strip()
+            place = f"{error.filename}:{error.lineno}"
+        elif found := re.search(r' In file "([^"]*)", line (\d+) ', text):
+            text, place = text[: found.start()], f"{found[1]}:{found[2]}"
+        hint = _hint(text)
+        for pattern, plainly in _PLAINLY:
+            text = re.sub(f"^{pattern}$", plainly, text)
+        where = place if is_file else source
+        raise UserError(f"gin: {where}{': ' * bool(where)}{text[:600]}{hint}") from error
 
 
 def _scoped(text: str) -> str:

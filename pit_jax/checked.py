@@ -44,9 +44,10 @@ def checked(cls: type[T]) -> type[T]:
     The class then raises UserError for a value that the annotation of its field doesn't allow.
     """
     own = cls.__dict__.get("__post_init__")
+    hints = functools.cache(lambda: _hints(cls))
 
     def __post_init__(self):
-        for name, hint in _hints(cls).items():
+        for name, hint in hints().items():
             given = getattr(self, name)
             try:
                 taken = _take(given, hint)
@@ -84,10 +85,9 @@ def expand(path: str) -> str:
     return os.path.expanduser(path)
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _take(value: Any, hint: Any) -> Any:
@@ -143,7 +143,7 @@ def _take_int(value: Any) -> int:
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         if abs(int(value)) >= _LARGEST:
             raise _Misfit("a whole number below 2**63")
-        return value if type(value) is int else int(value)
+        return value if isinstance(value, int) else int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
         raise _Misfit(f"a whole number, such as {int(value)}")
     raise _Misfit("a whole number" + _unquoted(value, int))
@@ -157,7 +157,7 @@ def _take_float(value: Any) -> float:
             finite = False
         if not finite:
             raise _Misfit("a finite number")
-        return value if isinstance(value, int | float) else float(value)  # type: ignore[return-value]
+        return value if isinstance(value, int | float) else float(value)
     raise _Misfit("a number" + _unquoted(value, float))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import os
 import signal
 import sys
@@ -77,13 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       the exit status: 0, 2 for a user's mistake, 1 when training broke off, 143 or 130 when it was
       ended by SIGTERM or SIGINT, 141 when nobody reads what it prints any more.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        arguments, flags = bindings.take_out(given)
-    except UserError as error:
-        print(f"pit_jax: {error}", file=sys.stderr)
-        return 2
-    options = _parser().parse_args(arguments)
+    arguments, flags = bindings.take_out(sys.argv[1:] if argv is None else argv)
+    options = _parsed(arguments)
     status = _status(options, flags)
     if status and getattr(options, "distributed", False) and _joined():
         # At once: the other processes may wait for this one, and its end would wait for them.
@@ -128,8 +124,30 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Makes one line of a mistake."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message}; see --help\n")
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    """Parses flags, and names the one that may have been meant by one that isn't there."""
+    parser, commands = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command = commands[options.command]
+        typed = "--" + unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
+        close = difflib.get_close_matches(typed, command._option_string_actions, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        if typed == "--gin_bindings":
+            hint = "; write --gin.NAME=VALUE"
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
         prog="python -m pit_jax",
         description="PIT: language models that implicitly learn self-improvement.",
         allow_abbrev=False,
@@ -198,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
             command.add_argument("--output", help="folder of the report; the run's own by default")
-    return parser
+    return parser, commands.choices
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:

@@ -34,7 +34,7 @@ def test_help_has_an_example_that_parses(command, capsys):
         words = shlex.split(example)
         assert words[:4] == ["python", "-m", "pit_jax", command]
         arguments, flags = bindings.take_out(words[4:])
-        options = cli._parser().parse_args([command, *arguments])
+        options = cli._parsed([command, *arguments])
         assert options.command == command
         assert all((ROOT / file).exists() for file in options.gin_file)
         assert all(name and value for name, value in flags)
