@@ -80,6 +80,17 @@ class Lengths:
         windows = self.windows
         return {field: size > windows[field] for field, size in sizes.items()}
 
+    def left_out(self, sizes: Mapping[str, int], identical: bool) -> int:
+        """Returns why an example isn't learned from: a number of LEFT_OUT from 1, or 0 if it is.
+
+        Args:
+          sizes: tokens of each field.
+          identical: whether its responses have the same tokens.
+        """
+        reasons = [f"{field} too long" for field, over in self.too_long(sizes).items() if over]
+        reasons += [IDENTICAL] * identical
+        return LEFT_OUT.index(reasons[0]) + 1 if reasons else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Widths:
