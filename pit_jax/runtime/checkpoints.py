@@ -136,10 +136,18 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _read(self, step, args):
+    def check_step(self, step: int | None) -> None:
+        """Refuses a step that has no checkpoint.
+
+        Raises:
+          UserError: if it has none.
+        """
         if step is None or step not in self._manager.all_steps():
             have = ", ".join(map(str, self._manager.all_steps())) or "none"
             raise UserError(f"{self.directory}: no checkpoint of step {step}, there is: {have}")
+
+    def _read(self, step, args):
+        self.check_step(step)
         try:
             return self._manager.restore(step, args=args)
         except (ValueError, KeyError) as error:
