@@ -8,6 +8,7 @@ import types
 import pytest
 
 from pit_jax import commands
+from pit_jax.data.datasets import DatasetConfig
 from pit_jax.errors import UserError
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.plan import chips
@@ -38,7 +39,7 @@ def test_a_judge_that_was_optimised_is_named_before_training_and_in_the_report(m
     evaluation = EvaluationConfig(num_prompts=7)
     exact = types.SimpleNamespace(config=config, data=None)
     assert commands._warnings(exact, evaluation) == ["test 7"]
-    dataset = types.SimpleNamespace(kind="preferences")
+    dataset = DatasetConfig("preferences", 9, 9, 9, path="none.jsonl")
     own = types.SimpleNamespace(config=dataclasses.replace(config, dataset=dataset), data=None)
     (_, text) = commands._warnings(own, evaluation)
     assert text.startswith("the judge is rm_policy, a reward model that training optimised")

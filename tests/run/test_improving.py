@@ -256,7 +256,7 @@ def test_prompts_may_be_turns(models):
 
 
 def test_prompts_are_those_of_training_on_the_dataset(models):
-    """Text, turns and ready-made markers of one prompt make one x where the data isn't synthetic."""
+    """Text, turns and ready-made markers of one prompt make one x."""
     asked = []
     preferences = DatasetConfig("preferences", 9, 9, 9, path="none.jsonl")
     run = models(dataset=preferences)
