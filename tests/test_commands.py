@@ -110,6 +110,33 @@ def test_seed_stage_and_purpose_each_move_the_draws(improve):
     assert not set(drafts) & set(improved)
 
 
+@pytest.mark.parametrize(
+    ("written", "changes", "name"),
+    [
+        (None, {}, ""),
+        (None, {"split": "dev"}, "report-dev"),
+        ({}, {}, ""),  # of an older version, which wrote about the test split here
+        ({}, {"split": "dev"}, "report-dev"),
+        ({"subjects": {"split": "test", "reward_model": "rm_policy", "num_prompts": 0}}, {}, ""),
+        (
+            {"subjects": {"split": "test", "reward_model": "rm_policy", "num_prompts": 0}},
+            {"reward_model": "../rm 2", "num_prompts": 8},
+            "report-8-___rm_2",
+        ),
+        ({"subjects": {"split": "dev"}}, {"split": "dev"}, ""),
+        ({"subjects": {"split": "dev"}}, {}, "report-test"),
+        ({"subjects": None}, {"iterations": 2}, ""),
+        ("garbled", {}, ""),
+    ],
+)
+def test_a_report_never_takes_the_place_of_another(tmp_path, written, changes, name):
+    if written is not None:
+        text = written if isinstance(written, str) else json.dumps(written)
+        (tmp_path / "report.json").write_text(text)
+    evaluation = dataclasses.replace(EvaluationConfig(), **changes)
+    assert commands._beside(tmp_path, evaluation) == tmp_path / name
+
+
 def test_a_plan_is_explained_or_json(monkeypatch):
     monkeypatch.setattr(chips, "devices", lambda slice_: [])
     options = types.SimpleNamespace(topology="v4-8", save=None, json=True, explain="rm_gap")
