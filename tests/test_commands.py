@@ -121,7 +121,7 @@ def test_seed_stage_and_purpose_each_move_the_draws(improve):
         (
             {"subjects": {"split": "test", "reward_model": "rm_policy", "num_prompts": 0}},
             {"reward_model": "../rm 2", "num_prompts": 8},
-            "report-8-___rm_2",
+            "report-8-_rm_2",
         ),
         ({"subjects": {"split": "dev"}}, {"split": "dev"}, ""),
         ({"subjects": {"split": "dev"}}, {}, "report-test"),
@@ -152,7 +152,8 @@ def test_a_judge_that_was_optimised_is_named_before_training_and_in_the_report(m
     exact = types.SimpleNamespace(config=config, data=None)
     assert commands._warnings(exact, evaluation) == ["test 7"]
     dataset = types.SimpleNamespace(kind="preferences")
-    own = types.SimpleNamespace(config=dataclasses.replace(config, dataset=dataset), data=None)
+    other = types.SimpleNamespace(dataset=dataset, stages=config.stages)
+    own = types.SimpleNamespace(config=other, data=None)
     (_, text) = commands._warnings(own, evaluation)
     assert text.startswith("the judge is rm_policy, a reward model that training optimised")
     assert len(commands._warnings(own, dataclasses.replace(evaluation, reward_model="other"))) == 1
