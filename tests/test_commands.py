@@ -83,7 +83,7 @@ def test_prompts_may_be_turns(improve, tmp_path):
     ((line,), _) = improve()
     assert line["prompt"] == [*turns, turns[0]] and line["responses"] == ["1", "2", "4"]
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": turns}))
-    with pytest.raises(UserError, match="in.jsonl:1: got turns under 'prompt' that end with role"):
+    with pytest.raises(UserError, match="in.jsonl:1: got roles .* under 'prompt', expected"):
         improve()
 
 
