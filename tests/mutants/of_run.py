@@ -309,4 +309,87 @@ MUTANTS = {
             "run/test_t5x_checkpoints.py::test_the_newest_or_a_certain_checkpoint_is_found",
         ),
     ],
+    "run/improving.py": [
+        (
+            "a row's draws depend on its shard",
+            "[row.number for row in missing],",
+            "list(range(len(missing))),",
+            "run/test_improving.py::test_a_job_ended_at_any_change_of_the_disk_goes_on",
+        ),
+        (
+            "improvements draw by the place in the shard",
+            "            [row.number for row in rows],",
+            "            list(range(len(rows))),",
+            "run/test_improving.py::test_only_the_first_process_writes",
+        ),
+        (
+            "drafts are sampled for all rows",
+            "missing = [row for row in rows if row.response is None]",
+            "missing = rows",
+            "run/test_improving.py::test_only_what_is_missing_is_sampled_and_loaded",
+        ),
+        (
+            "a given response comes back as the vocabulary has it",
+            "            texts[0] = row.response",
+            "            pass",
+            "run/test_improving.py::test_only_what_is_missing_is_sampled_and_loaded",
+        ),
+        (
+            "a reference that the window cuts isn't marked",
+            '"truncated": cut or not',
+            '"truncated": not',
+            "run/test_improving.py::test_what_a_window_cuts_is_marked",
+        ),
+        (
+            "a response without an end isn't marked",
+            '"truncated": cut or not all(response.ended for response in trace.responses),',
+            '"truncated": cut,',
+            "run/test_improving.py::test_what_a_window_cuts_is_marked",
+        ),
+        (
+            "a hard link to the input is overwritten",
+            "return output.exists() and os.path.samefile(path, output)",
+            "return False",
+            "run/test_improving.py::test_the_output_is_never_the_input",
+        ),
+        (
+            "a retrained model of the same step is no other",
+            'f"{name}, result {_hash(self._results[role])}"',
+            'f"{name}"',
+            "run/test_improving.py::test_shards_of_another_job_are_refused",
+        ),
+        (
+            "an input that changes meanwhile is taken",
+            "if processes.any_process(digest.hexdigest() != self.found.digest):",
+            "if False:",
+            "run/test_improving.py::test_an_input_that_changes_while_it_is_read_is_refused",
+        ),
+    ],
+    "run/shards.py": [
+        (
+            "shards after a gap are taken for done later",
+            "            (self.folder / name).unlink(missing_ok=True)\n",
+            "            pass\n",
+            "run/test_improving.py::"
+            "test_a_job_without_a_whole_shard_is_no_obstacle_and_old_shards_are_not_taken",
+        ),
+        (
+            "shards of another job are gone on with",
+            "elif before != self._job:",
+            "elif False:",
+            "run/test_improving.py::test_shards_of_another_job_are_refused",
+        ),
+        (
+            "the folder of others is taken",
+            "if others and _JOB not in names:",
+            "if False:",
+            "run/test_improving.py::test_a_folder_of_others_is_left_alone",
+        ),
+        (
+            "every process writes",
+            "        if processes.is_first():\n            with self._reported():\n",
+            "        if True:\n            with self._reported():\n",
+            "run/test_improving.py::test_only_the_first_process_writes",
+        ),
+    ],
 }

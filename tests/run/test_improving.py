@@ -526,8 +526,8 @@ def test_a_job_without_a_whole_shard_is_no_obstacle_and_old_shards_are_not_taken
     interrupted(models)
     parts = tmp_path / "out.jsonl.parts"
     (parts / "000000.jsonl").rename(parts / "000001.jsonl")
-    run = models(seed=1)
-    assert [line["seed"] for line in run()] == [1] * 5
+    interrupted(models, seed=1)
+    assert [line["seed"] for line in models(seed=1)()] == [1] * 5
 
 
 def test_a_folder_of_others_is_left_alone(models, tmp_path):
@@ -562,3 +562,4 @@ def test_only_the_first_process_writes(models, monkeypatch):
         run(*FIVE)
     assert os.listdir(run.folder) == ["in.jsonl"]
     assert [rows for _, rows, _ in run.drafted] == [[0, 1], [2, 3], [4]]
+    assert [rows for *_, rows, _ in run.improved] == [[0, 1], [2, 3], [4]]
