@@ -102,7 +102,7 @@ output, a line for each row of the input, in order:
 
   {"id": 7, "prompt": "2+2?", "responses": ["5", "4"], "ended": [true, true], "gaps": [1.2],
    "best": 1, "response": "4", "stop_reason": "iterations", "truncated": false,
-   "models": {"gap_model": "rm_gap@80", "pit": "rl_pit@60", "policy": "rl_policy@60"}, "seed": 0,
+   "models": {"policy": "rl_policy@60", "pit": "rl_pit@60", "gap_model": "rm_gap@80"}, "seed": 0,
    "settings": {}, "status": "ok"}
 
 sampling, which has temperature, top_k and top_p:

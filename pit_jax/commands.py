@@ -201,7 +201,7 @@ def improve(run, evaluation, options) -> None:
 def _improving(run, evaluation, options):
     from pit_jax.run import improving
 
-    stages = {name: getattr(evaluation, name) for name in ("policy", "pit", "gap_model")}
+    stages = {name: getattr(evaluation, name) for name in improving.ROLES}
     return improving.Job(run, stages, options.input, options.output, options.on_error)
 
 

@@ -36,6 +36,7 @@ from pit_jax.runtime import metrics, processes
 
 ON_ERROR = ("stop", "skip")
 OK = "ok"
+ROLES = ("policy", "pit", "gap_model")
 # What a line of the output has beside the keys of its input.
 FIELDS = (
     "responses",
@@ -131,7 +132,7 @@ class Job:
 
     Args:
       run: the run, whose configuration says how to improve.
-      stages: the stages of the roles `policy`, `pit` and `gap_model`.
+      stages: the stages of ROLES.
       source: the input, as `records.records` takes it but for standard input.
       output: the file to write.
       on_error: `stop` refuses an input in which a row has a problem; `skip` leaves such rows as
@@ -159,7 +160,7 @@ class Job:
         self._improver = "pit" if run.config.improve.method == "pit" else "policy"
         roles = {"gap_model", self._improver} if self.found.bad < self.found.rows else set()
         roles |= {"policy"} if self.found.drafts else set()
-        self.needed = {role: self._stages[role] for role in sorted(roles)}
+        self.needed = {role: self._stages[role] for role in ROLES if role in roles}
         self._results = {role: run.result(stage) for role, stage in self.needed.items()}
         self._models = {
             role: f"{stage}@{self._results[role]['model_step']}"
