@@ -24,8 +24,26 @@ def run(run, evaluation, options) -> None:
     from pit_jax.run import pipeline
 
     _check_evaluation(run, evaluation)
+    for warning in _warnings(run, evaluation):
+        print(f"warning: {warning}", flush=True)
     pipeline.train_all(run)
     _report(run, evaluation, run.directory, options)
+
+
+def _warnings(run, evaluation) -> list[str]:
+    """What is to be known of the data, before training and at the top of the report."""
+    from pit_jax.data import advice
+    from pit_jax.run.stages import RLStage
+
+    found = advice.warnings(run.data, evaluation.split, evaluation.num_prompts)
+    exact = getattr(run.config.dataset, "kind", "") == "instructions"
+    optimised = {stage.reward_model for stage in run.config.stages if isinstance(stage, RLStage)}
+    if not exact and evaluation.reward_model in optimised:
+        found.append(
+            f"the judge is {evaluation.reward_model}, a reward model that training optimised: what "
+            "scores well may still be bad, so read the samples"
+        )
+    return found
 
 
 def _check_evaluation(run, evaluation) -> None:
@@ -121,6 +139,7 @@ def evaluate(run, evaluation, options) -> None:
     if options.generations:
         _evaluate_generations(run, evaluation, options)
         return
+    run.check_data()
     directory = epath.Path(options.output) if options.output else run.directory
     _report(run, evaluation, directory, options)
 
@@ -131,6 +150,7 @@ def _report(run, evaluation, directory, options) -> None:
 
     print("evaluating …", flush=True)
     results = suite.Suite(run, evaluation).results()
+    results["warnings"] = [*results.get("warnings", ()), *_warnings(run, evaluation)]
     results["config_text"] = options.operative
     results["command"] = f"python -m pit_jax {options.command} " + " ".join(
         f"--gin_file={file}" for file in options.gin_file

@@ -418,7 +418,7 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
         folder=trained,
     )
     config = (trained / "config.gin").read_text()
-    fails("started with other settings .seed changed.", "run", "--gin.SEED=5", folder=trained)
+    fails("started with other settings: seed 0 -> 5", "run", "--gin.SEED=5", folder=trained)
     assert (trained / "config.gin").read_text() == config
 
 

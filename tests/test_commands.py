@@ -115,3 +115,17 @@ def test_a_plan_is_explained_or_json(monkeypatch):
     options = types.SimpleNamespace(topology="v4-8", save=None, json=True, explain="rm_gap")
     with pytest.raises(UserError, match="the JSON has it all, expected one of --json and --explai"):
         commands.plan(None, options)
+
+
+def test_a_judge_that_was_optimised_is_named_before_training_and_in_the_report(monkeypatch):
+    """Not where an exact checker judges, nor where another reward model does."""
+    monkeypatch.setattr("pit_jax.data.advice.warnings", lambda data, split, n: [f"{split} {n}"])
+    config = tiny_runs.config("unused")
+    evaluation = EvaluationConfig(num_prompts=7)
+    exact = types.SimpleNamespace(config=config, data=None)
+    assert commands._warnings(exact, evaluation) == ["test 7"]
+    dataset = types.SimpleNamespace(kind="preferences")
+    own = types.SimpleNamespace(config=dataclasses.replace(config, dataset=dataset), data=None)
+    (_, text) = commands._warnings(own, evaluation)
+    assert text.startswith("the judge is rm_policy, a reward model that training optimised")
+    assert len(commands._warnings(own, dataclasses.replace(evaluation, reward_model="other"))) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 SPLITS = ("train", "dev", "test")
 FOLDS = ("sft", "rm", "rl")
@@ -100,6 +100,23 @@ def stable_hash(text: str, purpose: str) -> int:
         text.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose.encode()[:16]
     )
     return int.from_bytes(digest.digest(), "big")
+
+
+def digest(datasets: Iterable[Mapping[str, Sequence[Example]]], rates: Sequence[float]) -> str:
+    """Computes a SHA-256 of all that examples are: texts, turns, splits, order and groups.
+
+    Args:
+      datasets: the splits of each dataset.
+      rates: how often each dataset is drawn; empty where that follows from their sizes.
+    """
+    found = hashlib.sha256(repr(tuple(rates)).encode())
+    for splits in datasets:
+        for split in SPLITS:
+            found.update(f"{split} {len(splits[split])}".encode())
+            for e in splits[split]:
+                texts = (e.prompt, turns_json(e.prompt), e.chosen, e.rejected, e.reflection)
+                found.update(json.dumps((e.index, e.group, *texts)).encode())
+    return found.hexdigest()
 
 
 def fold_of(group: str, folds: int = len(FOLDS)) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,16 @@ import numpy as np
 
 from pit_jax.data import batching, datasets, tables
 from pit_jax.data.batching import Batch, BatchingConfig
-from pit_jax.data.examples import FOLDS, SPLITS, Example, of_fold
-from pit_jax.data.layouts import FEATURES, TASK_FOLDS, TASK_ROWS, Layout, Lengths, feature_lengths
+from pit_jax.data.examples import FOLDS, SPLITS, Example, digest, of_fold
+from pit_jax.data.layouts import (
+    FEATURES,
+    LEFT_OUT,
+    TASK_FOLDS,
+    TASK_ROWS,
+    Layout,
+    Lengths,
+    feature_lengths,
+)
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
@@ -74,6 +83,11 @@ class InputPipeline:
         self._tables: dict[tuple, tables.Table] = {}
         self._counts: dict[str, Batch] = {}
         self._tasks: dict[tuple[str, str], Any] = {}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A digest of the examples of every split, their groups, and how often they are drawn."""
+        return digest([each.splits for each in self._datasets], self._rates)
 
     def batches(
         self,
@@ -212,10 +226,12 @@ class InputPipeline:
                 raise ValueError(f"got a {name} response without a token, expected some to learn")
 
     def _fitting_sizes(self, e: Example) -> dict[str, int]:
-        """The tokens of each field of an example that fits the windows; nothing if it doesn't."""
+        """The tokens of each field of an example that is learned from; nothing if it isn't."""
         target = e.reflection if self._reflection else None
-        sizes = self._layout.sizes(e.prompt, e.chosen, e.rejected, target)
-        return {} if any(self.lengths.too_long(sizes).values()) else sizes
+        chosen, rejected = map(self.vocabulary.encode, (e.chosen, e.rejected))
+        sizes = self._layout.sizes(e.prompt, chosen, rejected, target)
+        out = chosen == rejected or any(self.lengths.too_long(sizes).values())
+        return {} if out else sizes
 
     def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, list[Example]]]:
         """The name and the examples of each source of a split's batches, too long ones as well."""
@@ -238,8 +254,8 @@ class InputPipeline:
         The first ones of dev and test are a sample of all (`datasets.load`).
         """
         examples = [example for _, part in self._parts(split, fold) for example in part]
-        too_long = self._too_long(split)
-        return [example for example in examples if not too_long[example.index]]
+        left_out = self._left_out(split)
+        return [example for example in examples if not left_out[example.index]]
 
     def counts(self) -> str:
         """Says on one line, for a message, what became of the pairs; see `report`."""
@@ -257,19 +273,19 @@ class InputPipeline:
 
         `malformed` lists the first lines that were skipped, as `file:line: …`.
 
-        Every pair is counted once: read = sum of dropped + sum of splits. A pair too long in
-        several fields counts under the first of prompt, chosen, rejected, reflection.
+        Every pair is counted once: read = sum of dropped + sum of splits. Of several reasons the
+        first one in layouts.LEFT_OUT counts.
         """
         dropped: collections.Counter[str] = collections.Counter()
         for each in self._datasets:
             dropped.update(each.dropped)
         splits = {}
         for split in SPLITS:
-            marks = self._too_long(split)
+            marks = self._left_out(split)
             splits[split] = int(np.sum(marks == 0))
-            for number, field in enumerate(self.lengths.windows, 1):
+            for number, reason in enumerate(LEFT_OUT, 1):
                 if count := int(np.sum(marks == number)):
-                    dropped[f"{field} too long"] += count
+                    dropped[reason] += count
         return {
             "read": sum(each.read for each in self._datasets),
             "dropped": dict(dropped),
@@ -298,7 +314,8 @@ class InputPipeline:
 
         Returns:
           `prompt` (of the whole of `Human: {x}Assistant:`), `chosen` and `rejected` without EOS,
-          and `too_long`, the number of preprocessors.mark_too_long; each [n] int32.
+          how many of each are unknown (`NAME_unknown`), and `left_out`, the number of
+          preprocessors.mark_left_out; each [n] int32.
         """
         if split not in self._counts:
             self._register()
@@ -308,7 +325,7 @@ class InputPipeline:
             for _, examples in self._parts(split):
                 source = sources.ExampleSource({split: examples})
                 dataset = preprocessors.tokenize(source.get_dataset(split), self.vocabulary)
-                dataset = preprocessors.mark_too_long(
+                dataset = preprocessors.mark_left_out(
                     dataset, self.vocabulary, self.lengths, self._reflection
                 )
                 dataset = preprocessors.count_tokens(dataset, self.vocabulary)
@@ -359,8 +376,8 @@ class InputPipeline:
             "window_share": float(np.sum(ids > 0) / (examples * width)),
         }
 
-    def _too_long(self, split: str) -> np.ndarray:
-        return self.token_counts(split)["too_long"]
+    def _left_out(self, split: str) -> np.ndarray:
+        return self.token_counts(split)["left_out"]
 
     def _table(self, task: str, split: str, fold: str | None, references: str) -> tables.Table:
         fold = _fold(task, split, fold)

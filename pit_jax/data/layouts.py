@@ -113,6 +113,18 @@ def widths(lengths: Lengths, space: int) -> Widths:
     )
 
 
+IDENTICAL = "identical tokens"
+# Why an example isn't learned from though its texts are right.
+LEFT_OUT = (
+    "prompt too long",
+    "chosen too long",
+    "rejected too long",
+    "reflection too long",
+    "reference too long",
+    IDENTICAL,
+)
+
+
 def join_lists(pieces: Iterable[Sequence[int]]) -> list[int]:
     """Concatenates token sequences into one list of Python integers."""
     return [int(token) for piece in pieces for token in piece]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pit_jax.data import advice
 from pit_jax.data.batching import Batch
 from pit_jax.data.examples import FOLDS, SPLITS
 from pit_jax.data.input_pipeline import InputPipeline
@@ -74,6 +75,7 @@ def _overlap(data: InputPipeline) -> dict[str, int]:
 
 def _lengths(data: InputPipeline) -> dict[str, dict[str, Any]]:
     counts = [data.token_counts(split) for split in SPLITS]
+    unknown = advice.unknown_shares(data)
     found = {}
     for field in ("prompt", "chosen", "rejected"):
         window = data.lengths.windows[field]
@@ -86,6 +88,7 @@ def _lengths(data: InputPipeline) -> dict[str, dict[str, Any]]:
         quantiles = np.percentile(tokens, _QUANTILES, method="inverted_cdf") if len(tokens) else []
         found[field] = {
             "window": window,
+            "unknown": unknown[field],
             "over": int(np.sum(tokens > window)),
             "quantiles": dict(zip(map(str, _QUANTILES), map(int, quantiles), strict=False)),
             "edges": edges.tolist(),
@@ -186,6 +189,8 @@ def _lengths_text(found) -> Iterator[str]:
     for field, each in found["lengths"].items():
         quantiles = "  ".join(f"{q}% {tokens}" for q, tokens in each["quantiles"].items())
         yield f"Tokens of {field}: window {each['window']}, over it {each['over']:,};  {quantiles}"
+        if each["unknown"]:
+            yield f"  {100 * each['unknown']:.2f}% of them are unknown to the vocabulary"
         most = max(1, *each["counts"])
         for low, high, count in zip(each["edges"], each["edges"][1:], each["counts"], strict=False):
             label = f"{low}" if high == low + 1 else f"{low} to {high - 1}"

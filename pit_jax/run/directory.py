@@ -1,8 +1,9 @@
 """Records what a stage's folder was made with, and refuses to mix two runs in one directory.
 
 `stage.json` holds the settings that determine the stage's result, its own and those of every stage
-it builds on, and what gives its parameters their meaning. Both are texts of the configuration, in
-which a field counts unless its metadata says otherwise:
+it builds on, a digest of the examples, and what gives its parameters their meaning. With the same
+examples it doesn't matter how the dataset was described, such as where its files were. Settings and
+meaning are texts of the configuration, in which a field counts unless its metadata says otherwise:
 
     changes_result  False for what says how the result is computed, or how often that is logged;
                     the settings leave the field out, so that a run may go on with another value
@@ -14,10 +15,10 @@ which a field counts unless its metadata says otherwise:
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -29,6 +30,9 @@ from pit_jax.models.config import NetworkConfig
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import Stage
 from pit_jax.runtime import processes
+
+_SHOWN = 6  # changed settings that a message lists
+_WIDTH = 60  # characters of a value that it shows
 
 
 def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[str, str]:
@@ -92,33 +96,103 @@ def _text(value: Any, counts: Callable[[dataclasses.Field], bool]) -> str:
     return f"{type(value).__qualname__}({', '.join(parts)})"
 
 
-def claim(folder: epath.Path, settings: dict[str, str], identity: dict[str, str]) -> None:
+def claim(
+    folder: epath.Path, settings: dict[str, str], identity: dict[str, str], data: str = ""
+) -> None:
     """Writes `stage.json` into a stage's folder, unless it holds the same stage already.
 
+    Args:
+      folder: the stage's.
+      settings: what `settings` returns.
+      identity: what `identity` returns.
+      data: the digest of the examples, InputPipeline.digest; empty for a model without any.
+
     Raises:
-      UserError: if the folder holds a stage that was trained with other settings, or not every
-        process sees what the first one writes.
+      UserError: if the folder holds a stage that was trained with other settings or examples, or
+        not every process sees what the first one writes.
     """
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path, checkpoints = folder / "stage.json", folder / "checkpoints"
     trained = checkpoints.is_dir() and any(c.name.isdigit() for c in checkpoints.iterdir())
     if path.exists() and (trained or (folder / "references").exists()):
-        before = json.loads(path.read_text())
-        if before["fingerprint"] != fingerprint:
-            keys = dict.fromkeys([*settings, *before["settings"]])
-            changed = [key for key in keys if before["settings"].get(key) != settings.get(key)]
-            raise UserError(
-                f"{folder}: was started with other settings ({', '.join(changed)} changed); "
-                "use another MODEL_DIR, or delete the folder to train the stage again"
-            )
+        before = read_json(path)
+        _check_settings(folder, before.get("settings", {}), settings, before.get("data", ""), data)
     else:
-        write_json(path, {"fingerprint": fingerprint, "settings": settings, "model": identity})
+        write_json(path, {"settings": settings, "model": identity, "data": data})
     processes.wait()  # the first one has written
     if processes.any_process(not path.exists()):
         raise UserError(
             f"{folder}: not every process sees the first one's files; hosts that share no disk "
             "need a MODEL_DIR in a bucket, gs://BUCKET/FOLDER"
         )
+
+
+def _check_settings(
+    folder: epath.Path, before: dict[str, str], now: dict[str, str], old_data: str, data: str
+) -> None:
+    """Refuses other settings, and other examples where it is known which they were."""
+    same_data = bool(data) and old_data == data
+    keys = [k for k in dict.fromkeys([*now, *before]) if not (k == "dataset" and same_data)]
+    changes = [
+        change for key in keys for change in _changes(key, before.get(key, ""), now.get(key, ""))
+    ]
+    if old_data and data != old_data:
+        changes.insert(0, f"the examples of the data ({old_data[:8]} -> {data[:8]})")
+    if changes:
+        more = len(changes) - _SHOWN
+        shown = "; ".join(changes[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        raise UserError(
+            f"{folder}: was started with other settings: {shown}. Go back to them, use another "
+            "MODEL_DIR, or delete the folder to train the stage again"
+        )
+
+
+def check_data(folder: epath.Path, data: str) -> None:
+    """Refuses a stage of this run that was trained on other examples than there are now.
+
+    Raises:
+      UserError: if it is known to have been.
+    """
+    path = folder / "stage.json"
+    before = read_json(path).get("data") if path.exists() else None
+    if before and before != data:
+        raise UserError(
+            f"{folder}: was trained on other examples than the data has now ({before[:8]} -> "
+            f"{data[:8]}), so they may be among those it is judged by; bring the old data back, or "
+            "train in another MODEL_DIR"
+        )
+
+
+def _changes(name: str, before: str, now: str) -> Iterator[str]:
+    """Yields what differs between two texts of a configuration, field by field, old -> new."""
+    if before == now:
+        return
+    try:
+        old, new = (ast.parse(text, mode="eval").body for text in (before, now))
+    except SyntaxError:  # one of them is empty, or no expression
+        yield f"{name} {_brief(before)} -> {_brief(now)}"
+        return
+    parts = [_parts(node) for node in (old, new)]
+    if parts[0][""] != parts[1][""]:
+        yield f"{name} {_brief(before)} -> {_brief(now)}"
+        return
+    for part in dict.fromkeys([*parts[0], *parts[1]]):
+        yield from _changes(name + part, *(each.get(part, "") for each in parts))
+
+
+def _parts(node: ast.expr) -> dict[str, str]:
+    """What an expression is made of, by name, as texts; under "" what changes as a whole."""
+    if isinstance(node, ast.Call):
+        fields = {f".{k.arg}": ast.unparse(k.value) for k in node.keywords}
+        return {"": ast.unparse(node.func), **fields}
+    if isinstance(node, ast.Tuple):
+        places = {f"[{n}]": ast.unparse(part) for n, part in enumerate(node.elts)}
+        return {"": f"{len(places)}", **places}
+    return {"": ast.unparse(node)}
+
+
+def _brief(text: str) -> str:
+    text = text or "(unset)"
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
 
 
 def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:
@@ -128,13 +202,31 @@ def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:
       UserError: if vocabulary or architecture differ.
     """
     path = folder / "stage.json"
-    trained = json.loads(path.read_text()).get("model", {}) if path.exists() else {}
+    trained = read_json(path).get("model", {}) if path.exists() else {}
     for what, expected in trained.items():
         if (got := identity.get(what, "none")) != expected:
             hint = " (the words of improve's prompts are part of it)" if "words" in expected else ""
             raise UserError(
                 f"{folder}: was trained with another {what}: got {got}, expected {expected}{hint}"
             )
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Reads a file that `write_json` wrote.
+
+    Raises:
+      UserError: if it holds no JSON object, as after a full disk.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path}: is damaged, expected a JSON object; bring it back from a copy, or delete "
+            f"{path.parent} to train the stage again"
+        )
+    return value
 
 
 def write_json(path: epath.Path, value: Any) -> None:

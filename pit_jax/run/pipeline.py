@@ -38,7 +38,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     checks.check(run, name)
     folder = run.folder(name)
     settings = run_directory.settings(run.config, stage, run.vocabulary)
-    run_directory.claim(folder, settings, run.identity())
+    run_directory.claim(folder, settings, run.identity(), run.data.digest)
     if run.is_complete(name):
         print(f"{name}: complete, skipped", flush=True)
         return run.result(name)

@@ -6,7 +6,6 @@ A run directory holds one folder per stage with `stage.json` (what it was starte
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -141,7 +140,7 @@ class Run:
         """
         path = self.folder(name) / "result.json"
         if path.exists():
-            return json.loads(path.read_text())
+            return run_directory.read_json(path)
         if hugging_face.is_model(self.folder(name)):
             network = self.config.network
             model = stages.abstract_model(stages.init_language_model(network), self.partitioner)
@@ -232,6 +231,15 @@ class Run:
     def _t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
         """Finds the newest checkpoint, or that of `step`, of a stage that T5X trained."""
         return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
+
+    def check_data(self) -> None:
+        """Refuses to judge stages of this run that were trained on other examples.
+
+        Raises:
+          UserError: for the first one that was.
+        """
+        for name in self._stages:
+            run_directory.check_data(self.folder(name), self.data.digest)
 
     def identity(self) -> dict[str, str]:
         """Returns what gives the models' parameters their meaning, as directory.identity has it."""

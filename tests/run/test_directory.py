@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -41,18 +42,19 @@ def of_network(**changes):
 
 
 @pytest.mark.parametrize(
-    ("stage", "fingerprint"),
+    ("stage", "digest"),
     [
         ("sft_pit", "44f633b9847eefb346aa9cc04e0460bc2abc2fd6a27b63cc07950e581f548e65"),
         ("rl_pit", "2df6966d2a2fa9fca3f0f46fcc8230b56ebca34210d9002bba33d9906bd4b618"),
     ],
 )
-def test_a_directory_made_before_goes_on(stage, fingerprint, tmp_path):
-    """Fingerprints of an earlier version, whose run directories another text would refuse."""
+def test_a_directory_made_before_goes_on(stage, digest, tmp_path):
+    """Digests of an earlier version's settings, whose run directories another text would refuse."""
     identity = directory.identity(CONFIG.network, VOCABULARY)
     directory.claim(epath.Path(tmp_path), settings(stage), identity)
     written = json.loads((tmp_path / "stage.json").read_text())
-    assert written["fingerprint"] == fingerprint
+    text = json.dumps(written["settings"], sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == digest
     assert written["model"] == {
         "vocabulary": "words 2 1152822d0dfccb9b",
         "network": NETWORK + ", remat='none')",
@@ -99,7 +101,7 @@ def test_what_prompts_have_beyond_layouts_counts_where_there_is_any(tmp_path):
     for first, second in ((before, after), (after, before)):
         directory.claim(folder, first, plain_identity)
         (folder / "checkpoints" / "2").mkdir(parents=True)
-        with pytest.raises(UserError, match=r"other settings \(protocol changed\)"):
+        with pytest.raises(UserError, match=r"other settings: protocol .*bos 5"):
             directory.claim(folder, second, identity)
         (folder / "checkpoints" / "2").rmdir()
     directory.claim(folder, before, plain_identity)
@@ -120,7 +122,7 @@ def test_other_settings_are_refused(tmp_path):
     directory.claim(folder, settings("sft_pit"), identity)
     directory.claim(folder, settings("sft_pit", steps=3), identity)  # nothing is trained yet
     (folder / "checkpoints" / "2").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"other settings \(sft_pit changed\)"):
+    with pytest.raises(UserError, match=r"other settings: sft_pit.steps 3 -> 2\. Go back"):
         directory.claim(folder, settings("sft_pit"), identity)
 
 
@@ -144,7 +146,7 @@ def test_a_change_of_any_model_that_a_stage_uses_is_refused(stage, changed, tmp_
     other = dataclasses.replace(table[changed], optimizer=optimizer)
     config = tiny_runs.with_stages(CONFIG, other)
     now = directory.settings(config, table[stage], VOCABULARY)
-    with pytest.raises(UserError, match=rf"other settings \({changed} changed\)"):
+    with pytest.raises(UserError, match=rf"settings: {changed}.optimizer.learning_rate .* -> 0.5"):
         directory.claim(folder, now, identity)
 
 
@@ -177,5 +179,57 @@ def test_references_that_were_sampled_are_not_those_of_other_settings(tmp_path):
     folder, identity = epath.Path(tmp_path), directory.identity(CONFIG, VOCABULARY)
     directory.claim(folder, settings("rl_pit"), identity)
     (folder / "references").mkdir()
-    with pytest.raises(UserError, match=r"other settings \(rl_pit changed\)"):
+    with pytest.raises(UserError, match=r"other settings: rl_pit.batch_size 8 -> 16\. Go"):
         directory.claim(folder, settings("rl_pit", batch_size=16), identity)
+
+
+def test_every_change_is_shown_old_and_new(tmp_path):
+    folder = epath.Path(tmp_path)
+    before, after = settings("rl_pit"), settings("rl_pit", batch_size=16)
+    after |= {"seed": "7", "lengths": after["lengths"].replace("prompt=12", "prompt=13")}
+    directory.claim(folder, before, {})
+    (folder / "references").mkdir()
+    with pytest.raises(UserError) as raised:
+        directory.claim(folder, after, {})
+    shown = str(raised.value).partition("settings: ")[2].partition(". Go back")[0]
+    changes = ["seed 0 -> 7", "rl_pit.batch_size 8 -> 16"]
+    for change in changes:
+        assert change in shown.split("; ")
+    rounds = (Round("data", 1), Round("policy", 4, policy="rl_policy"))
+    texts = (directory._text(r, directory._result_counts) for r in (rounds, rounds[::-1]))
+    found = list(directory._changes("rounds", *texts))
+    assert "rounds[0].source 'data' -> 'policy'" in found and "rounds[1].steps 4 -> 1" in found
+    assert list(directory._changes("x", "f(a=1)", "f(a=1, b=2)")) == ["x.b (unset) -> 2"]
+    assert list(directory._changes("x", "f(a=1)", "g(a=1)")) == ["x f(a=1) -> g(a=1)"]
+    assert list(directory._changes("x", "(1, 2)", "(1,)")) == ["x (1, 2) -> (1,)"]
+    (long,) = directory._changes("x", repr("a" * 90), "1")
+    assert long == f"x '{'a' * 58}… -> 1"
+
+
+def test_other_examples_are_refused_and_the_same_ones_elsewhere_are_not(tmp_path):
+    """Of a directory made before, it isn't known which examples it had."""
+    folder, stage = epath.Path(tmp_path), settings("sft_pit")
+    moved = stage | {"dataset": stage["dataset"].replace("path=''", "path='elsewhere'")}
+    directory.claim(folder, stage, {}, "a" * 64)
+    (folder / "references").mkdir()
+    directory.claim(folder, moved, {}, "a" * 64)
+    directory.check_data(folder, "a" * 64)
+    with pytest.raises(UserError, match=r"the examples of the data \(aaaaaaaa -> bbbbbbbb\)"):
+        directory.claim(folder, stage, {}, "b" * 64)
+    with pytest.raises(UserError, match="was trained on other examples than the data has now"):
+        directory.check_data(folder, "b" * 64)
+    old = json.loads((tmp_path / "stage.json").read_text())
+    del old["data"]
+    (tmp_path / "stage.json").write_text(json.dumps(old))
+    directory.claim(folder, stage, {}, "b" * 64)
+    directory.check_data(folder, "b" * 64)
+    with pytest.raises(UserError, match=r"other settings: dataset.path '' -> 'elsewhere'"):
+        directory.claim(folder, moved, {}, "b" * 64)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_a_damaged_file_is_named(content, tmp_path):
+    (tmp_path / "stage.json").write_text(content)
+    (tmp_path / "references").mkdir()
+    with pytest.raises(UserError, match="stage.json: is damaged, expected a JSON object; bring"):
+        directory.claim(epath.Path(tmp_path), settings("sft_pit"), {}, "a")

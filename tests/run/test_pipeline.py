@@ -267,9 +267,9 @@ def changed_pretrain(**changes):
 @pytest.mark.parametrize(
     ("change", "stage", "named"),
     [
-        (lambda config: dataclasses.replace(config, seed=1), "rm_gap", "seed"),
-        (changed_pretrain(steps=5), "pretrain", "pretrain"),
-        (changed_pretrain(steps=5), "rl_pit", "pretrain"),
+        (lambda config: dataclasses.replace(config, seed=1), "rm_gap", "seed 0 -> 1"),
+        (changed_pretrain(steps=5), "pretrain", "pretrain.steps 4 -> 5"),
+        (changed_pretrain(steps=5), "rl_pit", "pretrain.steps 4 -> 5"),
         (
             lambda config: dataclasses.replace(
                 config,
@@ -277,21 +277,21 @@ def changed_pretrain(**changes):
                 network=dataclasses.replace(config.network, rope_theta=50.0),
             ),
             "sft_pit",
-            "network, lengths",
+            "network.rope_theta 100.0 -> 50.0; lengths.prompt 8 -> 9",
         ),
         (
             lambda config: tiny_runs.with_stages(
                 config, tiny_runs.rl("rl_pit", (Round("data", 1), Round("policy", 4)))
             ),
             "rl_pit",
-            "rl_pit",
+            "rl_pit.rounds[1].steps 3 -> 4",
         ),
     ],
     ids=["seed", "own settings", "settings it builds on", "several", "rounds"],
 )
 def test_changed_settings_are_refused_by_name(trained, change, stage, named):
     run = tiny_runs.on_one_device(change(tiny_runs.config(trained)))
-    message = f"{trained / stage}: was started with other settings ({named} changed)"
+    message = f"{trained / stage}: was started with other settings: {named}. Go back"
     with pytest.raises(UserError, match=re.escape(message)):
         pipeline.train(run, stage)
 

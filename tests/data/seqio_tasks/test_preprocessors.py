@@ -8,6 +8,7 @@ from pit_jax.data.examples import Example
 from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.seqio_tasks import preprocessors, sources
 from pit_jax.data.vocabularies.load import load
+from pit_jax.data.vocabularies.words import WordVocabulary
 
 BYTES = load("bytes")
 NAMES = ("prompt", "chosen", "rejected", "reflection")
@@ -20,7 +21,7 @@ def size(text):
     return len(text.encode())
 
 
-def first_too_long(e, lengths, reflection):
+def first_reason(e, lengths, reflection):
     """By hand: 17 bytes stand around x, EOS behind y, and `<<Improved>>` before a reflected y."""
     longest = min(lengths.reference, lengths.response - 1)
     over = [
@@ -29,7 +30,7 @@ def first_too_long(e, lengths, reflection):
         size(e.rejected) > longest,
         reflection and size(e.reflection) + 1 + size(e.chosen) + 1 > lengths.response,
     ]
-    return over.index(True) + 1 if any(over) else 0
+    return over.index(True) + 1 if any(over) else 6 * (e.chosen == e.rejected)
 
 
 @settings(max_examples=15)
@@ -37,13 +38,13 @@ def first_too_long(e, lengths, reflection):
 def test_one_rule_says_what_fits(examples, lengths, reflection):
     dataset = sources.ExampleSource({"train": examples}).get_dataset("train")
     dataset = preprocessors.tokenize(dataset, BYTES)
-    dataset = preprocessors.mark_too_long(dataset, BYTES, lengths, reflection)
-    marks = [int(features["too_long"]) for features in dataset.as_numpy_iterator()]
-    assert marks == [first_too_long(e, lengths, reflection) for e in examples]
+    dataset = preprocessors.mark_left_out(dataset, BYTES, lengths, reflection)
+    marks = [int(features["left_out"]) for features in dataset.as_numpy_iterator()]
+    assert marks == [first_reason(e, lengths, reflection) for e in examples]
     layout = Layout(BYTES)
     for e, mark in zip(examples, marks, strict=True):
         pieces = [getattr(e, name) for name in NAMES[: 4 if reflection else 3]]
-        assert any(layout.too_long(lengths, *pieces).values()) == (mark != 0)
+        assert any(layout.too_long(lengths, *pieces).values()) == (mark not in (0, 6))
 
 
 @pytest.mark.parametrize(("reference", "mark"), [("ab", 0), ("abc", 5)])
@@ -52,9 +53,33 @@ def test_a_sampled_reference_has_a_window_of_its_own(reference, mark):
 
     lengths = Lengths(prompt=20, reference=2, response=9)
     features = {name: [BYTES.encode("a")] for name in NAMES}
-    features["reference"] = [BYTES.encode(reference)]
+    features |= {"reference": [BYTES.encode(reference)], "rejected": [BYTES.encode("b")]}
     dataset = tf.data.Dataset.from_tensor_slices(features)
-    (marked,) = preprocessors.mark_too_long(dataset, BYTES, lengths, False).as_numpy_iterator()
-    assert marked["too_long"] == mark
+    (marked,) = preprocessors.mark_left_out(dataset, BYTES, lengths, False).as_numpy_iterator()
+    assert marked["left_out"] == mark
     over = Layout(BYTES).too_long(lengths, "a", "a", "a", None, reference)
     assert any(over.values()) == (mark != 0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "mark", "unknown"),
+    [
+        ("a b", "a  b", 6, (0, 0)),
+        ("a b", "a", 0, (0, 0)),
+        ("x y", "y x", 6, (2, 2)),
+        ("a x", "x a", 0, (1, 1)),
+    ],
+)
+def test_responses_of_the_same_tokens_teach_nothing(chosen, rejected, mark, unknown):
+    """Texts that differ can be the same to a tokenizer: by white space, or where it knows none."""
+    words = WordVocabulary(["Human:", "Assistant:", "a", "b"])
+    source = sources.ExampleSource({"train": [Example("a x", chosen, rejected)]})
+    dataset = preprocessors.tokenize(source.get_dataset("train"), words)
+    lengths = Lengths(prompt=20, reference=9, response=10)
+    dataset = preprocessors.mark_left_out(dataset, words, lengths, False)
+    (found,) = preprocessors.count_tokens(dataset, words).as_numpy_iterator()
+    assert found["left_out"] == mark
+    names = ("prompt_unknown", "chosen_unknown", "rejected_unknown")
+    assert [found[name] for name in names] == [1, *unknown]
+    kept = list(preprocessors.drop_left_out(dataset).as_numpy_iterator())
+    assert len(kept) == (mark == 0)
