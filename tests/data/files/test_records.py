@@ -262,9 +262,7 @@ def test_packed_too_often(tmp_path):
 )
 def test_an_array_is_read_up_to_where_it_is_wrong(tmp_path, data, count, message):
     found = read(tmp_path, data)
-    assert [record.value for record in found[:-1]] == [{"a": 1}, {"a": 2}][:2] * 0 + [
-        record.value for record in found[:count]
-    ]
+    assert all(record.value and not record.problem for record in found[:count])
     assert len(found) == count + 1 and found[0].value == {"a": 1}
     assert found[-1].place == f"{tmp_path}/file:row {count + 1}"
     assert found[-1].problem.startswith(message)
