@@ -24,6 +24,13 @@ def run(run, evaluation, options) -> None:
     from pit_jax.run import pipeline
 
     _check_evaluation(run, evaluation)
+    if run.finds_windows:
+        found = run.config.lengths
+        print(
+            f"windows from the data: prompt {found.prompt}, reference {found.reference}, response "
+            f"{found.response} tokens",
+            flush=True,
+        )
     for warning in _warnings(run, evaluation):
         print(f"warning: {warning}", flush=True)
     pipeline.train_all(run)

@@ -9,14 +9,13 @@ import numpy as np
 
 from pit_jax.data.examples import SPLITS
 from pit_jax.data.input_pipeline import InputPipeline
+from pit_jax.data.windows import windows_for
 
 _MUCH_DROPPED = 0.2
 _MUCH_UNKNOWN = 0.01
 _FEW_PROMPTS = 100
 # What is left out as the configuration asks for it, and isn't lost.
 _WANTED = ("over train_size", "not needed for dev or test")
-_KEPT = 0.9  # share of the examples that suggested windows keep
-_STEP = 16  # suggested windows are multiples of it
 
 
 def warnings(data: InputPipeline, split: str, num_prompts: int = 0) -> list[str]:
@@ -94,24 +93,3 @@ def suggested_windows(data: InputPipeline) -> dict[str, int]:
         for field in ("prompt", "chosen", "rejected")
     )
     return windows_for(prompt, np.maximum(chosen, rejected))
-
-
-def windows_for(prompt_N: np.ndarray, response_N: np.ndarray) -> dict[str, int]:
-    """Returns the narrowest windows, by quantiles that rise together, that keep 90% of examples.
-
-    Args:
-      prompt_N: tokens of each prompt with what stands around it.
-      response_N: tokens of each example's longer response, without EOS.
-
-    Returns:
-      the fields of Lengths.
-    """
-    for quantile in np.linspace(_KEPT, 1, 11):
-        prompt, response = (
-            int(np.quantile(tokens, quantile, method="inverted_cdf"))
-            for tokens in (prompt_N, response_N)
-        )
-        if np.mean((prompt_N <= prompt) & (response_N <= response)) >= _KEPT:
-            break
-    prompt, reference = (max(1, math.ceil(n / _STEP)) * _STEP for n in (prompt, response))
-    return {"prompt": prompt, "reference": reference, "response": reference + 1}

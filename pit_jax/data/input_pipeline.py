@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pit_jax.data import batching, datasets, tables
+from pit_jax.data import batching, datasets, tables, windows
 from pit_jax.data.batching import Batch, BatchingConfig
 from pit_jax.data.examples import FOLDS, SPLITS, Example, digest, of_fold
 from pit_jax.data.layouts import (
@@ -45,7 +45,8 @@ class InputPipeline:
     Attributes:
       config: the dataset.
       vocabulary: the vocabulary of every token array.
-      lengths: the windows; what is longer is in neither batches nor `examples`.
+      lengths: the windows, those that suit the data if they are to come from it; what is longer is
+        in neither batches nor `examples`.
       batching: how examples of different lengths share batches.
     """
 
@@ -76,6 +77,8 @@ class InputPipeline:
         self._reflection = reflection
         self._layout = Layout(vocabulary)
         check = self._check if vocabulary.has_template else None
+        if lengths.from_data:
+            self.lengths = windows.from_data(datasets.load(config, check=check), self._layout)
         self._datasets = datasets.load(
             config, lambda example: bool(self._fitting_sizes(example)), check
         )

@@ -34,6 +34,8 @@ class Lengths:
       prompt: bound on the whole of `Human: {x}Assistant:`.
       reference: bound on y_ref.
       response: bound on y with its EOS (and the reflection, where it is part of the target).
+
+    All three are 0 where the data is to give them; see data/windows.py.
     """
 
     prompt: int
@@ -41,8 +43,15 @@ class Lengths:
     response: int
 
     def __post_init__(self):
-        if min(self.prompt, self.reference, self.response) < 1:
-            raise ValueError(f"Lengths: expected positive token counts, got {self}")
+        if not self.from_data and min(self.prompt, self.reference, self.response) < 1:
+            raise ValueError(
+                f"Lengths: expected positive token counts, or 0 for all three, got {self}"
+            )
+
+    @property
+    def from_data(self) -> bool:
+        """Whether the data gives the windows."""
+        return not (self.prompt or self.reference or self.response)
 
     @property
     def longest_text(self) -> int:

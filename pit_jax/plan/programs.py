@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from pit_jax.data import layouts
 from pit_jax.data.examples import FOLDS
+from pit_jax.errors import UserError
 from pit_jax.method import flops, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.flops import Work
@@ -63,6 +64,11 @@ class Program:
 
 def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
     """Yields the programs of every stage, in the order in which they run."""
+    if config.lengths.from_data:
+        raise UserError(
+            "Lengths: got windows that come from the data, which a plan doesn't read; expected "
+            "those that `data` shows, such as --gin.Lengths.prompt=512"
+        )
     for stage in config.stages:
         stages.check_mesh(stage, config.network, partitioner)
         if isinstance(stage, RLStage):

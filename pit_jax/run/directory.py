@@ -18,12 +18,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 
 from pit_jax import files
+from pit_jax.data.layouts import Lengths
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
 from pit_jax.models.config import NetworkConfig
@@ -52,6 +54,22 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
         todo += [getattr(each, field, "") for field in ("initial", "reference", "reward_model")]
         todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]
     return found
+
+
+def lengths(directory: epath.Path) -> Lengths | None:
+    """Returns the windows that a run's stages were started with; None if none was.
+
+    They are those of the run from then on, where the data gives them (data/windows.py).
+
+    Raises:
+      UserError: for a damaged `stage.json`.
+    """
+    for folder in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if (folder / "stage.json").exists():
+            text = read_json(folder / "stage.json").get("settings", {}).get("lengths", "")
+            if found := re.findall(r"(\w+)=(\d+)", text):
+                return Lengths(**{name: int(tokens) for name, tokens in found})
+    return None
 
 
 def identity(network: NetworkConfig, vocabulary: Vocabulary) -> dict[str, str]:

@@ -6,6 +6,7 @@ A run directory holds one folder per stage with `stage.json` (what it was starte
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,7 @@ class Run:
       data: the dataset's batches and texts.
       vocabulary: the vocabulary of the data and the models.
       layout: the token layouts of the models' inputs.
+      finds_windows: whether the windows come from the data; `config` has what was found.
       partitioner: the mesh.
       config_text: a gin file of the whole configuration, kept as `config.gin`; empty for none.
       profile: the steps of each stage to trace, None for none.
@@ -87,7 +89,12 @@ class Run:
                 "its ids for padding and control tokens"
             )
         self.layout = Layout(self.vocabulary)
-        self.data = InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
+        self.finds_windows = config.lengths.from_data
+        lengths = run_directory.lengths(self.directory) if self.finds_windows else None
+        self.data = InputPipeline(
+            config.dataset, self.vocabulary, lengths or config.lengths, config.batching
+        )
+        self.config = config = dataclasses.replace(config, lengths=self.data.lengths)
         self.place(Partitioner(config.mesh, devices))
         self.config_text = ""
         self.profile: profiling.Window | None = None

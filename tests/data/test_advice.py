@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from pit_jax.data import advice
@@ -69,18 +68,3 @@ def test_tokens_that_the_vocabulary_does_not_know(tmp_path):
     assert shares["chosen"] == pytest.approx(110 / 120)  # the digits are words of the vocabulary
     (text,) = advice.warnings(data, "test")
     assert text.startswith("91.7% of the tokens of chosen are unknown to the vocabulary")
-
-
-def test_windows_by_hand():
-    prompts, responses = np.arange(1, 101), np.full(100, 20)
-    assert advice.windows_for(prompts, responses) == {
-        "prompt": 96,  # 90 of 100 are at most 90 long; the next multiple of 16
-        "reference": 32,
-        "response": 33,
-    }
-    # The long response is that of a long prompt, so that 90% fit into the quantiles of 90%.
-    both = advice.windows_for(np.r_[np.full(90, 10), np.full(10, 90)], np.r_[np.full(99, 5), 50])
-    assert both["prompt"] == 16
-    # Long prompts have short responses here: quantiles of 90% would keep 80% of the examples.
-    crossed = advice.windows_for(np.arange(1, 101), np.arange(100, 0, -1))
-    assert crossed["prompt"] >= 95 and crossed["reference"] >= 95
