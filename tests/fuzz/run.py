@@ -10,6 +10,7 @@ import collections
 import functools
 import gzip
 import json
+import math
 import pathlib
 import random
 import signal
@@ -133,8 +134,8 @@ def as_bytes(path, part, numbers, counts) -> None:
 _KINDS = (as_lines,) * 6 + (as_array, as_table, as_bytes, as_bytes)
 
 
-def _integer(digits: str) -> int | str:
-    return int(digits) if len(digits) < 4000 else digits
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) < 4000 else math.inf
 
 
 def _dumped(value) -> bytes:

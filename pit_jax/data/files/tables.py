@@ -51,7 +51,7 @@ def rows(kind: str, file: Any) -> Iterator[Row]:
                 return
             for start in range(0, batch.num_rows, _ROWS):
                 yield from _objects(batch.slice(start, _ROWS))
-    except (pa.ArrowException, OSError) as error:
+    except (ValueError, pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = (str(error).splitlines() or [repr(error)])[0][:200]
@@ -69,7 +69,9 @@ def _batches(kind: str, file: Any) -> Iterator[Any]:
     file.seek(0)
     source = pa.PythonFile(io.BufferedReader(file), mode="r")
     if kind == "parquet":
-        opened = parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
+        opened = parquet.ParquetFile(
+            source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        )
         yield from opened.iter_batches(_ROWS)
     else:
         reader = pa.ipc.open_file(source)
@@ -78,6 +80,8 @@ def _batches(kind: str, file: Any) -> Iterator[Any]:
 
 def _objects(batch: Any) -> Iterator[Row]:
     try:
+        # Arrow files aren't checked when they are opened, and reading a damaged one may crash.
+        batch.validate(full=True)
         found = batch.to_pylist()
     except ValueError as error:
         if batch.num_rows == 1:
