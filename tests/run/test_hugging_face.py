@@ -321,6 +321,30 @@ def test_mistakes_in_bringing_a_model_in(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_name_of_the_hub_is_fetched_by_the_hubs_client(model, tmp_path, monkeypatch):
+    """Only what is read of it: weights that may run code stay where they are."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = {}
+
+    def fetch(name, allow_patterns):
+        asked[name] = allow_patterns
+        if name == "who/none":
+            raise LocalEntryNotFoundError("no connection\nand more")
+        return str(model[0])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    assert hugging_face.found("who/tiny") == model[0]
+    assert {"*.safetensors", "config.json", "tokenizer.json"} <= {*asked["who/tiny"]}
+    assert not any("bin" in pattern or ".py" in pattern for pattern in asked["who/tiny"])
+    with pytest.raises(
+        UserError, match="who/none: no folder here, and from the hub: no connection"
+    ):
+        hugging_face.found("who/none")
+
+
 def test_a_base_model_is_not_written_twice(model, trained, capsys):
     folder, _ = model
     argv = ["convert", "--from=hf", f"--input={folder}", f"--output={trained}/base"]
