@@ -63,8 +63,9 @@ _REFUSED = {
     rb"(?i)\s*<(!doctype|html|\?xml)": ("a web page", "the file that it links to"),
     rb"FEA1": ("a Feather file of version 1", "version 2, or parquet"),
 }
-_ARRAY = re.compile(rb"\s*\[(?:[ \t\r]*\n|\s*[{\]])")
-_OBJECTS = re.compile(rb'\s*\{[ \t\r]*\n\s*["}]')
+# White space is that of JSON, which has none such as a form feed.
+_ARRAY = re.compile(rb"[ \t\r\n]*\[(?:[ \t\r]*\n|[ \t\r\n]*[{\]])")
+_OBJECTS = re.compile(rb'[ \t\r\n]*\{[ \t\r]*\n[ \t\r\n]*["}]')
 _CSV = re.compile(rb'\s*"?[A-Za-z_][\w .-]*"?(?:[,;\t]"?[A-Za-z_][\w .-]*"?)+\r?(?:\n|\Z)')
 
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
-from pit_jax.data.files import json_values, records, tables
+from pit_jax.data.files import json_stream, json_values, records, tables
 from pit_jax.data.files.records import Problems, Record, find
 from pit_jax.errors import UserError
 from tests import fake_bucket
@@ -216,6 +216,7 @@ def test_what_lies_across_the_end_of_a_buffer_is_whole(tmp_path, kind):
             "got a table of columns ['0', '1'], expected an obj",
         ),
         (b"\r".join(lines([row]).strip() for row in ROWS), "got lines that end with CR alone"),
+        (b'\x0c[{"a": 1}]', "got '\\x0c[{\"a\": 1}]' (Expecting value, column 1), expected a JSON"),
         (b'{"a":' + b"[" * 100_000, "got brackets nested too deeply, expected a JSON object of at"),
         (
             b'[{"a":' + b"[" * 100_000,
@@ -272,6 +273,13 @@ def test_what_follows_a_row_that_is_no_object_is_read(tmp_path):
     found = read(tmp_path, b'[{"a": 1}, null, {"a": 1, "a": 2}, {"a": 3}]')
     assert [record.value for record in found] == [{"a": 1}, None, None, {"a": 3}]
     assert found[2].problem == "got the key 'a' twice, expected every key once"
+
+
+def test_numbers_lie_across_the_end_of_a_buffer(tmp_path):
+    start = b'[{"a": 1},'.ljust(json_stream._READ_CHARS - 2)
+    found = read(tmp_path, start + b'1234, {"b": 2}]')
+    assert [record.value for record in found] == [{"a": 1}, None, {"b": 2}]
+    assert found[1].problem == "got 1234, expected a JSON object"
 
 
 def test_lines_that_begin_with_a_bracket_are_lines(tmp_path):
