@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from pit_jax import files
-from pit_jax.data.files import formats
+from pit_jax.data import datasets
 from pit_jax.errors import UserError
 from pit_jax.runtime import processes
 
@@ -168,7 +168,7 @@ def _report(run, evaluation, directory, options) -> None:
         print(f"report: {paths['html']}")
 
 
-def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
+def _read_records(path: str, required: dict[str, type], dataset) -> list[dict[str, Any]]:
     """Reads the objects of a JSONL file; what `prompt` says, text or turns, becomes `x`.
 
     Raises:
@@ -192,7 +192,7 @@ def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
             if not isinstance(record.get(name), kind):
                 raise UserError(f"{path}:{number}: expected {name!r} to be a {kind.__name__}")
         try:
-            x = formats.prompt(record)
+            x = datasets.prompt(dataset, record)
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}") from None
         records.append(record | {"line": number, "x": x})
@@ -205,7 +205,7 @@ def improve(run, evaluation, options) -> None:
     """Runs Algorithm 2 on the prompts of a file."""
     from pit_jax.method.sampler import Response
 
-    records = _read_records(options.input, {})
+    records = _read_records(options.input, {}, run.config.dataset)
     output = epath.Path(options.output)
     if output.is_dir() or (files.is_local(output) and not output.absolute().parent.is_dir()):
         raise UserError(f"--output: can't write {output}, expected a file in a folder there is")
@@ -282,8 +282,8 @@ def _evaluate_generations(run, evaluation, options) -> None:
     from pit_jax.evaluation import suite
     from pit_jax.report import write as report
 
-    records = _read_records(options.generations, {"responses": list})
     dataset = run.config.dataset
+    records = _read_records(options.generations, {"responses": list}, dataset)
     for record in records:
         place = f"{options.generations}:{record['line']}"
         texts = record["responses"]
