@@ -292,12 +292,13 @@ def test_improve_draws_alike_again(improved, trained, capsys):
     assert tiny_runs.command("improve", trained, *arguments) == 0
     assert out.read_text() == before
     lines = [json.loads(line) for line in before.splitlines()]
-    changed = sum(line["best"] > 0 for line in lines)
+    changed = sum(line["response"] != line["responses"][0] for line in lines)
+    cut = sum(line["truncated"] for line in lines)
     gaps = [gap for line in lines for gap in line["gaps"]]
     better, worse = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
     assert (
         f"5 prompts, each with the best response by gap: {changed} changed; of 10 steps {better} "
-        f"better and {worse} worse by gap; stopped: 5 by iterations -> {out}"
+        f"better and {worse} worse by gap; stopped: 5 by iterations; {cut} truncated -> {out}"
     ) in capsys.readouterr().out
 
 
@@ -346,15 +347,15 @@ def test_evaluate_judges_by_the_checker(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"prompt": "a"}', "{"], r"given.jsonl:2: expected a JSON object"),
-        (["", '["prompt"]'], r"given.jsonl:2: expected a JSON object"),
+        (['{"prompt": "a"}', "{"], r"given.jsonl:2: got '{' .*, expected a JSON object"),
+        (["", '["prompt"]'], r"given.jsonl:2: got .*, expected a JSON object"),
         (['{"prompt": 3}'], r"given.jsonl:1: got 3, expected text under 'prompt'"),
         (
             ['{"text": "a"}'],
             r"given.jsonl:1: got the keys .*text.*, expected text or turns under 'prompt'",
         ),
-        (['{"prompt": "a", "response": 3}'], r"given.jsonl:1: expected 'response' to be a str"),
-        (['{"prompt": "a b c d e f g h"}'], r"given.jsonl:1: prompt of 10 tokens, .* at most 8"),
+        (['{"prompt": "a", "response": 3}'], r":1: got 3, expected text under 'response'"),
+        (['{"prompt": "a b c d e f g h"}'], r":1: got a prompt of 10 tokens, .* at most 8"),
         ([], r"given.jsonl: is empty, expected at least one JSON object"),
     ],
 )
@@ -368,9 +369,15 @@ def test_mistakes_in_the_input_of_improve(lines, message, fails, trained, tmp_pa
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"prompt": "a"}'], r"given.jsonl:1: expected 'responses' to be a list"),
-        (['{"prompt": "a", "responses": []}'], r"given.jsonl:1: expected 'responses' to be a list"),
-        (['{"prompt": "a", "responses": [3]}'], r"given.jsonl:1: expected 'responses' to be a l"),
+        (['{"prompt": "a"}'], r"given.jsonl:1: got .*, expected a list of one text or"),
+        (
+            ['{"prompt": "a", "responses": []}'],
+            r"given.jsonl:1: got .*, expected a list of one text or",
+        ),
+        (
+            ['{"prompt": "a", "responses": [3]}'],
+            r"given.jsonl:1: got .*, expected a list of one text or",
+        ),
         (
             ['{"prompt": "hello", "responses": ["a"]}'],
             r"given.jsonl:1: drafts: got the prompt 'hello', expected",
@@ -386,8 +393,8 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
     given = write_lines(tmp_path / "in.jsonl", '{"prompt": "from 4 do +3"}')
     out = tmp_path / "out.jsonl"
     missing = tmp_path / "none.jsonl"
-    fails("none.jsonl: can't be read", "improve", f"--input={missing}", f"--output={out}")
-    fails("can't be read", "improve", f"--input={tmp_path}", f"--output={out}")
+    fails("none.jsonl: no such file", "improve", f"--input={missing}", f"--output={out}")
+    fails("got a folder, expected files", "improve", f"--input={tmp_path}", f"--output={out}")
     fails(
         "--output: can't write .*nowhere/out.jsonl",
         "improve",

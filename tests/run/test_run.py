@@ -66,6 +66,7 @@ def made(monkeypatch):
     def make(**fields):
         seen.clear()
         run = runs.Run(dataclasses.replace(BASE, **fields))
+        assert run.data is run.data  # made once, when it is asked for
         found = {**seen.pop("vocabulary"), **seen.pop("data"), **seen.pop("sampler"), **seen}
         found["directory"] = str(run.directory)
         found["key"] = jax.random.key_data(run.key("x")).tolist()
