@@ -1,4 +1,4 @@
-"""Reads the command line's flags and gin files and starts the command; only this knows gin.
+"""Reads the command line's flags and starts the command; `bindings` reads gin files.
 
 python -m pit_jax COMMAND --gin_file=FILE [--gin_file=…] [--gin.NAME=VALUE …]
 """
@@ -8,19 +8,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import os
-import pathlib
-import re
 import signal
 import sys
-import tokenize
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import gin
-from pit_jax import __version__
+from pit_jax import __version__, bindings
 from pit_jax.errors import Interrupted, NotFiniteError, UserError
 
 _EXAMPLES = {
@@ -58,12 +54,6 @@ _SUMMARIES = {
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
     "evaluate": "judge, table and plot the models of a run, or saved generations",
 }
-_WHOLE_CONFIG = """\
-# The whole configuration of a run, its command line included. It starts the same run again:
-# python -m pit_jax run --gin_file=THIS_FILE
-# Commonly overridden: MODEL_DIR.
-
-"""
 _ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
 _SEVERAL_HOSTS = """
 several hosts:
@@ -118,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       the exit status: 0, 2 for a user's mistake, 1 when training broke off, 143 or 130 when it was
       ended by SIGTERM or SIGINT, 141 when nobody reads what it prints any more.
     """
-    arguments, bindings = _split_bindings(list(sys.argv[1:] if argv is None else argv))
-    options = _parser().parse_args(arguments)
-    status = _status(options, bindings)
+    arguments, flags = bindings.take_out(sys.argv[1:] if argv is None else argv)
+    options = _parsed(arguments)
+    status = _status(options, flags)
     if status and getattr(options, "distributed", False) and _joined():
         # At once: the other processes may wait for this one, and its end would wait for them.
         sys.stdout.flush()
@@ -135,9 +125,9 @@ def _joined() -> bool:
     return jax.distributed.is_initialized()
 
 
-def _status(options: argparse.Namespace, bindings: list[str]) -> int:
+def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     try:
-        status = _dispatch(options, bindings)
+        status = _dispatch(options, flags)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -164,8 +154,30 @@ def _status(options: argparse.Namespace, bindings: list[str]) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Makes one line of a mistake."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message}; see --help\n")
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    """Parses flags, and names the one that may have been meant by one that isn't there."""
+    parser, commands = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command = commands[options.command]
+        typed = "--" + unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
+        close = difflib.get_close_matches(typed, command._option_string_actions, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        if typed == "--gin_bindings":
+            hint = "; write --gin.NAME=VALUE"
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
         prog="python -m pit_jax",
         description="PIT: language models that implicitly learn self-improvement.",
         allow_abbrev=False,
@@ -189,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--gin_search_paths", default="", metavar="DIRS", help="comma-separated, for includes"
         )
-        # Taken out by _split_bindings before parsing; listed here for --help.
+        # Taken out by bindings.take_out before parsing; listed here for --help.
         command.add_argument(
             "--gin.NAME", dest="binding", metavar="VALUE", help="override a gin binding or macro"
         )
@@ -237,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
             command.add_argument("--output", help="folder of the report; the run's own by default")
             _add_on_error(command)
-    return parser
+    return parser, commands.choices
 
 
 def _add_on_error(command: argparse.ArgumentParser) -> None:
@@ -282,25 +294,9 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _split_bindings(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Takes `--gin.NAME=VALUE` (or `--gin.NAME VALUE`) out of the arguments, as gin bindings."""
-    rest: list[str] = []
-    bindings: list[str] = []
-    while argv:
-        argument = argv.pop(0)
-        if not argument.startswith("--gin."):
-            rest.append(argument)
-            continue
-        name, equals, value = argument.removeprefix("--gin.").partition("=")
-        if not equals and argv:
-            value = argv.pop(0)
-        bindings.append(f"{name} = {value}")
-    return rest, bindings
-
-
-def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
+def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if getattr(options, "source", None):
-        return _bring_in(options, bindings)
+        return _bring_in(options, flags)
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
     _quieten()
@@ -313,15 +309,15 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
 
     profile = getattr(options, "profile", None)
     window = None if profile is None else profiling.parse(profile)
-    _parse_gin(options, bindings)
-    config = _configured(RunConfig)
-    evaluation = _configured(suite.EvaluationConfig)
-    _check_macros(bindings)
-    options.operative = gin.operative_config_str()
+    roots = (RunConfig, suite.EvaluationConfig)
+    takes_stage = options.command in ("train", "convert")
+    bindings.parse(options.gin_file, options.gin_search_paths, flags, roots, takes_stage)
+    config, evaluation = map(bindings.configured, roots)
+    options.operative = bindings.operative()
     if options.command == "plan":
         return commands.plan(config, options)
     if options.command in ("train", "convert"):
-        options.stage = _stage(config.stages)
+        options.stage = bindings.stage(stage.name for stage in config.stages)
     if options.dry_run:
         commands.describe(runs.Run(config), evaluation, options)
         return 0
@@ -334,16 +330,16 @@ def _dispatch(options: argparse.Namespace, bindings: list[str]) -> int:
             processes.initialize()
         with contextlib.redirect_stdout(sys.stdout if processes.is_first() else silence):
             run = runs.Run(config)
-            run.signals, run.profile, run.config_text = caught, window, _whole_config()
+            run.signals, run.profile, run.config_text = caught, window, bindings.whole(roots)
             getattr(commands, options.command)(run, evaluation, options)
     return 0
 
 
-def _bring_in(options: argparse.Namespace, bindings: list[str]) -> int:
+def _bring_in(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     """Converts a model from elsewhere, for which no run is needed."""
     if not options.input:
         raise UserError("expected --input=MODEL, a Hugging Face folder, GGUF file or name")
-    if options.gin_file or bindings or options.dry_run:
+    if options.gin_file or flags or options.dry_run:
         raise UserError("--from=hf takes no gin file, binding or --dry_run")
     _quieten()
     from pit_jax import commands
@@ -366,85 +362,3 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # gin names every place where it doesn't find a file before it finds it.
     logging.getLogger().addFilter(lambda r: not str(r.msg).startswith("Path not found"))
-
-
-def _parse_gin(options: argparse.Namespace, bindings: list[str]) -> None:
-    root = pathlib.Path(__file__).resolve().parent.parent
-    for folder in (str(root), *filter(None, options.gin_search_paths.split(","))):
-        gin.add_config_file_search_path(folder)
-    for file in options.gin_file:
-        if not any((pathlib.Path(base) / file).exists() for base in (".", root)):
-            raise UserError(f"--gin_file: {file} not found")
-    gin.clear_config()
-    for file in options.gin_file:
-        with _gin_errors(f"gin: {file}: "):
-            gin.parse_config_file(file)
-    for binding in bindings:
-        with _gin_errors(f"gin: --gin.{binding}: "):
-            gin.parse_config(binding)
-    with _gin_errors("gin: "):
-        gin.finalize()
-
-
-def _configured(cls: type) -> Any:
-    """An instance of a configuration class with its gin bindings."""
-    with _gin_errors("gin: "):
-        return gin.get_configurable(cls)()
-
-
-def _check_macros(bindings: list[str]) -> None:
-    """Refuses a macro of the command line that nothing uses: gin itself would say nothing."""
-    used = re.findall(r"^(\w+) =", gin.operative_config_str(), re.MULTILINE)
-    for binding in bindings:
-        name = binding.partition(" =")[0]
-        if "." not in name and name not in (*used, "STAGE"):
-            raise UserError(
-                f"--gin.{name}: no such macro, expected one of {', '.join(used)}, STAGE"
-            )
-
-
-_GIN_ERRORS = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-    ImportError,
-    OSError,
-    KeyError,
-)
-
-
-@contextlib.contextmanager
-def _gin_errors(where: str) -> Iterator[None]:
-    """Makes one line of what gin raises for a user's configuration."""
-    try:
-        yield
-    except UserError as error:
-        # gin appends the configurables that were being made, a line each.
-        raise UserError(str(error).splitlines()[0]) from error
-    except _GIN_ERRORS as error:
-        text = " ".join(str(error).partition(" in config string")[0].split())
-        raise UserError(f"{where}{text[:600]}") from error
-
-
-def _stage(stages: Iterable[Any]) -> str:
-    """The stage that STAGE names; gin/ sets none, so that none is trained unasked."""
-    try:
-        return gin.query_parameter("%STAGE")
-    except ValueError:
-        names = ", ".join(stage.name for stage in stages)
-        raise UserError(
-            f"no stage given, expected --gin.STAGE=\"'NAME'\" with one of {names}"
-        ) from None
-
-
-def _whole_config() -> str:
-    """All bindings, those of the command line included, as one gin file that includes no other.
-
-    They stay as they were given. gin's operative configuration would repeat for each stage what all
-    stages share, and a later `--gin.LoopConfig.log_every=5` would change none of them. STAGE is
-    left out: it says what to do with a run, and is no part of one.
-    """
-    text = re.sub(r"^STAGE = .*\n", "", gin.config_str(), flags=re.MULTILINE)
-    return _WHOLE_CONFIG + text

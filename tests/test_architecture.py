@@ -32,13 +32,13 @@ FOLDERS = {
     "plan": ("runtime", "data", "models", "method", "run"),
     "adapters": ("runtime", "data", "models", "method", "run"),
 }
-GROUND = ("__init__", "errors", "files")
-TOP = ("__main__", "cli", "commands")
+GROUND = ("__init__", "checked", "errors", "files")
+TOP = ("__main__", "bindings", "cli", "commands")
 
 # Who alone may import what. A name that ends in a dot stands for a folder.
 CONFINED = {
-    "gin": ("cli",),
-    "__gin__": ("cli",),
+    "gin": ("bindings",),
+    "__gin__": ("bindings",),
     "tensorflow": ("data.seqio_tasks.", "data.files.builders", "data.vocabularies."),
     "tensorflow_text": ("data.vocabularies.",),
     "tensorflow_datasets": ("data.files.",),

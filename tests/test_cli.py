@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from pit_jax import cli, commands
+from pit_jax import bindings, cli, commands
 from pit_jax.errors import NotFiniteError
 from pit_jax.runtime import processes
 from tests import tiny_runs
@@ -33,11 +33,11 @@ def test_help_has_an_example_that_parses(command, capsys):
     for example in output.split("example:\n")[1].strip().splitlines():
         words = shlex.split(example)
         assert words[:4] == ["python", "-m", "pit_jax", command]
-        arguments, bindings = cli._split_bindings(words[4:])
-        options = cli._parser().parse_args([command, *arguments])
+        arguments, flags = bindings.take_out(words[4:])
+        options = cli._parsed([command, *arguments])
         assert options.command == command
         assert all((ROOT / file).exists() for file in options.gin_file)
-        assert all(" = " in binding for binding in bindings)
+        assert all(name and value for name, value in flags)
     for flag in ("--gin_file", "--gin.NAME", "--gin_search_paths"):
         assert flag in output
     assert ("--dry_run" in output) == (command != "plan")
@@ -60,9 +60,9 @@ def test_version(capsys):
 
 def test_bindings_are_taken_out_of_the_arguments():
     arguments = ["run", "--gin.A.b=1", "--gin_file=x", "--gin.C", "'d = e'", "--gin.F='g=h'"]
-    rest, bindings = cli._split_bindings(arguments)
+    rest, flags = bindings.take_out(arguments)
     assert rest == ["run", "--gin_file=x"]
-    assert bindings == ["A.b = 1", "C = 'd = e'", "F = 'g=h'"]
+    assert flags == [("A.b", "1"), ("C", "'d = e'"), ("F", "'g=h'")]
 
 
 @pytest.mark.parametrize(

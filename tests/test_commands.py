@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import pytest
@@ -11,6 +12,7 @@ from pit_jax.errors import UserError
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.plan import chips
 from pit_jax.run import improving
+from tests import tiny_runs
 
 
 def test_improve_is_given_the_stages_that_the_evaluation_names(monkeypatch):

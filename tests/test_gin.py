@@ -1,6 +1,5 @@
 """The configs under gin/: their headers, and every run dry-run through the command line."""
 
-import argparse
 import ast
 import dataclasses
 import functools
@@ -14,7 +13,7 @@ import jax
 import pytest
 
 import gin
-from pit_jax import cli
+from pit_jax import bindings, cli
 from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
@@ -25,6 +24,7 @@ from tests import tiny_tokenizers
 from tests.models.weights.test_presets import PUBLISHED
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOTS = (RunConfig, EvaluationConfig)
 ALL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
 FILES = [name for name in ALL if not name.startswith("gin/t5x/")]  # those go into T5X's own
 RUNS = [name for name in FILES if name.startswith("gin/runs/")]
@@ -90,11 +90,11 @@ def open_names(name: str) -> set[str]:
     return {k for k, value in given.items() if value == "%gin.REQUIRED"} | macros
 
 
-def resolved(*bindings: str, file: str | pathlib.Path = "") -> tuple[RunConfig, EvaluationConfig]:
-    """What a gin file and bindings after it configure; no data is read."""
-    files = [str(file)] if file else []
-    cli._parse_gin(argparse.Namespace(gin_file=files, gin_search_paths=""), list(bindings))
-    return gin.get_configurable(RunConfig)(), gin.get_configurable(EvaluationConfig)()
+def resolved(*flags: str, file: str | pathlib.Path) -> tuple[RunConfig, EvaluationConfig]:
+    """What a gin file and flags after it configure; no data is read."""
+    pairs = [(name, value) for name, _, value in (flag.partition(" = ") for flag in flags)]
+    bindings.parse([str(file)], "", pairs, ROOTS)
+    return tuple(map(bindings.configured, ROOTS))
 
 
 def for_required(name: str) -> list[str]:
@@ -227,18 +227,20 @@ def test_epsilon_is_that_of_the_stage():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_whole_configuration_alone_is_the_run(name):
+def test_the_whole_configuration_alone_is_the_run(name, tmp_path):
     expected = resolved(*for_required(name), file=name)
-    whole = cli._whole_config()
-    assert resolved(whole) == expected
-    elsewhere, _ = resolved(whole, "MODEL_DIR = 'elsewhere'")
+    whole = tmp_path / "config.gin"
+    whole.write_text(bindings.whole(ROOTS))
+    assert resolved(file=whole) == expected
+    elsewhere, _ = resolved("MODEL_DIR = 'elsewhere'", file=whole)
     assert elsewhere == dataclasses.replace(expected[0], model_dir="elsewhere")
 
 
 def test_each_role_samples_as_its_flags_say():
     flags = {"policy": "top_k = 3", "pit": "temperature = 0.4", "reference": "top_p = 0.8"}
-    bindings = [f"{role}/SamplingConfig.{value}" for role, value in flags.items()]
-    run, _ = resolved(*bindings, file=QUICKSTART)
+    run, _ = resolved(
+        *(f"{role}/SamplingConfig.{value}" for role, value in flags.items()), file=QUICKSTART
+    )
     assert run.improve.policy_sampling == SamplingConfig(top_k=3)
     assert run.improve.sampling == SamplingConfig(temperature=0.4)
     for stage in run.stages[-2:]:
@@ -256,12 +258,13 @@ def test_the_whole_configuration_keeps_macros_of_macros_long_texts_and_aliases(t
         "ROWS = %SEED\n"
     )
     told = "Improve this, and " + 30 * "please " + "\\n{prompt} {response}"
-    bindings = (f"ImproveConfig.feedback_prompt = '{told}'", "SEED = 64", "STAGE = 'rm_gap'")
-    run, evaluation = resolved(*bindings, file=file)
+    flags = (f"ImproveConfig.feedback_prompt = '{told}'", "SEED = 64", "STAGE = 'rm_gap'")
+    run, evaluation = resolved(*flags, file=file)
     assert run.sampling_batch == 64 and "\n{prompt}" in run.improve.feedback_prompt
-    whole = cli._whole_config()
-    assert resolved(whole) == (run, evaluation) and "STAGE" not in whole
-    changed, _ = resolved(whole, "SEED = 32")
+    whole = tmp_path / "config.gin"
+    whole.write_text(bindings.whole(ROOTS))
+    assert resolved(file=whole) == (run, evaluation) and "STAGE" not in whole.read_text()
+    changed, _ = resolved("SEED = 32", file=whole)
     assert (changed.seed, changed.sampling_batch) == (32, 32)
 
 
@@ -363,9 +366,15 @@ def test_a_binding_of_the_command_line_wins(tmp_path, capsys):
         (["--gin_file=gin/runs/absent.gin"], "gin/runs/absent.gin not found"),
         ([f"--gin_file={QUICKSTART}", "--gin.NoSuchConfig.steps=1"], "NoSuchConfig"),
         ([f"--gin_file={QUICKSTART}", "--gin.RunConfig.no_such_field=1"], "no_such_field"),
-        ([f"--gin_file={QUICKSTART}", "--gin.SED=1"], "--gin.SED: no such macro, expected one of"),
+        (
+            [f"--gin_file={QUICKSTART}", "--gin.SED=1"],
+            "--gin.SED: no such macro; did you mean SEED?",
+        ),
         ([f"--gin_file={QUICKSTART}", "--gin.SEED=%NO_SUCH_MACRO"], "NO_SUCH_MACRO/gin.macro'\n"),
-        ([f"--gin_file={QUICKSTART}", "--gin.SEED=1 +"], "gin: --gin.SEED = 1 +: "),
+        (
+            [f"--gin_file={QUICKSTART}", "--gin.SEED=1 +"],
+            "RunConfig.seed: got '1 +', expected a whole number",
+        ),
         ([f"--gin_file={QUICKSTART}", "--gin.MODEL_DIR=''"], "MODEL_DIR is empty"),
         (["--gin_file=gin/runs/hh.gin"], "HH_PATH"),
         (["--gin_file=gin/runs/preferences.gin"], "PREFERENCES_PATH"),

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from pit_jax.checked import checked
 from pit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -22,6 +23,7 @@ _CYCLE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class BatchingConfig:
     """Says how examples of different lengths share batches.
 

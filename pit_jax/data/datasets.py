@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.examples import SPLITS, Example, stable_hash
 from pit_jax.data.files import formats, readers, turns
 from pit_jax.data.files.fields import NAMES, Fields, nearest
@@ -34,6 +35,7 @@ _GROUPS: dict[str, Callable[[Example], tuple[str, str]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class DatasetConfig:
     """Describes a dataset.
 
@@ -69,19 +71,20 @@ class DatasetConfig:
     seed: int = 0
     family: str = ""
     level: Any = None
-    path: str | tuple[str, ...] = ""
-    test_path: str | tuple[str, ...] = ""
-    data_dir: str = ""
+    path: UserPath | tuple[UserPath, ...] = ""
+    test_path: UserPath | tuple[UserPath, ...] = ""
+    data_dir: UserPath = ""
     on_error: str = "raise"
     group_by: str = "prompt"
-    columns: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
-    min_margin: float = 0.0
+    columns: Mapping[str, str] = dataclasses.field(
+        default_factory=dict, hash=False, metadata={"variation": True}
+    )
+    min_margin: float = dataclasses.field(default=0.0, metadata={"variation": True})
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"dataset: got kind {self.kind!r}, expected one of {', '.join(KINDS)}")
-        if min(self.train_size, self.dev_size, self.test_size) < 0:
-            raise UserError(f"dataset: expected sizes of 0 or more, got {self}")
+        at_least(self, 0, "train_size", "dev_size", "test_size", "seed")
         if self.on_error not in readers.ON_ERROR:
             choices = ", ".join(readers.ON_ERROR)
             raise UserError(f"dataset: got on_error={self.on_error!r}, expected one of {choices}")
@@ -133,6 +136,7 @@ class DatasetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class MixtureConfig:
     """Describes several datasets used at once, such as summaries beside dialogues.
 

@@ -85,6 +85,7 @@ class InputPipeline:
         self._rates = config.rates if isinstance(config, datasets.MixtureConfig) else ()
         self._tables: dict[tuple, tables.Table] = {}
         self._counts: dict[str, Batch] = {}
+        self._marks: dict[str, np.ndarray] = {}
         self._tasks: dict[tuple[str, str], Any] = {}
 
     @functools.cached_property
@@ -230,11 +231,15 @@ class InputPipeline:
 
     def _fitting_sizes(self, e: Example) -> dict[str, int]:
         """The tokens of each field of an example that is learned from; nothing if it isn't."""
+        sizes, left_out = self._measure(e)
+        return {} if left_out else sizes
+
+    def _measure(self, e: Example) -> tuple[dict[str, int], int]:
+        """The tokens of each field, and what preprocessors.mark_left_out would mark it with."""
         target = e.reflection if self._reflection else None
         chosen, rejected = map(self.vocabulary.encode, (e.chosen, e.rejected))
         sizes = self._layout.sizes(e.prompt, chosen, rejected, target)
-        out = chosen == rejected or any(self.lengths.too_long(sizes).values())
-        return {} if out else sizes
+        return sizes, self.lengths.left_out(sizes, chosen == rejected)
 
     def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, list[Example]]]:
         """The name and the examples of each source of a split's batches, too long ones as well."""
@@ -380,7 +385,10 @@ class InputPipeline:
         }
 
     def _left_out(self, split: str) -> np.ndarray:
-        return self.token_counts(split)["left_out"]
+        if split not in self._marks:  # much sooner than TensorFlow could start
+            examples = sorted((e for _, p in self._parts(split) for e in p), key=lambda e: e.index)
+            self._marks[split] = np.array([self._measure(e)[1] for e in examples], np.int32)
+        return self._marks[split]
 
     def _table(self, task: str, split: str, fold: str | None, references: str) -> tables.Table:
         fold = _fold(task, split, fold)

@@ -23,10 +23,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pit_jax.checked import checked
 from pit_jax.data.vocabularies.base import ASSISTANT, HUMAN, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Lengths:
     """Sets the windows in tokens; an example over any of them is dropped and counted, never cut.
 
@@ -77,6 +79,17 @@ class Lengths:
         """
         windows = self.windows
         return {field: size > windows[field] for field, size in sizes.items()}
+
+    def left_out(self, sizes: Mapping[str, int], identical: bool) -> int:
+        """Returns why an example isn't learned from: a number of LEFT_OUT from 1, or 0 if it is.
+
+        Args:
+          sizes: tokens of each field.
+          identical: whether its responses have the same tokens.
+        """
+        reasons = [f"{field} too long" for field, over in self.too_long(sizes).items() if over]
+        reasons += [IDENTICAL] * identical
+        return LEFT_OUT.index(reasons[0]) + 1 if reasons else 0
 
 
 @dataclasses.dataclass(frozen=True)

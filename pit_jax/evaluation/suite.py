@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from pit_jax import __version__
+from pit_jax.checked import at_least, checked
 from pit_jax.data.examples import SPLITS, Example
 from pit_jax.data.layouts import GAP_TREE
 from pit_jax.evaluation import curves, elo, scoring
@@ -32,6 +33,7 @@ from pit_jax.run.stages import RewardStage, RLStage
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class EvaluationConfig:
     """Says what to evaluate.
 
@@ -65,9 +67,10 @@ class EvaluationConfig:
     ablations: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
-        if self.split not in SPLITS or self.iterations < 1 or not self.temperatures:
-            expected = f"a split of {SPLITS}, iterations >= 1, one temperature or more"
-            raise ValueError(f"evaluation: expected {expected}; got {self}")
+        at_least(self, 0, "num_prompts", "num_samples")
+        at_least(self, 1, "iterations")
+        if self.split not in SPLITS or not self.temperatures:
+            raise ValueError(f"evaluation: expected a split of {SPLITS}, temperatures; got {self}")
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -228,8 +231,7 @@ class Suite:
 
     def _pit(self, stage: str, temperature: float, iteration: int = 1) -> list[Response]:
         depth = self._config.iterations if stage == self._config.pit else 1
-        traces = self.improved(stage, temperature, depth)
-        return [trace.responses[iteration] for trace in traces]
+        return [t.responses[iteration] for t in self.improved(stage, temperature, depth)]
 
     def _texts(self, responses: Sequence[Response]) -> list[str]:
         return [self._run.vocabulary.decode(r.tokens) for r in responses]
@@ -237,16 +239,14 @@ class Suite:
     def _reward(self, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """Scores texts by R_P, for data without a checker."""
         run, name = self._run, self._config.reward_model
-        widths = run.layout.widths(run.config.lengths)
+        widths, eos = run.layout.widths(run.config.lengths), run.vocabulary.eos_id
         encoded = [run.layout.response(text)[: widths.response] for text in texts]
-        eos = run.vocabulary.eos_id
         responses = [
             Response(row[:-1] if row[-1] == eos else row, row[-1] == eos) for row in encoded
         ]
         built = [run.layout.reward_prompt(prompt) for prompt in prompts]
-        return run.sampler.score(
-            self._model(name), built, widths.reward, responses, run.pooling(name)
-        )
+        model, pooling = self._model(name), run.pooling(name)
+        return run.sampler.score(model, built, widths.reward, responses, pooling)
 
     # Tables
 

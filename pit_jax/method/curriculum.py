@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from pit_jax.checked import UserPath, checked
 from pit_jax.data.examples import Example
 from pit_jax.data.reference_store import ReferenceWriter
 from pit_jax.method.decode import SamplingConfig
@@ -23,6 +24,7 @@ SOURCES = ("none", "data", "policy", "checkpoint", "pit")
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class Round:
     """Configures a round of PPO.
 
@@ -40,7 +42,7 @@ class Round:
 
     source: str
     steps: int
-    policy: str = "rl_policy"
+    policy: UserPath = "rl_policy"
     policy_step: int = 0
     improvements: int = 1
     sampling: SamplingConfig = SamplingConfig()

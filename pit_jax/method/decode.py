@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pit_jax.checked import checked
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method.losses import allow, token_log_probs
 from pit_jax.models.attention import CausalRows, KVCache, positions_of
@@ -25,6 +26,7 @@ from pit_jax.runtime import partitioning
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class SamplingConfig:
     """Says how tokens are drawn (static under jit).
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pit_jax.checked import at_least, checked
 from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.sampler import Response, Sampler, Tokens
@@ -20,6 +21,7 @@ KEEP = ("best", "last")
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class ImproveConfig:
     """Says how long to improve, and how to sample.
 
@@ -55,8 +57,7 @@ class ImproveConfig:
             raise ValueError(f"improve: got method={self.method!r}, expected one of {METHODS}")
         if self.keep not in KEEP:
             raise ValueError(f"improve: got keep={self.keep!r}, expected one of {KEEP}")
-        if self.iterations < 0:
-            raise ValueError(f"improve: got iterations={self.iterations}, expected 0 or more")
+        at_least(self, 0, "iterations", "time_budget")
         for prompt in (self.feedback_prompt, self.refine_prompt):
             try:
                 prompt.format(prompt="", response="", feedback="")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from pit_jax.checked import checked
 from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_TREE, PAIR_TREE
 from pit_jax.method import losses
 from pit_jax.method.forward import tree_scores
@@ -21,6 +22,7 @@ from pit_jax.models.network import LanguageModel
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RewardConfig:
     """Says how a reward model is read and trained.
 

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pit_jax.checked import checked
 from pit_jax.runtime.train_state import OptimizerConfig
 
 CRITIC_STARTS = ("reward", "actor")
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class PPOConfig:
     """Sets PPO; the defaults follow the practice of TRL and OpenAI's lm-human-preferences.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from pit_jax.checked import checked
+
 ACTIVATIONS = ("silu", "gelu", "gelu_exact")
 DTYPES = ("float32", "bfloat16")
 REMATERIALISATION = ("none", "full", "dots")
@@ -18,6 +20,7 @@ _VARIATION = {"variation": True}
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class NetworkConfig:
     """Describes a decoder-only transformer; what every network has is set, nothing by default.
 

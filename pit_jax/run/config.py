@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.layouts import Lengths
@@ -15,6 +16,7 @@ from pit_jax.runtime.partitioning import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RunConfig:
     """Holds everything that a run is made of.
 
@@ -43,17 +45,17 @@ class RunConfig:
       wandb_project: project in which Weights & Biases shows the metrics too; empty for none.
     """
 
-    model_dir: str
+    model_dir: UserPath
     seed: int
     network: NetworkConfig
-    vocabulary: str
+    vocabulary: UserPath
     dataset: DatasetConfig | MixtureConfig
     lengths: Lengths
     stages: tuple[Stage, ...]
     control_tokens: tuple[str, ...] = ()
     eos_token: str = ""
     pad_token: str = ""
-    chat_template: str = "none"
+    chat_template: UserPath = "none"
     batching: BatchingConfig = BatchingConfig()
     mesh: MeshConfig = MeshConfig()
     sampling_batch: int = 256
@@ -68,3 +70,6 @@ class RunConfig:
             raise UserError(f"run: stage names must differ, got {', '.join(repeated)} twice")
         if not self.model_dir:
             raise UserError("run: MODEL_DIR is empty, expected a directory for the run")
+        if not 0 <= self.seed < 2**32:  # JAX would take another one for it in silence
+            raise UserError(f"RunConfig.seed: got {self.seed}, expected 0 to {2**32 - 1}")
+        at_least(self, 1, "sampling_batch", "shard_size")

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.layouts import TREES
 from pit_jax.errors import UserError
 from pit_jax.method import objectives
@@ -39,6 +40,7 @@ REWARD_TASK_OF = {"rl_policy": "rm_policy", "rl_pit": "rm_gap"}
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class SupervisedStage:
     """Configures a language-model warm-up, or supervised fine-tuning (3.2).
 
@@ -58,7 +60,7 @@ class SupervisedStage:
     steps: int
     batch_size: int
     optimizer: OptimizerConfig
-    initial: str = ""
+    initial: UserPath = ""
     microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
@@ -73,6 +75,7 @@ class SupervisedStage:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RewardStage:
     """Configures the training of a reward model (3.3), whose best held-out checkpoint is used.
 
@@ -88,7 +91,7 @@ class RewardStage:
     steps: int
     batch_size: int
     optimizer: OptimizerConfig
-    initial: str = ""
+    initial: UserPath = ""
     microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     reward: RewardConfig = RewardConfig()
     held_out: int = 128
@@ -97,6 +100,7 @@ class RewardStage:
     def __post_init__(self):
         _check_task(self.name, self.task, REWARD_TASKS)
         _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
+        at_least(self, 0, "held_out")
 
     @property
     def parts(self) -> int:
@@ -105,6 +109,7 @@ class RewardStage:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RLStage:
     """Configures PPO (3.4) in one or several rounds.
 
@@ -125,9 +130,9 @@ class RLStage:
     rounds: tuple[Round, ...]
     batch_size: int
     optimizer: OptimizerConfig
-    initial: str
-    reference: str
-    reward_model: str
+    initial: UserPath
+    reference: UserPath
+    reward_model: UserPath
     ppo: PPOConfig = PPOConfig()
     offload_frozen: bool = dataclasses.field(default=False, metadata={"changes_result": False})
     keep_every: int = 0
@@ -143,6 +148,7 @@ class RLStage:
                 )
         what = "minibatches x microbatches"
         _check_steps(self.name, self.steps, self.batch_size, self.ppo.parts, what)
+        at_least(self, 0, "keep_every")
 
     @property
     def steps(self) -> int:

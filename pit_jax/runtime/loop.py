@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pit_jax.checked import at_least, checked
 from pit_jax.errors import Interrupted, NotFiniteError
 from pit_jax.runtime import metrics as metrics_lib
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -44,6 +45,7 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class LoopConfig:
     """Says how often the loop logs, saves and evaluates.
 
@@ -56,6 +58,9 @@ class LoopConfig:
     log_every: int = 10
     checkpoint_every: int = 200
     eval_every: int = 0
+
+    def __post_init__(self):
+        at_least(self, 0, "log_every", "checkpoint_every", "eval_every")
 
 
 def fit(

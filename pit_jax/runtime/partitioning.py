@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from pit_jax.checked import checked
 from pit_jax.errors import UserError
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
@@ -58,6 +59,7 @@ DECODE_RULES: Rules = (
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class MeshConfig:
     """Says how the device mesh is shaped, and which dimensions are split over which of its axes.
 

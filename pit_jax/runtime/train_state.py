@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pit_jax.checked import at_least, checked
+
 OPTIMIZERS = ("adamw", "adafactor")
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class OptimizerConfig:
     """Sets AdamW or Adafactor, with global-norm clipping, linear warm-up and decay.
 
@@ -53,6 +56,8 @@ class OptimizerConfig:
             raise ValueError(
                 f"OptimizerConfig: got weight_decay={self.weight_decay}, expected 0 with adafactor"
             )
+        counts = ("warmup_steps", "decay_steps")
+        at_least(self, 0, "learning_rate", "weight_decay", "clip_norm", *counts)
 
     def schedule(self) -> optax.Schedule:
         """Returns the learning rate as a function of the gradient step."""

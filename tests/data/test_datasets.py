@@ -100,7 +100,7 @@ def test_test_files_hold_out_their_prompts(tmp_path):
             {"kind": "instructions", "family": "drafts"},
             "level None, expected an instance of Drafts",
         ),
-        ({"kind": "hh", "path": "x", "train_size": -1}, "expected sizes of 0 or more"),
+        ({"kind": "hh", "path": "x", "train_size": -1}, "train_size: got -1, expected 0 or more"),
         (
             {"kind": "hh", "path": "x", "group_by": "turn"},
             "got group_by='turn', expected one of prompt, first_turn",

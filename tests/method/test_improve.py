@@ -199,7 +199,7 @@ def test_self_refine_widens_its_window_to_hold_the_longest_prompt():
     [
         ({"method": "magic"}, r"got method='magic', expected one of \('pit', 'self_refine'\)"),
         ({"keep": "first"}, r"got keep='first', expected one of \('best', 'last'\)"),
-        ({"iterations": -1}, "got iterations=-1, expected 0 or more"),
+        ({"iterations": -1}, "iterations: got -1, expected 0 or more"),
         ({"feedback_prompt": "{promt}"}, "got the Self-Refine prompt '{promt}', expected {prompt}"),
         ({"refine_prompt": "{prompt} {"}, "got the Self-Refine prompt '{prompt} {'"),
     ],

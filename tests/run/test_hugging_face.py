@@ -1,6 +1,5 @@
 """Base models from Hugging Face folders, and folders that trained models leave in."""
 
-import argparse
 import copy
 import dataclasses
 import json
@@ -14,9 +13,10 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 import gin
-from pit_jax import cli
+from pit_jax import bindings, cli
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
+from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.sampler import Response
 from pit_jax.models.config import NetworkConfig
@@ -366,9 +366,9 @@ def test_a_vocabulary_of_words_is_not_taken_out(tmp_path_factory, tmp_path, caps
 def the_run():
     """The run, with its configuration as its commands read it."""
     files = [word.partition("=")[2] for word in RUN if word.startswith("--gin_file")]
-    bindings = [word.removeprefix("--gin.") for word in RUN if word.startswith("--gin.")]
-    cli._parse_gin(argparse.Namespace(gin_search_paths="", gin_file=files), bindings)
-    config = cli._configured(RunConfig)
+    _, flags = bindings.take_out(RUN)
+    bindings.parse(files, "", flags, (RunConfig, EvaluationConfig))
+    config = bindings.configured(RunConfig)
     gin.clear_config()
     return tiny_runs.on_one_device(config)
 

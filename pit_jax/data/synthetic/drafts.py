@@ -25,6 +25,7 @@ import dataclasses
 
 import numpy as np
 
+from pit_jax.checked import checked
 from pit_jax.data.examples import Check
 
 OPERATIONS = ("+1", "+2", "+3", "+4", "+5", "x3", "x7", "x9")
@@ -35,6 +36,7 @@ WORDS = ("from", "do", BLANK, *DIGITS, *OPERATIONS, *_REFLECTION_WORDS)
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class DraftsConfig:
     """Sets the difficulty of the family.
 

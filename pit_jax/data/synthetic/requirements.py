@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
+from pit_jax.checked import checked
 from pit_jax.data.examples import Check
 
 TASKS: dict[str, Callable[[Sequence[str]], list[str]]] = {
@@ -66,6 +67,7 @@ WORDS = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
+@checked
 class RequirementsConfig:
     """Sets the difficulty of the family, and how rejected responses fail.
 
