@@ -168,6 +168,7 @@ def improve(run, evaluation, options) -> None:
     """Runs Algorithm 2 on the prompts of a file."""
     from pit_jax.run import improving
 
+    run.check_data(needed=False)
     stages = {name: getattr(evaluation, name) for name in ("policy", "pit", "gap_model")}
     improving.Job(run, stages, options.input, options.output, options.on_error)()
 

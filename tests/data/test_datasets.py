@@ -61,6 +61,23 @@ def test_sizes_are_upper_bounds(tmp_path):
     assert dataset.dropped == {"over train_size": 10}
 
 
+@pytest.mark.parametrize(("pairs", "each"), [(29, 2), (54, 5), (3500, 300)])
+def test_a_tenth_may_be_held_out(pairs, each, tmp_path):
+    path = write(tmp_path / "p.jsonl", [f"prompt {i}" for i in range(pairs)])
+    tenth = DatasetConfig("preferences", 0, datasets.A_TENTH, datasets.A_TENTH, path=path)
+    (dataset,) = datasets.load(tenth)
+    found = {split: len(part) for split, part in dataset.splits.items()}
+    assert found == {"train": pairs - 2 * each, "dev": each, "test": each}
+    # Of files with others for dev and test, it is a tenth of those.
+    others = write(tmp_path / "t.jsonl", [f"other {i}" for i in range(40)])
+    (dataset,) = datasets.load(dataclasses.replace(tenth, test_path=others))
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "train": pairs,
+        "dev": 4,
+        "test": 4,
+    }
+
+
 def test_sizes_count_what_fits(tmp_path):
     path = write(tmp_path / "p.jsonl", [f"prompt {i}" for i in range(60)])
     asked = []
