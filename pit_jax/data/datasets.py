@@ -155,8 +155,8 @@ class MixtureConfig:
     kind = "mixture"
 
     def __post_init__(self):
-        if not self.parts or any(not isinstance(part, DatasetConfig) for part in self.parts):
-            raise UserError(f"mixture: got parts {self.parts!r}, expected one dataset or more")
+        if not self.parts:
+            raise UserError("mixture: got no parts, expected one dataset or more")
         if self.rates and (len(self.rates) != len(self.parts) or min(self.rates) <= 0):
             raise UserError(
                 f"mixture: got rates {self.rates}, expected {len(self.parts)} positive numbers, "
