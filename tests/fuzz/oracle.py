@@ -1,5 +1,6 @@
 """Says, independently of the readers, what a line holds and whose texts an example may have."""
 
+import contextlib
 import json
 import math
 import re
@@ -68,6 +69,9 @@ def texts(value) -> set[str]:
         if isinstance(one, str):
             found.add(one.strip())
             found.update(part.strip() for part in _MARKERS.split(one))
+            if one[:1] in ("[", "{", '"'):  # exports write turns as text too
+                with contextlib.suppress(ValueError, RecursionError):
+                    waiting.append(json.loads(one))
         elif isinstance(one, (dict, list)):
             waiting += one.values() if isinstance(one, dict) else one
     return found
@@ -76,12 +80,21 @@ def texts(value) -> set[str]:
 def is_from(example, value: dict) -> bool:
     """Returns whether every text of an example is a text of the record, with nothing lost."""
     known = texts(value)
-    if example.chosen not in known or example.rejected not in known:
+    if not {example.chosen, example.rejected} <= known and not (
+        _is_joined(example.chosen, known) and _is_joined(example.rejected, known)
+    ):
         return False
     if example.prompt == _summary_prompt(value.get("info")):
         return True
     turns = getattr(example.prompt, "turns", None) or (("user", example.prompt),)
-    return all(content.strip() in known for _, content in turns)
+    said = [content.strip() for _, content in turns]
+    return all(content in known or _is_joined(content, known) for content in said)
+
+
+def _is_joined(text: str, known: set[str]) -> bool:
+    """Returns whether a text is of known ones, with a blank line between each two."""
+    parts = {part.strip() for one in known for part in one.split("\n\n")}
+    return all(part.strip() in parts for part in text.split("\n\n"))
 
 
 def _summary_prompt(info) -> str:

@@ -18,6 +18,7 @@ import tempfile
 import time
 
 import pyarrow as pa
+from pyarrow import parquet
 
 from pit_jax.data.files import records
 from pit_jax.data.files.readers import read_hh, read_preferences, read_summaries
@@ -99,22 +100,27 @@ def as_array(path, part, numbers, counts) -> None:
 
 
 def as_table(path, part, numbers, counts) -> None:
-    """A parquet or Arrow file of the good lines, damaged somewhere."""
+    """A parquet or Arrow file, whole, cut short, or with other bits, which it may not notice."""
     rows = [{"text": line.decode("utf-8", "replace"), "n": n} for n, line in enumerate(part)]
     sink = pa.BufferOutputStream()
     table = pa.Table.from_pylist(rows)
-    make = numbers.choice((pa.ipc.new_stream, pa.ipc.new_file))
+    make = numbers.choice((pa.ipc.new_stream, pa.ipc.new_file, parquet.ParquetWriter))
     with make(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=10)
+        writer.write_table(table, 10)
     data = bytearray(sink.getvalue().to_pybytes())
-    is_whole = numbers.random() < 0.3
-    if not is_whole:
+    damage = numbers.choice(("none", "end", "bits"))
+    if damage == "end":
         del data[numbers.randrange(8, len(data)) :]
+    elif damage == "bits":
+        for at in numbers.choices(range(8, len(data)), k=numbers.choice((1, 2, 5))):
+            data[at] ^= 1 << numbers.randrange(8)
     path.write_bytes(data)
     found = list(records.records(str(path)))
-    values = [record.value for record in found if record.value is not None]
-    assert values == rows[: len(values)] and (not is_whole or len(values) == len(rows))
-    assert len(found) - len(values) <= 1
+    if damage != "bits":
+        values = [record.value for record in found if record.value is not None]
+        assert values == rows[: len(values)]
+        assert (len(values) == len(rows)) == (len(found) == len(values))
+        assert damage == "end" or values == rows
     _counted(found, counts)
 
 
