@@ -41,6 +41,9 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         ),
         "data/test_datasets.py::test_on_error_says_what_becomes_of_a_malformed_line": "on_error",
         "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn": "group_by",
+        "data/test_datasets.py::test_columns_and_a_minimum_margin_are_those_of_the_reader": (
+            "columns min_margin"
+        ),
     },
     "data.datasets.MixtureConfig": {
         "data/test_datasets.py::test_parts_of_a_mixture_are_loaded_each_by_its_own_config": "parts",
@@ -239,10 +242,12 @@ SHOWN_BY: dict[str, dict[str, str]] = {
 
 # Frozen dataclasses that nobody sets: results, records, and parts that are made of a configuration.
 MADE = {
-    "data.datasets": "Dataset",
+    "data.datasets": "Dataset _Source",
     "data.examples": "Check Example",
+    "data.files.formats": "Half",
     "data.files.readers": "Reading",
     "data.files.records": "Record",
+    "data.files.shapes": "Rules Shape",
     "data.layouts": "Block Widths",
     "data.reference_store": "ReferenceMeta",
     "data.seqio_tasks.tasks": "TaskRow",

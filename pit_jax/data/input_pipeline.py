@@ -279,7 +279,8 @@ class InputPipeline:
     def report(self) -> dict[str, Any]:
         """Counts pairs: `read`, `dropped` by reason, and what is left: `splits`, `folds` of train.
 
-        `malformed` lists the first lines that were skipped, as `file:line: …`.
+        `malformed` lists the first lines that were skipped, as `file:line: …`; `shapes` says as
+        what the files were read.
 
         Every pair is counted once: read = sum of dropped + sum of splits. Of several reasons the
         first one in layouts.LEFT_OUT counts.
@@ -300,6 +301,7 @@ class InputPipeline:
             "splits": splits,
             "folds": {fold: len(self.examples("train", fold)) for fold in FOLDS},
             "malformed": [line for each in self._datasets for line in each.malformed],
+            "shapes": [each.shape for each in self._datasets if each.shape],
         }
 
     def _register(self) -> None:

@@ -126,6 +126,21 @@ def test_test_files_hold_out_their_prompts(tmp_path):
             {"kind": "hh", "path": "x", "on_error": "stop"},
             "got on_error='stop', expected one of raise, skip",
         ),
+        (
+            {"kind": "hh", "path": "x", "columns": {"promt": "a"}},
+            "got columns for 'promt', expected one of prompt, .*; did you mean 'prompt'",
+        ),
+        ({"kind": "hh", "path": "x", "columns": "a"}, "got columns='a', expected names of col"),
+        ({"kind": "hh", "path": "x", "columns": {"prompt": 3}}, "expected names of columns"),
+        (
+            {"kind": "hh", "path": "x", "columns": {"prompt": "a", "chosen": "a"}},
+            "expected each key once",
+        ),
+        ({"kind": "hh", "path": "x", "min_margin": -1}, "got min_margin=-1, expected 0 or more"),
+        (
+            {"kind": "summaries", "path": "x", "min_margin": 1},
+            "got columns or min_margin for kind 'summaries', expected them for preferences or hh",
+        ),
     ],
 )
 def test_config_mistakes(fields, message):
@@ -267,6 +282,78 @@ def test_test_files_and_mixtures_hold_out_first_turns(tmp_path):
 )
 def test_the_first_turn_of_a_dialogue(x, turn):
     assert first_turn(x) == turn
+
+
+@pytest.mark.parametrize("way", ["prompt", "first_turn"])
+def test_prompts_that_differ_in_white_space_stay_together(way, tmp_path):
+    """Also those that Unicode composes in two ways, and the same as text, turns or a dialogue."""
+    names = [f"caf\u00e9 {i}?" for i in range(40)]
+    lines = []
+    for name in names:
+        turn = [{"role": "user", "content": f"{name} "}]
+        marked = f"\n\nHuman: {name}\n\nAssistant:"
+        spaced = (f" {name}\n", name.replace(" ", "\t\n "), name.replace("\u00e9", "e\u0301"))
+        lines += [{"prompt": p, "chosen": "a", "rejected": "b"} for p in (*spaced, turn, marked)]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = DatasetConfig("preferences", 0, 40, 40, path=str(path), group_by=way)
+    (dataset,) = datasets.load(config)
+    sizes = {split: len(part) for split, part in dataset.splits.items()}
+    assert sizes == {"train": 120, "dev": 40, "test": 40}
+    assert all(len(of_fold(dataset.splits["train"], fold)) % 5 == 0 for fold in FOLDS)
+    # A file of other prompts and some of these in another way holds them out.
+    other = write(tmp_path / "q.jsonl", [f"{name}\n\n" for name in names[:7]])
+    (dataset,) = datasets.load(dataclasses.replace(config, test_path=other))
+    reason = f"{way.replace('_', ' ')} also in the test files"
+    assert dataset.dropped[reason] == 7 * 5
+    both = MixtureConfig((config, dataclasses.replace(config, path=other, test_size=3, dev_size=0)))
+    loaded = datasets.load(both)
+    held_out = {e.group for each in loaded for s in ("dev", "test") for e in each.splits[s]}
+    assert not held_out & {e.group for each in loaded for e in each.splits["train"]}
+
+
+def test_groups_are_hashed_as_the_files_have_them(tmp_path):
+    """So that the splits of a file whose prompts don't differ in white space never change."""
+    turn = [{"role": "user", "content": "b"}]
+    path = write(tmp_path / "p.jsonl", ["a ", turn, "Human: c\n\nAssistant:", "d", " d"])
+    (dataset,) = datasets.load(DatasetConfig("preferences", 0, 0, 0, path=path))
+    groups = [e.group for e in dataset.splits["train"]]
+    assert groups == ["a ", "b\n\n", "Human: c\n\nAssistant:", "d", "d"]
+
+
+# --- x ------------------------------------------------------------------------------------------
+
+
+def test_x_is_the_same_for_training_and_later(tmp_path):
+    turn = [{"role": "user", "content": "tea 1?"}]
+    marked = "\n\nHuman: tea 1?\n\nAssistant:"
+    for kind in ("preferences", "hh", "summaries", "tfds"):
+        config = DatasetConfig(kind, 0, 0, 0, path="x")
+        found = [datasets.prompt(config, {"prompt": p}) for p in ("tea 1?", turn, marked)]
+        assert found == ["tea 1?\n\n"] * 3 and len({x.turns for x in found}) == 1
+    mapped = DatasetConfig("preferences", 0, 0, 0, path="x", columns={"prompt": "ask"})
+    assert datasets.prompt(mapped, {"ask": "tea?", "prompt": "no"}) == "tea?\n\n"
+    assert datasets.prompt(mapped, {"prompt": "tea?"}) == "tea?\n\n"
+    prepared = DatasetConfig("tfds", 0, 0, 0, path="instructions/drafts")
+    for plain in (SYNTHETIC, prepared, MixtureConfig((mapped, SYNTHETIC))):
+        x = datasets.prompt(plain, {"prompt": " 7 +4\n"})
+        assert x == " 7 +4\n" and type(x) is str
+        assert datasets.prompt(plain, {"prompt": turn}) == "tea 1?\n\n"
+    with pytest.raises(ValueError, match="got the keys .*, expected text or turns under 'prompt'"):
+        datasets.prompt(mapped, {"chosen": "a"})
+
+
+def test_columns_and_a_minimum_margin_are_those_of_the_reader(tmp_path):
+    lines = [{"ask": f"{n}", "chosen": "a", "rejected": "b", "margin": n} for n in range(5)]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = DatasetConfig("preferences", 0, 0, 0, path=str(path), columns={"prompt": "ask"})
+    (dataset,) = datasets.load(config)
+    assert prompts_of(dataset)["train"] == ["1", "2", "3", "4"] and dataset.dropped == {"tie": 1}
+    assert dataset.shape == "pairs: text prompt, text answers, prompt is 'ask'"
+    (dataset,) = datasets.load(dataclasses.replace(config, min_margin=3))
+    assert prompts_of(dataset)["train"] == ["3", "4"]
+    assert dataset.dropped == {"tie": 1, "margin under 3": 2}
 
 
 # --- fields and refusals ------------------------------------------------------------------------

@@ -92,7 +92,7 @@ MUTANTS = {
         ),
         (
             "examples are grouped by the whole prompt",
-            "group=group(example.prompt)",
+            "group=group(example)",
             "group=example.prompt",
             "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
         ),
@@ -252,20 +252,38 @@ MUTANTS = {
     "data/files/formats.py": [
         (
             "a dialogue ends with its first answer",
-            "dialogue.rpartition(_ASSISTANT)",
-            "dialogue.partition(_ASSISTANT)",
+            "dialogue.rpartition(turns.ASSISTANT)",
+            "dialogue.partition(turns.ASSISTANT)",
             "data/files/test_readers.py::test_hh_dialogue",
         ),
+        (
+            "the answer that is preferred is the other one",
+            "return int(signed > 0)",
+            "return int(signed < 0)",
+            "data/files/test_shapes.py::test_each_shape_is_read_as_the_same_pair",
+        ),
+    ],
+    "data/files/shapes.py": [
+        (
+            "the worst answer is the chosen one",
+            "key=lambda row: -row[1].score",
+            "key=lambda row: row[1].score",
+            "data/files/test_shapes.py::test_every_row_is_in_a_pair_or_counted",
+        ),
+    ],
+    "data/files/summaries.py": [
         (
             "the summary that was chosen is rejected",
             "texts[choice], texts[1 - choice]",
             "texts[1 - choice], texts[choice]",
             "data/files/test_readers.py::test_summaries_of_posts",
         ),
+    ],
+    "data/files/turns.py": [
         (
             "the first turn is all turns",
-            "x.partition(_ASSISTANT)[0]",
-            "x.rpartition(_ASSISTANT)[0]",
+            "x.partition(ASSISTANT)[0]",
+            "x.rpartition(ASSISTANT)[0]",
             "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
         ),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -109,10 +109,10 @@ class Fields:
 
 
 def number(value: Any) -> float | None:
-    """Returns a finite number as a float; None for anything else."""
+    """Returns a number that a float holds, as a float; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if -sys.float_info.max <= value <= sys.float_info.max else None
 
 
 def got(record: Mapping[str, Any], key: str) -> str:

@@ -84,7 +84,7 @@ def prompt(fields: Fields) -> Dialogue:
         return _with_system(turns.of_turns(turns.read(listed, key), key), fields)
     if isinstance(fields["prompt"], list):
         return _with_system(turns.of_text(turns.content(fields["prompt"], key)), fields)
-    text = fields.text("prompt")
+    text = turns.plain(fields.text("prompt"))
     if _has_input(fields):
         text = f"{text.strip()}\n\n{fields.text('input').strip()}"
     return _with_system(turns.of_text(text), fields)
@@ -228,7 +228,7 @@ def _side(fields: Fields, name: str) -> Turns | str:
         return turns.read(listed, key)
     if isinstance(fields[name], list):
         return turns.content(fields[name], key)
-    return fields.text(name).strip()
+    return turns.plain(fields.text(name)).strip()
 
 
 def _is_whole(side: Turns) -> bool:

@@ -171,6 +171,8 @@ def _read(
     names = dict.fromkeys(name for values in told for name in values)
     columns = {name: [values.get(name) for values in told] for name in names}
     shape = "; ".join(interpreter.described)
+    if interpreter.contrary:
+        shape += f" (the rejected answer has the higher score in {interpreter.contrary:,})"
     return Reading(
         examples, read, dict(dropped), problems.lines(), columns, shape, interpreter.joined
     )

@@ -165,11 +165,13 @@ class Interpreter:
     Attributes:
       described: the shape of every file, without repetition.
       joined: number of pairs that were made of two records each.
+      contrary: number of pairs whose rejected answer has the higher score.
     """
 
     def __init__(self, rules: Rules):
         self.described: dict[str, None] = {}
         self.joined = 0
+        self.contrary = 0
         self._rules = rules
         self._halves: dict[tuple[str, Any], list[tuple[Record, Half]]] = {}
         self._seen, self._with_margin = 0, 0
@@ -202,10 +204,9 @@ class Interpreter:
                 break
         samples = [self._fields(record) for record in first if record.value is not None]
         self._check_columns(path, samples)
-        shape, problem = _find(self._rules.shapes, samples)
-        if shape:
-            name = _described(shape, samples)
-            self.described[name] = None
+        shape, problem, sample = _find(self._rules.shapes, samples)
+        if shape and sample:
+            self.described[_described(shape, sample)] = None
         for record in itertools.chain(first, of_file):
             if record.value is None:
                 yield record, ValueError(record.problem)
@@ -242,6 +243,7 @@ class Interpreter:
         least, margin = self._rules.min_margin, found[1].get("margin")
         self._seen += 1
         self._with_margin += margin is not None
+        self.contrary += margin is not None and margin < 0
         if least and (margin is None or margin < least):
             return Skip("no score" if margin is None else f"margin under {least:g}")
         return found
@@ -275,26 +277,29 @@ def _joined(best: Half, worst: Half) -> Found:
     return Example(best.prompt, best.answer, worst.answer, group=best.group), columns
 
 
-def _find(shapes: Sequence[Shape], samples: Sequence[Fields]) -> tuple[Shape | None, str]:
-    """Returns the shape that most of the records have; else None, and what is wrong with them."""
-    counts = [0] * len(shapes)
+def _find(
+    shapes: Sequence[Shape], samples: Sequence[Fields]
+) -> tuple[Shape | None, str, Fields | None]:
+    """Returns the shape that most of the records have, or what is wrong, and the first of them."""
+    found: list[list[Fields]] = [[] for _ in shapes]
     problem = ""
     for fields in samples:
-        for number, shape in enumerate(shapes):
+        for shape, alike in zip(shapes, found, strict=True):
             if shape.lacks(fields) or not shape.fits(fields):
                 continue
             try:
                 shape.parse(fields)
             except Skip:
-                counts[number] += 1
+                alike.append(fields)
             except ValueError as error:
                 problem = problem or f"{error}; expected lines such as {shape.example}"
             else:
-                counts[number] += 1
+                alike.append(fields)
             break
-    if any(counts) or not samples:
-        return shapes[counts.index(max(counts))], ""
-    return None, problem or _unknown(shapes, samples[0])
+    most = max(found, key=len)
+    if most or not samples:
+        return shapes[found.index(most)], "", most[0] if most else None
+    return None, problem or _unknown(shapes, samples[0]), None
 
 
 def _unknown(shapes: Sequence[Shape], fields: Fields) -> str:
@@ -312,11 +317,8 @@ def _unknown(shapes: Sequence[Shape], fields: Fields) -> str:
     )
 
 
-def _described(shape: Shape, samples: Sequence[Fields]) -> str:
-    """Says a shape, and in which of its forms the first of its records is."""
-    fields = next((f for f in samples if not shape.lacks(f) and shape.fits(f)), None)
-    if fields is None:
-        return shape.name
+def _described(shape: Shape, fields: Fields) -> str:
+    """Says a shape, and in which of its forms a record is."""
     said = []
     if "prompt" in shape.needs:
         listed = turns.listed(fields["prompt"])

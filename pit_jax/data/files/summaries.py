@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pit_jax.data.examples import Dialogue, Example
-from pit_jax.data.files.fields import got, text
+from pit_jax.data.files.fields import got, number, text
 from pit_jax.data.files.formats import Skip
 from pit_jax.data.files.json_values import shown
 
@@ -54,9 +54,8 @@ def _two_summaries(record: dict[str, Any]) -> list[Any]:
 
 def _whole(value: Any) -> int | None:
     """Returns a whole number, which may be written as 1.0; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
-        return None
-    return int(value)
+    found = number(value)
+    return None if found is None or found % 1 else int(found)
 
 
 def _object(record: dict[str, Any], key: str) -> dict[str, Any]:

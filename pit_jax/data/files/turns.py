@@ -136,6 +136,17 @@ def listed(value: Any) -> list[Any] | None:
     return value
 
 
+def plain(text: str) -> str:
+    """Returns a text that is no list of turns.
+
+    Raises:
+      ValueError: for a list of turns as Python prints it.
+    """
+    if re.match(r"\s*\[\{'(role|content|from)':.*\}\]\s*\Z", text, re.DOTALL):
+        raise ValueError(f"got {shown(text)}, turns as Python prints them, expected them as JSON")
+    return text
+
+
 def read(values: Sequence[Any], key: str) -> Turns:
     """Reads turns `{role, content}` in any of their spellings; an empty system turn is left out.
 
@@ -205,11 +216,7 @@ def _is_part(value: Any) -> bool:
 
 
 def _unquoted(text: str) -> Any:
-    """Returns what JSON text of turns stands for; the text itself if it is anything else.
-
-    Raises:
-      ValueError: for turns as Python prints them.
-    """
+    """Returns what JSON text of turns stands for; the text itself if it is anything else."""
     start = text.lstrip()[:2]
     if start in ("[{", '{"') and any(f'"{key}"' in text for key in _ROLE_KEYS):
         try:
@@ -217,10 +224,7 @@ def _unquoted(text: str) -> Any:
         except (ValueError, RecursionError):
             return text
         turns = value if isinstance(value, list) else [value]
-        if all(isinstance(turn, dict) and _key(turn, _ROLE_KEYS) for turn in turns):
+        keys = (_ROLE_KEYS, _CONTENT_KEYS)
+        if all(isinstance(turn, dict) and all(_key(turn, k) for k in keys) for turn in turns):
             return value
-    elif (
-        start == "[{" and text.rstrip()[-2:] == "}]" and "'role':" in text and "'content':" in text
-    ):
-        raise ValueError(f"got {shown(text)}, turns as Python prints them, expected them as JSON")
     return text

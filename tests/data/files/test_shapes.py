@@ -329,7 +329,9 @@ def test_ties_are_dropped_and_counted(tmp_path, record):
 def test_a_minimum_margin(tmp_path):
     rows = [{**FINE, "score_chosen": score, "score_rejected": 1} for score in (0, 2, 3, 4)]
     path = write(tmp_path / "p.jsonl", *rows, FINE)
-    assert len(read_preferences(path).examples) == 5
+    reading = read_preferences(path)
+    assert len(reading.examples) == 5
+    assert reading.shape.endswith("text answers (the rejected answer has the higher score in 1)")
     reading = read_preferences(path, min_margin=2)
     assert reading.columns["margin"] == [2, 3]
     assert reading.dropped == {"margin under 2": 2, "no score": 1}
