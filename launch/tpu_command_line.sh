@@ -23,6 +23,12 @@ give_up() {
   exit 1
 }
 
+case $spot in
+  '' | 0 | [Nn] | [Nn][Oo] | [Ff]alse | FALSE | [Oo]ff | OFF) spot= ;;
+  1 | [Yy] | [Yy][Ee][Ss] | [Tt]rue | TRUE | [Oo]n | ON) spot=yes ;;
+  *) fail "PIT_JAX_SPOT=$spot: expected yes or no" ;;
+esac
+
 # --- flags ----------------------------------------------------------------------------------
 
 # Sets the variable of one flag.

@@ -170,12 +170,16 @@ def configured(cls: type) -> Any:
 
 def stage(names: Iterable[str]) -> str:
     """Returns the stage that STAGE names; gin/ sets none, so that none is trained unasked."""
+    choices = ", ".join(names)
     try:
-        return gin.query_parameter(f"%{_STAGE}")
+        found = gin.query_parameter(f"%{_STAGE}")
     except ValueError:
         raise UserError(
-            f"no stage given, expected --gin.STAGE=NAME with one of {', '.join(names)}"
+            f"no stage given, expected --gin.STAGE=NAME with one of {choices}"
         ) from None
+    if not isinstance(found, str):
+        raise UserError(f"STAGE: got {found!r}, expected one of {choices}")
+    return found
 
 
 def operative() -> str:

@@ -9,14 +9,16 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import errno
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from pit_jax import __version__, bindings
+from pit_jax import __version__, bindings, checked, files
 from pit_jax.errors import Interrupted, NotFiniteError, UserError
 
 _EXAMPLES = {
@@ -54,6 +56,17 @@ _SUMMARIES = {
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
     "evaluate": "judge, table and plot the models of a run, or saved generations",
 }
+# What goes wrong outside the program, such as a full disk.
+_OUTSIDE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
 _ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
 _SEVERAL_HOSTS = """
 several hosts:
@@ -138,6 +151,11 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     except UserError as error:
         print(f"pit_jax {options.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in _OUTSIDE:
+            raise
+        print(f"pit_jax {options.command}: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
     except NotFiniteError as error:
         print(f"pit_jax {options.command}: {error}", file=sys.stderr)
         return 1
@@ -173,6 +191,9 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         if typed == "--gin_bindings":
             hint = "; write --gin.NAME=VALUE"
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    for name in ("input", "output", "generations", "save", "chat_template"):
+        if isinstance(path := getattr(options, name, None), str):
+            setattr(options, name, checked.expand(path))
     return options
 
 
@@ -314,10 +335,11 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     bindings.parse(options.gin_file, options.gin_search_paths, flags, roots, takes_stage)
     config, evaluation = map(bindings.configured, roots)
     options.operative = bindings.operative()
+    if takes_stage:
+        options.stage = bindings.stage(stage.name for stage in config.stages)
+    _check_paths(config.model_dir, evaluation, options)
     if options.command == "plan":
         return commands.plan(config, options)
-    if options.command in ("train", "convert"):
-        options.stage = bindings.stage(stage.name for stage in config.stages)
     if options.dry_run:
         commands.describe(runs.Run(config), evaluation, options)
         return 0
@@ -335,12 +357,34 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     return 0
 
 
+def _check_paths(model_dir: str, evaluation: Any, options: argparse.Namespace) -> None:
+    """Refuses, before any work, what can't be written, and a run that isn't there."""
+    from pit_jax.run import checks
+
+    flag = "save" if options.command == "plan" else "output"
+    output = getattr(options, flag, None)
+    if output and options.command != "improve":  # which writes a file
+        files.check_folder(output, f"--{flag}")
+    elif options.command in ("run", "train", "evaluate"):
+        files.check_folder(model_dir, "MODEL_DIR")
+    names: tuple[str, ...] = ()
+    if options.command == "convert":
+        names = (options.stage,)
+    elif options.command == "improve" or (
+        options.command == "evaluate" and not options.generations
+    ):
+        names = (evaluation.policy, evaluation.pit, evaluation.gap_model)
+    if any("/" not in name for name in names):
+        checks.check_there(model_dir)
+
+
 def _bring_in(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     """Converts a model from elsewhere, for which no run is needed."""
     if not options.input:
         raise UserError("expected --input=MODEL, a Hugging Face folder, GGUF file or name")
     if options.gin_file or flags or options.dry_run:
         raise UserError("--from=hf takes no gin file, binding or --dry_run")
+    files.check_folder(options.output, "--output")
     _quieten()
     from pit_jax import commands
     from pit_jax.runtime import processes

@@ -5,9 +5,12 @@ Each command takes the Run, the EvaluationConfig and the flags, except `plan`, w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import re
 import sys
+from typing import Any
 
 from etils import epath
 
@@ -63,6 +66,7 @@ def data(run, evaluation, options) -> None:
     del evaluation
     from pit_jax.report import data as data_report
 
+    _check_read(run)
     found = data_report.gather(run.data, run.config.stages, options.examples)
     print(data_report.to_json(found) if options.json else data_report.to_text(found))
     if options.output:
@@ -147,14 +151,36 @@ def evaluate(run, evaluation, options) -> None:
     _report(run, evaluation, directory, options)
 
 
+# Who is judged, by whom and on what: a report of others never takes the place of another's.
+_SUBJECTS = ("split", "num_prompts", "sft", "policy", "pit", "reward_model", "gap_model")
+
+
+def _beside(directory, evaluation):
+    """The folder for a report: the run's own, or one in it if the report there is of another."""
+    now = {name: getattr(evaluation, name) for name in _SUBJECTS}
+    path = directory / "report.json"
+    before: Any = {}
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(path.read_text()).get("subjects") or {}
+    before = {"split": "test"} | (before if isinstance(before, dict) else {})
+    changed = [f"{value}" for name, value in now.items() if before.get(name, value) != value]
+    if not changed:
+        return directory
+    return directory / re.sub(r"[^\w-]+", "_", "-".join(["report", *changed]))
+
+
 def _report(run, evaluation, directory, options) -> None:
     from pit_jax.evaluation import suite
     from pit_jax.report import write as report
+    from pit_jax.run import checks
 
+    directory = _beside(directory, evaluation)
+    checks.check_records(run)
     print("evaluating …", flush=True)
     results = suite.Suite(run, evaluation).results()
     results["warnings"] = [*results.get("warnings", ()), *_warnings(run, evaluation)]
     results["config_text"] = options.operative
+    results["subjects"] = {name: getattr(evaluation, name) for name in _SUBJECTS}
     results["command"] = f"python -m pit_jax {options.command} " + " ".join(
         f"--gin_file={file}" for file in options.gin_file
     )
@@ -166,11 +192,16 @@ def _report(run, evaluation, directory, options) -> None:
 
 def improve(run, evaluation, options) -> None:
     """Runs Algorithm 2 on the prompts of a file."""
+    run.check_data(needed=False)
+    _improvement(run, evaluation, options)()
+
+
+def _improvement(run, evaluation, options):
+    """A job whose input and output are checked."""
     from pit_jax.run import improving
 
-    run.check_data(needed=False)
     stages = {name: getattr(evaluation, name) for name in ("policy", "pit", "gap_model")}
-    improving.Job(run, stages, options.input, options.output, options.on_error)()
+    return improving.Job(run, stages, options.input, options.output, options.on_error)
 
 
 def _evaluate_generations(run, evaluation, options) -> None:
@@ -187,31 +218,71 @@ def _evaluate_generations(run, evaluation, options) -> None:
         print(f"report: {paths['html']}")
 
 
+def _check_command(run, evaluation, options) -> None:
+    """Refuses what a command could only refuse, or fail at, when it is under way."""
+    from pit_jax.evaluation import generations
+    from pit_jax.run import checks
+
+    if options.command == "improve":  # which needs no data
+        _improvement(run, evaluation, options)
+        return
+    _check_read(run)
+    if options.command == "run":
+        _check_evaluation(run, evaluation)
+    if options.command in ("run", "train"):
+        one = None if options.command == "run" else run.stage(options.stage).name
+        for stage in run.config.stages:
+            if one in (None, stage.name):
+                checks.check(run, stage.name)
+    elif options.command == "convert":
+        checks.check_models(run, [run.stage(options.stage).name])
+    elif options.command == "evaluate" and options.generations:
+        generations.read(run, options.generations, options.on_error)
+    elif options.command == "evaluate":
+        _check_evaluation(run, evaluation)
+        checks.check_models(run, evaluation.stages)
+
+
+def _check_read(run) -> None:
+    if not run.data.report()["read"]:
+        raise UserError(f"data: {run.config.dataset.name} has no pairs, expected one or more")
+
+
 def describe(run, evaluation, options) -> None:
     """Prints what `--dry_run` promises, the configuration in use last."""
     import jax
 
-    from pit_jax.run import checks, stages
+    from pit_jax.run import stages
 
-    for stage in run.config.stages:
-        checks.check(run, stage.name)
-    if options.command == "run":
-        _check_evaluation(run, evaluation)
+    _check_command(run, evaluation, options)
     print(f"run directory  {run.directory} (nothing is written)")
     print(f"mesh           {dict(run.partitioner.mesh.shape)} on {jax.devices()[0].device_kind}")
-    report = run.data.report()
-    dropped = ", ".join(f"{n} {reason}" for reason, n in report["dropped"].items()) or "none"
-    print(f"data           {report['read']} read; dropped: {dropped}")
-    print(f"               {report['splits']}, folds of train {report['folds']}")
+    if options.command != "improve":
+        report = run.data.report()
+        dropped = ", ".join(f"{n} {reason}" for reason, n in report["dropped"].items()) or "none"
+        print(f"data           {report['read']} read; dropped: {dropped}")
+        print(f"               {report['splits']}, folds of train {report['folds']}")
+    lengths = run.config.lengths
+    print(
+        f"windows        prompt {lengths.prompt}, reference {lengths.reference}, response "
+        f"{lengths.response} tokens"
+    )
     print(
         f"{'stage':24}{'task':12}{'steps':>8}{'batch':>8}{'parameters':>16}{'state MB':>12}  done"
     )
+    most = (0.0, "")
     for stage in run.config.stages:
         state = stages.abstract_state(stage, run.config.network, run.partitioner)
         count = sum(x.size for x in jax.tree.leaves(state.train.params))
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / 1e6
         print(
             f"{stage.name:24}{stage.task:12}{stage.steps:>8}{stage.batch_size:>8}{count:>16,}"
-            f"{size:>12,.1f}  {'yes' if run.is_complete(stage.name) else 'no'}"
+            f"{size:>12,.1f}  {run.progress(stage.name)}"
         )
+        least = stages.least_memory(stage, state, run.config.network, run.partitioner)
+        most = max(most, (least / 1e6, stage.name))
+    print(
+        f"memory         at least {most[0]:,.1f} MB over all devices, in {most[1]}: state, "
+        "gradients and frozen models; activations come on top"
+    )
     print(f"\noperative configuration\n\n{options.operative}")

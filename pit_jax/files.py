@@ -14,10 +14,35 @@ from typing import BinaryIO
 
 from etils import epath
 
+from pit_jax.errors import UserError
+
 
 def is_local(path: str | os.PathLike[str]) -> bool:
     """Returns whether a path is on a disk and not in a bucket, where nothing can be appended."""
     return "://" not in os.fspath(path)
+
+
+def check_folder(path: str | os.PathLike[str], what: str) -> None:
+    """Refuses a folder on a disk that can't be made, or not be written to.
+
+    Args:
+      path: the folder, which need not be there yet.
+      what: the setting that names it; it opens the message.
+
+    Raises:
+      UserError: if it can't.
+    """
+    if not is_local(path):
+        return
+    found = pathlib.Path(os.path.abspath(path))
+    if any(len(os.fsencode(part)) > 255 for part in found.parts):
+        raise UserError(f"{what}: can't write {path}, whose name is too long")
+    while not os.path.lexists(found):
+        found = found.parent
+    if not os.path.isdir(found):
+        raise UserError(f"{what}: can't write {path}, because {found} is not a folder")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise UserError(f"{what}: can't write {path}, because {found} is read-only")
 
 
 def absolute(path: epath.Path) -> epath.Path:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
+from etils import epath
+
+from pit_jax import files
 from pit_jax.data.datasets import MixtureConfig
 from pit_jax.errors import UserError
+from pit_jax.run import directory as run_directory
 from pit_jax.run import stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage
+from pit_jax.runtime import metrics
 from pit_jax.runtime.checkpoints import Checkpoints
 
 # Tasks whose models can stand in a role. A warm-up has learned the layouts of both models.
@@ -23,10 +29,12 @@ def check(run: Run, name: str) -> None:
     Raises:
       UserError: if the mesh can't split its batches, its data doesn't fill one, or what it builds
         on is missing, comes after it, is of a kind that doesn't suit, or won't have kept a
-        checkpoint.
+        checkpoint; or if its folder holds another stage.
     """
     stage = run.stage(name)
     _check_rows(run, stage)
+    settings = run_directory.settings(run.config, stage, run.vocabulary)
+    run_directory.is_claimed(run.folder(name), settings, run.data.digest)
     if run.is_complete(name):
         return
     _check_data(run, stage)
@@ -36,6 +44,59 @@ def check(run: Run, name: str) -> None:
         for round_ in stage.rounds:
             if round_.source == "checkpoint" and round_.steps:
                 _check_kept(run, stage, round_.policy, round_.policy_step)
+
+
+def check_models(run: Run, names: Iterable[str]) -> None:
+    """Refuses models that aren't there, or that mean something else in this run.
+
+    Args:
+      run: the run.
+      names: of stages, or paths of stages' folders.
+
+    Raises:
+      UserError: for the first one that can't be loaded.
+    """
+    for name in dict.fromkeys(names):
+        result = run.result(name)
+        if run.is_complete(name):
+            run_directory.check_identity(run.folder(name), run.identity())
+            checkpoints = Checkpoints(run.folder(name) / "checkpoints", read_only=True)
+            checkpoints.check_step(result["model_step"])
+            checkpoints.close()
+
+
+def check_records(run: Run) -> None:
+    """Refuses what a stage has recorded, if it can't be read, before hours of evaluation.
+
+    Raises:
+      UserError: if a complete stage's metrics are missing or damaged.
+    """
+    for stage in run.config.stages:
+        if run.is_complete(stage.name):
+            metrics.read_jsonl(run.folder(stage.name) / "metrics.jsonl")
+
+
+def check_there(model_dir: str) -> None:
+    """Refuses a run directory that isn't there.
+
+    Raises:
+      UserError: if it isn't; the run beside it whose name is nearest is named.
+    """
+    directory = epath.Path(model_dir)
+    if directory.is_dir():
+        return
+    beside = {}
+    if files.is_local(directory) and directory.parent.is_dir():
+        beside = {each.name: each for each in directory.parent.iterdir() if _is_run(each)}
+    near = difflib.get_close_matches(directory.name, beside, 1)
+    hint = f"; did you mean {beside[near[0]]}?" if near else ""
+    if beside and not near:
+        hint = f"; beside it there are {', '.join(sorted(beside)[:5])}"
+    raise UserError(f"no such run: {directory}{hint}")
+
+
+def _is_run(folder: epath.Path) -> bool:
+    return folder.is_dir() and any((each / "stage.json").exists() for each in folder.iterdir())
 
 
 def _check_rows(run: Run, stage: Stage) -> None:

@@ -134,12 +134,8 @@ def claim(
       UserError: if the folder holds a stage that was trained with other settings or examples, or
         not every process sees what the first one writes.
     """
-    path, checkpoints = folder / "stage.json", folder / "checkpoints"
-    trained = checkpoints.is_dir() and any(c.name.isdigit() for c in checkpoints.iterdir())
-    if path.exists() and (trained or (folder / "references").exists()):
-        before = read_json(path)
-        _check_settings(folder, before.get("settings", {}), settings, before.get("data", ""), data)
-    else:
+    path = folder / "stage.json"
+    if not is_claimed(folder, settings, data):
         write_json(path, {"settings": settings, "model": identity, "data": data})
     processes.wait()  # the first one has written
     if processes.any_process(not path.exists()):
@@ -147,6 +143,21 @@ def claim(
             f"{folder}: not every process sees the first one's files; hosts that share no disk "
             "need a MODEL_DIR in a bucket, gs://BUCKET/FOLDER"
         )
+
+
+def is_claimed(folder: epath.Path, settings: dict[str, str], data: str = "") -> bool:
+    """Returns whether a folder holds something of this stage already; for the rest see `claim`.
+
+    Raises:
+      UserError: if it is of a stage with other settings or examples.
+    """
+    path, checkpoints = folder / "stage.json", folder / "checkpoints"
+    trained = checkpoints.is_dir() and any(c.name.isdigit() for c in checkpoints.iterdir())
+    if not (path.exists() and (trained or (folder / "references").exists())):
+        return False
+    before = read_json(path)
+    _check_settings(folder, before.get("settings", {}), settings, before.get("data", ""), data)
+    return True
 
 
 def _check_settings(

@@ -143,6 +143,15 @@ class Run:
         """Returns whether a stage has its result."""
         return (self.folder(name) / "result.json").exists()
 
+    def progress(self, name: str) -> str:
+        """Returns how far a stage is: `yes`, `no`, or the step of its last checkpoint."""
+        if self.is_complete(name):
+            return "yes"
+        folder = self.folder(name) / "checkpoints"
+        names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+        steps = [int(name) for name in names if name.isdigit()]
+        return f"step {max(steps)}" if steps else "no"
+
     def result(self, name: str) -> dict[str, Any]:
         """Returns what a completed stage reports: steps, seconds, tokens, metrics, model_step.
 

@@ -268,6 +268,24 @@ def abstract_state(
     return _abstract(starting_state(stage, network), partitioner)
 
 
+def least_memory(
+    stage: Stage, state: TrainState | RLState, network: NetworkConfig, partitioner: Partitioner
+) -> int:
+    """Returns the bytes over all devices of a stage's state, gradients and frozen models.
+
+    Args:
+      stage: the stage.
+      state: its state, or the shapes of it.
+      network: the network of every model.
+      partitioner: the mesh.
+    """
+    held: list[Any] = [state, state.train.params]
+    if isinstance(stage, RLStage):
+        inits = init_language_model(network), init_scalar_model(network)
+        held += [abstract_frozen(init, network, partitioner) for init in inits]
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
+
+
 def abstract_model(init: Callable, partitioner: Partitioner) -> Any:
     """Returns the shapes and shardings of a model's parameters, to restore into."""
     return _abstract(init, partitioner)

@@ -8,7 +8,11 @@ are written asynchronously, committed atomically, and restored on any mesh.
 
 from __future__ import annotations
 
+import gc
+import json
 import os
+import re
+import sys
 from typing import Any
 
 import jax
@@ -136,17 +140,56 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _read(self, step, args):
+    def check_step(self, step: int | None) -> None:
+        """Refuses a step that has no checkpoint.
+
+        Raises:
+          UserError: if it has none.
+        """
         if step is None or step not in self._manager.all_steps():
             have = ", ".join(map(str, self._manager.all_steps())) or "none"
             raise UserError(f"{self.directory}: no checkpoint of step {step}, there is: {have}")
+
+    def _read(self, step, args):
+        self.check_step(step)
         try:
             return self._manager.restore(step, args=args)
-        except (ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{self.directory}/{step}: the checkpoint doesn't fit this network: {reason}"
-            ) from error
+        except Exception as error:
+            refusal = self._refusal(step, error)
+            if refusal is None:
+                raise
+        # Outside of the except clause, whose traceback would keep what failed alive.
+        _forget_reads()
+        raise UserError(refusal)
+
+    def _refusal(self, step: int, error: Exception) -> str | None:
+        """What to tell of a checkpoint that can't be read; None if it isn't to blame."""
+        # orbax raises a plain Exception where TensorStore fails to read an array.
+        if type(error) is not Exception and not isinstance(
+            error, ValueError | KeyError | FileNotFoundError
+        ):
+            return None
+        if "RESOURCE_EXHAUSTED" in f"{error}{error.__cause__}":
+            return None
+        reason = re.split(r"\. (?:See full|Truncating)", str(error).splitlines()[0])[0][:200]
+        if isinstance(error, ValueError | KeyError) and not (
+            isinstance(error, UnicodeDecodeError | json.JSONDecodeError)
+            or re.match(r"DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION", reason)
+        ):
+            return f"{self.directory}/{step}: the checkpoint doesn't fit this network: {reason}"
+        return (
+            f"{self.directory}/{step}: the checkpoint is damaged; bring it back from a copy, or "
+            f"delete {self.directory.parent} to train the stage again ({reason})"
+        )
+
+
+def _forget_reads() -> None:
+    """Drops the reads that a failed one left waiting, each of which would print a traceback."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _arrays(tree: Any) -> dict[str, Any]:

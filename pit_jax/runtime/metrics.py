@@ -73,10 +73,15 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     A last line cut short by a crash is left out.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a line before the last one is not a JSON object.
+      UserError: there is no such file, or a line before the last one is no JSON object.
     """
-    lines = epath.Path(path).read_bytes().split(b"\n")
+    file = epath.Path(path)
+    if not file.exists():
+        raise UserError(
+            f"{path}: not found, expected what the stage recorded; bring it back from a copy, or "
+            f"delete {file.parent} to train the stage again"
+        )
+    lines = file.read_bytes().split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
     records = []
@@ -88,8 +93,9 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object, got {line[:80]!r}"
+            raise UserError(
+                f"{path}:{number}: is damaged, expected a JSON object, got {line[:80]!r}; bring it "
+                "back from a copy, or delete the line, which only the curves have"
             ) from error
         records.append({key: math.nan if value is None else value for key, value in record.items()})
     return records

@@ -192,10 +192,13 @@ def test_a_batch_must_split_over_the_mesh():
         stages.check_mesh(stage, tiny_runs.NETWORK, Partitioner(MeshConfig()))
     ppo = dataclasses.replace(tiny_runs.PPO, minibatches=2, microbatches=2)
     with pytest.raises(UserError, match="stage rl_policy: got batch_size=8 in 4 parts"):
-        stages.check_rows(
+        stages.check_mesh(
             tiny_runs.rl("rl_policy", (Round("none", 1),), ppo=ppo),
+            tiny_runs.NETWORK,
             Partitioner(MeshConfig(model=2)),
         )
+    with pytest.raises(UserError, match="mesh: got model=8, expected a divisor of 2 heads"):
+        stages.check_mesh(stage, tiny_runs.NETWORK, Partitioner(MeshConfig(model=8)))
 
 
 def test_frozen_models_have_their_matrices_in_the_compute_type():
