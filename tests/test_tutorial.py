@@ -43,10 +43,10 @@ def folder(tmp_path_factory):
     # In the place of what `convert --from=hf` writes.
     tokenizer = tiny_tokenizers.byte_level_bpe()
     tokenizer.add_special_tokens(["<eos>"])
+    (place / "base" / "model").mkdir(parents=True)
     settings = {"eos_token": "<eos>", "pad_token": "<eos>", "chat_template": TEMPLATE}
     tiny_tokenizers.save(place / "base" / "tokenizer", tokenizer, settings)
     (place / "base" / "model.gin").write_text((ROOT / "gin/models/smollm2_135m.gin").read_text())
-    (place / "base" / "model").mkdir()
     (place / "base" / "model" / "result.json").write_text('{"task": "pretrain"}')
     return place
 
