@@ -1,4 +1,4 @@
-"""docs/tutorial.md: its configurations and commands work, and its figures are those of its pairs."""
+"""docs/tutorial.md: its configurations and commands work; its figures are those of its pairs."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     (place / "prompts.jsonl").write_text(languages["json"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        exec(languages["python"], {})  # noqa: S102
+        exec(languages["python"], {})
     # In the place of what `convert --from=hf` writes.
     tokenizer = tiny_tokenizers.byte_level_bpe()
     tokenizer.add_special_tokens(["<eos>"])

@@ -79,8 +79,8 @@ class DatasetConfig:
     data_dir: UserPath = ""
     on_error: str = "raise"
     group_by: str = "prompt"
-    columns: Mapping[str, str] = dataclasses.field(
-        default_factory=dict, hash=False, metadata={"variation": True}
+    columns: Mapping[str, str] | None = dataclasses.field(
+        default=None, hash=False, metadata={"variation": True}
     )
     min_margin: float = dataclasses.field(default=0.0, metadata={"variation": True})
 
@@ -110,24 +110,25 @@ class DatasetConfig:
             raise UserError(f"dataset: kind {self.kind!r} needs a path, got none")
 
     def _check_columns(self) -> None:
-        if not isinstance(self.columns, Mapping) or any(
-            not isinstance(text, str) for pair in self.columns.items() for text in pair
+        columns = {} if self.columns is None else self.columns
+        if not isinstance(columns, Mapping) or any(
+            not isinstance(text, str) for pair in columns.items() for text in pair
         ):
             raise UserError(
                 f"dataset: got columns={self.columns!r}, expected names of columns, such as "
                 "{'prompt': 'question'}"
             )
-        for name in self.columns:
+        for name in columns:
             if name not in NAMES:
                 raise UserError(
                     f"dataset: got columns for {name!r}, expected one of {', '.join(NAMES)}"
                     f"{nearest(name, NAMES)}"
                 )
-        if len(set(self.columns.values())) < len(self.columns):
-            raise UserError(f"dataset: got columns={self.columns!r}, expected each key once")
+        if len(set(columns.values())) < len(columns):
+            raise UserError(f"dataset: got columns={columns!r}, expected each key once")
         if not 0 <= self.min_margin < math.inf:
             raise UserError(f"dataset: got min_margin={self.min_margin}, expected 0 or more")
-        if (self.columns or self.min_margin) and self.kind not in _SHAPED:
+        if (columns or self.min_margin) and self.kind not in _SHAPED:
             raise UserError(
                 f"dataset: got columns or min_margin for kind {self.kind!r}, expected them for "
                 + " or ".join(_SHAPED)
@@ -211,7 +212,8 @@ def prompt(config: DatasetConfig | MixtureConfig, record: Mapping[str, Any]) -> 
       ValueError: if the record has no prompt, or one that is neither text nor turns.
     """
     parts = config.parts if isinstance(config, MixtureConfig) else (config,)
-    mapped = (part.columns for part in parts if part.columns.get("prompt") in record)
+    mappings = [part.columns or {} for part in parts]
+    mapped = (columns for columns in mappings if columns.get("prompt") in record)
     columns = {name: key for name, key in next(mapped, {}).items() if key in record}
     fields = Fields(record, columns)
     if any(map(_is_synthetic, parts)) and turns.listed(fields["prompt"]) is None:

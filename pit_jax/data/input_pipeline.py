@@ -147,8 +147,8 @@ class InputPipeline:
             return table.in_order(batch_size, start_batch, limit)
         rates = self._rates if len(table.sources) > 1 else ()
         if rates and min(table.sources) == 0:
-            empty = [d.name for d, n in zip(self._datasets, table.sources, strict=True) if not n]
-            raise UserError(f"{task}: the mixture draws from {empty[0]}, which has no rows")
+            empty = self._datasets[table.sources.index(0)].name
+            raise UserError(f"{task}: the mixture draws from {empty}, which has no rows")
         order = batching.batch_rows(
             table.sources,
             rates,
@@ -357,7 +357,6 @@ class InputPipeline:
           UserError: if there is less than one batch of examples.
         """
         table = self._table(task, "train", None, DATA_REFERENCES)
-
         lengths = self.feature_lengths(task)
         name, width = {
             "inputs": ("decoder_segment_ids", lengths.get("inputs", 0) + lengths.get("targets", 0)),

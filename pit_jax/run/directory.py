@@ -108,15 +108,10 @@ def _text(value: Any, counts: Callable[[dataclasses.Field], bool]) -> str:
         field.name
         for field in dataclasses.fields(value)
         if counts(field)
-        and not (field.metadata.get("variation") and getattr(value, field.name) == _default(field))
+        and not (field.metadata.get("variation") and getattr(value, field.name) == field.default)
     ]
     parts = [f"{name}={_text(getattr(value, name), counts)}" for name in fields]
     return f"{type(value).__qualname__}({', '.join(parts)})"
-
-
-def _default(field: dataclasses.Field) -> Any:
-    factory = field.default_factory
-    return field.default if factory is dataclasses.MISSING else factory()
 
 
 def claim(

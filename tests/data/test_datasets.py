@@ -130,8 +130,8 @@ def test_test_files_hold_out_their_prompts(tmp_path):
             {"kind": "hh", "path": "x", "columns": {"promt": "a"}},
             "got columns for 'promt', expected one of prompt, .*; did you mean 'prompt'",
         ),
-        ({"kind": "hh", "path": "x", "columns": "a"}, "got columns='a', expected names of col"),
-        ({"kind": "hh", "path": "x", "columns": {"prompt": 3}}, "expected names of columns"),
+        ({"kind": "hh", "path": "x", "columns": "a"}, "columns: got 'a', expected a dict in br"),
+        ({"kind": "hh", "path": "x", "columns": {"prompt": 3}}, "got {'prompt': 3}, expected text"),
         (
             {"kind": "hh", "path": "x", "columns": {"prompt": "a", "chosen": "a"}},
             "expected each key once",

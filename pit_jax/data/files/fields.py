@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -69,17 +70,8 @@ class Fields:
     def __init__(self, record: Mapping[str, Any], columns: Mapping[str, str] | None = None):
         self.record = record
         self.columns = dict(columns or {})
-        taken = set(self.columns.values())
-        self._keys = dict(self.columns)
-        for name, spellings in NAMES.items():
-            if name not in self._keys and name not in _TWO:
-                found = [key for key in spellings if key in record and key not in taken]
-                filled = (key for key in found if record[key] is not None)
-                self._keys[name] = next(filled, found[0] if found else name)
-        if not set(_TWO) & set(self.columns):
-            keys = record.keys() - taken
-            pair = next((two for two, both in _PAIRS if keys >= both), _TWO)
-            self._keys |= dict(zip(_TWO, pair, strict=True))
+        filled = tuple(key for key, value in record.items() if value is not None)
+        self._keys = _keys(filled, tuple(record), tuple(self.columns.items()))
 
     def __contains__(self, name: str) -> bool:
         return self.record.get(self.key(name)) is not None
@@ -106,6 +98,24 @@ class Fields:
     def number(self, name: str) -> float | None:
         """Returns the finite number under a name; None for anything else."""
         return number(self[name])
+
+
+@functools.lru_cache(1024)
+def _keys(
+    filled: tuple[str, ...], keys: tuple[str, ...], columns: tuple[tuple[str, str], ...]
+) -> dict[str, str]:
+    """Returns name -> key, of a record with these keys; some are `filled`, the others hold null."""
+    found = dict(columns)
+    taken = set(found.values())
+    free, full = set(keys) - taken, set(filled) - taken
+    for name, spellings in NAMES.items():
+        if name not in found and name not in _TWO:
+            there = [key for key in spellings if key in free]
+            found[name] = next((key for key in there if key in full), there[0] if there else name)
+    if not set(_TWO) & found.keys():
+        pair = next((two for two, both in _PAIRS if free >= both), _TWO)
+        found |= dict(zip(_TWO, pair, strict=True))
+    return found
 
 
 def number(value: Any) -> float | None:
