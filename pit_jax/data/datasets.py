@@ -110,14 +110,7 @@ class DatasetConfig:
             raise UserError(f"dataset: kind {self.kind!r} needs a path, got none")
 
     def _check_columns(self) -> None:
-        columns = {} if self.columns is None else self.columns
-        if not isinstance(columns, Mapping) or any(
-            not isinstance(text, str) for pair in columns.items() for text in pair
-        ):
-            raise UserError(
-                f"dataset: got columns={self.columns!r}, expected names of columns, such as "
-                "{'prompt': 'question'}"
-            )
+        columns = self.columns or {}
         for name in columns:
             if name not in NAMES:
                 raise UserError(
