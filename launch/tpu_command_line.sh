@@ -129,8 +129,8 @@ require_bucket() {
   for flag in ${run_flags[@]+"${run_flags[@]}"}; do
     if [[ $flag == --gin.MODEL_DIR=* ]]; then found=${flag#*=}; fi
   done
-  [[ $found =~ ^[\'\"]gs://[a-z0-9].*[\'\"]$ ]] ||
-    fail "run: $why, so expected --gin.MODEL_DIR=\"'gs://BUCKET/FOLDER'\", got\
+  [[ $found =~ ^([\'\"]gs://[a-z0-9].*[\'\"]|gs://[a-z0-9][^\'\"]*)$ ]] ||
+    fail "run: $why, so expected --gin.MODEL_DIR=gs://BUCKET/FOLDER, got\
  ${found:-no --gin.MODEL_DIR=…}"
 }
 

@@ -405,6 +405,8 @@ def errors(source: str = "", is_file: bool = False) -> Iterator[None]:
         elif found := re.search(r' In file "([^"]*)", line (\d+) ', text):
             text, place = text[: found.start()], f"{found[1]}:{found[2]}"
         hint = _hint(text)
+        text = re.sub(r" In call to configurable .*? in scope '([^']+)'.*", r" (in \1)", text)
+        text = text.partition(" In call to configurable")[0]
         for pattern, plainly in _PLAINLY:
             text = re.sub(f"^{pattern}$", plainly, text)
         where = place if is_file else source

@@ -282,7 +282,7 @@ def describe(run, evaluation, options) -> None:
         least = stages.least_memory(stage, state, run.config.network, run.partitioner)
         most = max(most, (least / 1e6, stage.name))
     print(
-        f"memory         at least {most[0]:,.1f} MB over all devices, in {most[1]}: state, "
+        f"\nmemory         at least {most[0]:,.1f} MB over all devices, in {most[1]}: state, "
         "gradients and frozen models; activations come on top"
     )
     print(f"\noperative configuration\n\n{options.operative}")

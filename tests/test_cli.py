@@ -112,13 +112,16 @@ def test_a_plan_for_an_unknown_slice(fails):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gin.RunConfig.sede=1"], "gin: .*sede"),
-        (["--gin.RunConfg.seed=1"], "gin: .*RunConfg"),
-        (["--gin.nothing.Here.seed=1"], "gin: .*nothing"),
-        (["--gin.SEED=one"], "gin: .+"),
-        (["--gin.SEED"], "gin: .+"),
-        (["--gin.BATCH_SIZE=%gin.REQUIRED"], "gin: BATCH_SIZE.*not subsequently overridden"),
-        (["--gin.run_config.RunConfig.stages=()", "--gin.MODEL_DIR=''"], "MODEL_DIR is empty"),
+        (["--gin.RunConfig.sede=1"], "RunConfig.sede: there is no such .* RunConfig.seed\\?"),
+        (["--gin.RunConfg.seed=1"], "RunConfg.seed: there is no such .* RunConfig.seed\\?"),
+        (["--gin.nothing.Here.seed=1"], "nothing.Here.seed: there is no such setting"),
+        (["--gin.SEED=one"], "RunConfig.seed: got 'one', expected a whole number .from SEED."),
+        (["--gin.SEED"], "--gin.SEED: got no value"),
+        (
+            ["--gin.BATCH_SIZE=%gin.REQUIRED"],
+            "gin: BATCH_SIZE isn't set, expected --gin.BATCH_SIZE=VALUE",
+        ),
+        (["--gin.MODEL_DIR=''"], "MODEL_DIR is empty"),
         (["--gin.NetworkConfig.num_heads=3"], "num_heads=3, expected a multiple of num_kv_heads=2"),
         (["--gin.NetworkConfig.vocab_size=8"], "got vocab_size=8, expected at least"),
         (["--gin.NetworkConfig.dtype='int8'"], "got dtype='int8', expected one of"),
@@ -170,7 +173,7 @@ def test_mistakes_in_gin_files(fails):
         gin="from __gin__ import dynamic_registration\nfrom pit_jax import nothing\n",
     )
     fails(
-        "gin: .*(model_dir|required|missing)",
+        "gin: RunConfig has no value for 'model_dir', 'seed'",
         "run",
         gin="from __gin__ import dynamic_registration\nfrom pit_jax.run import config\n",
     )
@@ -230,7 +233,7 @@ def test_mistakes_in_a_window_of_steps(fails):
 @pytest.mark.parametrize("arguments", [["train"], ["convert", "--to=t5x", "--output=unused"]])
 def test_no_stage_is_trained_or_converted_unasked(arguments, fails):
     names = ", ".join(stage.name for stage in tiny_runs.config("unused").stages)
-    message = f"""no stage given, expected --gin.STAGE="'NAME'" with one of {names}$"""
+    message = f"no stage given, expected --gin.STAGE=NAME with one of {names}$"
     fails(message, *arguments)
     fails(message, *arguments, "--dry_run")
 
@@ -393,8 +396,9 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
     given = write_lines(tmp_path / "in.jsonl", '{"prompt": "from 4 do +3"}')
     out = tmp_path / "out.jsonl"
     missing = tmp_path / "none.jsonl"
-    fails("none.jsonl: no such file", "improve", f"--input={missing}", f"--output={out}")
-    fails("got a folder, expected files", "improve", f"--input={tmp_path}", f"--output={out}")
+    there = {"folder": trained}
+    fails("none.jsonl: no such file", "improve", f"--input={missing}", f"--output={out}", **there)
+    fails("got a folder, expected", "improve", f"--input={tmp_path}", f"--output={out}", **there)
     fails(
         "--output: can't write .*nowhere/out.jsonl",
         "improve",
@@ -402,13 +406,19 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
         f"--output={tmp_path}/nowhere/out.jsonl",
         folder=trained,
     )
+    empty = tmp_path / "empty"
+    empty.mkdir()
     fails(
         "rl_policy.*not found; train stage 'rl_policy' first",
         "improve",
         f"--input={given}",
         f"--output={out}",
+        folder=empty,
     )
-    fails("not found; train stage", "evaluate")
+    fails("not found; train stage", "evaluate", folder=empty)
+    for name in (["improve", f"--input={given}", f"--output={out}"], ["evaluate"]):
+        nearest = trained.with_name(f"{trained.name}s")
+        fails(f"no such run: .*s; did you mean {trained}\\?$", *name, folder=nearest)
     fails(
         "got method='magic'",
         "improve",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 
 import pytest
@@ -25,6 +26,33 @@ def test_improve_is_given_the_stages_that_the_evaluation_names(monkeypatch):
     commands.improve(run, evaluation, options)
     stages = {"policy": "a", "pit": "b", "gap_model": "c"}
     assert given == [False, (run, stages, "in", "out", "skip")]
+
+
+@pytest.mark.parametrize(
+    ("written", "changes", "name"),
+    [
+        (None, {}, ""),
+        (None, {"split": "dev"}, "report-dev"),
+        ({}, {}, ""),  # of an older version, which wrote about the test split here
+        ({}, {"split": "dev"}, "report-dev"),
+        ({"subjects": {"split": "test", "reward_model": "rm_policy", "num_prompts": 0}}, {}, ""),
+        (
+            {"subjects": {"split": "test", "reward_model": "rm_policy", "num_prompts": 0}},
+            {"reward_model": "../rm 2", "num_prompts": 8},
+            "report-8-_rm_2",
+        ),
+        ({"subjects": {"split": "dev"}}, {"split": "dev"}, ""),
+        ({"subjects": {"split": "dev"}}, {}, "report-test"),
+        ({"subjects": None}, {"iterations": 2}, ""),
+        ("garbled", {}, ""),
+    ],
+)
+def test_a_report_never_takes_the_place_of_another(tmp_path, written, changes, name):
+    if written is not None:
+        text = written if isinstance(written, str) else json.dumps(written)
+        (tmp_path / "report.json").write_text(text)
+    evaluation = dataclasses.replace(EvaluationConfig(), **changes)
+    assert commands._beside(tmp_path, evaluation) == tmp_path / name
 
 
 def test_a_plan_is_explained_or_json(monkeypatch):

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from pit_jax import files
+from pit_jax.errors import UserError
 from tests import fake_bucket
 
 
@@ -20,6 +21,26 @@ def test_text_and_bytes_replace_what_was_there(tmp_path):
     files.write_whole(path, b"\0")
     assert path.read_bytes() == b"\0"
     assert [each.name for each in path.parent.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    files.check_folder(tmp_path / "a" / "b", "MODEL_DIR")
+    files.check_folder("gs://bucket/x", "MODEL_DIR")
+    assert not list(tmp_path.iterdir())
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "a" / "b"):
+        message = rf"^MODEL_DIR: can't write {path}, because {file} is not a folder$"
+        with pytest.raises(UserError, match=message):
+            files.check_folder(path, "MODEL_DIR")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"because .*/link is not a folder$"):
+        files.check_folder(tmp_path / "link" / "x", "--output")
+    with pytest.raises(UserError, match=r"^--output: can't write .*, whose name is too long$"):
+        files.check_folder(tmp_path / ("x" * 256), "--output")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match=rf"because {tmp_path} is read-only$"):
+        files.check_folder(tmp_path / "a" / "b", "--output")
 
 
 def test_a_crash_before_the_end_leaves_the_old_file(tmp_path, monkeypatch):

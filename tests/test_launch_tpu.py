@@ -179,7 +179,7 @@ TYPE = "--type=v4-16"
         ("tpu_vm.sh", ("run", *MACHINE, TYPE, RUN[1]), "run: expected --gin_file=FILE"),
         ("tpu_vm.sh", ("run", *MACHINE, TYPE, RUN[0]), "2 workers write it, so expected --gin.MOD"),
         ("tpu_vm.sh", ("run", *MACHINE, TYPE, *RUN, "--gin.MODEL_DIR='runs'"), "got 'runs'"),
-        ("tpu_vm.sh", ("run", *MACHINE, TYPE, *RUN, "--gin.MODEL_DIR=gs://b"), "got gs://b"),
+        ("tpu_vm.sh", ("run", *MACHINE, TYPE, *RUN, "--gin.MODEL_DIR=gs:/b"), "got gs:/b"),
         ("tpu_vm.sh", ("run", *MACHINE, "--type=v4-8", "--spot", RUN[0]), "outlive the machines"),
         ("tpu_vm.sh", ("run", *MACHINE, "--type=v4-8", "--watch", RUN[0]), "outlive the machines"),
         ("tpu_vm.sh", ("run", *MACHINE, TYPE, *RUN, "--secret=HUB", "--secret=a-b"), "number 1"),
@@ -203,6 +203,37 @@ def test_a_mistake_is_one_line_and_status_2(cloud, script, arguments, message):
     assert result.stderr.startswith(f"launch/{script}: ") and result.stderr.count("\n") == 1
     assert message in result.stderr
     assert (result.stdout, cloud.calls()) == ("", [])
+
+
+SWITCH = ("tpu_vm.sh", "create", *MACHINE, TYPE, "--dry_run")
+
+
+@pytest.mark.parametrize("no", ["no", "No", "NO", "n", "0", "false", "False", "off", ""])
+def test_no_means_no(cloud, no):
+    result = cloud.run(*SWITCH, PIT_JAX_SPOT=no)
+    assert result.returncode == 0 and "--spot" not in result.stdout
+
+
+@pytest.mark.parametrize("yes", ["yes", "YES", "1", "true", "on"])
+def test_yes_means_yes(cloud, yes):
+    assert "--spot" in cloud.run(*SWITCH, PIT_JAX_SPOT=yes).stdout
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh", "xpk.sh"])
+def test_a_switch_is_yes_or_no(cloud, script):
+    result = cloud.run(script, "run", PIT_JAX_SPOT="perhaps")
+    message = f"launch/{script}: PIT_JAX_SPOT=perhaps: expected yes or no\n"
+    assert (result.returncode, result.stderr, cloud.calls()) == (2, message, [])
+
+
+def test_a_bucket_needs_no_quotes_within_those_of_the_shell(cloud):
+    cloud.write("runs", "running")
+    for path in ("gs://b/run", "'gs://b/run'", '"gs://b/run one"'):
+        arguments = (TYPE, RUN[0], f"--gin.MODEL_DIR={path}", "--dry_run")
+        assert cloud.run("tpu_vm.sh", "run", *MACHINE, *arguments).returncode == 0, path
+    for path in ("gs://b/run'", "'gs://b", "gs://"):
+        arguments = (TYPE, RUN[0], f"--gin.MODEL_DIR={path}", "--dry_run")
+        assert cloud.run("tpu_vm.sh", "run", *MACHINE, *arguments).returncode == 2, path
 
 
 def test_one_worker_on_demand_may_write_to_its_own_disk(cloud):

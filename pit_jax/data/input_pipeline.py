@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from pit_jax.data import batching, datasets, tables, windows
+from pit_jax.data import batching, datasets, layouts, tables, windows
 from pit_jax.data.batching import Batch, BatchingConfig
 from pit_jax.data.examples import FOLDS, SPLITS, Example, digest, of_fold
 from pit_jax.data.layouts import (
     FEATURES,
-    LEFT_OUT,
     TASK_FOLDS,
     TASK_ROWS,
     Layout,
@@ -292,7 +291,7 @@ class InputPipeline:
         for split in SPLITS:
             marks = self._left_out(split)
             splits[split] = int(np.sum(marks == 0))
-            for number, reason in enumerate(LEFT_OUT, 1):
+            for number, reason in enumerate(layouts.LEFT_OUT, 1):
                 if count := int(np.sum(marks == number)):
                     dropped[reason] += count
         return {

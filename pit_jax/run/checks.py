@@ -29,13 +29,14 @@ def check(run: Run, name: str) -> None:
     Raises:
       UserError: if the mesh can't split its batches, its data doesn't fill one, or what it builds
         on is missing, comes after it, is of a kind that doesn't suit, or won't have kept a
-        checkpoint; or if its folder holds another stage.
+        checkpoint; or if its folder holds another stage, or something damaged.
     """
     stage = run.stage(name)
     _check_rows(run, stage)
     settings = run_directory.settings(run.config, stage, run.vocabulary)
     run_directory.is_claimed(run.folder(name), settings, run.data.digest)
     if run.is_complete(name):
+        run.result(name)
         return
     _check_data(run, stage)
     for field, other, tasks in _builds_on(stage):

@@ -8,7 +8,6 @@ are written asynchronously, committed atomically, and restored on any mesh.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
@@ -155,12 +154,10 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=args)
         except Exception as error:
-            refusal = self._refusal(step, error)
-            if refusal is None:
+            if (refusal := self._refusal(step, error)) is None:
                 raise
-        # Outside of the except clause, whose traceback would keep what failed alive.
-        _forget_reads()
-        raise UserError(refusal)
+            _forget_reads()
+            raise UserError(refusal) from error
 
     def _refusal(self, step: int, error: Exception) -> str | None:
         """What to tell of a checkpoint that can't be read; None if it isn't to blame."""
@@ -184,12 +181,14 @@ class Checkpoints:
 
 
 def _forget_reads() -> None:
-    """Drops the reads that a failed one left waiting, each of which would print a traceback."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
+    """Silences the reads that a failed one leaves waiting: each would print a traceback."""
+    hook = sys.unraisablehook
+
+    def quiet(unraisable):
+        if "_read_array_index" not in repr(unraisable.object):
+            hook(unraisable)
+
+    sys.unraisablehook = quiet
 
 
 def _arrays(tree: Any) -> dict[str, Any]:

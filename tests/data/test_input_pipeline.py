@@ -353,6 +353,17 @@ def test_report_counts_every_pair_once(tmp_path):
     assert sorted(example.group for example in kept) == [f"{i:02d}y" for i in range(10)]
 
 
+@pytest.mark.parametrize("reflection", [False, True])
+def test_what_is_left_out_is_what_tokenizing_leaves_out(reflection):
+    """Counted without TensorFlow, as seqio's preprocessors mark it."""
+    lengths = Lengths(prompt=11, reference=13, response=19)
+    pipeline = InputPipeline(CONFIG, WORDS, lengths, reflection=reflection)
+    for split in ("train", "dev", "test"):
+        marks = pipeline.token_counts(split)["left_out"]
+        np.testing.assert_array_equal(pipeline._left_out(split), marks)
+        assert split != "train" or 0 < np.mean(marks > 0) < 1
+
+
 def test_a_response_that_just_fits_is_kept(tmp_path):
     path = tmp_path / "p.jsonl"
     pairs = [("abc", "d"), ("abcd", "e"), ("f", "abcde"), ("abcde", "g")]

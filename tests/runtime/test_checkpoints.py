@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,47 @@ def test_another_network_is_refused(tmp_path, other):
         saved.restore_model(other)
     assert "\n" not in str(error.value)
     saved.close()
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def halved(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"),
+    [
+        ("model/ocdbt.process_0/d/*", halved),  # the arrays
+        ("model/d/*", halved),
+        ("model/manifest.ocdbt", emptied),
+        ("model/_METADATA", halved),
+        ("rest/manifest.ocdbt", emptied),
+        ("extra/metadata", halved),
+        ("extra/metadata", lambda path: path.unlink()),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_from_one_of_another_network(
+    tmp_path, pattern, damage, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # it is replaced for good
+    folder = tmp_path / "stage" / "checkpoints"
+    saved = Checkpoints(folder)
+    large = {"b": jnp.arange(3.0), "a": {"kernel": jax.random.normal(jax.random.key(0), (64, 64))}}
+    saved.save(1, TrainState.create(large, OPTIMIZER), {"step": 1})
+    saved.close()
+    paths = list((folder / "1").glob(pattern))
+    assert paths
+    for path in paths:
+        damage(path)
+    again = Checkpoints(folder, read_only=True)
+    told = f"^{folder}/1: the checkpoint is damaged; bring it back from a copy, or delete "
+    with pytest.raises(UserError, match=f"{told}{folder.parent} to train .*") as error:
+        again.restore(TrainState.create(large, OPTIMIZER))
+    assert "\n" not in str(error.value)
+    again.close()
 
 
 @pytest.mark.mesh

@@ -114,7 +114,7 @@ def test_jsonl_opened_without_a_step_keeps_whole_records(tmp_path):
 def test_jsonl_broken_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(ValueError, match="line 2: expected a JSON object"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl:2: is damaged, expected a JSON object"):
         metrics.read_jsonl(path)
 
 
@@ -318,5 +318,5 @@ def test_mistakes_with_weights_and_biases(monkeypatch, tmp_path):
 def test_jsonl_of_anything_but_objects_is_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n[2]\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"line 2: expected a JSON object, got b'\[2\]'"):
+    with pytest.raises(ValueError, match=r":2: is damaged, expected a JSON object, got b'\[2\]'"):
         metrics.read_jsonl(path)
