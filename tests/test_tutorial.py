@@ -1,4 +1,4 @@
-"""docs/tutorial.md: its configurations and commands work; its figures are those of its pairs."""
+"""docs/tutorial.md: its configurations and commands work, and its figures are right."""
 
 import functools
 import json
@@ -31,10 +31,12 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What somebody has who has done all that the page says, but trained nothing."""
+    """What somebody has who has done all that the page says, but whose runs are empty."""
     place = tmp_path_factory.mktemp("tutorial")
     for name, body in CONFIGS.items():
         (place / name).write_text(body)
+        for directory in re.findall(r"^MODEL_DIR = '(.*)'$", body, re.MULTILINE):
+            (place / directory).mkdir(parents=True)
     languages = dict(BLOCKS)
     (place / "prompts.jsonl").write_text(languages["json"])
     with pytest.MonkeyPatch.context() as patch:
@@ -125,3 +127,29 @@ def test_the_variations_vary_what_they_say(given):
 def test_the_prompts_are_json_lines(folder):
     lines = (folder / "prompts.jsonl").read_text().splitlines()
     assert ["prompt" in json.loads(line) for line in lines] == [True, True]
+
+
+def test_flags_of_the_pages_are_settings():
+    """Each `--gin.stage/Class.field` is in the table of its class; macros are in gin/."""
+    pages = ("tutorial", "expect", "faq")
+    text = "".join((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in pages)
+    settings = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    macros = "STAGE\n" + "".join(path.read_text() for path in (ROOT / "gin").rglob("*.gin"))
+    names = set(re.findall(r"--gin\.([\w/]+(?:\.\w+)?)=", text))
+    assert len(names) > 20
+    for name in names:
+        owner, _, field = name.rpartition(".")
+        if owner:
+            table = settings.partition(f"## {owner.rpartition('/')[2]}\n")[2].partition("\n## ")[0]
+            assert f"| `{field}` |" in table, name
+        else:
+            assert re.search(rf"^{name}\b", macros, re.MULTILINE), name
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in ("docs/tutorial.md", "docs/expect.md", "docs/faq.md", "README.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)#]+)\)", text)
+        missing = [each for each in links if "://" not in each]
+        missing = [each for each in missing if not (ROOT / page).parent.joinpath(each).exists()]
+        assert links and not missing, page
