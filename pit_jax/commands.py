@@ -17,6 +17,9 @@ from etils import epath
 from pit_jax.errors import UserError
 from pit_jax.runtime import processes
 
+# Commands for which the data need not be there.
+_WITHOUT_DATA = ("convert", "improve")
+
 
 def run(run, evaluation, options) -> None:
     """Trains a whole pipeline, then writes its report."""
@@ -193,11 +196,10 @@ def _report(run, evaluation, directory, options) -> None:
 def improve(run, evaluation, options) -> None:
     """Runs Algorithm 2 on the prompts of a file."""
     run.check_data(needed=False)
-    _improvement(run, evaluation, options)()
+    _improving(run, evaluation, options)()
 
 
-def _improvement(run, evaluation, options):
-    """A job whose input and output are checked."""
+def _improving(run, evaluation, options):
     from pit_jax.run import improving
 
     stages = {name: getattr(evaluation, name) for name in ("policy", "pit", "gap_model")}
@@ -223,10 +225,8 @@ def _check_command(run, evaluation, options) -> None:
     from pit_jax.evaluation import generations
     from pit_jax.run import checks
 
-    if options.command == "improve":  # which needs no data
-        _improvement(run, evaluation, options)
-        return
-    _check_read(run)
+    if options.command not in _WITHOUT_DATA:
+        _check_read(run)
     if options.command == "run":
         _check_evaluation(run, evaluation)
     if options.command in ("run", "train"):
@@ -236,8 +236,13 @@ def _check_command(run, evaluation, options) -> None:
                 checks.check(run, stage.name)
     elif options.command == "convert":
         checks.check_models(run, [run.stage(options.stage).name])
+    elif options.command == "improve":
+        job = _improving(run, evaluation, options)
+        checks.check_models(run, job.needed.values())
+        print(f"improve        {job.describe()}")
     elif options.command == "evaluate" and options.generations:
-        generations.read(run, options.generations, options.on_error)
+        found = generations.read(run, options.generations, options.on_error)
+        print(f"generations    {len(found.records)} rows to judge")
     elif options.command == "evaluate":
         _check_evaluation(run, evaluation)
         checks.check_models(run, evaluation.stages)
@@ -257,7 +262,7 @@ def describe(run, evaluation, options) -> None:
     _check_command(run, evaluation, options)
     print(f"run directory  {run.directory} (nothing is written)")
     print(f"mesh           {dict(run.partitioner.mesh.shape)} on {jax.devices()[0].device_kind}")
-    if options.command != "improve":
+    if options.command not in _WITHOUT_DATA:
         report = run.data.report()
         dropped = ", ".join(f"{n} {reason}" for reason, n in report["dropped"].items()) or "none"
         print(f"data           {report['read']} read; dropped: {dropped}")

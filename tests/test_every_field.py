@@ -104,8 +104,8 @@ SHOWN_BY: dict[str, dict[str, str]] = {
     "method.improve.ImproveConfig": {
         "method/test_improve.py::test_a_fixed_number_of_iterations": "iterations",
         "method/test_improve.py::test_every_pass_samples_as_sampling_says": "sampling",
-        "test_commands.py::test_each_role_samples_as_the_configuration_says": "policy_sampling",
-        "test_commands.py::test_keep_says_which_response_is_the_result": "keep",
+        "run/test_improving.py::test_each_role_samples_as_the_configuration_says": "policy_sampling",
+        "run/test_improving.py::test_keep_says_which_response_is_the_result": "keep",
         "method/test_improve.py::test_an_unchanged_response_stops_its_row": "stop_unchanged",
         "method/test_improve.py::test_a_gap_below_epsilon_keeps_the_response_before": "min_gap",
         "method/test_improve.py::test_a_time_budget_starts_no_further_iteration": "time_budget",
@@ -269,6 +269,7 @@ MADE = {
     "report.blocks": (
         "Cell Code Figure Paragraph Response Sample Section Table Tile Tiles Warnings"
     ),
+    "run.improving": "Row",
     "runtime.profiling": "Window",
 }
 

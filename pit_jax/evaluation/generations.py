@@ -6,8 +6,7 @@ import dataclasses
 from typing import Any
 
 from pit_jax.data import datasets
-from pit_jax.data.datasets import DatasetConfig
-from pit_jax.data.files import formats
+from pit_jax.data.files.json_values import shown
 from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
 from pit_jax.run import improving
@@ -71,11 +70,14 @@ def _generation(run: Run, value: dict[str, Any]) -> tuple[str, list[str], int] |
         return None
     texts = value.get("responses")
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        got = formats.shown(texts if "responses" in value else list(value))
+        got = shown(texts if "responses" in value else list(value))
         raise ValueError(f"got {got}, expected a list of one text or more under 'responses'")
-    dataset, lengths = run.config.dataset, run.config.lengths
-    x = datasets.prompt(dataset, value)
-    if isinstance(dataset, DatasetConfig) and dataset.kind == "instructions":
+    x, dataset, lengths = (
+        datasets.prompt(run.config.dataset, value),
+        run.config.dataset,
+        run.config.lengths,
+    )
+    if isinstance(dataset, datasets.DatasetConfig) and dataset.kind == "instructions":
         instructions.check(dataset.family, x, texts[0])
         return x, texts, 0
     prompt = run.layout.policy_prompt(x)

@@ -24,7 +24,8 @@ from etils import epath
 
 from pit_jax import files
 from pit_jax.data import datasets
-from pit_jax.data.files import formats, records
+from pit_jax.data.files import records
+from pit_jax.data.files.json_values import shown
 from pit_jax.data.files.records import Record
 from pit_jax.errors import NotFiniteError, UserError
 from pit_jax.method.improve import ImproveConfig, Trace
@@ -138,6 +139,7 @@ class Job:
 
     Attributes:
       found: what the first pass over the input has found.
+      needed: the stages of the roles that the rows need.
 
     Raises:
       UserError: if the output can't be written or is the input, a row has a problem, or a model
@@ -155,12 +157,13 @@ class Job:
         self._check_output()
         self.found = self._first_pass(on_error)
         self._improver = "pit" if run.config.improve.method == "pit" else "policy"
-        needed = {"gap_model", self._improver} if self.found.bad < self.found.rows else set()
-        needed |= {"policy"} if self.found.drafts else set()
-        self._results = {role: run.result(self._stages[role]) for role in sorted(needed)}
+        roles = {"gap_model", self._improver} if self.found.bad < self.found.rows else set()
+        roles |= {"policy"} if self.found.drafts else set()
+        self.needed = {role: self._stages[role] for role in sorted(roles)}
+        self._results = {role: run.result(stage) for role, stage in self.needed.items()}
         self._models = {
-            role: f"{self._stages[role]}@{result['model_step']}"
-            for role, result in self._results.items()
+            role: f"{stage}@{self._results[role]['model_step']}"
+            for role, stage in self.needed.items()
         }
         count = -(-self.found.rows // run.config.shard_size)
         self._count = count
@@ -183,8 +186,8 @@ class Job:
         if begin:
             print(f"improve: continues at row {begin + 1} of {total}")
         if shard < self._count:
-            for role in self._results:
-                self._load(self._stages[role])
+            for stage in self.needed.values():
+                self._load(stage)
         digest, started = hashlib.sha256(), time.monotonic()
         numbered = enumerate(_hashed(records.records(self._source), digest))
         collections.deque(itertools.islice(numbered, begin), maxlen=0)
@@ -205,6 +208,14 @@ class Job:
             summary = _summary(map(json.loads, self._shards.lines()), self._run.config.improve.keep)
             self._shards.join()
             print(f"{summary} -> {self._output}")
+
+    def describe(self) -> str:
+        """Returns a line about what there is to do."""
+        found = self.found
+        return (
+            f"{found.rows} rows in {self._count} shards: {found.rows - found.bad} to improve, of "
+            f"which {found.drafts} need a response; {found.bad} to skip"
+        )
 
     # The input
 
@@ -241,7 +252,7 @@ class Job:
                 f"got a prompt of {len(prompt)} tokens, expected at most {lengths.prompt}"
             )
         if not isinstance(response, str | None):
-            raise ValueError(f"got {formats.shown(response)}, expected text under 'response'")
+            raise ValueError(f"got {shown(response)}, expected text under 'response'")
         tokens = 0 if response is None else len(self._ids(response))
         if tokens > lengths.reference:
             raise ValueError(

@@ -255,6 +255,20 @@ def test_prompts_may_be_turns(models):
         models()({"prompt": turns})
 
 
+def test_prompts_are_those_of_training_on_the_dataset(models):
+    """Text, turns and ready-made markers of one prompt make one x."""
+    asked = []
+    preferences = DatasetConfig("preferences", 9, 9, 9, path="none.jsonl")
+    run = models(dataset=preferences)
+    respond = run.respond
+    run.respond = lambda model, built, *more: asked.extend(built) or respond(model, built, *more)
+    turns = [{"role": "user", "content": "x7"}]
+    prompts = ["x7", turns, "Human: x7\n\nAssistant:", "\n\nHuman: x7\n\nAssistant:"]
+    lines = run(*({"prompt": prompt} for prompt in prompts))
+    assert asked == [run.layout.policy_prompt("x7")] * 4
+    assert [line["prompt"] for line in lines] == prompts
+
+
 def test_what_a_window_cuts_is_marked(models, capsys):
     """References have 12 tokens here, responses 13 with an end that these don't have."""
     run = models()
@@ -306,6 +320,16 @@ def test_bad_rows_can_be_skipped_and_say_why(models, capsys):
         assert not {"responses", "gaps", "best"} & lines[number].keys()
     assert lines[4] == {"prompt": "x", "response": 3, "status": lines[4]["status"]}
     assert "; 8 skipped, whose status says why -> " in capsys.readouterr().out
+
+
+def test_a_job_says_what_there_is_to_do(models):
+    run = models()
+    (run.folder / "in.jsonl").write_text('{"prompt": "x"}\n{\n{"prompt": "x", "response": "1"}\n')
+    out = str(run.folder / "out.jsonl")
+    job = improving.Job(run, STAGES, str(run.folder / "in.jsonl"), out, "skip")
+    expected = "3 rows in 2 shards: 2 to improve, of which 1 need a response; 1 to skip"
+    assert job.describe() == expected and job.needed == STAGES
+    assert run.loaded == [] and os.listdir(run.folder) == ["in.jsonl"]
 
 
 def test_a_file_of_bad_rows_alone_needs_no_model(models, capsys):
