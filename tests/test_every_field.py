@@ -104,7 +104,9 @@ SHOWN_BY: dict[str, dict[str, str]] = {
     "method.improve.ImproveConfig": {
         "method/test_improve.py::test_a_fixed_number_of_iterations": "iterations",
         "method/test_improve.py::test_every_pass_samples_as_sampling_says": "sampling",
-        "run/test_improving.py::test_each_role_samples_as_the_configuration_says": "policy_sampling",
+        "run/test_improving.py::test_each_role_samples_as_the_configuration_says": (
+            "policy_sampling"
+        ),
         "run/test_improving.py::test_keep_says_which_response_is_the_result": "keep",
         "method/test_improve.py::test_an_unchanged_response_stops_its_row": "stop_unchanged",
         "method/test_improve.py::test_a_gap_below_epsilon_keeps_the_response_before": "min_gap",
