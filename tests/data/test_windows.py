@@ -65,7 +65,7 @@ def test_no_example_gives_no_windows(tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "x", "chosen": "a", "rejected": "a"}\n')
     with pytest.raises(
         UserError,
-        match="got no pair to learn from, expected some; read 1, dropped 1 identical responses",
+        match="read 1, dropped 1 identical responses",
     ):
         InputPipeline(config, load("bytes"), FROM_DATA)
 
