@@ -122,7 +122,7 @@ def test_an_empty_file_is_refused(name, refused, tmp_path):
     assert refused(name, f"--gin.PREFERENCES_PATH={path}", gin=file)
 
 
-# --- dry runs ---------------------------------------------------------------------------------------
+# --- dry runs -----------------------------------------------------------------------------------
 
 
 def test_a_dry_run_of_improve_looks_at_its_input_and_models(refused, trained, capsys, tmp_path):

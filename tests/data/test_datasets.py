@@ -335,7 +335,7 @@ def test_parts_of_a_mixture_are_loaded_each_by_its_own_config():
     ("fields", "message"),
     [
         ({"parts": ()}, r"mixture: got parts \(\), expected one dataset or more"),
-        ({"parts": ("hh",)}, r"mixture: got parts \('hh',\), expected one dataset or more"),
+        ({"parts": ("hh",)}, r"parts: got \('hh',\), expected a tuple, each part a DatasetConfig"),
         (
             {"parts": (SYNTHETIC,), "rates": (1.0, 2.0)},
             r"mixture: got rates \(1.0, 2.0\), expected 1 positive numbers",
