@@ -173,7 +173,7 @@ def test_mistakes_in_gin_files(fails):
         gin="from __gin__ import dynamic_registration\nfrom pit_jax import nothing\n",
     )
     fails(
-        "gin: RunConfig has no value for 'model_dir', 'seed'",
+        "--gin.MODEL_DIR: no such macro; did you mean RunConfig.model_dir",
         "run",
         gin="from __gin__ import dynamic_registration\nfrom pit_jax.run import config\n",
     )
