@@ -15,6 +15,7 @@ import pytest
 
 from pit_jax import bindings, cli, commands
 from pit_jax.errors import NotFiniteError
+from pit_jax.run import improving
 from pit_jax.runtime import processes
 from tests import tiny_runs
 from tests.child_environment import child_environment
@@ -305,6 +306,29 @@ def test_improve_draws_alike_again(improved, trained, capsys):
     ) in capsys.readouterr().out
 
 
+def test_the_help_of_improve_names_what_its_lines_have(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["improve", "--help"])
+    shown = capsys.readouterr().out
+    example = json.loads(
+        shown.partition('\n  {"id"')[2].partition("\n\nsampling")[0].join(['{"id"', ""])
+    )
+    assert list(example) == ["id", "prompt", *improving.FIELDS]
+    for field in improving.FIELDS:
+        assert re.search(rf"^  {field}  ", shown, re.M), field
+
+
+def test_a_dry_run_of_improve_reads_its_input_and_needs_no_data(improved, trained, capsys):
+    _, out, arguments = improved
+    before = out.stat().st_mtime_ns
+    data = "--gin.DatasetConfig.kind='preferences'", "--gin.DatasetConfig.path='none.jsonl'"
+    assert tiny_runs.command("improve", trained, *arguments, *data, "--dry_run") == 0
+    expected = (
+        "improve        5 rows in 1 shards: 5 to improve, of which 3 need a response; 0 to skip"
+    )
+    assert expected in capsys.readouterr().out and out.stat().st_mtime_ns == before
+
+
 def test_improve_stops_by_the_gap(improved, trained, tmp_path):
     prompts, _, _ = improved
     given = write_lines(tmp_path / "in.jsonl", *(json.dumps({"prompt": p}) for p in prompts))
@@ -355,7 +379,7 @@ def test_evaluate_judges_by_the_checker(trained, tmp_path, capsys):
         (['{"prompt": 3}'], r"given.jsonl:1: got 3, expected text under 'prompt'"),
         (
             ['{"text": "a"}'],
-            r"given.jsonl:1: got the keys .*text.*, expected text under 'prompt'",
+            r"given.jsonl:1: got the keys .*text.*, expected text .*under 'prompt'",
         ),
         (['{"prompt": "a", "response": 3}'], r":1: got 3, expected text under 'response'"),
         (['{"prompt": "a b c d e f g h"}'], r":1: got a prompt of 10 tokens, .* at most 8"),
@@ -396,9 +420,9 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
     given = write_lines(tmp_path / "in.jsonl", '{"prompt": "from 4 do +3"}')
     out = tmp_path / "out.jsonl"
     missing = tmp_path / "none.jsonl"
-    there = {"folder": trained}
-    fails("none.jsonl: no such file", "improve", f"--input={missing}", f"--output={out}", **there)
-    fails("got a folder, expected", "improve", f"--input={tmp_path}", f"--output={out}", **there)
+    arguments = ("improve", f"--output={out}")
+    fails("none.jsonl: no such file", *arguments, f"--input={missing}", folder=trained)
+    fails("got a folder, expected files", *arguments, f"--input={tmp_path}", folder=trained)
     fails(
         "--output: can't write .*nowhere/out.jsonl",
         "improve",
