@@ -251,7 +251,9 @@ def _check_command(run, evaluation, options) -> None:
 
 def _check_read(run) -> None:
     if not run.data.report()["read"]:
-        raise UserError(f"data: {run.config.dataset.name} has no pairs, expected one or more")
+        dataset = run.config.dataset
+        path = getattr(dataset, "path", "") or dataset.name
+        raise UserError(f"{path}: has no pairs, expected one or more")
 
 
 def describe(run, evaluation, options) -> None:

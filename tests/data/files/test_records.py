@@ -223,6 +223,7 @@ def test_what_lies_across_the_end_of_a_buffer_is_whole(tmp_path, kind):
             "got brackets nested too deeply, expected a JSON object of at",
         ),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",  # packed bytes have a date
 )
 def test_what_cannot_be_read_is_one_line(tmp_path, data, message):
     number, found = problem(tmp_path, data)
@@ -232,7 +233,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, data, message):
 def test_packed_too_often(tmp_path):
     data = lines(ROWS)
     for _ in range(5):
-        data = gzip.compress(data)
+        data = gzip.compress(data, mtime=0)
     assert problem(tmp_path, data) == (1, "got a file packed over 4 times, expected once at most")
 
 
