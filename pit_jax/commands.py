@@ -36,7 +36,7 @@ def run(run, evaluation, options) -> None:
     for warning in _warnings(run, evaluation):
         print(f"warning: {warning}", flush=True)
     pipeline.train_all(run)
-    _report(run, evaluation, run.directory, options)
+    _report(run, evaluation, _beside(run.directory, evaluation), options)
 
 
 def _warnings(run, evaluation) -> list[str]:
@@ -150,7 +150,9 @@ def evaluate(run, evaluation, options) -> None:
         _evaluate_generations(run, evaluation, options)
         return
     run.check_data()
-    directory = epath.Path(options.output) if options.output else run.directory
+    directory = _beside(run.directory, evaluation)
+    if options.output:
+        directory = epath.Path(options.output)
     _report(run, evaluation, directory, options)
 
 
@@ -177,7 +179,6 @@ def _report(run, evaluation, directory, options) -> None:
     from pit_jax.report import write as report
     from pit_jax.run import checks
 
-    directory = _beside(directory, evaluation)
     checks.check_records(run)
     print("evaluating …", flush=True)
     results = suite.Suite(run, evaluation).results()
@@ -195,6 +196,7 @@ def _report(run, evaluation, directory, options) -> None:
 
 def improve(run, evaluation, options) -> None:
     """Runs Algorithm 2 on the prompts of a file."""
+    run.check_data(needed=False)
     _improving(run, evaluation, options)()
 
 
@@ -249,7 +251,9 @@ def _check_command(run, evaluation, options) -> None:
 
 def _check_read(run) -> None:
     if not run.data.report()["read"]:
-        raise UserError(f"data: {run.config.dataset.name} has no pairs, expected one or more")
+        dataset = run.config.dataset
+        path = getattr(dataset, "path", "") or dataset.name
+        raise UserError(f"{path}: has no pairs, expected one or more")
 
 
 def describe(run, evaluation, options) -> None:

@@ -22,8 +22,10 @@ def test_improve_is_given_the_stages_that_the_evaluation_names(monkeypatch):
     monkeypatch.setattr(improving, "Job", lambda *job: given.append(job) or (lambda: None))
     options = types.SimpleNamespace(input="in", output="out", on_error="skip")
     evaluation = EvaluationConfig(policy="a", pit="b", gap_model="c")
-    commands.improve("run", evaluation, options)
-    assert given == [("run", {"policy": "a", "pit": "b", "gap_model": "c"}, "in", "out", "skip")]
+    run = types.SimpleNamespace(check_data=lambda needed: given.append(needed))
+    commands.improve(run, evaluation, options)
+    stages = {"policy": "a", "pit": "b", "gap_model": "c"}
+    assert given == [False, (run, stages, "in", "out", "skip")]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_a_judge_that_was_optimised_is_named_before_training_and_in_the_report(m
     evaluation = EvaluationConfig(num_prompts=7)
     exact = types.SimpleNamespace(config=config, data=None)
     assert commands._warnings(exact, evaluation) == ["test 7"]
-    dataset = DatasetConfig("preferences", 9, 9, 9, path="none.jsonl")
+    dataset = DatasetConfig("preferences", 0, 0, 0, path="pairs.jsonl")
     own = types.SimpleNamespace(config=dataclasses.replace(config, dataset=dataset), data=None)
     (_, text) = commands._warnings(own, evaluation)
     assert text.startswith("the judge is rm_policy, a reward model that training optimised")

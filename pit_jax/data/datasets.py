@@ -26,6 +26,8 @@ _READERS: dict[str, Callable[..., readers.Reading]] = {
 KINDS = ("instructions", *_READERS, "tfds")
 # The kinds whose files may have any of shapes.SHAPES.
 _SHAPED = ("preferences", "hh")
+A_TENTH = -1  # a size of dev or test
+_MOST_OF_A_TENTH = 300
 # What examples share that are in one split and in one fold together -> what an example has of it:
 # how its x says it, and how its file does.
 _GROUPS: dict[str, Callable[[Example], tuple[str, str]]] = {
@@ -45,7 +47,8 @@ class DatasetConfig:
         `tfds build` has prepared (data/files/builders.py).
       train_size: examples in the train split; 0 means all that remain, except for `instructions`.
         Of files, it takes them in the order of a hash, like dev and test, and not the first ones.
-      dev_size: examples in the dev split; except for `instructions`, at most this many.
+      dev_size: examples in the dev split; except for `instructions`, at most this many, and -1
+        takes a tenth of those that are read, 300 at most.
       test_size: examples in the test split, likewise.
       seed: seed of the synthetic generator.
       family: for `instructions` only: a key of instructions.FAMILIES.
@@ -84,7 +87,8 @@ class DatasetConfig:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"dataset: got kind {self.kind!r}, expected one of {', '.join(KINDS)}")
-        at_least(self, 0, "train_size", "dev_size", "test_size", "seed")
+        at_least(self, 0, "train_size", "seed")
+        at_least(self, 0 if self.kind == "instructions" else A_TENTH, "dev_size", "test_size")
         if self.on_error not in readers.ON_ERROR:
             choices = ", ".join(readers.ON_ERROR)
             raise UserError(f"dataset: got on_error={self.on_error!r}, expected one of {choices}")
@@ -106,14 +110,7 @@ class DatasetConfig:
             raise UserError(f"dataset: kind {self.kind!r} needs a path, got none")
 
     def _check_columns(self) -> None:
-        columns = {} if self.columns is None else self.columns
-        if not isinstance(columns, Mapping) or any(
-            not isinstance(text, str) for pair in columns.items() for text in pair
-        ):
-            raise UserError(
-                f"dataset: got columns={self.columns!r}, expected names of columns, such as "
-                "{'prompt': 'question'}"
-            )
+        columns = self.columns or {}
         for name in columns:
             if name not in NAMES:
                 raise UserError(
@@ -152,8 +149,8 @@ class MixtureConfig:
     kind = "mixture"
 
     def __post_init__(self):
-        if not self.parts or any(not isinstance(part, DatasetConfig) for part in self.parts):
-            raise UserError(f"mixture: got parts {self.parts!r}, expected one dataset or more")
+        if not self.parts:
+            raise UserError("mixture: got no parts, expected one dataset or more")
         if self.rates and (len(self.rates) != len(self.parts) or min(self.rates) <= 0):
             raise UserError(
                 f"mixture: got rates {self.rates}, expected {len(self.parts)} positive numbers, "
@@ -365,13 +362,13 @@ def _divided(
         dropped.update(held_out.dropped)
         count, malformed = count + held_out.read, malformed + held_out.malformed
         others = _grouped(held_out.examples, group)
-        test, dev, unused = _divide(others, sizes, fits)
+        test, dev, unused = _divide(others, _held_out_sizes(sizes, others), fits)
         dropped["not needed for dev or test"] = len(unused)
         groups = {example.group for example in others}
         train = [e for e in examples if e.group not in groups]
         dropped[f"{_words(config.group_by)} also in the test files"] = len(examples) - len(train)
     else:
-        test, dev, train = _divide(examples, sizes, fits)
+        test, dev, train = _divide(examples, _held_out_sizes(sizes, examples), fits)
     if sizes["train"]:
         dropped["over train_size"] = max(0, len(train) - sizes["train"])
         train = sorted(sorted(train, key=_order)[: sizes["train"]], key=lambda e: e.index)
@@ -408,6 +405,11 @@ def _read(
 
 def _grouped(examples: list[Example], group: Callable[[Example], str]) -> list[Example]:
     return [dataclasses.replace(example, group=group(example)) for example in examples]
+
+
+def _held_out_sizes(sizes: dict[str, int], pool: list[Example]) -> dict[str, int]:
+    tenth = min(len(pool) // 10, _MOST_OF_A_TENTH)
+    return {split: tenth if size == A_TENTH else size for split, size in sizes.items()}
 
 
 def _divide(

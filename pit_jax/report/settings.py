@@ -67,7 +67,8 @@ def page() -> str:
         parts.append(f"## {cls.__name__}\n\n{summary}{' *Of each stage.*' if of_stage else ''}\n")
         meanings, rows = _meanings(cls), ["| setting | type | default | |", "|---|---|---|---|"]
         for field in dataclasses.fields(cls):
-            kind = _cell(re.sub(r"\w+\.(?=\w)", "", str(field.type)))
+            kind = re.sub(r"\w+\.(?=\w)", "", str(field.type)).replace("UserPath", "str")
+            kind = _cell(kind)
             cells = f"`{field.name}`", f"`{kind}`", _default(field), _cell(meanings[field.name])
             rows.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(rows) + "\n")

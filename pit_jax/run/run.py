@@ -256,14 +256,23 @@ class Run:
         """Finds the newest checkpoint, or that of `step`, of a stage that T5X trained."""
         return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
 
-    def check_data(self) -> None:
-        """Refuses to judge stages of this run that were trained on other examples.
+    def check_data(self, needed: bool = True) -> None:
+        """Refuses to go on with stages of this run that were trained on other examples.
+
+        Args:
+          needed: whether the data must be there; if not, it is no mistake that it can't be read.
 
         Raises:
-          UserError: for the first one that was.
+          UserError: for the first stage that was.
         """
+        try:
+            digest = self.data.digest
+        except UserError:
+            if needed:
+                raise
+            return
         for name in self._stages:
-            run_directory.check_data(self.folder(name), self.data.digest)
+            run_directory.check_data(self.folder(name), digest)
 
     def identity(self) -> dict[str, str]:
         """Returns what gives the models' parameters their meaning, as directory.identity has it."""

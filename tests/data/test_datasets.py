@@ -61,6 +61,23 @@ def test_sizes_are_upper_bounds(tmp_path):
     assert dataset.dropped == {"over train_size": 10}
 
 
+@pytest.mark.parametrize(("pairs", "each"), [(29, 2), (54, 5), (3500, 300)])
+def test_a_tenth_may_be_held_out(pairs, each, tmp_path):
+    path = write(tmp_path / "p.jsonl", [f"prompt {i}" for i in range(pairs)])
+    tenth = DatasetConfig("preferences", 0, datasets.A_TENTH, datasets.A_TENTH, path=path)
+    (dataset,) = datasets.load(tenth)
+    found = {split: len(part) for split, part in dataset.splits.items()}
+    assert found == {"train": pairs - 2 * each, "dev": each, "test": each}
+    # Of files with others for dev and test, it is a tenth of those.
+    others = write(tmp_path / "t.jsonl", [f"other {i}" for i in range(40)])
+    (dataset,) = datasets.load(dataclasses.replace(tenth, test_path=others))
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "train": pairs,
+        "dev": 4,
+        "test": 4,
+    }
+
+
 def test_sizes_count_what_fits(tmp_path):
     path = write(tmp_path / "p.jsonl", [f"prompt {i}" for i in range(60)])
     asked = []
@@ -113,8 +130,8 @@ def test_test_files_hold_out_their_prompts(tmp_path):
             {"kind": "hh", "path": "x", "columns": {"promt": "a"}},
             "got columns for 'promt', expected one of prompt, .*; did you mean 'prompt'",
         ),
-        ({"kind": "hh", "path": "x", "columns": "a"}, "got columns='a', expected names of col"),
-        ({"kind": "hh", "path": "x", "columns": {"prompt": 3}}, "expected names of columns"),
+        ({"kind": "hh", "path": "x", "columns": "a"}, "columns: got 'a', expected a dict in br"),
+        ({"kind": "hh", "path": "x", "columns": {"prompt": 3}}, "got {'prompt': 3}, expected text"),
         (
             {"kind": "hh", "path": "x", "columns": {"prompt": "a", "chosen": "a"}},
             "expected each key once",
@@ -425,8 +442,11 @@ def test_parts_of_a_mixture_are_loaded_each_by_its_own_config():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"parts": ()}, r"mixture: got parts \(\), expected one dataset or more"),
-        ({"parts": ("hh",)}, r"mixture: got parts \('hh',\), expected one dataset or more"),
+        ({"parts": ()}, "mixture: got no parts, expected one dataset or more"),
+        (
+            {"parts": ("hh",)},
+            r"MixtureConfig.parts: got \('hh',\), expected a tuple, each part a DatasetConfig",
+        ),
         (
             {"parts": (SYNTHETIC,), "rates": (1.0, 2.0)},
             r"mixture: got rates \(1.0, 2.0\), expected 1 positive numbers",

@@ -243,8 +243,8 @@ MUTANTS = {
         ),
         (
             "R_P is read at the last token whatever its pooling",
-            "built, widths.reward, responses, run.pooling(name)",
-            'built, widths.reward, responses, "last"',
+            "model, pooling = self._model(name), run.pooling(name)",
+            'model, pooling = self._model(name), "last"',
             "evaluation/test_suite_scripted.py::test_a_text_is_scored_as_its_reward_model_was_trained",
         ),
         (

@@ -307,10 +307,12 @@ def _unknown(shapes: Sequence[Shape], fields: Fields) -> str:
     shape = max(shapes, key=lambda shape: len(shape.needs) - len(shape.lacks(fields)))
     lacks = shape.lacks(fields)
     keys = sorted(fields.record)
-    near = {name: nearest(name, keys) for name in lacks}
+    near = {name: nearest(name, [key for key in keys if key != name]) for name in lacks}
     name, hint = next(((n, h) for n, h in near.items() if h), ("", ""))
     hint = f"{hint[:-1]} for {name!r}?" if hint else ""
+    nulls = [name for name in lacks if fields.record.get(name, "") is None]
     wants = "lacks " + " and ".join(map(repr, lacks)) if lacks else "has text without 'Human:'"
+    wants += " (null is no text)" if nulls else ""
     return (
         f"got the keys {shown(keys)}, expected those of a known shape; the nearest, "
         f"{shape.name}, is as {shape.example} and this {wants}{hint}"
