@@ -84,9 +84,15 @@ def is_from(example, value: dict) -> bool:
         _is_joined(example.chosen, known) and _is_joined(example.rejected, known)
     ):
         return False
-    if example.prompt == _summary_prompt(value.get("info")):
+    return is_prompt(example.prompt, value)
+
+
+def is_prompt(x: str, value: dict) -> bool:
+    """Returns whether every text of a prompt x is a text of the record."""
+    known = texts(value)
+    if x == _summary_prompt(value.get("info")):
         return True
-    turns = getattr(example.prompt, "turns", None) or (("user", example.prompt),)
+    turns = getattr(x, "turns", None) or (("user", x),)
     said = [content.strip() for _, content in turns]
     return all(content in known or _is_joined(content, known) for content in said)
 

@@ -1,8 +1,9 @@
 """Gives mutated lines to every reader: `python -m tests.fuzz.run --lines 1000000 --seed 0`.
 
-No reader may raise anything but a UserError, or hang. What `records` gives has to be what `json`
-alone reads, and what it refuses has to be what tests.fuzz.oracle refuses. Every text of an accepted
-example has to be a text of its line.
+Readers are those of training data, of `improve --input` and of `evaluate --generations`. No reader
+may raise anything but a UserError, or hang. What `records` gives has to be what `json` alone reads,
+and what it refuses has to be what tests.fuzz.oracle refuses. Every text that is accepted has to be
+a text of its line.
 """
 
 import argparse
@@ -16,13 +17,19 @@ import random
 import signal
 import tempfile
 import time
+import types
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.files import records
 from pit_jax.data.files.readers import read_hh, read_preferences, read_summaries
+from pit_jax.data.layouts import Layout, Lengths
+from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
+from pit_jax.evaluation import generations
+from pit_jax.run.improving import Job
 from tests.fuzz import mutations, oracle
 
 READERS = {
@@ -31,6 +38,15 @@ READERS = {
     "posts": read_summaries,
     "articles": functools.partial(read_summaries, source="articles"),
 }
+BYTES = load("bytes")
+# What the two commands ask of a run before they sample or judge anything.
+RUN = types.SimpleNamespace(
+    config=types.SimpleNamespace(
+        dataset=DatasetConfig("preferences", 0, 0, 0, path="none"), lengths=Lengths(99, 30, 31)
+    ),
+    layout=Layout(BYTES),
+    vocabulary=BYTES,
+)
 LINES = 100
 SECONDS = 20
 FIRST = b'{"first": 1}'
@@ -155,8 +171,33 @@ def _counted(found, counts: Counts) -> None:
         assert record.problem.isprintable() and len(record.problem) < 500, record
 
 
+def _commands(value, counts: Counts) -> None:
+    """Reads a record as a row of `improve` and of `evaluate`, whose texts have to stay theirs."""
+    job = object.__new__(Job)
+    job._run = RUN
+    for name, parse in (
+        ("improve", job._parse),
+        ("evaluate", functools.partial(generations._generation, RUN)),
+    ):
+        try:
+            found = parse(value)
+        except ValueError as error:
+            assert str(error).isprintable() and len(str(error)) < 500, (name, value)
+            continue
+        if found is None:
+            continue
+        texts = found[1] if name == "evaluate" else [found[2]] * (found[2] is not None)
+        given = value["responses"] if name == "evaluate" else [value.get("response")]
+        assert texts == [text for text in given if text is not None], (name, value)
+        assert oracle.is_prompt(found[0], value), (name, found[0], value)
+        counts[name] += 1
+
+
 def _readers(path, values, counts: Counts) -> None:
     """Reads a file as every format: each example is of a record of its own, in their order."""
+    for value in values:
+        if value is not None:
+            _commands(value, counts)
     for name, read in READERS.items():
         reading = read(str(path), on_error="skip")
         assert reading.read == len(values) == len(reading.examples) + sum(reading.dropped.values())
