@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# git clone ADDRESS pit_jax && cd pit_jax && bash launch/local.sh quickstart
+#
 # One machine: sets up all that pit_jax needs, then runs it. `bash launch/local.sh help` tells how.
 set -euo pipefail
 
@@ -10,6 +12,11 @@ wanted=  # what an installation would be made from now: set by ensure_venv
 
 usage() {
   cat <<'TEXT'
+From nothing to the first report, where ADDRESS is that of this repository:
+
+  git clone ADDRESS pit_jax && cd pit_jax
+  bash launch/local.sh quickstart
+
 Usage: bash launch/local.sh COMMAND [ARGUMENT ...]
 
 Sets up a virtual environment on the first call (Python 3.11 or newer and a network are all it

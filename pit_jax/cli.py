@@ -82,6 +82,36 @@ signals:
   After SIGTERM or SIGINT (^C), a stage in training finishes its step, writes a checkpoint and ends
   with exit status 143 or 130; at any other time the process ends at once.
 """
+_IMPROVE = """
+input:
+  prompt, text or turns {role, content}; response, the text to improve, sampled where it is missing
+  or null; other keys come back as they are. Files are JSON lines, JSON or parquet, also packed.
+
+output, a line for each row of the input, in order:
+  responses    the texts: the response that was improved, then one for each iteration
+  ended        whether each ended within the window of responses
+  gaps         R_PIT's gap of each iteration; above 0 it is better than what it was made of
+  best         which of responses is the best by gap, counted from 0
+  response     the result: the best, or the last with --gin.ImproveConfig.keep="'last'"
+  stop_reason  iterations, unchanged, gap or time
+  truncated    whether a window cut a response, or cut one that the next was made of
+  models       stage@step of each role
+  seed         the seed of all draws
+  settings     the fields of ImproveConfig that aren't their defaults
+  status       ok; of a row that --on_error=skip has skipped, file:line: what is wrong
+
+  {"id": 7, "prompt": "2+2?", "responses": ["5", "4"], "ended": [true, true], "gaps": [1.2],
+   "best": 1, "response": "4", "stop_reason": "iterations", "truncated": false,
+   "models": {"gap_model": "rm_gap@80", "pit": "rl_pit@60", "policy": "rl_policy@60"}, "seed": 0,
+   "settings": {}, "status": "ok"}
+
+sampling, which has temperature, top_k and top_p:
+  --gin.policy/SamplingConfig.temperature=0.7   of the responses that are missing
+  --gin.pit/SamplingConfig.temperature=0.4      of the improvements
+
+  Rows are worked on in shards of RunConfig.shard_size, which are written to OUTPUT.parts as they
+  are done. Ended at any time, the same command goes on after the last of them.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,6 +211,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             epilog=(_SEVERAL_HOSTS if name in _ON_DEVICES else "")
+            + (_IMPROVE if name == "improve" else "")
             + f"\nexample:\n  {_EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -234,10 +265,21 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         if name == "improve":
             command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
             command.add_argument("--output", required=True, help="JSONL to write")
+            _add_on_error(command)
         if name == "evaluate":
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
             command.add_argument("--output", help="folder of the report; the run's own by default")
+            _add_on_error(command)
     return parser, commands.choices
+
+
+def _add_on_error(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--on_error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="rows that can't be used: stop before anything is done, or skip them (stop)",
+    )
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:

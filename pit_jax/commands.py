@@ -5,7 +5,6 @@ Each command takes the Run, the EvaluationConfig and the flags, except `plan`, w
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import pathlib
@@ -15,10 +14,11 @@ from typing import Any
 
 from etils import epath
 
-from pit_jax import files
-from pit_jax.data.files import formats
 from pit_jax.errors import UserError
 from pit_jax.runtime import processes
+
+# Commands for which the data need not be there.
+_WITHOUT_DATA = ("convert", "improve")
 
 
 def run(run, evaluation, options) -> None:
@@ -36,7 +36,7 @@ def run(run, evaluation, options) -> None:
     for warning in _warnings(run, evaluation):
         print(f"warning: {warning}", flush=True)
     pipeline.train_all(run)
-    _report(run, evaluation, run.directory, options)
+    _report(run, evaluation, _beside(run.directory, evaluation), options)
 
 
 def _warnings(run, evaluation) -> list[str]:
@@ -150,7 +150,9 @@ def evaluate(run, evaluation, options) -> None:
         _evaluate_generations(run, evaluation, options)
         return
     run.check_data()
-    directory = epath.Path(options.output) if options.output else run.directory
+    directory = _beside(run.directory, evaluation)
+    if options.output:
+        directory = epath.Path(options.output)
     _report(run, evaluation, directory, options)
 
 
@@ -177,7 +179,6 @@ def _report(run, evaluation, directory, options) -> None:
     from pit_jax.report import write as report
     from pit_jax.run import checks
 
-    directory = _beside(directory, evaluation)
     checks.check_records(run)
     print("evaluating …", flush=True)
     results = suite.Suite(run, evaluation).results()
@@ -193,134 +194,27 @@ def _report(run, evaluation, directory, options) -> None:
         print(f"report: {paths['html']}")
 
 
-def _read_records(path: str, required: dict[str, type]) -> list[dict[str, Any]]:
-    """Reads the objects of a JSONL file; what `prompt` says, text or turns, becomes `x`.
-
-    Raises:
-      UserError: for a line that isn't such an object; `file:line: what was expected`.
-    """
-    try:
-        lines = epath.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read: {error}") from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise UserError(f"{path}:{number}: expected a JSON object") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{number}: expected a JSON object")
-        for name, kind in required.items():
-            if not isinstance(record.get(name), kind):
-                raise UserError(f"{path}:{number}: expected {name!r} to be a {kind.__name__}")
-        try:
-            x = formats.prompt(record)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
-        records.append(record | {"line": number, "x": x})
-    if not records:
-        raise UserError(f"{path}: is empty, expected at least one JSON object a line")
-    return records
-
-
 def improve(run, evaluation, options) -> None:
     """Runs Algorithm 2 on the prompts of a file."""
-    from pit_jax.method.sampler import Response
-
-    records = _read_records(options.input, {})
-    output = epath.Path(options.output)
-    if output.is_dir() or (files.is_local(output) and not output.absolute().parent.is_dir()):
-        raise UserError(f"--output: can't write {output}, expected a file in a folder there is")
-    widths = run.layout.widths(run.config.lengths)
-    built = []
-    for record in records:
-        place = f"{options.input}:{record['line']}"
-        try:
-            built.append(run.layout.policy_prompt(record["x"]))
-        except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
-        if len(built[-1]) > widths.policy:
-            raise UserError(
-                f"{place}: prompt of {len(built[-1])} tokens, expected at most {widths.policy}"
-            )
-        if not isinstance(record.get("response", ""), str):
-            raise UserError(f"{place}: expected 'response' to be a str")
-    rows = list(range(len(records)))
-    sampled = run.sampler.respond(
-        run.load_frozen(evaluation.policy),
-        built,
-        widths.policy,
-        rows,
-        run.key("improve", evaluation.policy),
-        run.config.improve.policy_sampling,
-    )
-    responses = [
-        Response(run.vocabulary.encode(record["response"]), True) if "response" in record else one
-        for record, one in zip(records, sampled, strict=True)
-    ]
-    method = run.config.improve.method
-    model = run.load_frozen(evaluation.pit if method == "pit" else evaluation.policy)
-    gap_model = run.load_frozen(evaluation.gap_model)
-    improver = run.improver(model, gap_model, evaluation.gap_model)
-    key = run.key("improve", method)
-    prompts = [record["x"] for record in records]
-    traces = improver(prompts, responses, rows, key, run.config.improve)
-    if not processes.is_first():
-        return
-    keep = run.config.improve.keep
-    lines = []
-    for record, trace in zip(records, traces, strict=True):
-        texts = [run.vocabulary.decode(r.tokens) for r in trace.responses]
-        line = {
-            "prompt": record["prompt"],
-            "responses": texts,
-            "ended": [r.ended for r in trace.responses],
-            "gaps": trace.gaps,
-            "best": trace.best,
-            "response": texts[trace.final(keep)],
-            "stop_reason": trace.stop_reason,
-        }
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    files.write_whole(output, "".join(lines))
-    print(f"{_counts(traces, keep)} -> {options.output}")
+    run.check_data(needed=False)
+    _improving(run, evaluation, options)()
 
 
-def _counts(traces, keep: str) -> str:
-    """What became of the rows of `improve`, in one line."""
-    steps = [gap for trace in traces for gap in trace.gaps]
-    better, worse = sum(gap > 0 for gap in steps), sum(gap < 0 for gap in steps)
-    reasons = collections.Counter(trace.stop_reason for trace in traces)
-    stopped = ", ".join(f"{count} by {reason}" for reason, count in sorted(reasons.items()))
-    changed = sum(trace.final(keep) > 0 for trace in traces)
-    what = "the best response by gap" if keep == "best" else "the last response"
-    return (
-        f"{len(traces)} prompts, each with {what}: {changed} changed; of {len(steps)} steps "
-        f"{better} better and {worse} worse by gap; stopped: {stopped}"
-    )
+def _improving(run, evaluation, options):
+    from pit_jax.run import improving
+
+    stages = {name: getattr(evaluation, name) for name in ("policy", "pit", "gap_model")}
+    return improving.Job(run, stages, options.input, options.output, options.on_error)
 
 
 def _evaluate_generations(run, evaluation, options) -> None:
-    from pit_jax.data.synthetic import instructions
-    from pit_jax.evaluation import suite
+    from pit_jax.evaluation import generations, suite
     from pit_jax.report import write as report
 
-    records = _read_records(options.generations, {"responses": list})
-    dataset = run.config.dataset
-    for record in records:
-        place = f"{options.generations}:{record['line']}"
-        texts = record["responses"]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{place}: expected 'responses' to be a list of one str or more")
-        if dataset.kind == "instructions":
-            try:
-                instructions.check(dataset.family, record["x"], texts[0])
-            except ValueError as error:
-                raise UserError(f"{place}: {error}") from None
-    records = [record | {"prompt": record["x"]} for record in records]
-    results = suite.Suite(run, evaluation).judge_generations(records)
+    found = generations.read(run, options.generations, options.on_error)
+    for line in found.notes:
+        print(line)
+    results = suite.Suite(run, evaluation).judge_generations(found.records)
     print(report.format_summary(results))
     if options.output and processes.is_first():
         paths = report.write_report(results, options.output)
@@ -329,9 +223,11 @@ def _evaluate_generations(run, evaluation, options) -> None:
 
 def _check_command(run, evaluation, options) -> None:
     """Refuses what a command could only refuse, or fail at, when it is under way."""
+    from pit_jax.evaluation import generations
     from pit_jax.run import checks
 
-    _check_read(run)
+    if options.command not in _WITHOUT_DATA:
+        _check_read(run)
     if options.command == "run":
         _check_evaluation(run, evaluation)
     if options.command in ("run", "train"):
@@ -342,10 +238,12 @@ def _check_command(run, evaluation, options) -> None:
     elif options.command == "convert":
         checks.check_models(run, [run.stage(options.stage).name])
     elif options.command == "improve":
-        _read_records(options.input, {})
-        checks.check_models(run, [evaluation.policy, evaluation.pit, evaluation.gap_model])
+        job = _improving(run, evaluation, options)
+        checks.check_models(run, job.needed.values())
+        print(f"improve        {job.describe()}")
     elif options.command == "evaluate" and options.generations:
-        _read_records(options.generations, {"responses": list})
+        found = generations.read(run, options.generations, options.on_error)
+        print(f"generations    {len(found.records)} rows to judge")
     elif options.command == "evaluate":
         _check_evaluation(run, evaluation)
         checks.check_models(run, evaluation.stages)
@@ -353,7 +251,9 @@ def _check_command(run, evaluation, options) -> None:
 
 def _check_read(run) -> None:
     if not run.data.report()["read"]:
-        raise UserError(f"data: {run.config.dataset.name} has no pairs, expected one or more")
+        dataset = run.config.dataset
+        path = getattr(dataset, "path", "") or dataset.name
+        raise UserError(f"{path}: has no pairs, expected one or more")
 
 
 def describe(run, evaluation, options) -> None:
@@ -365,10 +265,11 @@ def describe(run, evaluation, options) -> None:
     _check_command(run, evaluation, options)
     print(f"run directory  {run.directory} (nothing is written)")
     print(f"mesh           {dict(run.partitioner.mesh.shape)} on {jax.devices()[0].device_kind}")
-    report = run.data.report()
-    dropped = ", ".join(f"{n} {reason}" for reason, n in report["dropped"].items()) or "none"
-    print(f"data           {report['read']} read; dropped: {dropped}")
-    print(f"               {report['splits']}, folds of train {report['folds']}")
+    if options.command not in _WITHOUT_DATA:
+        report = run.data.report()
+        dropped = ", ".join(f"{n} {reason}" for reason, n in report["dropped"].items()) or "none"
+        print(f"data           {report['read']} read; dropped: {dropped}")
+        print(f"               {report['splits']}, folds of train {report['folds']}")
     lengths = run.config.lengths
     print(
         f"windows        prompt {lengths.prompt}, reference {lengths.reference}, response "

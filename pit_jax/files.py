@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from etils import epath
 
@@ -75,20 +78,25 @@ def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="pit_jax_")
 
 
-def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
-    """Writes or replaces a file, so that neither a crash nor a reader ever meets half of it.
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a file to write, piece by piece, that is there once the block ends without an error.
 
-    Its folder is made if missing. Text is encoded as UTF-8. A file on a disk is synced.
+    Neither a crash nor a reader ever meets half of it, and an error leaves what was there before.
+    Its folder is made if missing. A file on a disk is synced.
     """
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    content = data.encode() if isinstance(data, str) else data
     if not is_local(target):
-        target.write_bytes(content)  # an object of a bucket appears when it is complete
+        with tempfile.TemporaryFile() as ours:
+            yield ours
+            ours.seek(0)
+            with target.open("wb") as theirs:  # an object of a bucket appears when it is complete
+                shutil.copyfileobj(ours, theirs, 2**24)
         return
     scratch = target.with_name(target.name + ".tmp")
     with open(scratch, "wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, target)
@@ -98,3 +106,9 @@ def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
+    """Writes or replaces a file as `whole` does; text is encoded as UTF-8."""
+    with whole(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)

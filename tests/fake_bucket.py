@@ -37,6 +37,12 @@ class Bucket(backend._OsPathBackend):
     def makedirs(self, path, *, exist_ok=False, mode=None):
         super().makedirs(self.path(path), exist_ok=exist_ok, mode=mode)
 
+    def remove(self, path):
+        super().remove(self.path(path))
+
+    def rmtree(self, path):
+        super().rmtree(self.path(path))
+
     def replace(self, path, dst):
         raise AssertionError(f"{path}: a bucket's objects can't be renamed")
 

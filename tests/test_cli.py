@@ -15,6 +15,7 @@ import pytest
 
 from pit_jax import bindings, cli, commands
 from pit_jax.errors import NotFiniteError
+from pit_jax.run import improving
 from pit_jax.runtime import processes
 from tests import tiny_runs
 from tests.child_environment import child_environment
@@ -165,7 +166,7 @@ def test_mistakes_in_a_configuration(arguments, message, fails, tmp_path):
 
 
 def test_mistakes_in_gin_files(fails):
-    fails("gin: .*run.gin:2: Unable to parse value", "run", gin="SEED = 0\nSEED = = 1\n")
+    fails("gin: .*run.gin:2: Unable to parse", "run", gin="SEED = 0\nSEED = = 1\n")
     fails("gin: .*no/such.gin", "run", gin="include 'no/such.gin'\n")
     fails(
         "gin: .*pit_jax.*nothing",
@@ -295,13 +296,37 @@ def test_improve_draws_alike_again(improved, trained, capsys):
     assert tiny_runs.command("improve", trained, *arguments) == 0
     assert out.read_text() == before
     lines = [json.loads(line) for line in before.splitlines()]
-    changed = sum(line["best"] > 0 for line in lines)
+    changed = sum(line["response"] != line["responses"][0] for line in lines)
+    cut = sum(line["truncated"] for line in lines)
     gaps = [gap for line in lines for gap in line["gaps"]]
     better, worse = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
     assert (
         f"5 prompts, each with the best response by gap: {changed} changed; of 10 steps {better} "
-        f"better and {worse} worse by gap; stopped: 5 by iterations -> {out}"
+        f"better and {worse} worse by gap; stopped: 5 by iterations; {cut} truncated -> {out}"
     ) in capsys.readouterr().out
+
+
+def test_the_help_of_improve_names_what_its_lines_have(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["improve", "--help"])
+    shown = capsys.readouterr().out
+    example = json.loads(
+        shown.partition('\n  {"id"')[2].partition("\n\nsampling")[0].join(['{"id"', ""])
+    )
+    assert list(example) == ["id", "prompt", *improving.FIELDS]
+    for field in improving.FIELDS:
+        assert re.search(rf"^  {field}  ", shown, re.M), field
+
+
+def test_a_dry_run_of_improve_reads_its_input_and_needs_no_data(improved, trained, capsys):
+    _, out, arguments = improved
+    before = out.stat().st_mtime_ns
+    data = "--gin.DatasetConfig.kind='preferences'", "--gin.DatasetConfig.path='none.jsonl'"
+    assert tiny_runs.command("improve", trained, *arguments, *data, "--dry_run") == 0
+    expected = (
+        "improve        5 rows in 1 shards: 5 to improve, of which 3 need a response; 0 to skip"
+    )
+    assert expected in capsys.readouterr().out and out.stat().st_mtime_ns == before
 
 
 def test_improve_stops_by_the_gap(improved, trained, tmp_path):
@@ -349,15 +374,15 @@ def test_evaluate_judges_by_the_checker(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"prompt": "a"}', "{"], r"given.jsonl:2: expected a JSON object"),
-        (["", '["prompt"]'], r"given.jsonl:2: expected a JSON object"),
+        (['{"prompt": "a"}', "{"], r"given.jsonl:2: got '{' .*, expected a JSON object"),
+        (["", '["prompt"]'], r"given.jsonl:2: got .*, expected a JSON object"),
         (['{"prompt": 3}'], r"given.jsonl:1: got 3, expected text under 'prompt'"),
         (
             ['{"text": "a"}'],
-            r"given.jsonl:1: got the keys .*text.*, expected text or turns under 'prompt'",
+            r"given.jsonl:1: got the keys .*text.*, expected text .*under 'prompt'",
         ),
-        (['{"prompt": "a", "response": 3}'], r"given.jsonl:1: expected 'response' to be a str"),
-        (['{"prompt": "a b c d e f g h"}'], r"given.jsonl:1: prompt of 10 tokens, .* at most 8"),
+        (['{"prompt": "a", "response": 3}'], r":1: got 3, expected text under 'response'"),
+        (['{"prompt": "a b c d e f g h"}'], r":1: got a prompt of 10 tokens, .* at most 8"),
         ([], r"given.jsonl: is empty, expected at least one JSON object"),
     ],
 )
@@ -371,9 +396,15 @@ def test_mistakes_in_the_input_of_improve(lines, message, fails, trained, tmp_pa
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"prompt": "a"}'], r"given.jsonl:1: expected 'responses' to be a list"),
-        (['{"prompt": "a", "responses": []}'], r"given.jsonl:1: expected 'responses' to be a list"),
-        (['{"prompt": "a", "responses": [3]}'], r"given.jsonl:1: expected 'responses' to be a l"),
+        (['{"prompt": "a"}'], r"given.jsonl:1: got .*, expected a list of one text or"),
+        (
+            ['{"prompt": "a", "responses": []}'],
+            r"given.jsonl:1: got .*, expected a list of one text or",
+        ),
+        (
+            ['{"prompt": "a", "responses": [3]}'],
+            r"given.jsonl:1: got .*, expected a list of one text or",
+        ),
         (
             ['{"prompt": "hello", "responses": ["a"]}'],
             r"given.jsonl:1: drafts: got the prompt 'hello', expected",
@@ -389,9 +420,9 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
     given = write_lines(tmp_path / "in.jsonl", '{"prompt": "from 4 do +3"}')
     out = tmp_path / "out.jsonl"
     missing = tmp_path / "none.jsonl"
-    there = {"folder": trained}
-    fails("none.jsonl: can't be read", "improve", f"--input={missing}", f"--output={out}", **there)
-    fails("can't be read", "improve", f"--input={tmp_path}", f"--output={out}", **there)
+    arguments = ("improve", f"--output={out}")
+    fails("none.jsonl: no such file", *arguments, f"--input={missing}", folder=trained)
+    fails("got a folder, expected files", *arguments, f"--input={tmp_path}", folder=trained)
     fails(
         "--output: can't write .*nowhere/out.jsonl",
         "improve",
@@ -402,7 +433,7 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     fails(
-        "rl_policy.*not found; train stage 'rl_policy' first",
+        "rm_gap.*not found; train stage 'rm_gap' first",
         "improve",
         f"--input={given}",
         f"--output={out}",
@@ -466,10 +497,10 @@ def test_commands_that_compute_on_devices_join_several_hosts(command, capsys):
         assert (word in output) == (command not in ("data", "plan"))
 
 
-def test_a_mistake_in_joining_hosts_is_one_line(monkeypatch, fails):
+def test_a_mistake_in_joining_hosts_is_one_line(trained, monkeypatch, fails):
     monkeypatch.setenv("PIT_JAX_PROCESS_COUNT", "2")
     message = "--distributed: PIT_JAX_PROCESS_COUNT set, expected PIT_JAX_COORDINATOR too"
-    fails(message, "train", "--gin.STAGE=pretrain", "--distributed")
+    fails(message, "evaluate", "--distributed", folder=trained)
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake(tmp_path):

@@ -122,13 +122,13 @@ def test_an_empty_file_is_refused(name, refused, tmp_path):
     assert refused(name, f"--gin.PREFERENCES_PATH={path}", gin=file)
 
 
-# --- dry runs -----------------------------------------------------------------------------------
+# --- dry runs ------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_of_improve_looks_at_its_input_and_models(refused, trained, capsys, tmp_path):
     given, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     flags = (f"--input={given}", f"--output={out}")
-    assert f"{given}: can't be read" in refused("improve", *flags, "--dry_run", folder=trained)
+    assert f"{given}: no such file" in refused("improve", *flags, "--dry_run", folder=trained)
     given.write_text('{"prompt": "from 4 do +3"}\n')
     assert "(nothing is written)" in dry(capsys, "improve", trained, *flags)
     assert not out.exists()

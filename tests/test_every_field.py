@@ -41,6 +41,9 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         ),
         "data/test_datasets.py::test_on_error_says_what_becomes_of_a_malformed_line": "on_error",
         "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn": "group_by",
+        "data/test_datasets.py::test_columns_and_a_minimum_margin_are_those_of_the_reader": (
+            "columns min_margin"
+        ),
     },
     "data.datasets.MixtureConfig": {
         "data/test_datasets.py::test_parts_of_a_mixture_are_loaded_each_by_its_own_config": "parts",
@@ -101,8 +104,10 @@ SHOWN_BY: dict[str, dict[str, str]] = {
     "method.improve.ImproveConfig": {
         "method/test_improve.py::test_a_fixed_number_of_iterations": "iterations",
         "method/test_improve.py::test_every_pass_samples_as_sampling_says": "sampling",
-        "test_commands.py::test_each_role_samples_as_the_configuration_says": "policy_sampling",
-        "test_commands.py::test_keep_says_which_response_is_the_result": "keep",
+        "run/test_improving.py::test_each_role_samples_as_the_configuration_says": (
+            "policy_sampling"
+        ),
+        "run/test_improving.py::test_keep_says_which_response_is_the_result": "keep",
         "method/test_improve.py::test_an_unchanged_response_stops_its_row": "stop_unchanged",
         "method/test_improve.py::test_a_gap_below_epsilon_keeps_the_response_before": "min_gap",
         "method/test_improve.py::test_a_time_budget_starts_no_further_iteration": "time_budget",
@@ -239,10 +244,12 @@ SHOWN_BY: dict[str, dict[str, str]] = {
 
 # Frozen dataclasses that nobody sets: results, records, and parts that are made of a configuration.
 MADE = {
-    "data.datasets": "Dataset",
+    "data.datasets": "Dataset _Source",
     "data.examples": "Check Example",
+    "data.files.formats": "Half",
     "data.files.readers": "Reading",
     "data.files.records": "Record",
+    "data.files.shapes": "Rules Shape",
     "data.layouts": "Block Widths",
     "data.reference_store": "ReferenceMeta",
     "data.seqio_tasks.tasks": "TaskRow",
@@ -264,6 +271,7 @@ MADE = {
     "report.blocks": (
         "Cell Code Figure Paragraph Response Sample Section Table Tile Tiles Warnings"
     ),
+    "run.improving": "Row",
     "runtime.profiling": "Window",
 }
 

@@ -61,3 +61,16 @@ def test_a_bucket_gets_the_object_itself(tmp_path, monkeypatch):
     files.write_whole("gs://bucket/run/file", "text")
     assert [path.name for path in (tmp_path / "bucket" / "run").iterdir()] == ["file"]
     assert (tmp_path / "bucket" / "run" / "file").read_text() == "text"
+
+
+def test_an_error_while_a_file_is_written_leaves_what_was_there(tmp_path, monkeypatch):
+    fake_bucket.install(monkeypatch, tmp_path)
+    for path, there in ((tmp_path / "file", tmp_path), ("gs://bucket/file", tmp_path / "bucket")):
+        files.write_whole(path, "old")
+        with pytest.raises(ZeroDivisionError), files.whole(path) as file:
+            file.write(b"new")
+            raise ZeroDivisionError
+        assert (there / "file").read_text() == "old"
+        with files.whole(path) as file:
+            file.writelines([b"new\n", b"lines\n"])
+        assert (there / "file").read_text() == "new\nlines\n"

@@ -89,7 +89,7 @@ def checkout(tmp_path):
 def test_help_names_the_commands_and_installs_nothing(checkout, arguments):
     result = checkout.run(*arguments)
     assert result.returncode == 0
-    for word in ("quickstart", "test", "lint", "PIT_JAX_VENV"):
+    for word in ("git clone", "quickstart", "test", "lint", "PIT_JAX_VENV"):
         assert word in result.stdout
     assert checkout.calls() == []
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import math
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.examples import SPLITS, Example, stable_hash
-from pit_jax.data.files import formats, readers
+from pit_jax.data.files import formats, readers, turns
+from pit_jax.data.files.fields import NAMES, Fields, nearest
 from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
 
@@ -20,10 +24,15 @@ _READERS: dict[str, Callable[..., readers.Reading]] = {
     "summaries": readers.read_summaries,
 }
 KINDS = ("instructions", *_READERS, "tfds")
-# What examples share that are in one split and in one fold together -> how a prompt tells it.
-_GROUPS: dict[str, Callable[[str], str]] = {
-    "prompt": lambda prompt: prompt,
-    "first_turn": formats.first_turn,
+# The kinds whose files may have any of shapes.SHAPES.
+_SHAPED = ("preferences", "hh")
+A_TENTH = -1  # a size of dev or test
+_MOST_OF_A_TENTH = 300
+# What examples share that are in one split and in one fold together -> what an example has of it:
+# how its x says it, and how its file does.
+_GROUPS: dict[str, Callable[[Example], tuple[str, str]]] = {
+    "prompt": lambda e: (e.prompt, e.group),
+    "first_turn": lambda e: (turns.first_turn(e.prompt),) * 2,
 }
 
 
@@ -38,7 +47,8 @@ class DatasetConfig:
         `tfds build` has prepared (data/files/builders.py).
       train_size: examples in the train split; 0 means all that remain, except for `instructions`.
         Of files, it takes them in the order of a hash, like dev and test, and not the first ones.
-      dev_size: examples in the dev split; except for `instructions`, at most this many.
+      dev_size: examples in the dev split; except for `instructions`, at most this many, and -1
+        takes a tenth of those that are read, 300 at most.
       test_size: examples in the test split, likewise.
       seed: seed of the synthetic generator.
       family: for `instructions` only: a key of instructions.FAMILIES.
@@ -49,7 +59,12 @@ class DatasetConfig:
       data_dir: for `tfds` only: the `--data_dir` it was prepared with; empty is TFDS's own.
       on_error: for files only: `raise` stops at malformed lines, `skip` counts them as dropped.
       group_by: which examples stay together in one split and in one fold: those with the same
-        `prompt`, or the same `first_turn`, for files that have dialogues cut after each turn.
+        `prompt`, or the same `first_turn`, for files that have dialogues cut after each turn. Those
+        that differ only in white space, or in how Unicode composes characters, are the same.
+      columns: for `preferences` and `hh` only: name of fields.NAMES, such as `chosen`, -> the key
+        that stands for it in the files.
+      min_margin: for `preferences` and `hh` only: by how much the chosen response has to be better,
+        in the unit of the files' own scores; 0 takes every pair but ties.
     """
 
     kind: str
@@ -64,17 +79,23 @@ class DatasetConfig:
     data_dir: UserPath = ""
     on_error: str = "raise"
     group_by: str = "prompt"
+    columns: Mapping[str, str] | None = dataclasses.field(
+        default=None, hash=False, metadata={"variation": True}
+    )
+    min_margin: float = dataclasses.field(default=0.0, metadata={"variation": True})
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"dataset: got kind {self.kind!r}, expected one of {', '.join(KINDS)}")
-        at_least(self, 0, "train_size", "dev_size", "test_size", "seed")
+        at_least(self, 0, "train_size", "seed")
+        at_least(self, 0 if self.kind == "instructions" else A_TENTH, "dev_size", "test_size")
         if self.on_error not in readers.ON_ERROR:
             choices = ", ".join(readers.ON_ERROR)
             raise UserError(f"dataset: got on_error={self.on_error!r}, expected one of {choices}")
         if self.group_by not in _GROUPS:
             choices = ", ".join(_GROUPS)
             raise UserError(f"dataset: got group_by={self.group_by!r}, expected one of {choices}")
+        self._check_columns()
         if self.kind == "instructions":
             if self.family not in instructions.FAMILIES:
                 choices = ", ".join(instructions.FAMILIES)
@@ -87,6 +108,24 @@ class DatasetConfig:
                 )
         elif not self.path:
             raise UserError(f"dataset: kind {self.kind!r} needs a path, got none")
+
+    def _check_columns(self) -> None:
+        columns = self.columns or {}
+        for name in columns:
+            if name not in NAMES:
+                raise UserError(
+                    f"dataset: got columns for {name!r}, expected one of {', '.join(NAMES)}"
+                    f"{nearest(name, NAMES)}"
+                )
+        if len(set(columns.values())) < len(columns):
+            raise UserError(f"dataset: got columns={columns!r}, expected each key once")
+        if not 0 <= self.min_margin < math.inf:
+            raise UserError(f"dataset: got min_margin={self.min_margin}, expected 0 or more")
+        if (columns or self.min_margin) and self.kind not in _SHAPED:
+            raise UserError(
+                f"dataset: got columns or min_margin for kind {self.kind!r}, expected them for "
+                + " or ".join(_SHAPED)
+            )
 
     @property
     def name(self) -> str:
@@ -110,8 +149,8 @@ class MixtureConfig:
     kind = "mixture"
 
     def __post_init__(self):
-        if not self.parts or any(not isinstance(part, DatasetConfig) for part in self.parts):
-            raise UserError(f"mixture: got parts {self.parts!r}, expected one dataset or more")
+        if not self.parts:
+            raise UserError("mixture: got no parts, expected one dataset or more")
         if self.rates and (len(self.rates) != len(self.parts) or min(self.rates) <= 0):
             raise UserError(
                 f"mixture: got rates {self.rates}, expected {len(self.parts)} positive numbers, "
@@ -145,6 +184,7 @@ class Dataset:
       read: number of pairs read from files, or generated.
       dropped: reason -> number of pairs read that are in no split.
       malformed: some of the lines that were skipped, as `file:line: …`.
+      shape: the shape that the files were read as; see readers.Reading.
     """
 
     name: str
@@ -152,6 +192,33 @@ class Dataset:
     read: int
     dropped: dict[str, int]
     malformed: tuple[str, ...] = ()
+    shape: str = ""
+
+
+def prompt(config: DatasetConfig | MixtureConfig, record: Mapping[str, Any]) -> str:
+    """Makes x of a record's prompt, text or turns, as it is made for training on a dataset.
+
+    A text is x as it stands where the dataset is synthetic, at least in part. Elsewhere it is made
+    x as module turns says, and `prompt` may be spelled as in the dataset's files.
+
+    Raises:
+      ValueError: if the record has no prompt, or one that is neither text nor turns.
+    """
+    parts = config.parts if isinstance(config, MixtureConfig) else (config,)
+    mappings = [part.columns or {} for part in parts]
+    mapped = (columns for columns in mappings if columns.get("prompt") in record)
+    columns = {name: key for name, key in next(mapped, {}).items() if key in record}
+    fields = Fields(record, columns)
+    if any(map(_is_synthetic, parts)) and turns.listed(fields["prompt"]) is None:
+        return fields.text("prompt")
+    return formats.prompt(fields)
+
+
+def _is_synthetic(config: DatasetConfig) -> bool:
+    path = config.path if isinstance(config.path, str) else ""
+    return config.kind == "instructions" or (
+        config.kind == "tfds" and "instructions" in path.split("/")
+    )
 
 
 def load(
@@ -161,7 +228,9 @@ def load(
 ) -> list[Dataset]:
     """Generates or reads the dataset, or every dataset of a mixture.
 
-    Examples from a file go together by group: those that share the prompt, or what `group_by` says.
+    Examples from a file go together by group: those that share the prompt, or what `group_by` says,
+    but for white space. A group is named, and so hashed, as its files have it: where it is written
+    in several ways, as the shortest of them.
     Groups are taken in the order of a hash, first for test, then for dev, until each has its size
     of examples that fit the windows (the others are dropped later, by whoever tokenizes); the rest
     is train. So a group with several pairs is in a single split, and the choice doesn't depend on
@@ -182,7 +251,9 @@ def load(
       UserError: for files that can't be read and families that are exhausted.
     """
     parts = config.parts if isinstance(config, MixtureConfig) else (config,)
-    loaded = [_load(part, fits, check) for part in parts]
+    sources = [_source(part, check) for part in parts]
+    group = _grouping(sources, _GROUPS[config.group_by])
+    loaded = [_divided(each, group, fits) for each in sources]
     held_out: set[str] = set()
     names: collections.Counter[str] = collections.Counter()
     datasets = []
@@ -223,10 +294,54 @@ def _words(group_by: str) -> str:
     return group_by.replace("_", " ")
 
 
-def _load(
-    config: DatasetConfig, fits: Callable[[Example], bool], check: readers.Check | None
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Holds what was read for a dataset; `held_out` is None if its own files hold dev and test."""
+
+    config: DatasetConfig
+    reading: readers.Reading
+    held_out: readers.Reading | None
+
+
+def _source(config: DatasetConfig, check: readers.Check | None) -> _Source:
+    if config.kind == "instructions":
+        return _Source(config, readers.Reading([], 0, {}), None)
+    return _Source(config, *_read(config, check))
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _grouping(
+    sources: Sequence[_Source], told: Callable[[Example], tuple[str, str]]
+) -> Callable[[Example], str]:
+    """Returns what names an example's group, the same in all of the sources."""
+    names: dict[str, str] = {}
+    for each in sources:
+        if _is_synthetic(each.config):
+            continue
+        for reading in filter(None, (each.reading, each.held_out)):
+            for text, name in map(told, reading.examples):
+                key = _normal(text)
+                names[key] = min(names.get(key, name), name, key=_by_length)
+
+    def group(example: Example) -> str:
+        text, name = told(example)
+        return names.get(_normal(text), name)
+
+    return group
+
+
+def _by_length(text: str) -> tuple[int, str]:
+    return len(text), text
+
+
+def _divided(
+    source: _Source, group: Callable[[Example], str], fits: Callable[[Example], bool]
 ) -> Dataset:
-    """Loads a dataset, with a Counter as `dropped`."""
+    """Divides what was read, or generates it, with a Counter as `dropped`."""
+    config, reading, held_out = source.config, source.reading, source.held_out
     sizes = {"train": config.train_size, "dev": config.dev_size, "test": config.test_size}
     if config.kind == "instructions":
         splits = {
@@ -234,32 +349,32 @@ def _load(
                 instructions.examples(
                     config.family, split, sizes[split], config.seed, config.level
                 ),
-                config,
+                group,
             )
             for split in SPLITS
         }
         read = sum(map(len, splits.values()))
         return Dataset(config.name, splits, read, collections.Counter())
-    reading, held_out = _read(config, check)
     dropped = collections.Counter(reading.dropped)
     count, malformed = reading.read, reading.malformed
-    examples = _grouped(reading.examples, config)
+    examples = _grouped(reading.examples, group)
     if held_out is not None:
         dropped.update(held_out.dropped)
         count, malformed = count + held_out.read, malformed + held_out.malformed
-        others = _grouped(held_out.examples, config)
-        test, dev, unused = _divide(others, sizes, fits)
+        others = _grouped(held_out.examples, group)
+        test, dev, unused = _divide(others, _held_out_sizes(sizes, others), fits)
         dropped["not needed for dev or test"] = len(unused)
         groups = {example.group for example in others}
         train = [e for e in examples if e.group not in groups]
         dropped[f"{_words(config.group_by)} also in the test files"] = len(examples) - len(train)
     else:
-        test, dev, train = _divide(examples, sizes, fits)
+        test, dev, train = _divide(examples, _held_out_sizes(sizes, examples), fits)
     if sizes["train"]:
         dropped["over train_size"] = max(0, len(train) - sizes["train"])
         train = sorted(sorted(train, key=_order)[: sizes["train"]], key=lambda e: e.index)
     splits = {"train": train, "dev": dev, "test": test}
-    return Dataset(config.name, splits, count, dropped, malformed)
+    both = dict.fromkeys(each.shape for each in (reading, held_out) if each and each.shape)
+    return Dataset(config.name, splits, count, dropped, malformed, "; ".join(both))
 
 
 def _read(
@@ -268,6 +383,8 @@ def _read(
     """Reads the pairs to train on, some of them to hold out, and those of `test_path`, if any."""
     if config.kind != "tfds":
         read = _READERS[config.kind]
+        if config.kind in _SHAPED:
+            read = functools.partial(read, columns=config.columns, min_margin=config.min_margin)
         reading = read(config.path, on_error=config.on_error, check=check)
         if not config.test_path:
             return reading, None
@@ -286,9 +403,13 @@ def _read(
     return found[0], found[1] if held_out else None
 
 
-def _grouped(examples: list[Example], config: DatasetConfig) -> list[Example]:
-    group = _GROUPS[config.group_by]
-    return [dataclasses.replace(example, group=group(example.prompt)) for example in examples]
+def _grouped(examples: list[Example], group: Callable[[Example], str]) -> list[Example]:
+    return [dataclasses.replace(example, group=group(example)) for example in examples]
+
+
+def _held_out_sizes(sizes: dict[str, int], pool: list[Example]) -> dict[str, int]:
+    tenth = min(len(pool) // 10, _MOST_OF_A_TENTH)
+    return {split: tenth if size == A_TENTH else size for split, size in sizes.items()}
 
 
 def _divide(

@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from pit_jax.data import batching, datasets, tables, windows
+from pit_jax.data import batching, datasets, layouts, tables, windows
 from pit_jax.data.batching import Batch, BatchingConfig
 from pit_jax.data.examples import FOLDS, SPLITS, Example, digest, of_fold
 from pit_jax.data.layouts import (
     FEATURES,
-    LEFT_OUT,
     TASK_FOLDS,
     TASK_ROWS,
     Layout,
@@ -147,8 +146,8 @@ class InputPipeline:
             return table.in_order(batch_size, start_batch, limit)
         rates = self._rates if len(table.sources) > 1 else ()
         if rates and min(table.sources) == 0:
-            empty = [d.name for d, n in zip(self._datasets, table.sources, strict=True) if not n]
-            raise UserError(f"{task}: the mixture draws from {empty[0]}, which has no rows")
+            empty = self._datasets[table.sources.index(0)].name
+            raise UserError(f"{task}: the mixture draws from {empty}, which has no rows")
         order = batching.batch_rows(
             table.sources,
             rates,
@@ -279,7 +278,8 @@ class InputPipeline:
     def report(self) -> dict[str, Any]:
         """Counts pairs: `read`, `dropped` by reason, and what is left: `splits`, `folds` of train.
 
-        `malformed` lists the first lines that were skipped, as `file:line: …`.
+        `malformed` lists the first lines that were skipped, as `file:line: …`; `shapes` says as
+        what the files were read.
 
         Every pair is counted once: read = sum of dropped + sum of splits. Of several reasons the
         first one in layouts.LEFT_OUT counts.
@@ -291,7 +291,7 @@ class InputPipeline:
         for split in SPLITS:
             marks = self._left_out(split)
             splits[split] = int(np.sum(marks == 0))
-            for number, reason in enumerate(LEFT_OUT, 1):
+            for number, reason in enumerate(layouts.LEFT_OUT, 1):
                 if count := int(np.sum(marks == number)):
                     dropped[reason] += count
         return {
@@ -300,6 +300,7 @@ class InputPipeline:
             "splits": splits,
             "folds": {fold: len(self.examples("train", fold)) for fold in FOLDS},
             "malformed": [line for each in self._datasets for line in each.malformed],
+            "shapes": [each.shape for each in self._datasets if each.shape],
         }
 
     def _register(self) -> None:
@@ -355,7 +356,6 @@ class InputPipeline:
           UserError: if there is less than one batch of examples.
         """
         table = self._table(task, "train", None, DATA_REFERENCES)
-
         lengths = self.feature_lengths(task)
         name, width = {
             "inputs": ("decoder_segment_ids", lengths.get("inputs", 0) + lengths.get("targets", 0)),

@@ -61,7 +61,11 @@ def from_data(datasets: Sequence[Dataset], layout: Layout) -> Lengths:
     """
     examples = [e for each in datasets for part in each.splits.values() for e in part]
     if not examples:
-        raise UserError("Lengths: got no example to find windows by, expected some, or windows")
+        dropped = ", ".join(f"{n} {why}" for d in datasets for why, n in d.dropped.items())
+        raise UserError(
+            f"data: got no pair to learn from, expected some; read {sum(d.read for d in datasets)}"
+            + (f", dropped {dropped}" if dropped else "")
+        )
     chosen = sorted(examples, key=lambda e: (stable_hash(e.group, "order"), e.group))[:_MEASURED]
     sizes = [layout.sizes(e.prompt, e.chosen, e.rejected) for e in chosen]
     prompt_N = np.array([size["prompt"] for size in sizes])

@@ -34,7 +34,8 @@ class ImproveConfig:
       stop_unchanged: whether a row stops when its response comes back unchanged.
       min_gap: a row stops when r_gap(x, y_{k+1}, y_k) is below this, and keeps y_k; with None it
         never stops for its gap.
-      time_budget: seconds after which no further iteration starts; 0 sets no limit.
+      time_budget: seconds after which no further iteration starts, of the rows that are improved
+        together (a shard of `improve`); 0 sets no limit.
       method: `pit`, or the baseline `self_refine`.
       feedback_prompt: Self-Refine's first prompt, with `{prompt}` and `{response}`.
       refine_prompt: its second prompt, with `{prompt}`, `{response}` and `{feedback}`.

@@ -176,6 +176,8 @@ def _examples_text(found) -> Iterator[str]:
     yield f"  {'kept':<28}{kept:>10,}"
     for name, parts in (("splits", examples["splits"]), ("folds of train", examples["folds"])):
         yield f"  {name:<28}" + "  ".join(f"{part} {count:,}" for part, count in parts.items())
+    for shape in examples["shapes"]:
+        yield f"  read as {printable(shape)}"
     for line in examples["malformed"]:
         yield f"  skipped {printable(line)}"
 

@@ -126,6 +126,9 @@ def _check_data(run: Run, stage: Stage) -> None:
         if empty and isinstance(mixture, MixtureConfig) and mixture.rates:
             why = f"the mixture draws from {empty[0]}, which has no rows"
             raise UserError(f"stage {stage.name}: {why}")
+    packed, widths = run.data.batching.packed_length, run.data.feature_lengths(stage.task)
+    if "inputs" in widths and 0 < packed < sum(widths.values()):
+        run.data.num_rows(stage.task, "train")  # refuses rows for a longer example
     if isinstance(stage, RewardStage):
         check_split(run, "dev", f"stage {stage.name}: it is evaluated on")
 

@@ -38,7 +38,8 @@ class RunConfig:
       batching: packing and length buckets.
       mesh: the mesh of devices.
       sampling_batch: rows decoded at once when references and evaluations are sampled.
-      shard_size: records in a shard of a reference store.
+      shard_size: records in a shard of a reference store, and rows that `improve` samples and
+        writes together.
       improve: iterations and stop criteria of the `improve` command.
       tensorboard: whether to write TensorBoard events.
       wandb_project: project in which Weights & Biases shows the metrics too; empty for none.

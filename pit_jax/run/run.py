@@ -7,6 +7,7 @@ A run directory holds one folder per stage with `stage.json` (what it was starte
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +49,6 @@ class Run:
     Attributes:
       config: the run's configuration.
       directory: the run directory.
-      data: the dataset's batches and texts.
       vocabulary: the vocabulary of the data and the models.
       layout: the token layouts of the models' inputs.
       finds_windows: whether the windows come from the data; `config` has what was found.
@@ -61,14 +61,14 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
-        """Loads the data and sets up the mesh.
+        """Sets up the vocabulary and the mesh.
 
         Args:
           config: the run's configuration.
           devices: the devices to use; all of `jax.devices()` by default.
 
         Raises:
-          UserError: if data, vocabulary and network don't fit each other.
+          UserError: if vocabulary and network don't fit each other.
         """
         self.config = config
         self.directory = epath.Path(config.model_dir)
@@ -90,16 +90,24 @@ class Run:
             )
         self.layout = Layout(self.vocabulary)
         self.finds_windows = config.lengths.from_data
-        lengths = run_directory.lengths(self.directory) if self.finds_windows else None
-        self.data = InputPipeline(
-            config.dataset, self.vocabulary, lengths or config.lengths, config.batching
-        )
-        self.config = config = dataclasses.replace(config, lengths=self.data.lengths)
+        if self.finds_windows:
+            lengths = run_directory.lengths(self.directory) or self.data.lengths
+            self.config = config = dataclasses.replace(config, lengths=lengths)
         self.place(Partitioner(config.mesh, devices))
         self.config_text = ""
         self.profile: profiling.Window | None = None
         self.signals = Signals()
         self._stages = {stage.name: stage for stage in config.stages}
+
+    @functools.cached_property
+    def data(self) -> InputPipeline:
+        """The dataset's batches and texts, loaded when they are first asked for.
+
+        Raises:
+          UserError: if the dataset can't be read.
+        """
+        config = self.config
+        return InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
 
     def place(self, partitioner: Partitioner) -> None:
         """Moves the run to a mesh."""
@@ -248,14 +256,23 @@ class Run:
         """Finds the newest checkpoint, or that of `step`, of a stage that T5X trained."""
         return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
 
-    def check_data(self) -> None:
-        """Refuses to judge stages of this run that were trained on other examples.
+    def check_data(self, needed: bool = True) -> None:
+        """Refuses to go on with stages of this run that were trained on other examples.
+
+        Args:
+          needed: whether the data must be there; if not, it is no mistake that it can't be read.
 
         Raises:
-          UserError: for the first one that was.
+          UserError: for the first stage that was.
         """
+        try:
+            digest = self.data.digest
+        except UserError:
+            if needed:
+                raise
+            return
         for name in self._stages:
-            run_directory.check_data(self.folder(name), self.data.digest)
+            run_directory.check_data(self.folder(name), digest)
 
     def identity(self) -> dict[str, str]:
         """Returns what gives the models' parameters their meaning, as directory.identity has it."""

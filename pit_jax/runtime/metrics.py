@@ -278,6 +278,7 @@ class Console:
       metrics_to_show: names of the scalars to print, in order; absent ones are passed over.
       initial_step: the step the run continues from.
       stream: where to print; stdout by default.
+      unit: what a step is.
     """
 
     def __init__(
@@ -287,6 +288,7 @@ class Console:
         metrics_to_show: Sequence[str],
         initial_step: int = 0,
         stream: TextIO | None = None,
+        unit: str = "step",
     ):
         if total_steps < 1:
             raise ValueError(f"total_steps: expected at least 1, got {total_steps}")
@@ -302,7 +304,7 @@ class Console:
                 total=total_steps,
                 initial=initial_step,
                 desc=stage,
-                unit="step",
+                unit=unit,
                 file=self._stream,
                 dynamic_ncols=True,
             )

@@ -26,7 +26,12 @@ class Signals:
     """Catches the signals from `with signals:` on, in the main thread; before that, none arrives.
 
     A second SIGINT ends the process at once, also while a stage trains.
+
+    Attributes:
+      kept: what the process says of what it has done when a signal ends it at once.
     """
+
+    kept = "what was written stays, the same command goes on"
 
     def __init__(self) -> None:
         self._received = 0
@@ -61,7 +66,7 @@ class Signals:
                 if self._training and not again:
                     self._received = number
                     continue
-            end_at_once(number)
+            end_at_once(number, self.kept)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -75,7 +80,7 @@ class Signals:
             with self._lock:
                 self._training = False
             if self._received and sys.exc_info()[0] is None:
-                end_at_once(self._received)
+                end_at_once(self._received, self.kept)
 
     def asked(self, wait: bool = False) -> int:
         """Returns the number of the signal to stop for, 0 if there was none; all processes agree.
@@ -90,9 +95,9 @@ class Signals:
         return int(self._in_flight if wait else before if before is not None else 0)
 
 
-def end_at_once(number: int) -> None:
-    """Ends this process as interrupted, without waiting for anything."""
+def end_at_once(number: int, kept: str) -> None:
+    """Ends this process as interrupted, without waiting for anything; `kept` says what stays."""
     with contextlib.suppress(Exception):
-        print("interrupted; what was written stays, the same command goes on", file=sys.stderr)
+        print(f"interrupted; {kept}", file=sys.stderr)
         sys.stdout.flush()
     os._exit(128 + number)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from pit_jax.data.datasets import DatasetConfig
+from pit_jax.data.datasets import prompt as prompt_of
 from pit_jax.data.examples import Dialogue, Example, turns_json, turns_of, with_turns
-from pit_jax.data.files import formats, readers
+from pit_jax.data.files import formats, readers, summaries
+from pit_jax.data.files.fields import Fields
 from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
@@ -72,19 +74,19 @@ def test_each_format_keeps_its_turns(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": prompt, "chosen": "c", "rejected": "r"}))
     (example,) = readers.read_preferences(str(path)).examples
-    assert example.prompt == "s\n\n u \n\nAssistant: a\n\nHuman: v\n\n"
-    expected = (("system", "s"), ("user", " u "), ("assistant", "a"), ("user", "v"))
+    assert example.prompt == "s\n\nu\n\nAssistant: a\n\nHuman: v\n\n"
+    expected = (("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v"))
     assert turns_of(example.prompt) == expected
 
     text = "\n\nHuman: hi \n\nHuman: are you\nthere?\n\nAssistant: yes\n\nHuman: why?\n\nAssistant:"
-    example, _ = formats.hh({"chosen": f"{text} so", "rejected": f"{text} no"})
+    example, _ = formats.hh(Fields({"chosen": f"{text} so", "rejected": f"{text} no"}))
     assert example.prompt.startswith("hi \n\nHuman: are") and example.prompt.endswith("why?\n\n")
     said = [("user", "hi"), ("user", "are you\nthere?"), ("assistant", "yes"), ("user", "why?")]
     assert turns_of(example.prompt) == tuple(said)
 
     record = {"info": {"post": "p", "title": "t"}, "split": "train", "choice": 0}
     record["summaries"] = [{"text": "good"}, {"text": "bad"}]
-    example, _ = formats.summary(record, "posts")
+    example, _ = summaries.summary(record, "posts")
     assert turns_of(example.prompt) == (("user", example.prompt.strip()),)
 
 
@@ -92,8 +94,8 @@ def test_each_format_keeps_its_turns(tmp_path):
 def test_what_is_asked_for_later_is_what_was_learned(prompt, chatting):
     """Text and turns, as `improve` reads them, make the prompts of training."""
     record = {"prompt": prompt, "chosen": "a", "rejected": "b"}
-    example, _ = formats.preference(record)
-    x = formats.prompt({"prompt": prompt})
+    example, _ = formats.pair(Fields(record))
+    x = prompt_of(DatasetConfig("preferences", 0, 0, 0, path="x"), {"prompt": prompt})
     assert x == example.prompt and turns_of(x) == turns_of(example.prompt) == (("user", "tea?"),)
     vocabulary = chatting["chatml"]
     assert vocabulary.encode_prompt(x) == vocabulary.encode_prompt("tea?")
@@ -140,13 +142,16 @@ def test_batches_hold_the_templates_prompts(tmp_path, chatting):
 def test_turns_that_a_template_refuses_are_malformed_lines(tmp_path, chatting):
     records = pairs()
     place = f"{tmp_path}/pairs.jsonl"
-    expected = f"{place}:2: got turns that the chat template refuses: no system turn here"
+    expected = (
+        f"{place}:2: got turns that the chat template refuses: no system turn here "
+        "(and 7 more lines alike)"
+    )
     with pytest.raises(UserError) as error:
         pipeline(tmp_path, chatting["gemma"], records)
-    lines = str(error.value).splitlines()
-    assert lines[0] == expected and lines[-1] == "8 malformed lines in all"
+    assert str(error.value) == expected
     report = pipeline(tmp_path, chatting["gemma"], records, on_error="skip").report()
-    assert report["dropped"] == {"malformed": 8} and report["malformed"][0] == expected
+    assert report["dropped"] == {"malformed": 8}
+    assert report["malformed"] == [expected]
     # Without the template, nothing is refused.
     assert pipeline(tmp_path, load("bytes"), records).report()["dropped"] == {}
 

@@ -9,7 +9,7 @@ import pytest
 from pit_jax.data import datasets
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.examples import FOLDS, of_fold, stable_hash
-from pit_jax.data.files import formats
+from pit_jax.data.files.turns import first_turn
 from pit_jax.data.synthetic import drafts, instructions, requirements
 from pit_jax.errors import UserError
 
@@ -21,7 +21,11 @@ def write(path, prompts):
 
 
 def prompts_of(dataset):
-    return {split: [e.prompt for e in examples] for split, examples in dataset.splits.items()}
+    """The prompts of plain pairs, as the files have them: x has a blank line after a prompt."""
+    return {
+        split: [e.prompt.removesuffix("\n\n") for e in examples]
+        for split, examples in dataset.splits.items()
+    }
 
 
 def test_files_are_divided_by_prompt(tmp_path):
@@ -55,6 +59,23 @@ def test_sizes_are_upper_bounds(tmp_path):
         "test": 2,
     }
     assert dataset.dropped == {"over train_size": 10}
+
+
+@pytest.mark.parametrize(("pairs", "each"), [(29, 2), (54, 5), (3500, 300)])
+def test_a_tenth_may_be_held_out(pairs, each, tmp_path):
+    path = write(tmp_path / "p.jsonl", [f"prompt {i}" for i in range(pairs)])
+    tenth = DatasetConfig("preferences", 0, datasets.A_TENTH, datasets.A_TENTH, path=path)
+    (dataset,) = datasets.load(tenth)
+    found = {split: len(part) for split, part in dataset.splits.items()}
+    assert found == {"train": pairs - 2 * each, "dev": each, "test": each}
+    # Of files with others for dev and test, it is a tenth of those.
+    others = write(tmp_path / "t.jsonl", [f"other {i}" for i in range(40)])
+    (dataset,) = datasets.load(dataclasses.replace(tenth, test_path=others))
+    assert {split: len(part) for split, part in dataset.splits.items()} == {
+        "train": pairs,
+        "dev": 4,
+        "test": 4,
+    }
 
 
 def test_sizes_count_what_fits(tmp_path):
@@ -104,6 +125,21 @@ def test_test_files_hold_out_their_prompts(tmp_path):
         (
             {"kind": "hh", "path": "x", "on_error": "stop"},
             "got on_error='stop', expected one of raise, skip",
+        ),
+        (
+            {"kind": "hh", "path": "x", "columns": {"promt": "a"}},
+            "got columns for 'promt', expected one of prompt, .*; did you mean 'prompt'",
+        ),
+        ({"kind": "hh", "path": "x", "columns": "a"}, "columns: got 'a', expected a dict in br"),
+        ({"kind": "hh", "path": "x", "columns": {"prompt": 3}}, "got {'prompt': 3}, expected text"),
+        (
+            {"kind": "hh", "path": "x", "columns": {"prompt": "a", "chosen": "a"}},
+            "expected each key once",
+        ),
+        ({"kind": "hh", "path": "x", "min_margin": -1}, "got min_margin=-1, expected 0 or more"),
+        (
+            {"kind": "summaries", "path": "x", "min_margin": 1},
+            "got columns or min_margin for kind 'summaries', expected them for preferences or hh",
         ),
     ],
 )
@@ -245,7 +281,79 @@ def test_test_files_and_mixtures_hold_out_first_turns(tmp_path):
     ],
 )
 def test_the_first_turn_of_a_dialogue(x, turn):
-    assert formats.first_turn(x) == turn
+    assert first_turn(x) == turn
+
+
+@pytest.mark.parametrize("way", ["prompt", "first_turn"])
+def test_prompts_that_differ_in_white_space_stay_together(way, tmp_path):
+    """Also those that Unicode composes in two ways, and the same as text, turns or a dialogue."""
+    names = [f"caf\u00e9 {i}?" for i in range(40)]
+    lines = []
+    for name in names:
+        turn = [{"role": "user", "content": f"{name} "}]
+        marked = f"\n\nHuman: {name}\n\nAssistant:"
+        spaced = (f" {name}\n", name.replace(" ", "\t\n "), name.replace("\u00e9", "e\u0301"))
+        lines += [{"prompt": p, "chosen": "a", "rejected": "b"} for p in (*spaced, turn, marked)]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = DatasetConfig("preferences", 0, 40, 40, path=str(path), group_by=way)
+    (dataset,) = datasets.load(config)
+    sizes = {split: len(part) for split, part in dataset.splits.items()}
+    assert sizes == {"train": 120, "dev": 40, "test": 40}
+    assert all(len(of_fold(dataset.splits["train"], fold)) % 5 == 0 for fold in FOLDS)
+    # A file of other prompts and some of these in another way holds them out.
+    other = write(tmp_path / "q.jsonl", [f"{name}\n\n" for name in names[:7]])
+    (dataset,) = datasets.load(dataclasses.replace(config, test_path=other))
+    reason = f"{way.replace('_', ' ')} also in the test files"
+    assert dataset.dropped[reason] == 7 * 5
+    both = MixtureConfig((config, dataclasses.replace(config, path=other, test_size=3, dev_size=0)))
+    loaded = datasets.load(both)
+    held_out = {e.group for each in loaded for s in ("dev", "test") for e in each.splits[s]}
+    assert not held_out & {e.group for each in loaded for e in each.splits["train"]}
+
+
+def test_groups_are_hashed_as_the_files_have_them(tmp_path):
+    """So that the splits of a file whose prompts don't differ in white space never change."""
+    turn = [{"role": "user", "content": "b"}]
+    path = write(tmp_path / "p.jsonl", ["a ", turn, "Human: c\n\nAssistant:", "d", " d"])
+    (dataset,) = datasets.load(DatasetConfig("preferences", 0, 0, 0, path=path))
+    groups = [e.group for e in dataset.splits["train"]]
+    assert groups == ["a ", "b\n\n", "Human: c\n\nAssistant:", "d", "d"]
+
+
+# --- x ------------------------------------------------------------------------------------------
+
+
+def test_x_is_the_same_for_training_and_later(tmp_path):
+    turn = [{"role": "user", "content": "tea 1?"}]
+    marked = "\n\nHuman: tea 1?\n\nAssistant:"
+    for kind in ("preferences", "hh", "summaries", "tfds"):
+        config = DatasetConfig(kind, 0, 0, 0, path="x")
+        found = [datasets.prompt(config, {"prompt": p}) for p in ("tea 1?", turn, marked)]
+        assert found == ["tea 1?\n\n"] * 3 and len({x.turns for x in found}) == 1
+    mapped = DatasetConfig("preferences", 0, 0, 0, path="x", columns={"prompt": "ask"})
+    assert datasets.prompt(mapped, {"ask": "tea?", "prompt": "no"}) == "tea?\n\n"
+    assert datasets.prompt(mapped, {"prompt": "tea?"}) == "tea?\n\n"
+    prepared = DatasetConfig("tfds", 0, 0, 0, path="instructions/drafts")
+    for plain in (SYNTHETIC, prepared, MixtureConfig((mapped, SYNTHETIC))):
+        x = datasets.prompt(plain, {"prompt": " 7 +4\n"})
+        assert x == " 7 +4\n" and type(x) is str
+        assert datasets.prompt(plain, {"prompt": turn}) == "tea 1?\n\n"
+    with pytest.raises(ValueError, match="got the keys .*, expected text or turns under 'prompt'"):
+        datasets.prompt(mapped, {"chosen": "a"})
+
+
+def test_columns_and_a_minimum_margin_are_those_of_the_reader(tmp_path):
+    lines = [{"ask": f"{n}", "chosen": "a", "rejected": "b", "margin": n} for n in range(5)]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = DatasetConfig("preferences", 0, 0, 0, path=str(path), columns={"prompt": "ask"})
+    (dataset,) = datasets.load(config)
+    assert prompts_of(dataset)["train"] == ["1", "2", "3", "4"] and dataset.dropped == {"tie": 1}
+    assert dataset.shape == "pairs: text prompt, text answers, prompt is 'ask'"
+    (dataset,) = datasets.load(dataclasses.replace(config, min_margin=3))
+    assert prompts_of(dataset)["train"] == ["3", "4"]
+    assert dataset.dropped == {"tie": 1, "margin under 3": 2}
 
 
 # --- fields and refusals ------------------------------------------------------------------------
@@ -254,7 +362,7 @@ def test_the_first_turn_of_a_dialogue(x, turn):
 @pytest.mark.parametrize(
     ("kind", "line", "prompt"),
     [
-        ("preferences", {"prompt": "x", "chosen": "yes", "rejected": "no"}, "x"),
+        ("preferences", {"prompt": "x", "chosen": "yes", "rejected": "no"}, "x\n\n"),
         (
             "hh",
             {side: f"\n\nHuman: x\n\nAssistant: {side}" for side in ("chosen", "rejected")},
@@ -279,10 +387,10 @@ def test_kind_says_how_a_file_is_read(kind, line, prompt, tmp_path):
     (example,) = dataset.splits["train"]
     assert config.name == dataset.name == kind
     assert "x" in example.prompt if prompt is None else example.prompt == prompt
-    others = {"preferences", "hh", "summaries"} - {kind}
-    for other in others:
+    for other in {"preferences", "hh", "summaries"} - {kind}:
         (dataset,) = datasets.load(dataclasses.replace(config, kind=other, on_error="skip"))
-        assert not dataset.splits["train"]
+        # Preferences may have any shape, that of HH-RLHF too; only summaries are apart.
+        assert len(dataset.splits["train"]) == ("summaries" not in (kind, other))
 
 
 def test_on_error_says_what_becomes_of_a_malformed_line(tmp_path):
@@ -291,7 +399,7 @@ def test_on_error_says_what_becomes_of_a_malformed_line(tmp_path):
         file.write("no JSON\n")
     config = DatasetConfig("preferences", 0, 0, 0, path=path, on_error="skip")
     (dataset,) = datasets.load(config)
-    assert [e.prompt for e in dataset.splits["train"]] == ["a", "b"]
+    assert prompts_of(dataset)["train"] == ["a", "b"]
     assert sum(dataset.dropped.values()) == 1 and dataset.read == 3
     (line,) = dataset.malformed
     assert line.startswith(f"{path}:3: ")
@@ -334,8 +442,11 @@ def test_parts_of_a_mixture_are_loaded_each_by_its_own_config():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"parts": ()}, r"mixture: got parts \(\), expected one dataset or more"),
-        ({"parts": ("hh",)}, r"parts: got \('hh',\), expected a tuple, each part a DatasetConfig"),
+        ({"parts": ()}, "mixture: got no parts, expected one dataset or more"),
+        (
+            {"parts": ("hh",)},
+            r"MixtureConfig.parts: got \('hh',\), expected a tuple, each part a DatasetConfig",
+        ),
         (
             {"parts": (SYNTHETIC,), "rates": (1.0, 2.0)},
             r"mixture: got rates \(1.0, 2.0\), expected 1 positive numbers",
@@ -363,6 +474,6 @@ def test_splits_folds_and_order_are_drawn_apart(tmp_path):
     for examples in dataset.splits.values():
         folds = [len(of_fold(examples, fold)) / len(examples) for fold in FOLDS]
         assert all(0.2 < share < 0.47 for share in folds)
-    dev = [e.prompt for e in dataset.splits["dev"]]
+    dev = prompts_of(dataset)["dev"]
     assert dev == sorted(dev, key=lambda prompt: stable_hash(prompt, "order"))
     assert dev != sorted(dev, key=lambda prompt: stable_hash(prompt, "split"))

@@ -333,7 +333,7 @@ def test_report_counts_every_pair_once(tmp_path):
     ]
     path = tmp_path / "p.jsonl"
     path.write_text("\n".join(map(json.dumps, pairs)))
-    fixed = len("Human: Assistant:")
+    fixed = len("Human: \n\nAssistant:")
     pipeline = InputPipeline(
         DatasetConfig("preferences", 0, 4, 4, path=str(path)),
         load("bytes"),
@@ -350,7 +350,7 @@ def test_report_counts_every_pair_once(tmp_path):
     assert sum(report["splits"].values()) == 10
     assert sum(report["folds"].values()) == report["splits"]["train"]
     kept = pipeline.examples("train") + pipeline.examples("dev") + pipeline.examples("test")
-    assert sorted(example.prompt for example in kept) == [f"{i:02d}y" for i in range(10)]
+    assert sorted(example.group for example in kept) == [f"{i:02d}y" for i in range(10)]
 
 
 @pytest.mark.parametrize("reflection", [False, True])

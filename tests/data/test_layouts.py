@@ -55,7 +55,7 @@ def test_widths_by_hand():
 
 
 def test_lengths_must_be_positive():
-    with pytest.raises(ValueError, match="expected positive token counts, got Lengths"):
+    with pytest.raises(ValueError, match="expected positive token counts, or 0 for all"):
         Lengths(prompt=8, reference=0, response=8)
 
 

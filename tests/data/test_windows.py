@@ -63,7 +63,10 @@ def test_a_pipeline_finds_its_windows(tmp_path):
 def test_no_example_gives_no_windows(tmp_path):
     config = pairs(tmp_path, count=1)
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "x", "chosen": "a", "rejected": "a"}\n')
-    with pytest.raises(UserError, match="got no example to find windows by"):
+    with pytest.raises(
+        UserError,
+        match="read 1, dropped 1 identical responses",
+    ):
         InputPipeline(config, load("bytes"), FROM_DATA)
 
 

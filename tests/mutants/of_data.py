@@ -92,7 +92,7 @@ MUTANTS = {
         ),
         (
             "examples are grouped by the whole prompt",
-            "group=group(example.prompt)",
+            "group=group(example)",
             "group=example.prompt",
             "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
         ),
@@ -252,21 +252,83 @@ MUTANTS = {
     "data/files/formats.py": [
         (
             "a dialogue ends with its first answer",
-            "dialogue.rpartition(_ASSISTANT)",
-            "dialogue.partition(_ASSISTANT)",
+            "dialogue.rpartition(turns.ASSISTANT)",
+            "dialogue.partition(turns.ASSISTANT)",
             "data/files/test_readers.py::test_hh_dialogue",
         ),
+        (
+            "the answer that is preferred is the other one",
+            "return int(signed > 0)",
+            "return int(signed < 0)",
+            "data/files/test_shapes.py::test_each_shape_is_read_as_the_same_pair",
+        ),
+    ],
+    "data/files/shapes.py": [
+        (
+            "the worst answer is the chosen one",
+            "key=lambda row: -row[1].score",
+            "key=lambda row: row[1].score",
+            "data/files/test_shapes.py::test_every_row_is_in_a_pair_or_counted",
+        ),
+    ],
+    "data/files/summaries.py": [
         (
             "the summary that was chosen is rejected",
             "texts[choice], texts[1 - choice]",
             "texts[1 - choice], texts[choice]",
             "data/files/test_readers.py::test_summaries_of_posts",
         ),
+    ],
+    "data/files/turns.py": [
         (
             "the first turn is all turns",
-            "x.partition(_ASSISTANT)[0]",
-            "x.rpartition(_ASSISTANT)[0]",
+            "x.partition(ASSISTANT)[0]",
+            "x.rpartition(ASSISTANT)[0]",
             "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
+        ),
+    ],
+    "data/files/json_values.py": [
+        (
+            "half a surrogate pair passes",
+            'rb"\\\\u[dD][89a-fA-F]"',
+            'rb"\\\\u[dD][89abAB]"',
+            "data/files/test_readers.py::test_a_malformed_line_is_named_and_loses_no_other",
+        ),
+        (
+            "a float that is too large becomes infinite",
+            "if math.isinf(value):",
+            "if math.isnan(value):",
+            "data/files/test_readers.py::test_a_malformed_line_is_named_and_loses_no_other",
+        ),
+    ],
+    "data/files/json_stream.py": [
+        (
+            "a value is over where the buffer ends",
+            "if self._is_all or end < len(self._text):",
+            "if self._is_all or end <= len(self._text):",
+            "data/files/test_records.py::test_numbers_lie_across_the_end_of_a_buffer",
+        ),
+    ],
+    "data/files/tables.py": [
+        (
+            "the offsets of Arrow files are trusted",
+            "batch.validate(full=True)",
+            "batch.validate(full=False)",
+            "data/files/test_records.py::test_an_arrow_file_whose_offsets_lead_out_of_it",
+        ),
+    ],
+    "data/files/records.py": [
+        (
+            "a file is packed once at most",
+            "_MAX_PACKED = 4",
+            "_MAX_PACKED = 1",
+            "data/files/test_records.py::test_every_kind_gives_the_same_objects",
+        ),
+        (
+            "rows are counted from 0",
+            "enumerate(rows, 1)",
+            "enumerate(rows)",
+            "data/files/test_records.py::test_every_kind_gives_the_same_objects",
         ),
     ],
     "data/files/readers.py": [

@@ -243,8 +243,8 @@ MUTANTS = {
         ),
         (
             "R_P is read at the last token whatever its pooling",
-            "pooling = self._model(name), run.pooling(name)",
-            'pooling = self._model(name), "last"',
+            "model, pooling = self._model(name), run.pooling(name)",
+            'model, pooling = self._model(name), "last"',
             "evaluation/test_suite_scripted.py::test_a_text_is_scored_as_its_reward_model_was_trained",
         ),
         (

@@ -42,6 +42,7 @@ def test_every_example_is_counted_once(tmp_path):
     found = data_report.gather(pipeline(tmp_path), STAGES)
     examples = found["examples"]
     assert examples["read"] == 48
+    assert examples["shapes"] == ["pairs: text prompt, text answers"]
     assert sum(examples["dropped"].values()) == 3
     assert examples["dropped"]["prompt too long"] == examples["dropped"]["rejected too long"] == 1
     assert sum(examples["splits"].values()) == 45
@@ -52,9 +53,9 @@ def test_every_example_is_counted_once(tmp_path):
 
 def test_lengths_by_hand(tmp_path):
     fields = data_report.gather(pipeline(tmp_path), ())["lengths"]
-    # "Human: " and "Assistant:" are 17 bytes; the longest prompt has 50 more.
-    assert fields["prompt"]["quantiles"]["0"] == 17 + 2
-    assert fields["prompt"]["quantiles"]["100"] == 17 + 50
+    # "Human: ", a blank line and "Assistant:" are 19 bytes; the longest prompt has 49 more.
+    assert fields["prompt"]["quantiles"]["0"] == 19 + 2
+    assert fields["prompt"]["quantiles"]["100"] == 19 + 49
     assert [fields[name]["over"] for name in fields] == [1, 0, 1]
     assert [fields[name]["window"] for name in fields] == [40, 20, 20]
     assert {sum(field["counts"]) for field in fields.values()} == {47}
@@ -137,12 +138,12 @@ def test_rows_show_what_is_learnt(tmp_path):
     def texts(row):
         return [(g["label"], g["loss"], "".join(g["pieces"])) for g in row["groups"]]
 
-    human = f"Human: {sft.prompt}Assistant:"
+    human = f"Human: {sft.prompt}Assistant:".replace("\n", "\\n")
     candidate = f"<<Candidate>> {sft.rejected}<<Improved>>"
     learnt = ("learnt", True, sft.chosen + "<EOS>")
     assert texts(rows[0]) == [("read", False, human), learnt]
     assert texts(rows[1]) == [("read", False, human + candidate), learnt]
-    human = f"Human: {rm.prompt}Assistant:"
+    human = f"Human: {rm.prompt}Assistant:".replace("\n", "\\n")
     assert texts(rows[2]) == [
         ("x", False, human + " "),
         ("y_w", True, rm.chosen + "<EOS>"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pit_jax.data.batching import BatchingConfig
+from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.method.improve import ImproveConfig
@@ -66,6 +67,7 @@ def made(monkeypatch):
     def make(**fields):
         seen.clear()
         run = runs.Run(dataclasses.replace(BASE, **fields))
+        assert run.data is run.data  # made once, when it is asked for
         found = {**seen.pop("vocabulary"), **seen.pop("data"), **seen.pop("sampler"), **seen}
         found["directory"] = str(run.directory)
         found["key"] = jax.random.key_data(run.key("x")).tolist()
@@ -197,3 +199,9 @@ def test_stages_that_saw_other_examples_are_not_judged(trained):
         other.check_data()
     with pytest.raises(UserError, match=r"settings: the examples of the data \([0-9a-f]{8} -> "):
         pipeline.train(other, "sft_pit")
+    # What isn't there can't have changed, if it isn't needed.
+    gone = DatasetConfig("preferences", 0, 0, 0, path=str(trained / "gone.jsonl"))
+    without = tiny_runs.on_one_device(dataclasses.replace(config, dataset=gone))
+    without.check_data(needed=False)
+    with pytest.raises(UserError, match="gone.jsonl: no such file"):
+        without.check_data()

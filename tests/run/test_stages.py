@@ -185,17 +185,20 @@ def test_each_task_has_its_objective():
 @pytest.mark.mesh
 def test_a_batch_must_split_over_the_mesh():
     stage = tiny_runs.supervised("sft_policy", 1, batch_size=8, microbatches=2)
-    stages.check_rows(stage, Partitioner(MeshConfig(model=2)))
+    stages.check_mesh(stage, tiny_runs.NETWORK, Partitioner(MeshConfig(model=2)))
     with pytest.raises(
         UserError, match="got batch_size=8 in 2 parts, expected a multiple of 2 x 8"
     ):
-        stages.check_rows(stage, Partitioner(MeshConfig()))
+        stages.check_mesh(stage, tiny_runs.NETWORK, Partitioner(MeshConfig()))
     ppo = dataclasses.replace(tiny_runs.PPO, minibatches=2, microbatches=2)
     with pytest.raises(UserError, match="stage rl_policy: got batch_size=8 in 4 parts"):
-        stages.check_rows(
+        stages.check_mesh(
             tiny_runs.rl("rl_policy", (Round("none", 1),), ppo=ppo),
+            tiny_runs.NETWORK,
             Partitioner(MeshConfig(model=2)),
         )
+    with pytest.raises(UserError, match="mesh: got model=8, expected a divisor of 2 heads"):
+        stages.check_mesh(stage, tiny_runs.NETWORK, Partitioner(MeshConfig(model=8)))
 
 
 def test_frozen_models_have_their_matrices_in_the_compute_type():

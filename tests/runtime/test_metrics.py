@@ -154,10 +154,11 @@ def test_console_lines_when_records_are_sparse_or_resumed():
 
 def test_console_draws_a_bar_on_a_terminal():
     stream = _Terminal()
-    console = metrics.Console("rm_gap", 4, ["accuracy"], initial_step=2, stream=stream)
+    console = metrics.Console("rm_gap", 4, ["accuracy"], initial_step=2, stream=stream, unit="row")
     console.write(4, {"accuracy": 0.75, "hidden": 1.0})
     console.close()
     last = stream.getvalue().split("\r")[-1]
+    assert "row/s" in last or "s/row" in last
     assert "rm_gap" in last and "4/4" in last and "accuracy 0.75" in last and "hidden" not in last
 
 

@@ -53,6 +53,12 @@ def test_outside_of_training_the_process_ends_at_once(number, status):
     assert errors == "interrupted; what was written stays, the same command goes on\n"
 
 
+def test_what_is_kept_may_be_said_otherwise():
+    process = start("signals.kept = '3 of 4 rows are done'")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20)[1] == "interrupted; 3 of 4 rows are done\n"
+
+
 def test_a_second_sigint_ends_a_stage_that_trains():
     process = start("training.__enter__()")
     process.send_signal(signal.SIGINT)

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ from etils import epath
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from pit_jax.data.examples import SPLITS, TEXTS, Example
-from pit_jax.data.files import formats, readers
+from pit_jax.data.files import readers, summaries, turns
 from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
 
@@ -146,7 +146,7 @@ class SummarizeFromFeedback(_Builder):
         reading = readers.read_summaries(list(paths.values()), source)
         columns = reading.columns
         splits: dict[str, tuple[list[Example], dict[str, list[Any]]]] = {
-            split: ([], {"confidence": []}) for split in formats.SUMMARY_SPLITS
+            split: ([], {"confidence": []}) for split in summaries.SPLITS
         }
         for row, example in enumerate(reading.examples):
             examples, kept = splits[columns["split"][row]]
@@ -323,10 +323,27 @@ def _examples(builder: tfds.core.DatasetBuilder, split: str) -> list[Example]:
         names = [name for name in TEXTS if name in batch]
         for texts in zip(*(batch[name] for name in names)):
             fields = dict(zip(names, (text.decode() for text in texts)))
-            if builder.name == HhRlhf.name:
-                fields["prompt"] = formats.hh_prompt(fields["prompt"])
-            examples.append(Example(**fields, index=len(examples)))
+            text = fields.pop("prompt")
+            x, group = _PROMPTS.get(builder.name, _prompt)(text)
+            examples.append(Example(x, **fields, index=len(examples), group=group))
     return examples
+
+
+def _prompt(text: str) -> tuple[str, str]:
+    """Makes x of a text, and says what tells its group; x as it was prepared stays as it is."""
+    return turns.of_text(text), "" if text.endswith("\n\n") else text
+
+
+def _dialogue(text: str) -> tuple[str, str]:
+    return (turns.of_dialogue(text), "") if text.endswith("\n\n") else _prompt(text)
+
+
+# Name of a builder -> what makes x, and what tells its group, of a prompt that it has prepared.
+_PROMPTS: dict[str, Callable[[str], tuple[str, str]]] = {
+    HhRlhf.name: _dialogue,
+    Preferences.name: _dialogue,
+    Instructions.name: lambda text: (text, ""),
+}
 
 
 def _manual_dir(dl_manager: tfds.download.DownloadManager) -> epath.Path | None:

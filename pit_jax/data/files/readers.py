@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pit_jax.data.examples import Example
-from pit_jax.data.files import formats, records
+from pit_jax.data.files import formats, records, shapes, summaries
 from pit_jax.errors import UserError
 
 ON_ERROR = ("raise", "skip")
@@ -32,10 +31,13 @@ class Reading:
 
     Attributes:
       examples: the examples in file order; `index` counts them.
-      read: number of records; `read == len(examples) + sum(dropped.values())`.
+      read: number of records, two that make a pair together counted as one;
+        `read == len(examples) + sum(dropped.values())`.
       dropped: reason -> number of pairs left out; malformed lines are under `malformed`.
       malformed: what is wrong with malformed lines, as records.Problems.lines tells.
-      columns: what a format tells beyond an Example: name -> a value for each example.
+      columns: what a shape tells beyond an Example: name -> a value for each example, or None.
+      shape: the shape that each file was read as, such as `pairs: text prompt, text answers`.
+      joined: number of pairs that were made of two records each.
     """
 
     examples: list[Example]
@@ -43,33 +45,47 @@ class Reading:
     dropped: dict[str, int]
     malformed: tuple[str, ...] = ()
     columns: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    shape: str = ""
+    joined: int = 0
 
 
 def read_preferences(
-    paths: str | Sequence[str], on_error: str = "raise", check: Check | None = None
+    paths: str | Sequence[str],
+    on_error: str = "raise",
+    check: Check | None = None,
+    columns: Mapping[str, str] | None = None,
+    min_margin: float = 0,
 ) -> Reading:
-    """Reads JSON lines with `prompt`, `chosen` and `rejected`.
+    """Reads preferences in any of shapes.SHAPES, such as `prompt`, `chosen` and `rejected`.
 
-    `prompt` is text, used as x as it stands, or a list of `{role, content}` turns with roles `user`
-    and `assistant` in turn (and a `system` turn first, put before the first user turn and a blank
-    line), ending with `user`; turns become x as dialogues of read_hh do. `chosen` and `rejected`
-    are text or a list of turns: the answer, one `assistant` turn, which the turns of the prompt may
-    precede. White space around answers is removed. Other keys are ignored.
+    Prompts are text or turns and become x as module turns says. White space around answers is
+    removed. Keys that a shape doesn't name are ignored. The columns `margin`, `score_chosen` and
+    `score_rejected` are kept where a record tells them; None stands where it doesn't. Pairs of
+    equal scores are dropped as a tie.
 
     Args:
       paths: local or `gs://` paths and patterns.
       on_error: `raise` or `skip`, for malformed lines.
       check: raises ValueError for an example that makes its line malformed, such as turns that a
         chat template refuses.
+      columns: name of fields.NAMES -> the key that stands for it in the files.
+      min_margin: by how much the chosen answer has to be better, in the unit of the files' scores;
+        0 takes every pair.
 
     Raises:
-      UserError: for a file that can't be read, and, unless they are skipped, malformed lines.
+      UserError: for a file that can't be read, a column that isn't there, a `min_margin` of files
+        without scores, and, unless they are skipped, malformed lines.
     """
-    return _read(paths, on_error, formats.preference, check)
+    rules = shapes.Rules(shapes.shapes_of("preferences"), columns or {}, min_margin)
+    return _read(paths, on_error, check, rules)
 
 
 def read_hh(
-    paths: str | Sequence[str], on_error: str = "raise", check: Check | None = None
+    paths: str | Sequence[str],
+    on_error: str = "raise",
+    check: Check | None = None,
+    columns: Mapping[str, str] | None = None,
+    min_margin: float = 0,
 ) -> Reading:
     """Reads Anthropic HH-RLHF files: `chosen` and `rejected`, whole dialogues `\\n\\nHuman: …`.
 
@@ -78,9 +94,11 @@ def read_hh(
     line it opens with. (A dialogue with no space after its first `Human:` gains one.) White space
     around the responses is removed: the layouts put one space before a response where they need it.
 
-    Args and errors are those of read_preferences.
+    Files in any other of shapes.SHAPES, such as HH-RLHF as turns, are read as read_preferences
+    does; so are Args and errors those of read_preferences.
     """
-    return _read(paths, on_error, formats.hh, check)
+    rules = shapes.Rules(shapes.shapes_of("hh"), columns or {}, min_margin)
+    return _read(paths, on_error, check, rules)
 
 
 def read_summaries(
@@ -114,31 +132,29 @@ def read_summaries(
     Raises:
       UserError: for a file that can't be read, and, unless they are skipped, malformed lines.
     """
-    if source not in formats.SUMMARY_SOURCES:
-        choices = ", ".join(formats.SUMMARY_SOURCES)
+    if source not in summaries.SOURCES:
+        choices = ", ".join(summaries.SOURCES)
         raise UserError(f"source: got {source!r}, expected one of {choices}")
-    return _read(paths, on_error, functools.partial(formats.summary, source=source), check)
+    return _read(paths, on_error, check, shapes.Rules(shapes.shapes_of("summaries", source)))
 
 
 def _read(
-    paths: str | Sequence[str],
-    on_error: str,
-    parse: Callable[[dict[str, Any]], tuple[Example, dict[str, Any]]],
-    check: Check | None,
+    paths: str | Sequence[str], on_error: str, check: Check | None, rules: shapes.Rules
 ) -> Reading:
     if on_error not in ON_ERROR:
         raise UserError(f"on_error: got {on_error!r}, expected one of {', '.join(ON_ERROR)}")
     examples: list[Example] = []
-    columns: dict[str, list[Any]] = {}
+    told: list[dict[str, Any]] = []
     dropped: collections.Counter[str] = collections.Counter()
     problems = records.Problems()
+    interpreter = shapes.Interpreter(rules)
     read = 0
-    for record in records.records(paths):
+    for record, found in interpreter.pairs(records.records(paths)):
         read += 1
         try:
-            if record.value is None:
-                raise ValueError(record.problem)
-            example, values = parse(record.value)
+            if isinstance(found, Exception):
+                raise found
+            example, values = found
             formats.check_usable(example)
             if check:
                 check(example)
@@ -149,11 +165,17 @@ def _read(
             problems.add(record.place, str(error))
         else:
             examples.append(dataclasses.replace(example, index=len(examples)))
-            for name, value in values.items():
-                columns.setdefault(name, []).append(value)
+            told.append(values)
     if problems.total and on_error == "raise":
         raise UserError(problems.message())
-    return Reading(examples, read, dict(dropped), problems.lines(), columns)
+    names = dict.fromkeys(name for values in told for name in values)
+    columns = {name: [values.get(name) for values in told] for name in names}
+    shape = "; ".join(interpreter.described)
+    if interpreter.contrary:
+        shape += f" (the rejected answer has the higher score in {interpreter.contrary:,})"
+    return Reading(
+        examples, read, dict(dropped), problems.lines(), columns, shape, interpreter.joined
+    )
 
 
 def checked(examples: Sequence[Example], place: str, on_error: str, check: Check) -> Reading:

@@ -63,8 +63,9 @@ _REFUSED = {
     rb"(?i)\s*<(!doctype|html|\?xml)": ("a web page", "the file that it links to"),
     rb"FEA1": ("a Feather file of version 1", "version 2, or parquet"),
 }
-_ARRAY = re.compile(rb"\s*\[(?:[ \t\r]*\n|\s*[{\]])")
-_OBJECTS = re.compile(rb'\s*\{[ \t\r]*\n\s*["}]')
+# White space is that of JSON, which has none such as a form feed.
+_ARRAY = re.compile(rb"[ \t\r\n]*\[(?:[ \t\r]*\n|[ \t\r\n]*[{\]])")
+_OBJECTS = re.compile(rb'[ \t\r\n]*\{[ \t\r]*\n[ \t\r\n]*["}]')
 _CSV = re.compile(rb'\s*"?[A-Za-z_][\w .-]*"?(?:[,;\t]"?[A-Za-z_][\w .-]*"?)+\r?(?:\n|\Z)')
 
 
@@ -166,6 +167,8 @@ def find(paths: str | Sequence[str]) -> list[str]:
 def _matches(pattern: str) -> list[str]:
     if "**" in pattern and not files.is_local(pattern):
         raise UserError(f"{pattern}: got a pattern with **, expected one with * for each part")
+    if not pattern:
+        raise UserError("got an empty path, expected a file or a pattern of files")
     path = epath.Path(pattern)
     if path.is_dir():
         if not tables.is_saved(path):
@@ -177,7 +180,7 @@ def _matches(pattern: str) -> list[str]:
         matches = map(epath.Path, glob.iglob(pattern, recursive=True))
     else:
         matches = path.parent.glob(path.name)
-    found = sorted(os.fspath(match) for match in matches if not match.is_dir())
+    found = sorted(os.fspath(one) for one in matches if one.exists() and not one.is_dir())
     if not found:
         raise UserError(f"{pattern}: no such file, and no file matches it as a pattern")
     return found
@@ -209,7 +212,7 @@ def _file_records(path: str, file: Any) -> Iterator[Record]:
         yield Record(path, 1, None, problem)
     elif kind := tables.kind(raw.head()):
         if names and kind != "arrow stream":
-            yield Record(path, 1, None, f"got a {kind} file in {names[0]}, expected it unpacked")
+            yield Record(path, 1, None, f"got a packed {kind} file, expected it unpacked")
         else:
             yield from _rows(path, tables.rows(kind, raw))
     elif match := _ARRAY.match(head) or _OBJECTS.match(head):
@@ -356,6 +359,8 @@ def _reported(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except ImportError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:
         if not isinstance(error, OSError) and "://" not in path:
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import io
 import json
 import math
 import re
@@ -39,7 +40,7 @@ def rows(kind: str, file: Any) -> Iterator[Row]:
     import pyarrow as pa
 
     if kind != "arrow stream" and not file.seekable():
-        yield ValueError(f"got a {kind} file through a pipe, expected a file on a disk")
+        yield ValueError(f"got {_named(kind)} file through a pipe, expected a file on a disk")
         return
     try:
         for batch in _batches(kind, file):
@@ -50,11 +51,12 @@ def rows(kind: str, file: Any) -> Iterator[Row]:
                 return
             for start in range(0, batch.num_rows, _ROWS):
                 yield from _objects(batch.slice(start, _ROWS))
-    except (pa.ArrowException, OSError) as error:
+    except (ValueError, pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = (str(error).splitlines() or [repr(error)])[0][:200]
-        yield ValueError(f"got a {kind} file that is damaged ({reason}), expected a whole one")
+        problem = f"got {_named(kind)} file that is damaged ({reason}), expected a whole one"
+        yield ValueError(problem)
 
 
 def _batches(kind: str, file: Any) -> Iterator[Any]:
@@ -62,12 +64,15 @@ def _batches(kind: str, file: Any) -> Iterator[Any]:
     from pyarrow import parquet
 
     if kind == "arrow stream":
-        yield from pa.ipc.open_stream(pa.PythonFile(file, mode="r"))
+        yield from pa.ipc.open_stream(pa.PythonFile(io.BufferedReader(file), mode="r"))
         return
     file.seek(0)
-    source = pa.PythonFile(file, mode="r")
+    source = pa.PythonFile(io.BufferedReader(file), mode="r")
     if kind == "parquet":
-        yield from parquet.ParquetFile(source, pre_buffer=False).iter_batches(_ROWS)
+        opened = parquet.ParquetFile(
+            source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        )
+        yield from opened.iter_batches(_ROWS)
     else:
         reader = pa.ipc.open_file(source)
         yield from map(reader.get_batch, range(reader.num_record_batches))
@@ -75,6 +80,8 @@ def _batches(kind: str, file: Any) -> Iterator[Any]:
 
 def _objects(batch: Any) -> Iterator[Row]:
     try:
+        # Arrow files aren't checked when they are opened, and reading a damaged one may crash.
+        batch.validate(full=True)
         found = batch.to_pylist()
     except ValueError as error:
         if batch.num_rows == 1:
@@ -190,8 +197,13 @@ def hub_rows(address: str) -> Iterator[Row]:
             f"{address}: needs the package datasets: pip install 'pit_jax[datasets]'"
         ) from None
     try:
+        # Slices, such as train[:100], are only for what is loaded whole.
         loaded = load_dataset(
-            name, config, split=split or "train", revision=revision, streaming=True
+            name,
+            config,
+            split=split or "train",
+            revision=revision,
+            streaming="[" not in (split or ""),
         )
     except Exception as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
@@ -203,6 +215,10 @@ def _pyarrow(kind: str) -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise UserError(
-            f"got a {kind} file, which needs pyarrow: pip install 'pit_jax[tables]'"
+        raise ImportError(
+            f"got {_named(kind)} file, which needs pyarrow: pip install 'pit_jax[tables]'"
         ) from None
+
+
+def _named(kind: str) -> str:
+    return f"an {kind}" if kind.startswith("arrow") else f"a {kind}"

@@ -343,9 +343,10 @@ def test_the_command(tmp_path, capsys):
     data_dir = f"--data_dir={tmp_path / 'data'}"
     assert build.main(["preferences", data_dir, f"--config={config}"]) == 0
     expected = readers.read_preferences(paths).examples
-    assert [e.prompt for e in expected] == ["x", "hi\n\n"]
+    assert [e.prompt for e in expected] == ["x\n\n", "hi\n\n"]
     prepared = builders.read_prepared("preferences/mine", str(tmp_path / "data"))
-    assert prepared == {"train": expected}
+    # What is prepared holds x; a file's own text of a prompt, which names its group, is gone.
+    assert prepared == {"train": [dataclasses.replace(e, group="") for e in expected]}
 
     assert build.main(["preferences/manual", data_dir, f"--manual_dir={tmp_path}"]) == 0
     assert builders.read_prepared("preferences", str(tmp_path / "data")) == prepared
@@ -356,7 +357,7 @@ def test_the_command(tmp_path, capsys):
     assert builders.read_prepared("preferences", str(tmp_path / "data")) == prepared
     assert build.main(["preferences", data_dir, f"--manual_dir={tmp_path}", "--overwrite"]) == 0
     (examples,) = builders.read_prepared("preferences", str(tmp_path / "data")).values()
-    assert [e.prompt for e in examples] == ["x", "new"]
+    assert [e.prompt for e in examples] == ["x\n\n", "new\n\n"]
     capsys.readouterr()
 
 
@@ -443,10 +444,11 @@ def test_datasets_of_others(tmp_path):
     with pytest.raises(UserError, match="got the features n, expected prompt, chosen and rejected"):
         builders.read_prepared(prepare(Numbers, tmp_path).data_dir)
     (examples,) = builders.read_prepared(prepare(Pairs, tmp_path).data_dir).values()
-    assert sorted(e.prompt for e in examples) == [f"prompt {n}" for n in range(5)]
-    number = examples[2].prompt[-1]
+    assert sorted(e.group for e in examples) == [f"prompt {n}" for n in range(5)]
+    group = examples[2].group
+    number = group[-1]
     assert examples[2] == Example(
-        f"prompt {number}", f"chosen {number}", f"rejected {number}", "", 2
+        f"{group}\n\n", f"chosen {number}", f"rejected {number}", "", 2, group
     )
 
 

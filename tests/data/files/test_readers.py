@@ -39,7 +39,8 @@ def pair(chosen, rejected):
 
 
 def texts(reading):
-    return [(e.prompt, e.chosen, e.rejected) for e in reading.examples]
+    """The texts of plain pairs, as the files have them: x has a blank line after a prompt."""
+    return [(e.prompt.removesuffix("\n\n"), e.chosen, e.rejected) for e in reading.examples]
 
 
 CONTEXT = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: what is 2+2?\n\nAssistant:"
@@ -70,7 +71,8 @@ def test_hh_dialogue(tmp_path, name):
     path = write(tmp_path / name, pair(CONTEXT + " It is 4.\n", CONTEXT + " 5"), "", "  ")
     reading = read_hh(path)
     x = "hi\n\nAssistant: hello\n\nHuman: what is 2+2?\n\n"
-    assert reading == readers.Reading([Example(x, "It is 4.", "5", "", 0)], 1, {}, (), {})
+    expected = [Example(x, "It is 4.", "5", "", 0)]
+    assert reading == readers.Reading(expected, 1, {}, (), {}, "pairs of HH dialogues")
     assert f"Human: {x}Assistant:" == CONTEXT.strip()
 
 
@@ -140,11 +142,11 @@ def test_preferences_as_text_and_as_turns(tmp_path):
     )
     reading = read_preferences(path)
     assert reading.examples == [
-        Example(" hi\n", "good", "bad", "", 0),
+        Example("hi\n\n", "good", "bad", "", 0, " hi\n"),
         Example("hi\n\n", "good", "bad", "", 1),
         Example("Be brief.\n\nhi\n\nAssistant: yes?\n\nHuman: why\n\n", "good", "bad", "", 2),
         Example("hi\n\n", "good", "bad", "", 3),
-        Example("nul \0 é 😀", "good", "bad", "", 4),
+        Example("nul \0 é 😀\n\n", "good", "bad", "", 4, "nul \0 é 😀"),
     ]
 
 
@@ -236,10 +238,10 @@ def without(record, *keys):
         ),
         ({**SUMMARY, "choice": 2}, "got 2 under 'choice', expected 0 or 1"),
         ({**SUMMARY, "choice": True}, "got True under 'choice', expected 0 or 1"),
-        ({**SUMMARY, "choice": 1.0}, "got 1.0 under 'choice', expected 0 or 1"),
+        ({**SUMMARY, "choice": 0.5}, "got 0.5 under 'choice', expected 0 or 1"),
         (
             {**SUMMARY, "split": "dev"},
-            "got 'dev' under 'split', expected one of train, valid1, valid2, test",
+            "got 'dev' under 'split', expected one of train, valid1, valid2, validation, test",
         ),
         ({**SUMMARY, "split": 1}, "got 1, expected text under 'split'"),
         ({**SUMMARY, "extra": []}, "got [] under 'extra', expected an object"),
@@ -295,19 +297,18 @@ def test_malformed_summaries(tmp_path, record, message):
         ({**FINE, "chosen": {"a": 1}}, "got {'a': 1}, expected text under 'chosen'"),
         ({**FINE, "chosen": {"a": [["b" * 99] * 9] * 9}}, "got {'a': [['bbbb"),
         (without(FINE, "rejected"), "got the keys ['chosen', 'prompt'], expected text under 'reje"),
-        ({**FINE, "prompt": []}, "got roles [] under 'prompt', expected user, assistant, …"),
+        ({**FINE, "prompt": []}, "got roles [] under 'prompt', expected a dialogue"),
         ({**FINE, "prompt": ["hi"]}, "got 'hi' under 'prompt', expected turns {role, content}"),
         ({**FINE, "prompt": [{"role": "user"}]}, "expected turns {role, content} with text"),
         (
             {**FINE, "prompt": [{"role": "tool", "content": "a"}]},
-            "got roles ['tool'] under 'prompt', expected user, assistant, … in turn",
+            "got roles ['tool'] under 'prompt', expected a dialogue that begins with 'user' and",
         ),
-        ({**FINE, "prompt": [TURN, TURN]}, "got roles ['user', 'user'] under 'prompt', expected"),
         (
             {**FINE, "prompt": [TURN, {"role": "assistant", "content": "a"}]},
-            "got turns under 'prompt' that end with role 'assistant', expected 'user' last",
+            "got roles ['user', 'assistant'] under 'prompt', expected a dialogue that begins",
         ),
-        ({**FINE, "chosen": [TURN]}, "got 1 turns under 'chosen', expected one assistant turn"),
+        ({**FINE, "chosen": [TURN]}, "got roles ['user'] under 'chosen', expected 'assistant'"),
         (
             {**FINE, "chosen": [TURN, {"role": "assistant", "content": "a"}]},
             "got 2 turns under 'chosen', expected one assistant turn, alone or after the turns of",
@@ -335,7 +336,7 @@ def test_a_malformed_line_is_named_and_loses_no_other(tmp_path, line, message):
         ("nonsense", "expected a JSON object"),
         (
             {"chosen": CONTEXT + " a"},
-            "got the keys \\['chosen'\\], expected text under 'rejected'",
+            "got the keys \\['chosen'\\], expected .* and this lacks 'rejected'$",
         ),
         ({"chosen": ["a"], "rejected": "b"}, "got \\['a'\\], expected text under 'chosen'"),
     ],
@@ -364,7 +365,7 @@ def test_the_first_ten_malformed_lines_and_their_number(tmp_path, total):
     reading = read_preferences([first, second], on_error="skip")
     assert reading.malformed == tuple(lines[:10])
     assert (reading.read, reading.dropped) == (total + 2, {"malformed": total})
-    assert [e.prompt for e in reading.examples] == ["x", "y"]
+    assert texts(reading) == [("x", "a", "b"), ("y", "c", "d")]
 
 
 def test_on_error_is_one_of_two(tmp_path):
@@ -449,7 +450,7 @@ def test_a_gzip_file_that_breaks_off(tmp_path):
     reading = read_preferences([str(path), other], on_error="skip")
     got = len(reading.examples) - 1
     assert 100 < got < 900
-    assert [e.prompt for e in reading.examples] == [*prompts[:got], "y"]
+    assert [e.group for e in reading.examples] == [*prompts[:got], "y"]
     assert (reading.read, reading.dropped) == (got + 2, {"malformed": 1})
     (description,) = reading.malformed
     assert description.startswith(f"{path}:{got + 1}: got a gzip file that breaks off (")
@@ -471,7 +472,7 @@ def test_a_corrupt_gzip_file(tmp_path, place):
     path = tmp_path / "corrupt.jsonl.gz"
     path.write_bytes(data)
     reading = read_preferences(str(path), on_error="skip")
-    assert [e.prompt for e in reading.examples] == prompts[:kept]
+    assert [e.group for e in reading.examples] == prompts[:kept]
     assert (reading.read, reading.dropped) == (kept + 1, {"malformed": 1})
     with pytest.raises(UserError, match=f":{kept + 1}: got a gzip file that breaks off"):
         read_preferences(str(path))
@@ -513,9 +514,9 @@ def test_patterns_are_read_in_name_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     read += [read_preferences("[ab]/?.jsonl"), read_preferences(tmp_path / "*" / "p.*")]
     for reading in read:
-        assert [(e.prompt, e.index) for e in reading.examples] == [("a", 0), ("b", 1)]
+        assert [(e.group, e.index) for e in reading.examples] == [("a", 0), ("b", 1)]
     reading = read_preferences(["b/p.jsonl", "a/*.jsonl"])
-    assert [(e.prompt, e.index) for e in reading.examples] == [("b", 0), ("a", 1)]
+    assert [(e.group, e.index) for e in reading.examples] == [("b", 0), ("a", 1)]
 
 
 @pytest.fixture

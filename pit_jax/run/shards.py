@@ -1,0 +1,140 @@
+"""Keeps the shards of a file in a folder beside it until all are there, then joins them.
+
+The folder is OUTPUT.parts. Its `job.json` says what the shards depend on, so that a job that was
+ended goes on after its last whole shard, and shards of another job are refused. Only the first
+process writes; what it finds counts for all processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+
+from etils import epath
+
+from pit_jax import files
+from pit_jax.errors import UserError
+from pit_jax.runtime import processes
+
+_JOB = "job.json"
+_SHOWN = 60
+
+
+class Shards:
+    """Holds the shards of one file.
+
+    Args:
+      output: the file.
+      count: how many shards it will be made of.
+      job: what the shards depend on, by name.
+
+    Attributes:
+      folder: where the shards are.
+    """
+
+    def __init__(self, output: epath.Path, count: int, job: Mapping[str, str]):
+        self.folder = output.with_name(output.name + ".parts")
+        self._output, self._count, self._job = output, count, dict(job)
+
+    def claim(self) -> int:
+        """Makes the folder this job's; returns how many shards are done, the first ones.
+
+        Raises:
+          UserError: if it holds shards of another job or other files, or can't be written.
+        """
+        problem, done = "", 0
+        if processes.is_first():
+            try:
+                while done < self._count and self._path(done).exists():
+                    done += 1
+                with self._reported():
+                    self._compare(done)
+            except UserError as error:
+                problem = str(error)
+        if processes.any_process(bool(problem)):
+            raise UserError(problem or "--output: the first process can't write it, and says why")
+        return int(processes.largest(done))
+
+    def write(self, number: int, text: str) -> None:
+        """Writes a shard, whole lines.
+
+        Raises:
+          UserError: if it can't be written.
+        """
+        if processes.is_first():
+            with self._reported():
+                files.write_whole(self._path(number), text)
+
+    def lines(self) -> Iterator[bytes]:
+        """Yields the lines of all shards in order."""
+        for number in range(self._count):
+            # JSON has no other end of a line in it, as bytes are split.
+            yield from self._path(number).read_bytes().splitlines(keepends=True)
+
+    def join(self) -> None:
+        """Writes the file, then deletes the folder.
+
+        Raises:
+          UserError: if it can't be written.
+        """
+        if not processes.is_first():
+            return
+        with self._reported(), files.whole(self._output) as file:
+            file.writelines(self.lines())
+        # What says whose the folder is goes last.
+        for each in sorted(self.folder.iterdir(), key=lambda each: each.name == _JOB):
+            each.unlink()
+        self.folder.rmtree(missing_ok=True)  # a bucket's folder may be gone with its files
+
+    def disown(self) -> None:
+        """Keeps the shards from being gone on with."""
+        if processes.is_first():
+            (self.folder / _JOB).unlink(missing_ok=True)
+
+    def _path(self, number: int) -> epath.Path:
+        return self.folder / f"{number:06d}.jsonl"
+
+    def _compare(self, done: int) -> None:
+        path = self.folder / _JOB
+        names = [each.name for each in self.folder.iterdir()] if self.folder.is_dir() else []
+        others = [name for name in names if not name.endswith(".tmp")]
+        if others and _JOB not in names:
+            raise UserError(
+                f"{self.folder}: has {others[0]!r} and isn't of an unfinished job; delete the "
+                "folder, or give another --output"
+            )
+        try:
+            before = json.loads(path.read_text()) if done else None
+        except ValueError as error:
+            raise UserError(f"{path}: isn't JSON ({error}); delete the folder") from None
+        if before is None:
+            files.write_whole(path, json.dumps(self._job, indent=1) + "\n")
+        elif before != self._job:
+            changed = [n for n in {**before, **self._job} if before.get(n) != self._job.get(n)]
+            changes = ", ".join(_change(n, before.get(n), self._job.get(n)) for n in changed)
+            raise UserError(
+                f"{self.folder}: has {done} shards of another job ({changes}); delete the folder "
+                "to start again, or give another --output"
+            )
+        for name in set(names) - {_JOB, *(self._path(number).name for number in range(done))}:
+            (self.folder / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Makes UserErrors of what can't be written; errors of a bucket are of any type."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if not isinstance(error, OSError) and files.is_local(self._output):
+                raise
+            reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+            raise UserError(f"--output: can't write {self._output}: {reason}") from error
+
+
+def _change(name: str, before: str | None, now: str | None) -> str:
+    if max(len(str(before)), len(str(now))) > _SHOWN:
+        return f"{name} changed"
+    return f"{name}: {before or 'nothing'} -> {now or 'nothing'}"
