@@ -133,7 +133,8 @@ def parse(
     Raises:
       UserError: for what can't be read, isn't there, or would change nothing. A file's own
         bindings are judged, not those of the files that it includes; what a later file or flag
-        puts out of use is no mistake of an earlier one.
+        puts out of use is no mistake of an earlier one, nor are settings of a stage that this run
+        leaves out.
     """
     folders = [str(ROOT), *filter(None, map(os.path.expanduser, search_paths.split(",")))]
     for folder in folders:
@@ -147,7 +148,8 @@ def parse(
     flagged = [_bind(name, value, roots) for name, value in flags]
     reach = _reach(roots)
     for binding in given:
-        if binding.key not in used and binding.key.scope != _STAGE:
+        key = binding.key
+        if key not in used and key.scope != _STAGE and not _is_left_out(key):
             _judge(binding, reach, used)
     for binding in flagged:
         if binding.key == Key(_STAGE, _MACRO, "value"):
@@ -304,6 +306,20 @@ def _reach(roots: Iterable[type]) -> Reach:
             for reference in gin_config.iterate_references({"": value}):
                 todo.append((tuple(reference.scopes) or scopes, reference.configurable))
     return reach
+
+
+def _is_left_out(key: Key) -> bool:
+    """Whether a binding is of a stage that is set up but not in the run, or of a part of one."""
+    bound = gin_config._CONFIG
+    references = gin_config.iterate_references(bound)
+    return (
+        key.selector != _MACRO
+        and bool(key.scope)
+        and (
+            any(key[:2] == reference.config_key for reference in references)
+            or any("name" in values for (scope, _), values in bound.items() if scope == key.scope)
+        )
+    )
 
 
 def _in_effect(scopes: tuple[str, ...], selector: str) -> dict[Key, Any]:

@@ -164,6 +164,20 @@ def test_what_a_flag_or_a_later_file_replaces_is_no_mistake_of_a_file(own):
     assert configured(files=[QUICKSTART, other])[0].seed == 5
 
 
+def test_what_is_set_of_a_stage_that_the_run_leaves_out_is_no_mistake_of_a_file(own):
+    """The list of stages is often the first thing that is changed; flags are for what there is."""
+    content = DYNAMIC + INCLUDE + "from pit_jax.run import config\n" + STAGES
+    content += "from pit_jax.method import curriculum\n"
+    content += "config.RunConfig.stages = (@sft_pit/stages.SupervisedStage(),)\n"
+    content += "pretrain/stages.SupervisedStage.steps = 3\nrl_pit_1/curriculum.Round.steps = 3\n"
+    path = own(content)
+    assert [stage.name for stage in configured(files=[path])[0].stages] == ["sft_pit"]
+    told = refusal("--gin.pretrain/SupervisedStage.steps=4", files=[path])
+    assert "'pretrain' is no scope of it; did you mean sft_pit/SupervisedStage.steps?" in told
+    told = refusal(files=[own(content + "rl_pit_2/curriculum.Round.steps = 3\n")])
+    assert "rl_pit_2/Round.steps has no effect: nothing in this run is made of Round" in told
+
+
 def test_what_an_included_file_binds_in_vain_is_no_mistake(own):
     content = DYNAMIC + INCLUDE + "from pit_jax.run import config\n" + STAGES
     content += "config.RunConfig.stages = (@sft_pit/stages.SupervisedStage(),)\n"
