@@ -33,11 +33,11 @@ FOLDERS = {
     "adapters": ("runtime", "data", "models", "method", "run"),
 }
 GROUND = ("__init__", "checked", "errors", "files")
-TOP = ("__main__", "bindings", "cli", "commands")
+TOP = ("__main__", "bindings", "cli", "commands", "reach")
 
 # Who alone may import what. A name that ends in a dot stands for a folder.
 CONFINED = {
-    "gin": ("bindings",),
+    "gin": ("bindings", "reach"),
     "__gin__": ("bindings",),
     "tensorflow": ("data.seqio_tasks.", "data.files.builders", "data.vocabularies."),
     "tensorflow_text": ("data.vocabularies.",),

@@ -297,7 +297,10 @@ def test_generations_of_different_depth(suite):
     "fields", [{"split": "prod"}, {"iterations": 0}, {"temperatures": ()}], ids=str
 )
 def test_mistakes_in_a_configuration_are_named(fields):
-    with pytest.raises(ValueError, match=r"evaluation: expected a split of .*; got Eval|iterations: got 0, expected 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"evaluation: expected a split of .*; got Eval|iterations: got 0, expected 1",
+    ):
         EvaluationConfig(**fields)
 
 
