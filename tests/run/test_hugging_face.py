@@ -145,7 +145,7 @@ def trained(model, tmp_path_factory):
         patch.chdir(place)
         pairs = (
             {"prompt": f"Count to {i}", "chosen": f"1 to {i}", "rejected": f"{i}"}
-            for i in range(120)
+            for i in range(200)
         )
         (place / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
         argv = ["convert", "--from=hf", f"--input={folder}", "--output=base"]
