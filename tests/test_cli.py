@@ -433,7 +433,7 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     fails(
-        "rm_gap.*not found; train stage 'rm_gap' first",
+        "rl_policy.*not found; train stage 'rl_policy' first",
         "improve",
         f"--input={given}",
         f"--output={out}",
