@@ -22,19 +22,17 @@ from pit_jax import __version__, bindings, checked, files
 from pit_jax.errors import Interrupted, NotFiniteError, UserError
 
 _EXAMPLES = {
-    "run": (
-        "python -m pit_jax run --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=\"'runs/mine'\""
-    ),
+    "run": ("python -m pit_jax run --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=runs/mine"),
     "data": (
         "python -m pit_jax data --gin_file=gin/runs/preferences.gin "
-        "--gin.PREFERENCES_PATH=\"'mine.jsonl'\" --examples=2"
+        "--gin.PREFERENCES_PATH=mine.jsonl --examples=2"
     ),
     "plan": "python -m pit_jax plan --gin_file=gin/runs/quickstart.gin --topology=v4-8",
-    "train": "python -m pit_jax train --gin_file=gin/runs/quickstart.gin --gin.STAGE=\"'rm_gap'\"",
+    "train": "python -m pit_jax train --gin_file=gin/runs/quickstart.gin --gin.STAGE=rm_gap",
     "convert": (
         "python -m pit_jax convert --from=hf --input=HuggingFaceTB/SmolLM2-135M-Instruct "
         "--output=base\n"
-        "  python -m pit_jax convert --gin_file=gin/runs/quickstart.gin --gin.STAGE=\"'sft_pit'\" "
+        "  python -m pit_jax convert --gin_file=gin/runs/quickstart.gin --gin.STAGE=sft_pit "
         "--to=t5x --output=exported"
     ),
     "improve": (
@@ -43,7 +41,7 @@ _EXAMPLES = {
     ),
     "evaluate": (
         "python -m pit_jax evaluate --gin_file=gin/runs/quickstart.gin "
-        "--gin.EvaluationConfig.split=\"'dev'\""
+        "--gin.EvaluationConfig.split=dev"
     ),
 }
 _SUMMARIES = {
@@ -92,7 +90,7 @@ output, a line for each row of the input, in order:
   ended        whether each ended within the window of responses
   gaps         R_PIT's gap of each iteration; above 0 it is better than what it was made of
   best         which of responses is the best by gap, counted from 0
-  response     the result: the best, or the last with --gin.ImproveConfig.keep="'last'"
+  response     the result: the best, or the last with --gin.ImproveConfig.keep=last
   stop_reason  iterations, unchanged, gap or time
   truncated    whether a window cut a response, or cut one that the next was made of
   models       stage@step of each role

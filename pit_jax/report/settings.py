@@ -20,9 +20,10 @@ Every setting of a run, with its type, its default and what it is. This page is 
 that hold them, by `python -m pit_jax.report.settings > docs/settings.md`.
 
 A setting is a line of a gin file, such as `LoopConfig.log_every = 5`, or a flag, such as
-`--gin.LoopConfig.log_every=5`; a flag wins over a file. Text stands in quotes, in a shell in two
-kinds: `--gin.NetworkConfig.dtype="'float32'"`. Capital names are macros, which gin files give to
-several settings at once: `--gin.SEED=1`, `--gin.BATCH_SIZE=64`, `--gin.MODEL_DIR="'runs/mine'"`.
+`--gin.LoopConfig.log_every=5`; a flag wins over a file. In a file, text stands in quotes:
+`NetworkConfig.dtype = 'float32'`; in a flag it needs none: `--gin.NetworkConfig.dtype=float32`.
+Capital names are macros, which gin files give to several settings at once: `--gin.SEED=1`,
+`--gin.BATCH_SIZE=64`, `--gin.MODEL_DIR=runs/mine`.
 
 Where the page says *of each stage*, the name of a stage before the setting makes it count for this
 stage alone, and it wins over the setting without one: `--gin.rm_gap/LoopConfig.eval_every=20`. The
