@@ -165,7 +165,8 @@ def _check_settings(
         change for key in keys for change in _changes(key, before.get(key, ""), now.get(key, ""))
     ]
     if old_data and data != old_data:
-        changes.insert(0, f"the examples of the data ({old_data[:8]} -> {data[:8]})")
+        where = _where(now.get("dataset", ""))
+        changes.insert(0, f"the examples of {where} ({old_data[:8]} -> {data[:8]})")
     if changes:
         more = len(changes) - _SHOWN
         shown = "; ".join(changes[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
@@ -182,13 +183,20 @@ def check_data(folder: epath.Path, data: str) -> None:
       UserError: if it is known to have been.
     """
     path = folder / "stage.json"
-    before = read_json(path).get("data") if path.exists() else None
+    stage = read_json(path) if path.exists() else {}
+    before, where = stage.get("data"), _where(stage.get("settings", {}).get("dataset", ""))
     if before and before != data:
         raise UserError(
-            f"{folder}: was trained on other examples than the data has now ({before[:8]} -> "
+            f"{folder}: was trained on other examples than {where} has now ({before[:8]} -> "
             f"{data[:8]}), so they may be among those it is judged by; bring the old data back, or "
             "train in another MODEL_DIR"
         )
+
+
+def _where(dataset: str) -> str:
+    """The paths in the text of a dataset's configuration, or what else to call the data."""
+    paths = dict.fromkeys(re.findall(r"path='([^']+)'", dataset))
+    return ", ".join(paths) or "the data"
 
 
 def _changes(name: str, before: str, now: str) -> Iterator[str]:

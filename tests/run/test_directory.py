@@ -223,6 +223,12 @@ def test_other_examples_are_refused_and_the_same_ones_elsewhere_are_not(tmp_path
     (tmp_path / "stage.json").write_text(json.dumps(old))
     directory.claim(folder, stage, {}, "b" * 64)
     directory.check_data(folder, "b" * 64)
+    directory.claim(epath.Path(tmp_path / "files"), moved, {}, "a" * 64)
+    (tmp_path / "files" / "references").mkdir()
+    with pytest.raises(UserError, match=r"settings: the examples of elsewhere \(aaaaaaaa -> "):
+        directory.claim(epath.Path(tmp_path / "files"), moved, {}, "b" * 64)
+    with pytest.raises(UserError, match="was trained on other examples than elsewhere has now"):
+        directory.check_data(epath.Path(tmp_path / "files"), "b" * 64)
     with pytest.raises(UserError, match=r"other settings: dataset.path '' -> 'elsewhere'"):
         directory.claim(folder, moved, {}, "b" * 64)
 
