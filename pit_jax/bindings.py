@@ -238,7 +238,6 @@ def _key(scope: str, selector: str, parameter: str) -> reach.Key:
 # What gin says -> what its user reads.
 _PLAINLY = (
     (r".*Failed to parse token '(.*)'.*", r"got \1, expected a value; text stands in quotes"),
-    (r"maximum recursion depth.*", "a macro or an include leads back to itself"),
     (
         r"(?:No bindings specified for '(\w+)/gin\.macro'|(\w+)/macro\.value set to `%gin\.RE).*",
         r"\1\2 isn't set, expected --gin.\1\2=VALUE",
@@ -262,6 +261,9 @@ def errors(source: str = "", is_file: bool = False) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(_scoped(str(error))) from error
+    except RecursionError:  # whose text is too deep to be made
+        where = f"{source}: " if source else ""
+        raise UserError(f"gin: {where}a macro or an include leads back to itself") from None
     except _ERRORS as error:
         text, place = " ".join(str(error).partition(" in config string")[0].split()), source
         if isinstance(error, SyntaxError) and error.lineno:
