@@ -14,6 +14,7 @@ import numpy as np
 from pit_jax.data import advice
 from pit_jax.data.batching import Batch
 from pit_jax.data.examples import FOLDS, SPLITS
+from pit_jax.data.files.json_values import printable
 from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.layouts import TREES
 from pit_jax.data.vocabularies.base import PAD_ID, Vocabulary
@@ -138,11 +139,6 @@ def piece(vocabulary: Vocabulary, token: int) -> str:
         return vocabulary.names[token]
     text = vocabulary.decode([token])
     return printable(text) if text and "\ufffd" not in text else f"<{token}>"
-
-
-def printable(text: str) -> str:
-    """Writes control and other unprintable characters of a text as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def write(found: Mapping[str, Any], folder: pathlib.Path) -> None:

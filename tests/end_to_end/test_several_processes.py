@@ -92,14 +92,14 @@ def together(folder, *arguments, command="run", **environment):
     return [process.returncode for process in started], outputs
 
 
-def alone(folder, gin):
+def alone(folder, gin, report=False):
     """The same as one process, with four devices."""
     file = folder.with_name("short.gin")
     file.write_text(gin)
     with pytest.MonkeyPatch.context() as patch:
         run = functools.partial(runs.Run, devices=jax.devices()[:4])
         patch.setattr(runs, "Run", run)
-        if gin is not tiny_runs.GIN:
+        if not report:
             patch.setattr(commands, "_report", lambda *arguments: None)
         assert cli.main(["run", f"--gin_file={file}", f"--gin.MODEL_DIR='{folder}'"]) == 0
 
@@ -154,7 +154,8 @@ def test_two_processes_are_one_also_when_interrupted(trained, tmp_path):
 def test_every_stage_and_the_report_of_two_processes(model, tmp_path):
     """With 4, the model axis is over both processes: each holds a part, and every row."""
     one, two = tmp_path / "one", tmp_path / "two"
-    alone(one, tiny_runs.GIN)
+    # The model axis has to divide the heads.
+    alone(one, tiny_runs.GIN.replace("num_heads = 2", "num_heads = 4"), report=True)
     statuses, printed = together(two, f"--gin.MeshConfig.model={model}", REPORT="1")
     assert statuses == [0, 0], printed
     assert f"report: {two / 'report.html'}" in printed[0][0] and is_silent(printed[1][0])

@@ -85,6 +85,11 @@ def check_columns(record: dict[str, Any]) -> None:
         )
 
 
+def printable(text: str) -> str:
+    """Writes control and other unprintable characters of a text as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def shown(value: Any) -> str:
     """Shows a value as a short line, however large or deep it is."""
     return _BRIEF.repr(value)[:80]

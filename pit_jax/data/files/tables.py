@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pit_jax.data.files.json_values import shown
+from pit_jax.data.files.json_values import printable, shown
 from pit_jax.errors import UserError
 
 HUB = "hf://datasets/"
@@ -54,7 +54,7 @@ def rows(kind: str, file: Any) -> Iterator[Row]:
     except (ValueError, pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = (str(error).splitlines() or [repr(error)])[0][:200]
+        reason = printable((str(error).splitlines() or [repr(error)])[0][:200])
         problem = f"got {_named(kind)} file that is damaged ({reason}), expected a whole one"
         yield ValueError(problem)
 

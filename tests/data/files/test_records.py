@@ -601,3 +601,16 @@ def test_kinds_of_tables():
         "",
         "",
     ]
+
+
+def test_what_a_library_says_of_a_damaged_table_is_printable(tmp_path, monkeypatch):
+    """It may quote bytes of the file."""
+    path = tmp_path / "x.parquet"
+    path.write_bytes(to_parquet(ROWS))
+
+    def batches(kind, file):
+        raise OSError("don't know what type: \x0e")
+
+    monkeypatch.setattr(tables, "_batches", batches)
+    (found,) = records.records(str(path))
+    assert "is damaged (don't know what type: \\x0e), expected a whole one" in found.problem
