@@ -8,6 +8,7 @@ import re
 MAX_DEPTH = 100
 MAX_DIGITS = 100
 _MARKERS = re.compile("\n\n(?:Human|Assistant):")
+_LAST = re.compile(r"\s*\n\s*Assistant:\Z")
 
 
 def strict(line: bytes):
@@ -68,7 +69,9 @@ def texts(value) -> set[str]:
         one = waiting.pop()
         if isinstance(one, str):
             found.add(one.strip())
-            found.update(part.strip() for part in _MARKERS.split(one))
+            for part in _MARKERS.split(one):
+                # A prompt may end with the marker of what is to come, on a line of its own.
+                found |= {part.strip(), _LAST.sub("", part).strip()}
             if one[:1] in ("[", "{", '"'):  # exports write turns as text too
                 with contextlib.suppress(ValueError, RecursionError):
                     waiting.append(json.loads(one))
