@@ -45,6 +45,23 @@ def check_folder(path: str | os.PathLike[str], what: str) -> None:
         raise UserError(f"{what}: can't write {path}, because {found} is read-only")
 
 
+@contextlib.contextmanager
+def reported(path: str | os.PathLike[str], failure: str) -> Iterator[None]:
+    """Makes a UserError, `FAILURE: REASON`, of what goes wrong with a file.
+
+    Errors of a bucket are of any type, those of a disk OSErrors; other errors pass.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and is_local(path):
+            raise
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
+        raise UserError(f"{failure}: {reason}") from error
+
+
 def absolute(path: epath.Path) -> epath.Path:
     """Returns the absolute path of what is on a disk, since orbax takes no other."""
     return path.resolve() if is_local(path) else path

@@ -7,9 +7,9 @@ process writes; what it finds counts for all processes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 
 from etils import epath
 
@@ -120,18 +120,8 @@ class Shards:
         for name in set(names) - {_JOB, *(self._path(number).name for number in range(done))}:
             (self.folder / name).unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Makes UserErrors of what can't be written; errors of a bucket are of any type."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            if not isinstance(error, OSError) and files.is_local(self._output):
-                raise
-            reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
-            raise UserError(f"--output: can't write {self._output}: {reason}") from error
+    def _reported(self) -> AbstractContextManager[None]:
+        return files.reported(self._output, f"--output: can't write {self._output}")
 
 
 def _change(name: str, before: str | None, now: str | None) -> str:

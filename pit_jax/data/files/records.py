@@ -354,15 +354,9 @@ class _Raw(io.RawIOBase):
 
 @contextlib.contextmanager
 def _reported(path: str) -> Iterator[None]:
-    """Makes UserErrors of a file that can't be read; errors of a bucket are of any type."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception as error:
-        if not isinstance(error, OSError) and "://" not in path:
-            raise
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
-        raise UserError(f"{path}: can't be read: {reason}") from None
+    """Makes UserErrors of a file that can't be read, or for which a package is missing."""
+    with files.reported(path, f"{path}: can't be read"):
+        try:
+            yield
+        except ImportError as error:
+            raise UserError(f"{path}: {error}") from None
