@@ -140,14 +140,20 @@ def claim(
         )
 
 
+def steps(folder: epath.Path) -> list[int]:
+    """Returns the steps of which a stage's folder has a checkpoint, in no order."""
+    checkpoints = folder / "checkpoints"
+    names = [each.name for each in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return [int(name) for name in names if name.isdigit()]
+
+
 def is_claimed(folder: epath.Path, settings: dict[str, str], data: str = "") -> bool:
     """Returns whether a folder holds something of this stage already; for the rest see `claim`.
 
     Raises:
       UserError: if it is of a stage with other settings or examples.
     """
-    path, checkpoints = folder / "stage.json", folder / "checkpoints"
-    trained = checkpoints.is_dir() and any(c.name.isdigit() for c in checkpoints.iterdir())
+    path, trained = folder / "stage.json", bool(steps(folder))
     if not (path.exists() and (trained or (folder / "references").exists())):
         return False
     before = read_json(path)

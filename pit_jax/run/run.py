@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -147,9 +147,7 @@ class Run:
         """Returns how far a stage is: `yes`, `no`, or the step of its last checkpoint."""
         if self.is_complete(name):
             return "yes"
-        folder = self.folder(name) / "checkpoints"
-        names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
-        steps = [int(name) for name in names if name.isdigit()]
+        steps = run_directory.steps(self.folder(name))
         return f"step {max(steps)}" if steps else "no"
 
     def result(self, name: str) -> dict[str, Any]:
@@ -166,9 +164,8 @@ class Run:
         if path.exists():
             return run_directory.read_json(path)
         if hugging_face.is_model(self.folder(name)):
-            network = self.config.network
-            model = stages.abstract_model(stages.init_language_model(network), self.partitioner)
-            hugging_face.check(self.folder(name), network, self.vocabulary, model)
+            model = self._abstract(stages.init_language_model)
+            hugging_face.check(self.folder(name), self.config.network, self.vocabulary, model)
             return {"task": "pretrain", "model_step": 0}
         checkpoint = self._t5x_checkpoint(name)
         if checkpoint is None:
@@ -199,22 +196,22 @@ class Run:
         """
         folder, network = self.folder(name), self.config.network
         inits = stages.init_language_model, stages.init_scalar_model
-
-        def abstract(init):
-            return stages.abstract_model(init(network), self.partitioner)
-
         if hugging_face.is_model(folder):
-            model = abstract(stages.init_language_model)
+            model = self._abstract(stages.init_language_model)
             return hugging_face.load(folder, network, self.vocabulary, model)
         if checkpoint := self._t5x_checkpoint(name, step):
-            return t5x_checkpoints.load(checkpoint, network, *map(abstract, inits))
+            return t5x_checkpoints.load(checkpoint, network, *map(self._abstract, inits))
         result = self.result(name)
         run_directory.check_identity(folder, self.identity())
         checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
         init = inits[result["task"] in stages.REWARD_TASKS]
-        params = checkpoints.restore_model(abstract(init), step or result["model_step"])
+        params = checkpoints.restore_model(self._abstract(init), step or result["model_step"])
         checkpoints.close()
         return params
+
+    def _abstract(self, init: Callable) -> Any:
+        """The shapes and shardings of the parameters that `init(network)` makes."""
+        return stages.abstract_model(init(self.config.network), self.partitioner)
 
     def anchor(self, reward_stage: str) -> float:
         """The score of a reward stage's model that counts as 0, see stage_training."""
