@@ -72,11 +72,8 @@ def _generation(run: Run, value: dict[str, Any]) -> tuple[str, list[str], int] |
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         got = shown(texts if "responses" in value else list(value))
         raise ValueError(f"got {got}, expected a list of one text or more under 'responses'")
-    x, dataset, lengths = (
-        datasets.prompt(run.config.dataset, value),
-        run.config.dataset,
-        run.config.lengths,
-    )
+    dataset, lengths = run.config.dataset, run.config.lengths
+    x = datasets.prompt(dataset, value)
     if isinstance(dataset, datasets.DatasetConfig) and dataset.kind == "instructions":
         instructions.check(dataset.family, x, texts[0])
         return x, texts, 0

@@ -235,7 +235,7 @@ class Improver:
         going_on = []
         for position, i in enumerate(active):
             trace, new = traces[i], improved[position]
-            unchanged = self.decode(new.tokens) == self.decode(trace.responses[-1].tokens)
+            old = trace.responses[-1]
             trace.responses.append(new)
             if gaps is not None:
                 trace.gaps.append(float(gaps[position]))
@@ -243,7 +243,7 @@ class Improver:
                 trace.stop_reason = "gap"
                 continue
             trace.last = len(trace.responses) - 1
-            if config.stop_unchanged and unchanged:
+            if config.stop_unchanged and self.decode(new.tokens) == self.decode(old.tokens):
                 trace.stop_reason = "unchanged"
                 continue
             going_on.append(i)
