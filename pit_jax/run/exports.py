@@ -13,7 +13,8 @@ from pit_jax.run import hugging_face, stages
 from pit_jax.run.run import Run
 from pit_jax.runtime import processes
 
-_PIT_TASKS = ("sft_pit", "rl_pit", "rm_gap")
+_PIT_TASKS = (*stages.PIT_SUPERVISED, *stages.PIT_RL, "rm_gap")
+_IMPROVER = "an improver M_PIT after {}, which makes a better response of a prompt and a response"
 
 
 def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") -> str:
@@ -55,8 +56,11 @@ def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") ->
     pieces = write_tokenizer(epath.Path(source), folder, run.vocabulary, template, improver)
     if processes.is_first():
         anchor = run.anchor(name) if scalar else None
-        given = _given(run.vocabulary, result["task"], pieces)
-        write_whole(folder / "README.md", _card(name, result, architecture, given, anchor))
+        text = _given(run.vocabulary, result["task"], pieces)
+        if run.reflects(name):
+            window = run.layout.widths(run.config.lengths).reflected
+            text += _written(pieces["improved"], run.vocabulary, window)
+        write_whole(folder / "README.md", _card(name, result, architecture, text, anchor))
     return architecture
 
 
@@ -86,19 +90,31 @@ def _given(vocabulary: Any, task: str, pieces: dict[str, str]) -> list[str]:
     return [*lines, "The end-of-text token comes last."] if scalar else lines
 
 
+def _written(improved: str, vocabulary: Any, window: int) -> list[str]:
+    """Says, in lines of Markdown, what a model writes that reflects first, of `window` tokens."""
+    id_ = int(vocabulary.tokenizer_ids[vocabulary.control_tokens.improved])
+    return [
+        "",
+        "## What it writes",
+        "",
+        f"A reflection, `{improved}` and the response, of at most {window} tokens together:",
+        f"set `max_new_tokens={window}`. The response is what follows the last `{improved}`, the id",
+        f"{id_}; `decode` with `skip_special_tokens=True` leaves that out, so split the ids first.",
+        "A text that ended without it is a response alone.",
+    ]
+
+
 def _card(
     name: str, result: dict[str, Any], architecture: str, given: list[str], anchor: float | None
 ) -> str:
-    """Says what a model is and what it is to be given."""
+    """Says what a model is, what it is to be given and, if that needs to be said, what it writes."""
     task = result["task"]
     what = {
         "pretrain": "a language model",
         "sft_policy": "a policy M_P after supervised fine-tuning, which answers a prompt",
-        "sft_pit": "an improver M_PIT after supervised fine-tuning, which makes a better response "
-        "of a prompt and a response",
+        **dict.fromkeys(stages.PIT_SUPERVISED, _IMPROVER.format("supervised fine-tuning")),
         "rl_policy": "a policy M_P after reinforcement learning, which answers a prompt",
-        "rl_pit": "an improver M_PIT after curriculum reinforcement learning, which makes a better "
-        "response of a prompt and a response",
+        **dict.fromkeys(stages.PIT_RL, _IMPROVER.format("curriculum reinforcement learning")),
         "rm_policy": "a reward model R_P, which scores a response to a prompt",
         "rm_gap": "a gap reward model R_PIT, which scores how much better one response is than "
         "another",
