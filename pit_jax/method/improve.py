@@ -180,9 +180,7 @@ class Improver:
         if not self.reflects:
             return self.sampler.respond(self.model, built, widths.pit, rows, key, sampling)
         reflecting = Reflecting(widths.reflected, self.layout.control.improved)
-        texts = self.sampler.respond(
-            self.model, built, widths.pit, rows, key, sampling, reflecting
-        )
+        texts = self.sampler.respond(self.model, built, widths.pit, rows, key, sampling, reflecting)
         return [self.read_out(text) for text in texts]
 
     def read_out(self, text: Response) -> Response:

@@ -96,9 +96,10 @@ def _written(improved: str, vocabulary: Any, window: int) -> list[str]:
         "",
         "## What it writes",
         "",
-        f"A reflection, `{improved}` and the response, of at most {window} tokens together:",
-        f"set `max_new_tokens={window}`. The response is what follows the last `{improved}`, the id",
-        f"{id_}; `decode` with `skip_special_tokens=True` leaves that out, so split the ids first.",
+        f"A reflection, `{improved}` and the response, of at most {window} tokens together, so set",
+        f"`max_new_tokens={window}`. The response is what follows the last `{improved}`, which is",
+        f"the id {id_}. `decode` with `skip_special_tokens=True` leaves it out, so split the ids",
+        "first.",
         "A text that ended without it is a response alone.",
     ]
 
@@ -106,7 +107,7 @@ def _written(improved: str, vocabulary: Any, window: int) -> list[str]:
 def _card(
     name: str, result: dict[str, Any], architecture: str, given: list[str], anchor: float | None
 ) -> str:
-    """Says what a model is, what it is to be given and, if that needs to be said, what it writes."""
+    """Says what a model is and what it is to be given; after that `given` may say more."""
     task = result["task"]
     what = {
         "pretrain": "a language model",

@@ -160,6 +160,15 @@ def test_one_that_reflects_may_sample_improved_in_a_wider_window(monkeypatch):
     assert anything("params", batch, KEY)[6] is None
 
 
+def test_a_model_that_reflects_draws_improved_beside_what_it_may(params):
+    """Of two ids, in the reflection's window; a response alone would be of 5 alone."""
+    mesh = Partitioner(MeshConfig(), jax.devices()[:1])
+    made = Sampler(TINY, mesh, R, 7, np.arange(TINY.vocab_size) == 5)
+    found = made.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING, Reflecting(9, 7))
+    assert {token for text in found for token in text.tokens} == {5, 7}
+    assert {(len(text.tokens), text.ended) for text in found} == {(9, False)}
+
+
 def test_a_text_with_a_reflection_comes_back_whole(monkeypatch):
     """It is padded to its own window, and ends before EOS like any other."""
     tokens = np.array([[4, 7, 5, 1, 0, 0, 0], [4, 4, 7, 5, 5, 5, 5]])

@@ -39,7 +39,7 @@ IMPROVE = ImproveConfig(
 class Models:
     """A run whose models say a number of the row and the key; it notes what it is asked."""
 
-    def __init__(self, folder, improve=IMPROVE, **changes):
+    def __init__(self, folder, improve=IMPROVE, reflecting=(), **changes):
         self.config = tiny_runs.config(
             "unused", **({"improve": improve, "shard_size": 2} | changes)
         )
@@ -48,7 +48,7 @@ class Models:
         self.folder, self.loaded, self.drafted, self.improved = folder, [], [], []
         self.results = {name: {"model_step": 4, "task": name} for name in STAGES.values()}
         self.gap, self.ended, self.words = 0.5, True, 3
-        self.reflecting = ()
+        self.reflecting = reflecting
 
     def identity(self):
         return {"vocabulary": "drafts", "network": "tiny"}
@@ -242,9 +242,7 @@ def test_keys_of_an_earlier_output_are_replaced_and_named(models, capsys):
 
 def test_what_a_model_writes_before_its_responses_is_kept(models, capsys):
     """The stand-in reflects on a response by its words in reverse."""
-    run = models()
-    run.reflecting = ("rl_pit",)
-    (line,) = run({"prompt": "x", "reflections": "of another job"})
+    (line,) = models(reflecting=("rl_pit",))({"prompt": "x", "reflections": "of another job"})
     assert list(line) == ["prompt", *improving.FIELDS, "reflections"]
     backwards = [" ".join(reversed(text.split())) for text in line["responses"]]
     assert line["reflections"] == backwards[1:]
@@ -253,9 +251,9 @@ def test_what_a_model_writes_before_its_responses_is_kept(models, capsys):
 
 @pytest.mark.parametrize("method", ["pit", "self_refine"])
 def test_without_reflections_a_key_of_that_name_is_the_inputs(models, capsys, method):
-    run = models(improve=dataclasses.replace(IMPROVE, method=method))
-    run.reflecting = () if method == "pit" else ("rl_pit",)
-    (line,) = run({"prompt": "x", "reflections": "mine"})
+    improve = dataclasses.replace(IMPROVE, method=method)
+    reflecting = () if method == "pit" else ("rl_pit",)
+    (line,) = models(improve=improve, reflecting=reflecting)({"prompt": "x", "reflections": "mine"})
     assert line["reflections"] == "mine" and "note: " not in capsys.readouterr().out
 
 
@@ -550,6 +548,17 @@ def test_sampling_in_other_batches_goes_on(models):
     run = models(sampling_batch=4)
     run()
     assert [rows for _, rows, _ in run.drafted] == [[2, 3], [4]]
+
+
+def test_a_job_with_reflections_goes_on_as_if_it_had_not_ended(models, tmp_path):
+    out = tmp_path / "out.jsonl"
+    models(reflecting=("rl_pit",))(*FIVE)
+    expected = out.read_bytes()
+    out.unlink()
+    interrupted(models, reflecting=("rl_pit",))
+    run = models(reflecting=("rl_pit",))
+    run()
+    assert out.read_bytes() == expected and [call[3] for call in run.improved] == [[2, 3], [4]]
 
 
 def test_a_job_without_a_whole_shard_is_no_obstacle_and_old_shards_are_not_taken(models, tmp_path):
