@@ -322,11 +322,7 @@ GAP_TREE: Tree = (
     Block("y_l after y_w", Layout.response, "rejected", 2, "lw"),
 )
 # Those that the loss of two terms reads, `losses.gap_loss`.
-GAP_PAIR_TREE: Tree = (
-    *GAP_TREE[:3],
-    Block("y_w after y_l", Layout.response, "chosen", 3, "wl"),
-    Block("y_l after y_w", Layout.response, "rejected", 2, "lw"),
-)
+GAP_PAIR_TREE: Tree = tuple(block for block in GAP_TREE if block.score not in ("ww", "ll"))
 TREES = {"rm_policy": PAIR_TREE, "rm_gap": GAP_TREE, "rm_gap_pair": GAP_PAIR_TREE}
 GAP_PAIRS = tuple(block.score for block in GAP_TREE if block.score)
 # The pairs of Eqs. 1 and 2, "greater, smaller"; r_ab is short for R_PIT(x, y_a, y_b).
