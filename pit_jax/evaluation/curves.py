@@ -17,8 +17,8 @@ def reward_curves(run: Run, models: Sequence[tuple[str, str]]) -> list[dict[str,
 
     Args:
       run: whose stages they are.
-      models: (label, stage) of each, of which those that aren't stages of PPO have no curve. Of one
-        that T5X trained there is none either: its metrics are not ours.
+      models: (label, stage) of each, PIT's own first. What isn't a stage of PPO has no curve, nor
+        has one that T5X trained, whose metrics are not ours, nor one whose reward isn't PIT's.
 
     Returns:
       model, round, steps and reward of each round, and `start`, the step of the stage after which
@@ -26,9 +26,11 @@ def reward_curves(run: Run, models: Sequence[tuple[str, str]]) -> list[dict[str,
       such a round this is its end, for there its model is what a second round would start from.
     """
     curves = []
+    known = {stage.name: stage for stage in run.config.stages if isinstance(stage, RLStage)}
+    rewards = [known[name].reward_model for _, name in models if name in known]
     for label, name in models:
-        stage = next((stage for stage in run.config.stages if stage.name == name), None)
-        if not isinstance(stage, RLStage) or not run.is_complete(name):
+        stage = known.get(name)
+        if stage is None or stage.reward_model != rewards[0] or not run.is_complete(name):
             continue
         rounds = list(curriculum.locate(stage.rounds, 0))
         second = [first for _, round_, first, _ in rounds if round_.source == "policy"]

@@ -1,8 +1,9 @@
 """Evaluates a run: Tables 1 to 4 and Figures 2 to 5, as far as its judge can tell.
 
-What is compared with the main models are all other complete stages of their tasks. The judge is the exact checker if the data has one, else the run's own R_P. Everything is measured
-on one split, which is looked at once, with 95% intervals over the groups of examples: those that
-share a prompt, or a dialogue, count as one draw.
+The judge is the exact checker if the data has one, else the run's own R_P. What is compared with
+the main models are all other complete stages of their tasks. Everything is measured on one split,
+which is looked at once, with 95% intervals over the groups of examples: those that share a prompt,
+or a dialogue, count as one draw.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pit_jax.evaluation.responses import Responses
 from pit_jax.evaluation.tables import Side, Tables, known
 from pit_jax.method.improve import Trace
 from pit_jax.method.sampler import Response
-from pit_jax.run import checks
+from pit_jax.run import checks, stages
 from pit_jax.run.run import Run
 
 
@@ -47,7 +48,7 @@ class EvaluationConfig:
       controls: (label, stage) of policies compared with the original, as a policy trained longer;
         other complete stages of task `rl_policy` follow by their names.
       ablations: (label, stage) of PIT models compared with the original, Self-Refine and PIT
-        (Table 2); other complete stages of task `rl_pit` follow by their names.
+        (Table 2); the other complete stages that train PIT by PPO follow by their names.
     """
 
     split: str = "test"
@@ -96,10 +97,10 @@ class Suite:
         self._tables = Tables(self.responses, self._judge, run.config.seed)
         self._pairs = HeldOutPairs(run, self.responses, config.split)
         of = functools.partial(variants.others, run)
-        self._controls = of("rl_policy", config.policy, config.controls)
-        self._ablations = of("rl_pit", config.pit, config.ablations)
-        self._reward_models = of("rm_policy", config.reward_model)
-        self._gap_models = of("rm_gap", config.gap_model)
+        self._controls = of(("rl_policy",), config.policy, config.controls)
+        self._ablations = of(stages.PIT_RL, config.pit, config.ablations)
+        self._reward_models = of(("rm_policy",), config.reward_model)
+        self._gap_models = of(("rm_gap",), config.gap_model)
         self._supervised = variants.supervised(run)
 
     def results(self) -> dict[str, Any]:

@@ -12,20 +12,22 @@ from pit_jax.run.stages import RewardStage, RLStage, Stage
 Labelled = tuple[tuple[str, str], ...]
 
 
-def others(run: Run, task: str, main: str, named: Sequence[tuple[str, str]] = ()) -> Labelled:
-    """Lists (label, stage) of the models that are compared with the main one of a task.
+def others(
+    run: Run, tasks: Sequence[str], main: str, named: Sequence[tuple[str, str]] = ()
+) -> Labelled:
+    """Lists (label, stage) of the models that are compared with a main one.
 
     Args:
       run: the run.
-      task: the task.
+      tasks: the tasks of such models.
       main: the stage of the main model.
       named: those that have labels, which come first, whatever their task is.
 
     Returns:
-      `named`, and by their own names the other complete stages of the task, in the run's order.
+      `named`, and by their own names the other complete stages of the tasks, in the run's order.
     """
     listed = {main, *(stage for _, stage in named)}
-    found = [name for name in _complete(run, (task,)) if name not in listed]
+    found = [name for name in _complete(run, tasks) if name not in listed]
     return (*named, *((name, name) for name in found))
 
 
@@ -93,10 +95,11 @@ def _source(round_: curriculum.Round) -> str:
 
 def _reward(run: Run, stage: RLStage) -> str:
     model = _find(run, stage.reward_model)
-    if isinstance(model, RewardStage) and model.task == "rm_gap":
+    if stage.task == "rl_policy" or not isinstance(model, RewardStage):
+        return stage.reward_model
+    if model.task == "rm_gap":
         return f"{stage.reward_model} (gap loss {model.reward.gap_loss})"
-    difference = stage.task == "rl_pit" and model is not None
-    return f"difference of {stage.reward_model}’s scores" if difference else stage.reward_model
+    return f"difference of {stage.reward_model}’s scores"
 
 
 def _complete(run: Run, tasks: Iterable[str]) -> list[str]:
