@@ -327,7 +327,7 @@ def _legend_above(axis: Axes, columns: int) -> None:
 def _legend_below(figure: Figure, axis: Axes, columns: int = 3) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=3)
 
 
 def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
