@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from pit_jax.data.examples import Example
-from pit_jax.data.layouts import Layout
+from pit_jax.data.layouts import GAP_PAIRS, Layout
 from pit_jax.data.vocabularies.load import load
 from pit_jax.evaluation.judges import ExactJudge, RewardJudge
 from pit_jax.evaluation.suite import EvaluationConfig, Suite
 from pit_jax.evaluation.tables import Side, Tables
+from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.sampler import Response
@@ -60,11 +61,12 @@ class Improver:
         return [Trace([response] * 3, [0.0, 0.0]) for response in responses]
 
 
-@pytest.fixture
-def suite():
+def suite_of(config=CONFIG, more=(), complete=()):
+    """A suite of a run with some more stages, of which these are complete."""
     sampler, improved = Sampler(), []
+    whole = tiny_runs.with_stages(tiny_runs.config("unused"), *more)
     run = types.SimpleNamespace(
-        config=dataclasses.replace(tiny_runs.config("unused"), improve=IMPROVE),
+        config=dataclasses.replace(whole, improve=IMPROVE),
         data=types.SimpleNamespace(
             examples=lambda split: [
                 Example(p, "a", "b", index=7 + i) for i, p in enumerate(PROMPTS)
@@ -76,12 +78,34 @@ def suite():
         key=lambda *purposes: purposes,
         load_frozen=lambda name: f"weights of {name}",
         pooling=lambda name: f"pooling of {name}",
-        is_complete=lambda name: False,
+        is_complete=lambda name: name in complete,
+        stage={stage.name: stage for stage in whole.stages}.get,
         improver=lambda *models: Improver(improved, models),
     )
-    made = Suite(run, CONFIG)
+    made = Suite(run, config)
     made.calls, made.scored, made.improvements = sampler.calls, sampler.scored, improved
     return made
+
+
+@pytest.fixture
+def suite():
+    return suite_of()
+
+
+MORE = (
+    tiny_runs.supervised("thinks", task="sft_pit_reflection"),
+    tiny_runs.reward("rm_policy_2", task="rm_policy"),
+    tiny_runs.reward("rm_pair", task="rm_gap"),
+    tiny_runs.rl("longer", (Round("none", 2),), task="rl_policy"),
+    tiny_runs.rl("third", (Round("none", 2),), task="rl_policy"),
+    tiny_runs.rl("first", (Round("data", 2),), task="rl_pit"),
+    dataclasses.replace(
+        tiny_runs.rl("apart", (Round("policy", 2),), task="rl_pit"),
+        task="rl_pit_difference",
+        reward_model="rm_policy",
+    ),
+)
+OURS = ("sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 
 
 def test_improvements_are_sampled_as_the_configuration_says_and_never_stop(suite):
@@ -145,7 +169,7 @@ def test_rows_of_one_group_count_as_one(suite, monkeypatch):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_iterations_are_judged_against_the_original(suite, monkeypatch, exact):
+def test_iterations_are_judged_against_the_original(suite, exact):
     """Scores of 0, 0.1 and 1: a reward model as judge takes the second for a tie."""
     scores = {"1": 0.0, "2": 0.1, "3": 1.0}
     judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=scores[text]))
@@ -160,7 +184,7 @@ def test_iterations_are_judged_against_the_original(suite, monkeypatch, exact):
     assert [row["delta_vs_original"] for row in rows[1:]] == [100 if exact else 0, 100]
     assert [row["gap"] for row in rows[1:]] == [0.25, -0.5]
     assert rows[2]["elo"] > rows[0]["elo"]
-    assert [row["rank"] for row in rows] == ([3, 2, 1] if exact else [2, 2, 1])
+    assert rows[2]["rank"] == 1 and (not exact or [row["rank"] for row in rows] == [3, 2, 1])
 
 
 def test_self_refine_is_rated_beside_pit(suite):
@@ -200,3 +224,90 @@ def test_a_text_is_scored_as_its_reward_model_was_trained(suite):
             "pooling of rm_policy",
         )
     ]
+
+
+def with_variants(*, complete=tuple(stage.name for stage in MORE), **fields):
+    return suite_of(EvaluationConfig(iterations=2, sweep=(0.5, 1.0), **fields), MORE, complete)
+
+
+def test_other_complete_stages_are_compared_without_being_named():
+    suite = with_variants(controls=(("Longer", "longer"),))
+    assert [row["name"] for row in suite._comparisons(1.0)][5:] == [
+        "first vs Original",
+        "first vs Self-Refine",
+        "PIT vs first",
+        "apart vs Original",
+        "apart vs Self-Refine",
+        "PIT vs apart",
+        "Policy re-sampled vs Original",
+        "PIT vs Policy re-sampled",
+        "Longer vs Original",
+        "PIT vs Longer",
+        "third vs Original",
+        "PIT vs third",
+    ]
+    kinds = {row["name"]: (row["group"], row["first"]) for row in suite._comparisons(1.0)}
+    assert kinds["first vs Self-Refine"] == ("table2", "first_only")
+    assert kinds["apart vs Original"] == ("table2", "ablation")  # of another reward
+    assert [row["name"] for row in suite._scores(1.0)][3:] == ["Longer", "third", "first", "apart"]
+    said = {(row["group"], row["label"]): row["stage"] for row in suite._variants()}
+    assert said["control", "Longer"] == "longer" and said["table2", "PIT"] == "rl_pit"
+    assert said["reward_models", "rm_pair"] == "rm_pair"
+    none = with_variants(complete=OURS)
+    assert len(none._comparisons(1.0)) == 7 and none._variants() == []
+
+
+def test_without_self_refine_nothing_is_refined():
+    suite = with_variants(self_refine=False)
+    names = [row["name"] for row in suite._comparisons(1.0)]
+    assert "first vs Original" in names and not any("Self-Refine" in name for name in names)
+    assert set(suite._iterations(1.0)) == {"rows"} and len(suite._sweep()["series"]) == 2
+    assert {call[-1].method for call in suite.improvements} == {"pit"}
+
+
+def test_every_reward_model_has_its_rows(monkeypatch):
+    suite = with_variants()
+    scores = {
+        "rm_policy": ([3.0, 0.0, 1.0], [1.0, 1.0, 0.0]),
+        "rm_policy_2": ([1.0] * 3, [2.0] * 3),
+    }
+    monkeypatch.setattr(suite._pairs, "policy_rewards", scores.get)
+    gaps = {
+        name: {pair: np.full(3, value) for pair, value in zip(GAP_PAIRS, values, strict=True)}
+        for name, values in (("rm_gap", (4, 3, 2, 1)), ("rm_pair", (1, 2, 3, 4)))
+    }
+    monkeypatch.setattr(suite._pairs, "gap_rewards", gaps.get)
+    rows, figure2 = suite._reward_model_rows()
+    assert [(row["name"], pytest.approx(row["accuracy"])) for row in rows] == [
+        ("R_P", 2 / 3),
+        ("R_PIT", 1),
+        ("R_P(y₁) − R_P(y₂)", 2 / 3),
+        ("rm_policy_2", 0),
+        ("difference of rm_policy_2", 0),
+        ("rm_pair", 0),
+    ]
+    assert figure2["wl"] == [4, 4, 4]
+    # (|4 - 3| + |2 - 1|) / |4 - 1|, and by construction.
+    assert [row["degeneration"] for row in (rows[1], rows[2])] == pytest.approx([2 / 3, 1])
+
+
+def test_several_supervised_pit_models_are_compared_on_the_sft_policys_responses():
+    suite = with_variants(complete=("sft_pit", "thinks"), temperatures=(0.5,))
+    figure, rows = suite._supervised_pit()
+    assert [(row["name"], row["group"]) for row in rows] == [
+        ("PIT (SFT) vs Original (SFT)", "figure5"),
+        ("PIT (SFT, CoT) vs Original (SFT)", "figure5"),
+        ("Self-Refine (SFT) vs Original (SFT)", "figure5"),
+        ("PIT (SFT) vs PIT (SFT, CoT)", "figure5"),
+        ("PIT (SFT) vs Self-Refine (SFT)", "figure5"),
+    ]
+    assert list(figure["series"]) == [row["name"] for row in rows[:3]]
+    assert figure["temperatures"] == [0.5, 1.0]
+    # Each model once at each temperature: the table's are among the figure's.
+    asked = [(c[0][0], c[-1].method, c[-1].sampling.temperature) for c in suite.improvements]
+    names = (("sft_pit", "pit"), ("thinks", "pit"), ("sft_policy", "self_refine"))
+    assert sorted(asked) == sorted(
+        (f"weights of {name}", method, t) for name, method in names for t in (0.5, 1.0)
+    )
+    assert [call[0] for call in suite.calls] == ["weights of sft_policy"]
+    assert with_variants(complete=OURS)._supervised_pit() == ({}, [])
