@@ -262,7 +262,7 @@ MADE = {
     "method.flops": "Work",
     "method.improve": "Improver",
     "method.ppo_step": "Environment",
-    "method.sampler": "Response",
+    "method.sampler": "Reflecting Response",
     "models.weights.families": "Family",
     "plan.chips": "Chip Slice",
     "plan.estimate": "Estimate Machine",
