@@ -75,7 +75,12 @@ class Responses:
         if known is None or (known and len(known[0].responses) <= iterations):
             run = self._run
             gap_model = self.model(self._gap_model)
-            improver = run.improver(self.model(stage), gap_model, self._gap_model)
+            improver = run.improver(
+                self.model(stage),
+                gap_model,
+                self._gap_model,
+                reflects=self._reflects(stage, method),
+            )
             # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are.
             improver = dataclasses.replace(improver, anchor=0.0)
             original = self.policy(self._policy, temperature)
@@ -98,7 +103,7 @@ class Responses:
         key = (stage, temperature, policy, method)
         if key not in self._sampled:
             run = self._run
-            improver = run.improver(self.model(stage))
+            improver = run.improver(self.model(stage), reflects=self._reflects(stage, method))
             purposes = () if method == "pit" else (method,)
             draw = run.key("evaluation", stage, "sweep", *purposes)
             original = self.policy(policy, 1.0)
@@ -133,6 +138,9 @@ class Responses:
                 model, built, widths.reward, responses, pooling
             )
         return self._rewards[known]
+
+    def _reflects(self, stage: str, method: str) -> bool:
+        return method == "pit" and self._run.reflects(stage)
 
     def _at(self, temperature: float) -> SamplingConfig:
         return dataclasses.replace(self._run.config.improve.sampling, temperature=temperature)

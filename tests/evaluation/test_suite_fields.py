@@ -57,7 +57,8 @@ class Recorded(Suite):
             key=run.key,
             sampler=types.SimpleNamespace(score=lambda *_: np.arange(4.0), respond=self._respond),
             pooling=lambda name: self.asked.append(("pooling", name)) or "sum",
-            improver=lambda *models: Improving(functools.partial(self._improve, models)),
+            reflects=lambda name: False,
+            improver=lambda *models, reflects: Improving(functools.partial(self._improve, models)),
         )
         self.responses.model = lambda name: name
         self._same = Response(run.vocabulary.encode("from 4"), True)

@@ -80,7 +80,8 @@ def suite_of(config=CONFIG, more=(), complete=()):
         pooling=lambda name: f"pooling of {name}",
         is_complete=lambda name: name in complete,
         stage={stage.name: stage for stage in whole.stages}.get,
-        improver=lambda *models: Improver(improved, models),
+        reflects=lambda name: name == "thinks",
+        improver=lambda *models, reflects: Improver(improved, (*models, *["reflects"] * reflects)),
     )
     made = Suite(run, config)
     made.calls, made.scored, made.improvements = sampler.calls, sampler.scored, improved
@@ -309,5 +310,8 @@ def test_several_supervised_pit_models_are_compared_on_the_sft_policys_responses
     assert sorted(asked) == sorted(
         (f"weights of {name}", method, t) for name, method in names for t in (0.5, 1.0)
     )
+    assert {call[0] for call in suite.improvements if "reflects" in call[0]} == {
+        ("weights of thinks", "reflects")
+    }
     assert [call[0] for call in suite.calls] == ["weights of sft_policy"]
     assert with_variants(complete=OURS)._supervised_pit() == ({}, [])
