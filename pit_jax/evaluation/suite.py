@@ -262,7 +262,7 @@ class Suite:
         rows = [
             pairs.policy_row("R_P", config.reward_model),
             pairs.gap_row("R_PIT", rewards),
-            pairs.gap_row("R_P(y₁) − R_P(y₂)", difference),
+            pairs.gap_row("R_P(y1) - R_P(y2)", difference),
         ]
         for label, stage in self._reward_models:
             own = scoring.difference_rewards(*pairs.policy_rewards(stage))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -217,7 +218,7 @@ def test_table_4_reads_both_reward_models(results, run, examples):
     ]
     assert policy["accuracy"] == np.mean(rewards[0] > rewards[1])
     # Whichever of the pair R_P prefers, its gap is positive one way round and negative the other.
-    assert (difference["name"], difference["n"]) == ("R_P(y₁) − R_P(y₂)", 12)
+    assert (difference["name"], difference["n"]) == ("R_P(y1) - R_P(y2)", 12)
     assert difference["accuracy"] == policy["accuracy"]
     assert set(difference["inequalities"].values()) == {policy["accuracy"]}
     assert difference["means"]["wl"] == pytest.approx(np.mean(rewards[0] - rewards[1]), rel=1e-5)
@@ -280,7 +281,8 @@ def test_data_is_counted(results):
 def test_data_without_a_checker_is_judged_by_the_reward_model(run, suite, examples):
     assert isinstance(suite._judge, ExactJudge)
     dataset = dataclasses.replace(run.config.dataset, kind="preferences", path="unused")
-    judge = judge_for(dataset, suite._reward, CONFIG.reward_model)
+    rewards = functools.partial(suite.responses.rewards, "rm_policy")
+    judge = judge_for(dataset, rewards, CONFIG.reward_model)
     assert isinstance(judge, RewardJudge) and judge.name == "R_P (rm_policy)"
     prompts, texts = [e.prompt for e in examples], [e.chosen for e in examples]
     # Over the window: cut, and read where it ends.

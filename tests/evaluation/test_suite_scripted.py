@@ -282,7 +282,7 @@ def test_every_reward_model_has_its_rows(monkeypatch):
     assert [(row["name"], pytest.approx(row["accuracy"])) for row in rows] == [
         ("R_P", 2 / 3),
         ("R_PIT", 1),
-        ("R_P(y₁) − R_P(y₂)", 2 / 3),
+        ("R_P(y1) - R_P(y2)", 2 / 3),
         ("rm_policy_2", 0),
         ("difference of rm_policy_2", 0),
         ("rm_pair", 0),

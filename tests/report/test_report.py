@@ -206,7 +206,7 @@ def _whole_results():
     results["reward_models"].insert(
         1,
         {
-            "name": "R_P(y₁) − R_P(y₂)",
+            "name": "R_P(y1) - R_P(y2)",
             "accuracy": 0.8,
             "n": 512,
             "inequalities": both,
@@ -319,7 +319,7 @@ def test_a_run_with_several_models_of_each_kind_shows_them_all():
         "PIT 2 0.750 +45.0 [+38.0, +52.0] 1075 [1063, 1087] 1 50.0 0.25 1016 HH, 1049 Summary",
         "Self-Refine 1 0.500 -30.0 [-37.0, -23.0] 950 [938, 962] 4 50.0 0.00 1001 HH",
         "Original 0.600 – 995 [983, 1007] 3 – – 921 HH, 900 Summary",
-        "R_P(y₁) − R_P(y₂) 80.0 80.0 80.0 80.0 80.0 1.50 0.00 0.00 -1.50 1.00",
+        "R_P(y1) - R_P(y2) 80.0 80.0 80.0 80.0 80.0 1.50 0.00 0.00 -1.50 1.00",
         "PIT (SFT, CoT) vs Original (SFT) 40.0 36.0",
         "it has these curves as a plot only, without figures",
         "PIT in Better, First RL only in Better, Second RL only in Similar. PIT begins its second "
