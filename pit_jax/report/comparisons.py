@@ -166,7 +166,7 @@ def iterations(results: Results, drawings: Drawings) -> Section:
 def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
     refined = group.get("self_refine", ())
     rows = [(f"PIT{NO_BREAK}" if refined else "", "pit", row) for row in group["rows"]]
-    rows += [(f"Self-Refine{NO_BREAK}", "self_refine", row) for row in refined]
+    rows += [(f"Self\u2011Refine{NO_BREAK}", "self_refine", row) for row in refined]
     ranked = any(known(row.get("rank")) for _, _, row in rows)
     cells: list[list[str | Cell]] = []
     for label, method, row in rows:

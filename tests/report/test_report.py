@@ -309,7 +309,8 @@ def test_html_shows_numbers_with_intervals_and_the_papers(written):
 def test_a_run_with_several_models_of_each_kind_shows_them_all():
     parts, figures = sections.build(_whole_results())
     page_ = _Page(page.to_html("t", "", parts, dict.fromkeys(figures, b"")))
-    text = " ".join("".join(page_.text).replace("\u00a0", " ").split())
+    text = "".join(page_.text).replace("\u00a0", " ").replace("\u2011", "-")
+    text = " ".join(text.split())
     assert page_.tags.count("img") == len(figures) == 10
     for expected in (
         "First RL only vs Self-Refine 40.0 5.0 55.0 +35.0 [+27.0, +43.0] 256 -15.70 HH",
