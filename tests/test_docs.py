@@ -36,7 +36,7 @@ PARTS = [
     *(f"Algorithm {number}" for number in (1, 2)),
     *(f"Appendix {letter}" for letter in "ACDFK"),
     *(f"Table {number}" for number in range(1, 5)),
-    *(f"Figure {number}" for number in range(2, 5)),
+    *(f"Figure {number}" for number in range(2, 6)),
     "PPO",
 ]
 

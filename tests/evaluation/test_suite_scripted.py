@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from pit_jax.data.examples import Example
-from pit_jax.data.layouts import Layout
+from pit_jax.data.layouts import GAP_PAIRS, Layout
 from pit_jax.data.vocabularies.load import load
 from pit_jax.evaluation.judges import ExactJudge, RewardJudge
-from pit_jax.evaluation.suite import EvaluationConfig, Side, Suite
+from pit_jax.evaluation.suite import EvaluationConfig, Suite
+from pit_jax.evaluation.tables import Side, Tables
+from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.sampler import Response
@@ -59,11 +61,12 @@ class Improver:
         return [Trace([response] * 3, [0.0, 0.0]) for response in responses]
 
 
-@pytest.fixture
-def suite():
+def suite_of(config=CONFIG, more=(), complete=()):
+    """A suite of a run with some more stages, of which these are complete."""
     sampler, improved = Sampler(), []
+    whole = tiny_runs.with_stages(tiny_runs.config("unused"), *more)
     run = types.SimpleNamespace(
-        config=dataclasses.replace(tiny_runs.config("unused"), improve=IMPROVE),
+        config=dataclasses.replace(whole, improve=IMPROVE),
         data=types.SimpleNamespace(
             examples=lambda split: [
                 Example(p, "a", "b", index=7 + i) for i, p in enumerate(PROMPTS)
@@ -75,11 +78,35 @@ def suite():
         key=lambda *purposes: purposes,
         load_frozen=lambda name: f"weights of {name}",
         pooling=lambda name: f"pooling of {name}",
-        improver=lambda *models: Improver(improved, models),
+        is_complete=lambda name: name in complete,
+        stage={stage.name: stage for stage in whole.stages}.get,
+        reflects=lambda name: name == "thinks",
+        improver=lambda *models, reflects: Improver(improved, (*models, *["reflects"] * reflects)),
     )
-    made = Suite(run, CONFIG)
+    made = Suite(run, config)
     made.calls, made.scored, made.improvements = sampler.calls, sampler.scored, improved
     return made
+
+
+@pytest.fixture
+def suite():
+    return suite_of()
+
+
+MORE = (
+    tiny_runs.supervised("thinks", task="sft_pit_reflection"),
+    tiny_runs.reward("rm_policy_2", task="rm_policy"),
+    tiny_runs.reward("rm_pair", task="rm_gap"),
+    tiny_runs.rl("longer", (Round("none", 2),), task="rl_policy"),
+    tiny_runs.rl("third", (Round("none", 2),), task="rl_policy"),
+    tiny_runs.rl("first", (Round("data", 2),), task="rl_pit"),
+    dataclasses.replace(
+        tiny_runs.rl("apart", (Round("policy", 2),), task="rl_pit"),
+        task="rl_pit_difference",
+        reward_model="rm_policy",
+    ),
+)
+OURS = ("sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 
 
 def test_improvements_are_sampled_as_the_configuration_says_and_never_stop(suite):
@@ -97,6 +124,34 @@ def test_improvements_are_sampled_as_the_configuration_says_and_never_stop(suite
     assert suite.improvements[1][4] != key
 
 
+def test_nothing_is_improved_twice(suite):
+    """Fewer iterations than there are need no others, for they draw alike."""
+    traces = suite.improved("M_PIT", 0.8, 2)
+    assert suite.improved("M_PIT", 0.8, 1) is traces
+    assert suite.responses.swept("M_PIT", 0.8, "M_P") == suite.responses.swept("M_PIT", 0.8, "M_P")
+    assert len(suite.improvements) == 2
+    suite.improved("M_PIT", 0.8, 3)
+    assert len(suite.improvements) == 3
+
+
+def test_the_sweep_improves_what_was_sampled_at_1(suite):
+    suite.responses.swept("M_PIT", 0.3, "M_P")
+    suite.responses.swept("M_SFT", 0.3, "M_SFT", "self_refine")
+    suite.responses.swept("SFT_PIT", 0.3, "M_SFT")
+    for call, policy in zip(suite.improvements, ("M_P", "M_SFT", "M_SFT"), strict=True):
+        assert call[2] == suite.policy(policy, 1.0)
+        assert (call[-1].iterations, call[-1].sampling.temperature) == (1, 0.3)
+        assert call[-1].min_gap is None and not call[-1].stop_unchanged
+    assert [call[0] for call in suite.improvements] == [
+        (f"weights of {name}",) for name in ("M_PIT", "M_SFT", "SFT_PIT")
+    ]
+    assert [call[4] for call in suite.improvements] == [
+        ("evaluation", "M_PIT", "sweep"),
+        ("evaluation", "M_SFT", "sweep", "self_refine"),
+        ("evaluation", "SFT_PIT", "sweep"),
+    ]
+
+
 def test_rows_of_one_group_count_as_one(suite, monkeypatch):
     """Two wins and a loss of one prompt: each end is 0.975 of the way to its bound."""
 
@@ -106,17 +161,16 @@ def test_rows_of_one_group_count_as_one(suite, monkeypatch):
         def __call__(self, prompts, first, second):
             return np.array([1, 1, -1])
 
-    monkeypatch.setattr(suite, "_judge", Judge())
-    monkeypatch.setattr(suite, "_groups", ["the same"] * 3)
+    monkeypatch.setattr(suite.responses, "groups", ["the same"] * 3)
     side = Side("pit", "PIT", suite.policy("M_P", 1.0))
-    row = suite._compare(1.0, "table1", side, side)
+    row = Tables(suite.responses, Judge(), 0).compare(1.0, "table1", side, side)
     assert row["delta"] == pytest.approx(100 / 3)
     assert row["ci_low"] == pytest.approx(100 / 3 - 0.975 * (100 / 3 + 100))
     assert row["ci_high"] == pytest.approx(100 / 3 + 0.975 * (100 - 100 / 3))
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_iterations_are_judged_against_the_original(suite, monkeypatch, exact):
+def test_iterations_are_judged_against_the_original(suite, exact):
     """Scores of 0, 0.1 and 1: a reward model as judge takes the second for a tie."""
     scores = {"1": 0.0, "2": 0.1, "3": 1.0}
     judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=scores[text]))
@@ -124,13 +178,31 @@ def test_iterations_are_judged_against_the_original(suite, monkeypatch, exact):
         judge = RewardJudge(lambda prompts, texts: [scores[text] for text in texts])
     responses = [Response(WORDS.encode(digit), True) for digit in scores]
     traces = [Trace(responses, [0.25, -0.5])] * 3
-    monkeypatch.setattr(suite, "_judge", judge)
-    monkeypatch.setattr(suite, "improved", lambda *_: traces)
-    rows = suite._iteration_rows(1.0)
+    table = Tables(suite.responses, judge, 0).iterations(traces, [], 2)
+    assert set(table) == {"rows"}
+    rows = table["rows"]
     assert [row["mean_score"] for row in rows] == pytest.approx([0, 0.1, 1])
     assert [row["delta_vs_original"] for row in rows[1:]] == [100 if exact else 0, 100]
     assert [row["gap"] for row in rows[1:]] == [0.25, -0.5]
     assert rows[2]["elo"] > rows[0]["elo"]
+    assert rows[2]["rank"] == 1 and (not exact or [row["rank"] for row in rows] == [3, 2, 1])
+
+
+def test_self_refine_is_rated_beside_pit(suite):
+    """PIT goes 0, 0.5, 1 and Self-Refine 0, 0.25, 0.75: each of the five beats all below it."""
+    by_text = dict(zip("12345", (0, 0.5, 1, 0.25, 0.75), strict=True))
+    judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=by_text[text]))
+    pit, refined = (
+        [Trace([Response(WORDS.encode(digit), True) for digit in digits], [gap, gap])] * 3
+        for digits, gap in (("123", 1.0), ("145", -1.0))
+    )
+    table = Tables(suite.responses, judge, 0).iterations(pit, refined, 2)
+    assert [row["iteration"] for row in table["rows"]] == [0, 1, 2]
+    assert [row["iteration"] for row in table["self_refine"]] == [1, 2]
+    assert [row["rank"] for row in table["rows"]] == [5, 3, 1]
+    assert [row["rank"] for row in table["self_refine"]] == [4, 2]
+    assert [row["gap"] for row in table["self_refine"]] == [-1, -1]
+    assert [row["mean_score"] for row in table["self_refine"]] == [0.25, 0.75]
 
 
 def test_a_response_that_stopped_early_stands_for_later_ones(suite, monkeypatch):
@@ -144,7 +216,8 @@ def test_a_response_that_stopped_early_stands_for_later_ones(suite, monkeypatch)
 
 
 def test_a_text_is_scored_as_its_reward_model_was_trained(suite):
-    suite._reward(PROMPTS[:2], ["1 2", " ".join(["1"] * 13)])
+    for _ in range(2):  # the second time they are known
+        suite.responses.rewards("rm_policy", PROMPTS[:2], ["1 2", " ".join(["1"] * 13)])
     assert suite.scored == [
         (
             "weights of rm_policy",
@@ -152,3 +225,93 @@ def test_a_text_is_scored_as_its_reward_model_was_trained(suite):
             "pooling of rm_policy",
         )
     ]
+
+
+def with_variants(*, complete=tuple(stage.name for stage in MORE), **fields):
+    return suite_of(EvaluationConfig(iterations=2, sweep=(0.5, 1.0), **fields), MORE, complete)
+
+
+def test_other_complete_stages_are_compared_without_being_named():
+    suite = with_variants(controls=(("Longer", "longer"),))
+    assert [row["name"] for row in suite._comparisons(1.0)][5:] == [
+        "first vs Original",
+        "first vs Self-Refine",
+        "PIT vs first",
+        "apart vs Original",
+        "apart vs Self-Refine",
+        "PIT vs apart",
+        "Policy re-sampled vs Original",
+        "PIT vs Policy re-sampled",
+        "Longer vs Original",
+        "PIT vs Longer",
+        "third vs Original",
+        "PIT vs third",
+    ]
+    kinds = {row["name"]: (row["group"], row["first"]) for row in suite._comparisons(1.0)}
+    assert kinds["first vs Self-Refine"] == ("table2", "first_only")
+    assert kinds["apart vs Original"] == ("table2", "ablation")  # of another reward
+    assert [row["name"] for row in suite._scores(1.0)][3:] == ["Longer", "third", "first", "apart"]
+    said = {(row["group"], row["label"]): row["stage"] for row in suite._variants()}
+    assert said["control", "Longer"] == "longer" and said["table2", "PIT"] == "rl_pit"
+    assert said["reward_models", "rm_pair"] == "rm_pair"
+    none = with_variants(complete=OURS)
+    assert len(none._comparisons(1.0)) == 7 and none._variants() == []
+
+
+def test_without_self_refine_nothing_is_refined():
+    suite = with_variants(self_refine=False)
+    names = [row["name"] for row in suite._comparisons(1.0)]
+    assert "first vs Original" in names and not any("Self-Refine" in name for name in names)
+    assert set(suite._iterations(1.0)) == {"rows"} and len(suite._sweep()["series"]) == 2
+    assert {call[-1].method for call in suite.improvements} == {"pit"}
+
+
+def test_every_reward_model_has_its_rows(monkeypatch):
+    suite = with_variants()
+    scores = {
+        "rm_policy": ([3.0, 0.0, 1.0], [1.0, 1.0, 0.0]),
+        "rm_policy_2": ([1.0] * 3, [2.0] * 3),
+    }
+    monkeypatch.setattr(suite._pairs, "policy_rewards", scores.get)
+    gaps = {
+        name: {pair: np.full(3, value) for pair, value in zip(GAP_PAIRS, values, strict=True)}
+        for name, values in (("rm_gap", (4, 3, 2, 1)), ("rm_pair", (1, 2, 3, 4)))
+    }
+    monkeypatch.setattr(suite._pairs, "gap_rewards", gaps.get)
+    rows, figure2 = suite._reward_model_rows()
+    assert [(row["name"], pytest.approx(row["accuracy"])) for row in rows] == [
+        ("R_P", 2 / 3),
+        ("R_PIT", 1),
+        ("R_P(y1) - R_P(y2)", 2 / 3),
+        ("rm_policy_2", 0),
+        ("difference of rm_policy_2", 0),
+        ("rm_pair", 0),
+    ]
+    assert figure2["wl"] == [4, 4, 4]
+    # (|4 - 3| + |2 - 1|) / |4 - 1|, and by construction.
+    assert [row["degeneration"] for row in (rows[1], rows[2])] == pytest.approx([2 / 3, 1])
+
+
+def test_several_supervised_pit_models_are_compared_on_the_sft_policys_responses():
+    suite = with_variants(complete=("sft_pit", "thinks"), temperatures=(0.5,))
+    figure, rows = suite._supervised_pit()
+    assert [(row["name"], row["group"]) for row in rows] == [
+        ("PIT (SFT) vs Original (SFT)", "figure5"),
+        ("PIT (SFT, CoT) vs Original (SFT)", "figure5"),
+        ("Self-Refine (SFT) vs Original (SFT)", "figure5"),
+        ("PIT (SFT) vs PIT (SFT, CoT)", "figure5"),
+        ("PIT (SFT) vs Self-Refine (SFT)", "figure5"),
+    ]
+    assert list(figure["series"]) == [row["name"] for row in rows[:3]]
+    assert figure["temperatures"] == [0.5, 1.0]
+    # Each model once at each temperature: the table's are among the figure's.
+    asked = [(c[0][0], c[-1].method, c[-1].sampling.temperature) for c in suite.improvements]
+    names = (("sft_pit", "pit"), ("thinks", "pit"), ("sft_policy", "self_refine"))
+    assert sorted(asked) == sorted(
+        (f"weights of {name}", method, t) for name, method in names for t in (0.5, 1.0)
+    )
+    assert {call[0] for call in suite.improvements if "reflects" in call[0]} == {
+        ("weights of thinks", "reflects")
+    }
+    assert [call[0] for call in suite.calls] == ["weights of sft_policy"]
+    assert with_variants(complete=OURS)._supervised_pit() == ({}, [])

@@ -14,6 +14,18 @@ MUTANTS = {
             'metric = "loss"',
             "evaluation/test_curves.py::test_what_each_stage_learned_by",
         ),
+        (
+            "a stage without a second round begins one at once",
+            "second[0] if second else stage.steps",
+            "second[0] if second else 0",
+            "evaluation/test_curves.py::test_the_rewards_of_other_stages_beside_pits",
+        ),
+        (
+            "rewards of other scales are one figure",
+            " or stage.reward_model != rewards[0]",
+            "",
+            "evaluation/test_curves.py::test_the_rewards_of_other_stages_beside_pits",
+        ),
     ],
     "evaluation/elo.py": [
         (
@@ -113,6 +125,12 @@ MUTANTS = {
     ],
     "evaluation/scoring.py": [
         (
+            "a difference of rewards is the other way round",
+            "scores[pair[0]] - scores[pair[1]]",
+            "scores[pair[1]] - scores[pair[0]]",
+            "evaluation/test_scoring.py::test_a_difference_of_two_rewards_by_hand",
+        ),
+        (
             "a tie agrees with the label",
             "agreed_N = _outcomes(outcomes) == 1",
             "agreed_N = _outcomes(outcomes) >= 0",
@@ -179,13 +197,16 @@ MUTANTS = {
             "evaluation/test_scoring.py::test_density_histograms_share_bins_and_integrate_to_one",
         ),
     ],
-    "evaluation/suite.py": [
+    "evaluation/held_out_pairs.py": [
         (
-            "a comparison's rows count as independent",
-            "scoring.compare(outcomes, self._groups, self._run.config.seed)",
-            "scoring.compare(outcomes, None, self._run.config.seed)",
-            "evaluation/test_suite_scripted.py::test_rows_of_one_group_count_as_one",
+            "fillers of the last batch are kept",
+            'real = batch.pop("weight") > 0',
+            'real = batch.pop("weight") >= 0',
+            "evaluation/test_suite_scripted.py",
+            "They are the last rows, and the rows are cut to the number of prompts.",
         ),
+    ],
+    "evaluation/responses.py": [
         (
             "another draw is the same sample",
             'run.key("evaluation", stage, draw)',
@@ -200,8 +221,8 @@ MUTANTS = {
         ),
         (
             "improvements are sampled as the original",
-            "dataclasses.replace(run.config.improve.sampling, temperature=temperature)",
-            "dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature)",
+            "improve.sampling, temperature=temperature",
+            "improve.policy_sampling, temperature=temperature",
             "evaluation/test_suite_scripted.py::test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
         ),
         (
@@ -212,21 +233,58 @@ MUTANTS = {
         ),
         (
             "a report's iterations stop by the gap",
-            "                min_gap=None,\n",
+            "            min_gap=None,\n",
             "",
             "evaluation/test_suite_scripted.py::test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
         ),
         (
-            "fillers of the last batch are kept",
-            'real = batch.pop("weight") > 0',
-            'real = batch.pop("weight") >= 0',
-            "evaluation/test_suite_scripted.py",
-            "They are the last rows, and the rows are cut to the number of prompts.",
+            "R_P is read at the last token whatever its pooling",
+            "model, pooling = self.model(stage), run.pooling(stage)",
+            'model, pooling = self.model(stage), "last"',
+            "evaluation/test_suite_scripted.py::test_a_text_is_scored_as_its_reward_model_was_trained",
+        ),
+        (
+            "improvements draw with the original's key",
+            'draw = run.key("evaluation", stage, method)',
+            'draw = run.key("evaluation", self._policy, 0)',
+            "evaluation/test_suite_scripted.py::test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
+        ),
+        (
+            "Self-Refine draws with PIT's key of the sweep",
+            'purposes = () if method == "pit" else (method,)',
+            "purposes = ()",
+            "evaluation/test_suite_scripted.py::test_the_sweep_improves_what_was_sampled_at_1",
+        ),
+        (
+            "Figure 5 improves the original",
+            "original = self.policy(policy, 1.0)",
+            "original = self.policy(self._policy, 1.0)",
+            "evaluation/test_suite_scripted.py::test_the_sweep_improves_what_was_sampled_at_1",
+        ),
+        (
+            "too few iterations are taken for enough",
+            "len(known[0].responses) <= iterations",
+            "len(known[0].responses) < iterations",
+            "evaluation/test_suite_scripted.py::test_nothing_is_improved_twice",
+        ),
+        (
+            "a text is scored anew each time",
+            "if known not in self._rewards:",
+            "if True:",
+            "evaluation/test_suite_scripted.py::test_a_text_is_scored_as_its_reward_model_was_trained",
+        ),
+    ],
+    "evaluation/tables.py": [
+        (
+            "a comparison's rows count as independent",
+            "scoring.compare(outcomes, self.responses.groups, self.seed)",
+            "scoring.compare(outcomes, None, self.seed)",
+            "evaluation/test_suite_scripted.py::test_rows_of_one_group_count_as_one",
         ),
         (
             "delta is of the original against an iteration",
-            "scoring.compare(verdict(scores_MN[k], scores_MN[0]), self._groups)",
-            "scoring.compare(verdict(scores_MN[0], scores_MN[k]), self._groups)",
+            "scoring.compare(verdict(scores_MN[m], scores_MN[0]), groups)",
+            "scoring.compare(verdict(scores_MN[0], scores_MN[m]), groups)",
             "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
         ),
         (
@@ -236,23 +294,39 @@ MUTANTS = {
             "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
         ),
         (
+            "Self-Refine has PIT's gaps",
+            "t.gaps[k - 1] for t in traces",
+            "t.gaps[k - 1] for t in pit",
+            "evaluation/test_suite_scripted.py::test_self_refine_is_rated_beside_pit",
+        ),
+        (
             "iterations judged by a reward model have no ties",
             "            verdict = scoring.reward_judge_outcomes\n",
             "            pass\n",
             "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
         ),
+    ],
+    "evaluation/variants.py": [
         (
-            "R_P is read at the last token whatever its pooling",
-            "model, pooling = self._model(name), run.pooling(name)",
-            'model, pooling = self._model(name), "last"',
-            "evaluation/test_suite_scripted.py::test_a_text_is_scored_as_its_reward_model_was_trained",
+            "an unfinished stage is compared",
+            " and run.is_complete(stage.name)",
+            "",
+            "evaluation/test_variants.py::test_complete_stages_of_a_task_follow_those_that_are_named",
         ),
         (
-            "improvements draw with the original's key",
-            'draw = run.key("evaluation", stage, method)',
-            'draw = run.key("evaluation", config.policy, 0)',
-            "evaluation/test_suite_scripted.py::test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
+            "a stage that is named is listed twice",
+            "listed = {main, *(stage for _, stage in named)}",
+            "listed = {main}",
+            "evaluation/test_variants.py::test_complete_stages_of_a_task_follow_those_that_are_named",
         ),
+        (
+            "the paper's variants may have another reward",
+            "main.reward_model != stage.reward_model",
+            "False",
+            "evaluation/test_variants.py::test_kinds_are_the_papers_where_rounds_and_reward_are",
+        ),
+    ],
+    "evaluation/suite.py": [
         (
             "a response that stopped early has no later one",
             'min(k, len(r["responses"]) - 1)',
