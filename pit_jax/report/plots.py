@@ -24,7 +24,7 @@ WIDTH = 9.0  # inches
 INK, MUTED, RULE = "#1f2a37", "#6b7683", "#d9dee4"
 BLUE, TEAL, AMBER, RED, PLUM = "#2f5f8f", "#3b8b7d", "#c58a2d", "#b4513f", "#75588c"
 CYCLE = (BLUE, AMBER, TEAL, RED, PLUM, MUTED)
-_TONES = {"up": TEAL, "down": RED, "": MUTED}
+TONES = {"up": TEAL, "down": RED, "": MUTED}
 _OUTCOMES = (("win", "Win", BLUE), ("tie", "Tie", "#cfd5dc"), ("lose", "Lose", "#d08b7c"))
 _REGIONS = (("Worse", "#f7e6e2"), ("Similar", "#f3f4f6"), ("Better", "#e1efea"))
 _PAIR_LABELS = {
@@ -37,7 +37,8 @@ _PAIR_COLOURS = {"wl": TEAL, "ww": BLUE, "ll": AMBER, "lw": RED}
 
 
 @contextlib.contextmanager
-def _style():
+def style():
+    """Sets matplotlib up for the figures of a report."""
     import matplotlib
     from matplotlib import rcsetup
 
@@ -70,7 +71,8 @@ def _style():
         yield
 
 
-def _canvas(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+def canvas(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    """Makes a figure of the page's width, and its axes [rows, columns]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,7 +85,7 @@ def render(figure: Figure, file_format: str) -> bytes:
     """The figure as bytes of `svg` or `png`, the same for the same data."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if file_format == "svg" else None
-    with _style():
+    with style():
         figure.savefig(buffer, format=file_format, dpi=160, facecolor="white", metadata=metadata)
     return buffer.getvalue()
 
@@ -94,8 +96,8 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
       rows: label, win, tie, lose, delta, ci_low, ci_high (percent).
     """
-    with _style():
-        figure, axes = _canvas(
+    with style():
+        figure, axes = canvas(
             1.15 + 0.36 * len(rows), columns=2, sharey=True, width_ratios=(1.15, 1)
         )
         rates, deltas = axes[0]
@@ -124,7 +126,7 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
         deltas.axvline(0, color=MUTED, linewidth=0.9)
         for place, row in enumerate(rows):
             low, high = row.get("ci_low"), row.get("ci_high")
-            colour = _TONES[tone(row)]
+            colour = TONES[tone(row)]
             if known(low) and known(high):
                 deltas.plot([low, high], [place, place], color=colour, linewidth=2)
             if known(row.get("delta")):
@@ -143,8 +145,8 @@ def iterations(groups: Sequence[Mapping[str, Any]]) -> Figure:
         ("delta_vs_original", "ci_low", "ci_high", "Δ vs original (points)"),
         ("elo", "elo_low", "elo_high", "ELO"),
     ]
-    with _style():
-        figure, axes = _canvas(3.0, columns=len(panels))
+    with style():
+        figure, axes = canvas(3.0, columns=len(panels))
         for axis, (key, low, high, title) in zip(axes[0], panels, strict=True):
             for index, group in enumerate(groups):
                 rows = [row for row in group["rows"] if key in row]
@@ -167,8 +169,8 @@ def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
     finite = {name: [v for v in series.get(name, ()) if known(v)] for name in _PAIR_LABELS}
     present = {name: values for name, values in finite.items() if values}
     edges, densities = scoring.density_histograms(present)
-    with _style():
-        figure, axes = _canvas(3.4)
+    with style():
+        figure, axes = canvas(3.4)
         axis = axes[0][0]
         for name, density in densities.items():
             colour = _PAIR_COLOURS[name]
@@ -184,8 +186,8 @@ def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
 def temperatures(figure3: Mapping[str, Any]) -> Figure:
     """Figure 3: delta against the temperature of improvement, a line for each comparison."""
     x = figure3["temperatures"]
-    with _style():
-        figure, axes = _canvas(3.4)
+    with style():
+        figure, axes = canvas(3.4)
         axis = axes[0][0]
         axis.axhline(0, color=MUTED, linewidth=0.9)
         for index, (name, deltas) in enumerate(figure3["series"].items()):
@@ -203,16 +205,16 @@ def rewards_by_step(
     rounds: Sequence[Mapping[str, Any]], regions: tuple[float, float] | None
 ) -> Figure:
     """Figure 4: reward against step for each round of RL, over the regions of `reward_regions`."""
-    with _style():
-        figure, axes = _canvas(3.5)
+    with style():
+        figure, axes = canvas(3.5)
         axis = axes[0][0]
         axis.set(xlabel="Step", ylabel="Gap reward", title="Reward")
         for index, run in enumerate(rounds):
             colour = CYCLE[index % len(CYCLE)]
             _draw_smoothed(axis, run["steps"], run["reward"], colour, run["round"])
         if regions is not None:
-            _shade_regions(axis, *regions)
-        _legend_below(figure, axis)
+            shade_regions(axis, *regions)
+        legend_below(figure, axis)
         return figure
 
 
@@ -220,8 +222,8 @@ def curves(series: Sequence[Mapping[str, Any]]) -> Figure:
     """Small multiples: a panel for each metric of each stage."""
     columns = min(3, len(series))
     rows = -(-len(series) // columns)
-    with _style():
-        figure, axes = _canvas(0.2 + 2.05 * rows, rows=rows, columns=columns)
+    with style():
+        figure, axes = canvas(0.2 + 2.05 * rows, rows=rows, columns=columns)
         for axis, curve in zip(axes.flat, series, strict=False):
             _draw_smoothed(axis, curve["steps"], curve["values"], BLUE, None)
             axis.set_title(f"{curve['stage']} · {curve['metric']}", fontsize=9)
@@ -253,7 +255,8 @@ def _draw_smoothed(axis: Axes, steps, values, colour: str, label: str | None) ->
     axis.plot(x, (total[high] - total[low]) / (high - low), color=colour, label=label)
 
 
-def _shade_regions(axis: Axes, low: float, high: float) -> None:
+def shade_regions(axis: Axes, low: float, high: float) -> None:
+    """Shades Figure 4's regions, which these bounds part, and names them."""
     bottom, top = axis.get_ylim()
     margin = 0.6 * (high - low)
     bottom, top = min(bottom, low - margin), max(top, high + margin)
@@ -286,7 +289,8 @@ def _legend_above(axis: Axes, columns: int) -> None:
     axis.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
-def _legend_below(figure: Figure, axis: Axes) -> None:
+def legend_below(figure: Figure, axis: Axes) -> None:
+    """Puts the legend of an axis below the figure."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower left", ncols=3)
@@ -298,8 +302,8 @@ def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
       fields: name -> edges, counts, window; the last bin holds all that is longer.
     """
-    with _style():
-        figure, axes = _canvas(2.6, columns=len(fields))
+    with style():
+        figure, axes = canvas(2.6, columns=len(fields))
         for axis, (name, field) in zip(axes[0], fields.items(), strict=True):
             edges = np.array(field["edges"])
             axis.bar(edges[:-1], field["counts"], np.diff(edges), align="edge", color=BLUE)
