@@ -42,7 +42,7 @@ _EXAMPLES = {
     "evaluate": (
         "python -m pit_jax evaluate --gin_file=gin/runs/quickstart.gin "
         "--gin.EvaluationConfig.split=dev\n"
-        "  python -m pit_jax evaluate --compare=runs/seed0,runs/seed1,runs/seed2 --output=runs/seeds"
+        "  python -m pit_jax evaluate --compare=runs/seed0,runs/seed1 --output=runs/seeds"
     ),
 }
 _SUMMARIES = {
@@ -271,8 +271,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             command.add_argument(
                 "--compare",
                 metavar="DIRS",
-                help="run directories of several seeds, comma-separated, whose reports are combined; "
-                "takes no gin file",
+                help="combine the reports of these run directories, comma-separated, one for each "
+                "seed; takes no gin file",
             )
             command.add_argument("--output", help="folder of the report; the run's own by default")
             _add_on_error(command)

@@ -5,6 +5,7 @@ Runs belong together if they differ in their seed, and show the same figures of 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ def read(folders: Sequence[str]) -> list[dict[str, Any]]:
     for report in reports[1:]:
         _check_alike(reports[0], report)
     reports.sort(key=lambda report: report["seed"])
-    for before, after in zip(reports, reports[1:], strict=False):
+    for before, after in itertools.pairwise(reports):
         if before["seed"] == after["seed"]:
             raise UserError(
                 f"{_FLAG}: {before['folder']} and {after['folder']} both have seed "
@@ -61,12 +62,12 @@ def headings(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = reports[0]
     seeds = [report["seed"] for report in reports]
     split = first["subjects"].get("split", "test")
-    names = ", ".join(map(str, seeds))
+    plural = "s" if len(seeds) > 1 else ""
     return {
-        "title": f"{first['title']}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}",
+        "title": f"{first['title']}: {len(seeds)} seed{plural}",
         "description": (
             f"{first.get('num_prompts')} prompts of the {split} split, judged by the "
-            f"{first['judge']}; seed{'s' if len(seeds) > 1 else ''} {names}, each trained by itself."
+            f"{first['judge']}; seed{plural} {', '.join(map(str, seeds))}."
         ),
         "seeds": seeds,
         "num_prompts": first.get("num_prompts"),
@@ -154,9 +155,7 @@ def _brief(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _differences(
-    first: Mapping[str, Any], other: Mapping[str, Any]
-) -> list[tuple[str, str, str]]:
+def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Settings that both runs have and that differ: (name, the first's, the other's)."""
     a, b = (settings(report.get("config_text", "")) for report in (first, other))
     return [(name, a[name], b[name]) for name in a if name in b and a[name] != b[name]]
@@ -166,8 +165,8 @@ def settings(config_text: str) -> dict[str, str]:
     """Reads an operative configuration as gin writes it.
 
     Returns:
-      the value of each setting by its name without the module, such as `rm_gap/LoopConfig.log_every`,
-      with the values of macros in their places.
+      the value of each setting, with those of macros in their places, by its name without the
+      module, such as `rm_gap/LoopConfig.log_every`.
     """
     found: dict[str, str] = {}
     name = ""

@@ -131,11 +131,12 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
     iteration. A row that only some seeds have is there for those.
 
     Returns:
-      `comparisons`, `scores`, `iterations`, `reward_models`, `figure3` and `figure5`, each a list of
-      rows: what names the row, then a Summary as a dict for each quantity. `figure4` is a list of
-      {stage, round, steps, mean, seeds, ending, regions}: the mean of the curves, the curves, each
-      as long as `steps`, the Summary of the mean of each curve's last tenth, and in which region of
-      Figure 4 by its own reward model that lies. `regions` are the mean bounds, if there are any.
+      `comparisons`, `scores`, `iterations`, `reward_models`, `figure3` and `figure5`, each a list
+      of rows: what names the row, then a Summary as a dict for each quantity. `figure4` is a list
+      of curves {model, round, steps, mean, seeds, ending, regions}: the mean of the seeds' curves,
+      the curves, each as long as `steps`, the Summary of the mean of each curve's last tenth, and
+      in which region that lies by the seed's own reward model. `regions` has the mean of the
+      regions' bounds, or None.
     """
     judge = reports[0].get("judge")
     score: _Measured = {
@@ -215,9 +216,10 @@ def _interval(row: Row) -> Interval | None:
 
 def _iterations(report: Report) -> list[Row]:
     return [
-        {**{k: v for k, v in group.items() if k != "rows"}, **row}
+        {"method": method, "temperature": group["temperature"], **row}
         for group in report.get("iterations", ())
-        for row in group["rows"]
+        for part, method in (("rows", "PIT"), ("self_refine", "Self-Refine"))
+        for row in group.get(part) or ()
     ]
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # has none.
 Line = tuple[str, Sequence[float], Sequence[float], Sequence[Sequence[float | None] | None]]
 
+# Of so many points each is marked.
+_FEW = 12
+
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
@@ -50,7 +53,9 @@ def comparisons(labels: Sequence[str], deltas: Sequence[Mapping[str, Any]]) -> F
                 axis.plot(seeds, [place] * 2, color=colour, linewidth=3.2, solid_capstyle="butt")
             found = [value for value in delta["values"] if known(value)]
             axis.plot(found, [place] * len(found), "o", color=plots.INK, alpha=0.45, markersize=5)
-            axis.plot(delta["mean"], place, "D", color=colour, markersize=7, markeredgecolor="white")
+            axis.plot(
+                delta["mean"], place, "D", color=colour, markersize=7, markeredgecolor="white"
+            )
         axis.set_yticks(range(len(labels)), labels)
         axis.set_ylim(len(labels) - 0.5, -0.5)
         axis.grid(visible=False, axis="y")
@@ -76,8 +81,10 @@ def lines(panels: Sequence[Panel], regions: tuple[float, float] | None = None) -
                     if values is not None:
                         y = np.array(values, float)
                         axis.plot(x, y, color=colour, alpha=0.4, linewidth=0.8)
-                marker = "o" if len(x) <= 12 else None
+                marker = "o" if len(x) <= _FEW else None
                 axis.plot(x, means, marker=marker, color=colour, markersize=4, label=name)
+            if all(len(x) <= _FEW for _, x, *_ in panel.lines):
+                axis.set_xticks(sorted({place for _, x, *_ in panel.lines for place in x}))
             axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         if regions is not None:
             plots.shade_regions(grid[0][0], *regions)

@@ -18,6 +18,7 @@ from pit_jax.report.blocks import (
     Cell,
     Code,
     Figure,
+    Paragraph,
     Section,
     Table,
     Tile,
@@ -30,7 +31,6 @@ from pit_jax.report.formatting import (
     comparison_labels,
     count,
     duration,
-    known,
     number,
     points,
     share,
@@ -42,18 +42,27 @@ from pit_jax.report.sections import Drawings, Results
 
 Row = Mapping[str, Any]
 Form = Callable[[Any], str]
+# The texts of a row's first columns, and the row.
+_Named = tuple[Sequence[str], Row]
 
 _HEADLINES = 4
+# The title of each group of comparisons, and what the paper's figures beside it are.
 _GROUPS = {
-    "table1": ("Quality of the responses", "Paper: Table 1, temperature 1; synthetic data judged by "
-               "GPT-4, HH-RLHF (HH) and OpenAI/Summary by DeBERTa."),
+    "table1": (
+        "Quality of the responses",
+        "Paper: Table 1, temperature 1; synthetic data judged by GPT-4, HH-RLHF (HH) and "
+        "OpenAI/Summary by DeBERTa.",
+    ),
     "table2": ("The curriculum", "Paper: Table 2, HH-RLHF, judged by DeBERTa."),
     "control": ("Controls", ""),
 }
-_SEEDS = "the mean of the seeds with its 95% interval over seeds (Student’s t)"
-_BOTH = (
-    "Over seeds and prompts: the 95% interval of the same mean on other prompts like these, with the "
-    "luck of the prompts, which all seeds share, added to that of the seeds."
+_INTERVALS = (
+    "A seed’s brackets are its 95% interval over prompts: what that one trained model would show "
+    "on other prompts like these. Those of the mean are its 95% interval over seeds (Student’s t): "
+    "what the mean of ever more seeds would show on these prompts. All seeds answer the same "
+    "prompts; the interval over seeds and prompts adds the luck of these to that of the seeds, and "
+    "says what that mean would show on other prompts. One seed, or seeds that are all equal, have "
+    "no interval over seeds."
 )
 _SWEEP_TITLES = {"figure3": "Figure 3", "figure5": "Figure 5"}
 
@@ -89,7 +98,9 @@ def tables(results: Results) -> Iterator[tuple[list[str], list[list[str]]]]:
     rows = results["comparisons"]
     yield _brief("comparison", zip(comparison_labels(rows), rows), "delta", points, seeds)
     rows = results["scores"]
-    yield _brief("mean score", zip(comparison_labels(rows), rows), "mean_score", three_digits, seeds)
+    yield _brief(
+        "mean score", zip(comparison_labels(rows), rows), "mean_score", three_digits, seeds
+    )
     named = [(_iteration_label(row), row) for row in results["iterations"]]
     for title, key, form in (
         ("mean score by iteration", "mean_score", three_digits),
@@ -134,7 +145,7 @@ def _cell(value: Any, interval: Sequence[float] | None, form: Form, coloured: bo
 def _cells(summary: Row, form: Form, coloured: bool = False) -> list[Cell]:
     """Each seed with its own interval; the mean over seeds; the interval over both."""
     cells = [
-        _cell(value, interval, form, coloured)
+        _cell(value, interval, form)
         for value, interval in zip(summary["values"], summary["prompts"], strict=True)
     ]
     both = summary["both"]
@@ -149,7 +160,7 @@ def _cells(summary: Row, form: Form, coloured: bool = False) -> list[Cell]:
 def _table(
     results: Results,
     columns: Sequence[str],
-    named: Sequence[tuple[Sequence[str], Row]],
+    named: Sequence[_Named],
     key: str,
     form: Form,
     caption: str,
@@ -174,13 +185,6 @@ def _table(
     return Table(heads, rows, caption, labels=len(columns))
 
 
-def _over_prompts(results: Results) -> str:
-    return (
-        f"Of each seed: the value on {count(results.get('num_prompts'))} held-out prompts, with its "
-        f"95% interval over prompts. Mean: {_SEEDS}. {_BOTH}"
-    )
-
-
 def _headline(results: Results) -> Section:
     rows = [row for row in results["comparisons"] if row["group"] == "table1" and "delta" in row]
     tiles = []
@@ -199,7 +203,7 @@ def _headline(results: Results) -> Section:
     blocks: list[Block] = [Tiles(tiles)] if tiles else []
     if results.get("warnings"):
         blocks.append(Warnings(list(results["warnings"])))
-    return Section("", blocks)
+    return Section("", [*blocks, Paragraph(_INTERVALS)])
 
 
 def _comparisons(results: Results, group: str, drawings: Drawings) -> list[Block]:
@@ -209,77 +213,98 @@ def _comparisons(results: Results, group: str, drawings: Drawings) -> list[Block
     labels = comparison_labels(rows)
     drawings[group] = seed_plots.comparisons(labels, [row["delta"] for row in rows])
     papers = [paper.delta(row["first"], row["second"]) for row in rows]
-    temperatures = {row.get("temperature") for row in rows}
-    (temperature,) = temperatures if len(temperatures) == 1 else (None,)
     caption = (
-        "Δ = win − lose of the first model’s responses against the second’s, in points of percent. "
-        f"Judge: {rows[0]['judge']}. "
-        + (f"Temperature {temperature:g}. " if known(temperature) else "")
-        + _over_prompts(results)
+        "Δ = win − lose of the first model’s responses against the second’s, in points of percent, "
+        f"on {_prompts(results)}. Judge: {results['judge']}."
     )
     if any(papers):
         caption += f" {_GROUPS.get(group, ('', ''))[1]}".rstrip()
-    named = [([label], row) for label, row in zip(labels, rows, strict=True)]
+    columns, named = _with_temperatures("Comparison", rows)
     picture = Figure(
         group,
         f"Delta of each seed and their mean: {', '.join(labels)}",
-        "Dots: seeds; diamonds: their mean, with the 95% interval over seeds (thick) and over seeds "
-        "and prompts (thin), both cut off at ±100, beyond which no Δ lies.",
+        "Dots: seeds; diamonds: their mean, with the 95% interval over seeds (thick) and over "
+        "seeds and prompts (thin), both cut off at ±100, beyond which no Δ lies.",
     )
-    columns = ["Comparison"]
     return [picture, _table(results, columns, named, "delta", points, caption, papers, "Paper’s Δ")]
 
 
+def _prompts(results: Results) -> str:
+    return f"{count(results.get('num_prompts'))} held-out prompts"
+
+
+def _with_temperatures(title: str, rows: Sequence[Row]) -> tuple[list[str], list[_Named]]:
+    """Columns and labels of rows: their names, and their temperatures where these differ."""
+    if len({row.get("temperature") for row in rows}) == 1:
+        return [title], [([row["name"]], row) for row in rows]
+    labels = [[row["name"], number(row.get("temperature"), 1)] for row in rows]
+    return [title, "T"], list(zip(labels, rows, strict=True))
+
+
 def _scores(results: Results) -> list[Block]:
-    rows = results["scores"]
-    named = [([row["name"], number(row.get("temperature"), 1)], row) for row in rows]
-    if not named:
+    if not results["scores"]:
         return []
-    caption = f"Mean score of each model’s responses by the {results['judge']}. "
-    columns = ["Responses", "Temperature"]
-    return [
-        _table(
-            results, columns, named, "mean_score", three_digits, caption + _over_prompts(results)
-        )
-    ]
+    columns, named = _with_temperatures("Responses", results["scores"])
+    caption = (
+        f"Mean score of each model’s responses to {_prompts(results)}, by the {results['judge']}."
+    )
+    return [_table(results, columns, named, "mean_score", three_digits, caption)]
 
 
 def _rewards_by_step(results: Results, drawings: Drawings) -> list[Block]:
     curves = results["figure4"]
     if not curves:
         return []
-    labels = [_curve_label(curve) for curve in curves]
-    series = [
-        (label, curve["steps"], curve["mean"], curve["seeds"])
-        for label, curve in zip(labels, curves, strict=True)
-    ]
     drawings["rewards"] = seed_plots.lines(
-        [seed_plots.Panel("Reward", "Step", "Gap reward", series)], results["regions"]
+        [seed_plots.Panel("Reward", "Step", "Gap reward", _reward_lines(curves))],
+        results["regions"],
     )
-    caption = "Gap reward during reinforcement learning by round: thin lines are seeds, thick their mean."
+    caption = "Gap reward during reinforcement learning. Thin lines: seeds; thick: their mean."
     if results["regions"]:
         low, high = results["regions"]
         caption += (
             f" The Similar region, {low:.2f} to {high:.2f}, has the mean of the seeds’ own bounds."
         )
     rows: list[list[str | Cell]] = []
-    for label, curve in zip(labels, curves, strict=True):
+    for curve in curves:
         ending = curve["ending"]
         ends = zip(ending["values"], curve["regions"], strict=True)
         cells = [f"{number(value)} {region or ''}".rstrip() for value, region in ends]
-        rows.append([label, *cells, _cell(ending["mean"], ending["seeds"], number)])
+        mean = _cell(ending["mean"], ending["seeds"], number)
+        rows.append([_curve_label(curve), *cells, mean])
     columns = ["Round", *(f"Seed {seed}" for seed in results["seeds"]), "Mean [over seeds]"]
     note = (
-        "Mean gap reward of the last tenth of a round, and the region that it lies in by the seed’s "
-        "own reward model. Paper (Figure 4): trained by the second round alone the model stays in "
-        "Similar; after the first round it breaks through to Better."
+        "Mean gap reward of the last tenth of a round, and the region that it lies in by the "
+        "seed’s own reward model. Paper (Figure 4): trained by the second round alone the model "
+        "stays in Similar; after the first round it breaks through to Better."
     )
     picture = Figure("rewards", "Gap reward against training step, by round and seed", caption)
     return [picture, Table(columns, rows, note)]
 
 
 def _curve_label(curve: Row) -> str:
-    return " · ".join(value for key, value in curve.items() if isinstance(value, str))
+    return " · ".join(curve[key] for key in ("model", "round") if key in curve)
+
+
+def _reward_lines(curves: Sequence[Row]) -> list[seed_plots.Line]:
+    """A line for each model, whose rounds follow each other; without models, for each round."""
+    models: dict[str, list[Row]] = {}
+    for curve in curves:
+        models.setdefault(curve.get("model") or curve["round"], []).append(curve)
+    lines: list[seed_plots.Line] = []
+    for name, rounds in models.items():
+        steps = [step for curve in rounds for step in curve["steps"]]
+        means = [value for curve in rounds for value in curve["mean"]]
+        seeds = [
+            [
+                value
+                for curve in rounds
+                for value in curve["seeds"][i] or [None] * len(curve["steps"])
+            ]
+            for i in range(len(curves[0]["seeds"]))
+        ]
+        lines.append((name, steps, means, seeds))
+    return lines
 
 
 def _iteration_label(row: Row) -> str:
@@ -315,8 +340,8 @@ def _iterations(results: Results, drawings: Drawings) -> list[Block]:
     blocks: list[Block] = [Figure("iterations", alt, caption)]
     for name, rows in groups.items():
         note = (
-            f"Improvements in a row ({name}): {_SEEDS}, and beside it the seeds’ own values in their "
-            f"order, {', '.join(map(str, results['seeds']))}."
+            f"Improvements in a row ({name}): the mean with its interval over seeds, and beside it "
+            f"the values of seeds {', '.join(map(str, results['seeds']))}."
         )
         if name == list(groups)[-1]:
             note += " Paper: Table 3, judged by DeBERTa."
@@ -368,11 +393,9 @@ def _sweeps(results: Results, drawings: Drawings) -> list[Block]:
         alt = f"{title}: delta against the temperature of improvement, by seed"
         caption = f"{title}. Thin lines: seeds; thick: their mean."
         blocks.append(Figure(figure, alt, caption))
-        named = [([row["name"], f"{row['temperature']:g}"], row) for row in rows]
-        note = f"Δ by temperature. {_over_prompts(results)}"
-        blocks.append(
-            _table(results, ["Comparison", "Temperature"], named, "delta", points, note)
-        )
+        columns, named = _with_temperatures("Comparison", rows)
+        note = f"Δ by temperature T, on {_prompts(results)}."
+        blocks.append(_table(results, columns, named, "delta", points, note))
     return blocks
 
 
@@ -384,7 +407,7 @@ def _reward_models(results: Results) -> list[Block]:
     named = [([row["name"]], row) for row in rows]
     caption = (
         "How often each reward model prefers the chosen to the rejected response, in percent. "
-        f"{_over_prompts(results)} Paper: Table 4, in percent."
+        "Paper: Table 4, in percent."
     )
     columns = ["Reward model"]
     blocks: list[Block] = [
