@@ -73,7 +73,7 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
     groups = list(dict.fromkeys(row["group"] for row in results["comparisons"]))
     # Controls stand at the end, as in the report of one run.
     groups.sort(key=lambda group: group == "control")
-    sections = [_headline(results)]
+    sections = [_headline(results), Section("The intervals", [Paragraph(_INTERVALS)])]
     for group in groups:
         blocks = _comparisons(results, group, drawings)
         if group == "table1":
@@ -203,7 +203,7 @@ def _headline(results: Results) -> Section:
     blocks: list[Block] = [Tiles(tiles)] if tiles else []
     if results.get("warnings"):
         blocks.append(Warnings(list(results["warnings"])))
-    return Section("", [*blocks, Paragraph(_INTERVALS)])
+    return Section("", blocks)
 
 
 def _comparisons(results: Results, group: str, drawings: Drawings) -> list[Block]:
