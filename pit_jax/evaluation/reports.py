@@ -18,13 +18,15 @@ from pit_jax.data.files.json_values import printable, shown
 from pit_jax.errors import UserError
 
 _FLAG = "--compare"
-# Settings that decide what a figure of a report means, but for those that only add rows to it or
-# say where the data is.
+# Classes that decide what a figure of a report means.
 _EVALUATION = ("EvaluationConfig", "ImproveConfig", "SamplingConfig", "DatasetConfig")
-_ADDS = ("controls", "ablations", "temperatures", "sweep", "num_samples")
-_PLACES = ("path", "test_path", "data_dir")
-# Settings that tell runs of one configuration apart, or say where it runs.
-_OWN = ("RunConfig.model_dir", "RunConfig.seed")
+# Settings that may differ: what tells the runs apart, where the data is, what adds rows.
+_FREE = (
+    *("RunConfig.model_dir", "RunConfig.seed"),
+    *("DatasetConfig.path", "DatasetConfig.test_path", "DatasetConfig.data_dir"),
+    *("EvaluationConfig.controls", "EvaluationConfig.ablations", "EvaluationConfig.temperatures"),
+    *("EvaluationConfig.sweep", "EvaluationConfig.num_samples"),
+)
 _MOST = 8
 
 
@@ -131,8 +133,11 @@ def _check_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
 
 
 def _decides(name: str) -> bool:
-    owner, _, field = name.rpartition("/")[2].partition(".")
-    return owner in _EVALUATION and field not in (*_ADDS, *_PLACES)
+    return _without_scope(name).partition(".")[0] in _EVALUATION
+
+
+def _without_scope(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def warnings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -140,7 +145,7 @@ def warnings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     first, found = reports[0], []
     for other in reports[1:]:
         for name, theirs, got in _differences(first, other):
-            if not _decides(name) and not name.startswith("MeshConfig.") and name not in _OWN:
+            if not _decides(name):
                 found.append(
                     f"seed {other['seed']} has another {name} than seed {first['seed']}: "
                     f"{_brief(got)}, not {_brief(theirs)}"
@@ -156,9 +161,15 @@ def _brief(text: str) -> str:
 
 
 def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Settings that both runs have and that differ: (name, the first's, the other's)."""
+    """Settings of both runs that shouldn't differ and do: (name, the first's, the other's)."""
     a, b = (settings(report.get("config_text", "")) for report in (first, other))
-    return [(name, a[name], b[name]) for name in a if name in b and a[name] != b[name]]
+    return [
+        (name, a[name], b[name])
+        for name in a
+        if a[name] != b.get(name, a[name])
+        and _without_scope(name) not in _FREE
+        and not name.startswith("MeshConfig.")
+    ]
 
 
 def settings(config_text: str) -> dict[str, str]:

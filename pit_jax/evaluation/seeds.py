@@ -56,7 +56,7 @@ _REWARD_MODEL: _Measured = {
     **{f"{above}>{below}": (False, _SHARE) for above, below in scoring.GAP_INEQUALITIES},
 }
 # The figures of Δ against temperature, which have one layout.
-SWEEPS = ("figure3", "figure5")
+_SWEEPS = ("figure3", "figure5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
             {"mean_score": (False, score["mean_score"][1]), **_ITERATION},
         ),
         "reward_models": _combined([_reward_models(r) for r in reports], _REWARD_MODEL),
-        **{name: _combined([_sweep(r, name) for r in reports], _COMPARISON) for name in SWEEPS},
+        **{name: _combined([_sweep(r, name) for r in reports], _COMPARISON) for name in _SWEEPS},
         "figure4": _curves([report.get("figure4", ()) for report in reports], regions),
         "regions": [float(x) for x in np.mean(known, axis=0)] if known else None,
     }

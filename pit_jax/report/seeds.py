@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pit_jax.evaluation import scoring
-from pit_jax.evaluation.seeds import SWEEPS
 from pit_jax.report import paper, seed_plots
 from pit_jax.report.blocks import (
     Block,
@@ -64,7 +63,8 @@ _INTERVALS = (
     "says what that mean would show on other prompts. One seed, or seeds that are all equal, have "
     "no interval over seeds."
 )
-_SWEEP_TITLES = {"figure3": "Figure 3", "figure5": "Figure 5"}
+# The figure's name here, and the paper's, of each figure of Δ against temperature.
+_SWEEPS = {"figure3": ("temperatures", "Figure 3"), "figure5": ("supervised", "Figure 5")}
 
 
 def build(results: Results) -> tuple[list[Section], Drawings]:
@@ -378,7 +378,7 @@ def _iteration_table(rows: Sequence[Row], caption: str) -> Table:
 
 def _sweeps(results: Results, drawings: Drawings) -> list[Block]:
     blocks: list[Block] = []
-    for figure in SWEEPS:
+    for figure, (drawing, title) in _SWEEPS.items():
         rows = [row for row in results[figure] if "delta" in row]
         if not rows:
             continue
@@ -388,11 +388,10 @@ def _sweeps(results: Results, drawings: Drawings) -> list[Block]:
             for name in names
         ]
         axes = ("Temperature of improvement", "Δ = win − lose (points)")
-        drawings[figure] = seed_plots.lines([seed_plots.Panel("", *axes, series)])
-        title = _SWEEP_TITLES[figure]
+        drawings[drawing] = seed_plots.lines([seed_plots.Panel("", *axes, series)])
         alt = f"{title}: delta against the temperature of improvement, by seed"
         caption = f"{title}. Thin lines: seeds; thick: their mean."
-        blocks.append(Figure(figure, alt, caption))
+        blocks.append(Figure(drawing, alt, caption))
         columns, named = _with_temperatures("Comparison", rows)
         note = f"Δ by temperature T, on {_prompts(results)}."
         blocks.append(_table(results, columns, named, "delta", points, note))
