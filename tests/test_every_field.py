@@ -74,7 +74,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "evaluation/test_suite_fields.py::test_temperatures_of_tables_and_of_the_sweep": (
             "temperatures sweep"
         ),
-        "evaluation/test_suite_fields.py::test_iterations_of_pit_alone": "iterations",
+        "evaluation/test_suite_fields.py::test_iterations_of_pit_and_self_refine": "iterations",
         "evaluation/test_suite_fields.py::test_so_many_samples_are_shown": "num_samples",
         "evaluation/test_suite_fields.py::test_each_further_model_has_its_own_rows": (
             "self_refine controls ablations"

@@ -65,6 +65,7 @@ def report(seed: int) -> dict[str, Any]:
             ("table2", "First RL only vs Original", ("first_only", "original"), 25.0),
             ("control", "Policy re-sampled vs Original", ("resampled", "original"), -3.0),
             ("figure5", "Reflected vs Original", ("pit_sft", "original_sft"), 10.0),
+            ("mine", "A vs B", ("control", "control"), 0.0),
         )
     ]
     score = {"name": "PIT", "temperature": 1.0, "mean_score": 0.5 + rise / 100}
@@ -90,6 +91,7 @@ def report(seed: int) -> dict[str, Any]:
         "config_text": CONFIG.format(seed=seed),
         "stages": [{"name": "rl_pit", "seconds": 90.0}, {"name": "rm_gap", "seconds": 45.0}],
         "comparisons": comparisons,
+        "variants": [{"group": "figure5", "label": "PIT, no reflection", "stage": "s", "what": ""}],
         "scores": [score],
         "iterations": [{"temperature": 1.0, "rows": [first, second], "self_refine": [second]}],
         "reward_models": [model],
@@ -107,7 +109,16 @@ def report(seed: int) -> dict[str, Any]:
     }
 
 
-def write(folder: pathlib.Path, seeds=(0, 1, 2)) -> list[str]:
+def brief(seed: int) -> dict[str, Any]:
+    """A report of a single comparison, which is quick to draw."""
+    whole = report(seed)
+    parts = ("iterations", "scores", "reward_models", "figure3", "figure4", "figure5", "variants")
+    return {k: v for k, v in whole.items() if k not in parts} | {
+        "comparisons": whole["comparisons"][:1]
+    }
+
+
+def write(folder: pathlib.Path, seeds=(0, 1, 2), report=report) -> list[str]:
     """Writes the reports of seeds, each into a folder of its own; returns the folders."""
     folders = [folder / f"seed{seed}" for seed in seeds]
     for path, seed in zip(folders, seeds, strict=True):

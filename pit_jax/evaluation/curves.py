@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pit_jax.method import curriculum
@@ -11,27 +12,39 @@ from pit_jax.run.stages import RLStage
 from pit_jax.runtime import metrics
 
 
-def reward_curves(run: Run, pit: str) -> list[dict[str, Any]]:
-    """Figure 4: the gap reward by step of each round of a stage that trains M_PIT.
+def reward_curves(run: Run, models: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Figure 4: the gap reward by step of each round of the stages that train PIT models.
 
     Args:
-      run: whose stage it is.
-      pit: name of the stage. Of one that T5X trained there is no curve: its metrics are not ours.
+      run: whose stages they are.
+      models: (label, stage) of each, PIT's own first. What isn't a stage of PPO has no curve, nor
+        has one that T5X trained, whose metrics are not ours, nor one whose reward isn't PIT's.
+
+    Returns:
+      model, round, steps and reward of each round, and `start`, the step of the stage after which
+      its second round begins, which is the first whose references are M_P^RL's. For a stage without
+      such a round this is its end, for there its model is what a second round would start from.
     """
-    stage = run.stage(pit)
-    assert isinstance(stage, RLStage)
-    if not run.is_complete(pit):
-        return []
     curves = []
-    for number, round_, first, last in curriculum.locate(stage.rounds, 0):
-        records = [r for r in _records(run, pit) if first < r["step"] <= last]
-        curves.append(
-            {
-                "round": f"round {number}: references from {round_.source}",
-                "steps": [r["step"] for r in records],
-                "reward": [r["score"] for r in records],
-            }
-        )
+    known = {stage.name: stage for stage in run.config.stages if isinstance(stage, RLStage)}
+    rewards = [known[name].reward_model for _, name in models if name in known]
+    for label, name in models:
+        stage = known.get(name)
+        if stage is None or stage.reward_model != rewards[0] or not run.is_complete(name):
+            continue
+        rounds = list(curriculum.locate(stage.rounds, 0))
+        second = [first for _, round_, first, _ in rounds if round_.source == "policy"]
+        for number, round_, first, last in rounds:
+            records = [r for r in _records(run, name) if first < r["step"] <= last]
+            curves.append(
+                {
+                    "model": label,
+                    "round": f"round {number}: references from {round_.source}",
+                    "steps": [r["step"] for r in records],
+                    "reward": [r["score"] for r in records],
+                    "start": second[0] if second else stage.steps,
+                }
+            )
     return curves
 
 

@@ -191,6 +191,20 @@ def gap_reward_summary(
     }
 
 
+def difference_rewards(chosen, rejected) -> dict[str, np.ndarray]:
+    """Makes the gap R_P(x, y_1) − R_P(x, y_2) of R_P's scores (Appendix C), in the four pairs.
+
+    Args:
+      chosen, rejected: R_P's scores [N] of y_w and of y_l.
+
+    Returns:
+      'wl', 'ww', 'll', 'lw' -> [N], where 'wl' is the gap of y_w against y_l and so on. The first
+      and the last are of opposite sign, and a response's gap against itself is 0.
+    """
+    scores = {"w": _scores(chosen, "chosen"), "l": _scores(rejected, "rejected")}
+    return {pair: scores[pair[0]] - scores[pair[1]] for pair in GAP_PAIRS}
+
+
 def pairwise_outcomes(
     scores_MN, judge: Callable[..., np.ndarray] = win_lose_tie
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -136,7 +136,7 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
       of curves {model, round, steps, mean, seeds, ending, regions}: the mean of the seeds' curves,
       the curves, each as long as `steps`, the Summary of the mean of each curve's last tenth, and
       in which region that lies by the seed's own reward model. `regions` has the mean of the
-      regions' bounds, or None.
+      regions' bounds, or None. `variants` are those of all reports.
     """
     judge = reports[0].get("judge")
     score: _Measured = {
@@ -147,6 +147,7 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
     regions = [_regions(report) for report in reports]
     known = [each for each in regions if each]
     return {
+        "variants": _combined([r.get("variants", ()) for r in reports], {}),
         "comparisons": _combined([r.get("comparisons", ()) for r in reports], _COMPARISON),
         "scores": _combined([r.get("scores", ()) for r in reports], score),
         "iterations": _combined(
@@ -271,7 +272,7 @@ def _curves(parts: Sequence[Sequence[Row]], regions: Sequence[Interval | None]) 
         endings = [_ending(list(each.values())) for each in points]
         combined.append(
             {
-                **{key: value for key, value in first.items() if _names(key, value)},
+                **{k: v for k, v in first.items() if _names(k, v) or k == "start"},
                 "steps": steps,
                 "mean": [float(np.mean([each[s] for each in there])) for s in steps],
                 "seeds": [[each[s] for s in steps] if each else None for each in points],

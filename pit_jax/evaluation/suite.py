@@ -1,35 +1,33 @@
-"""Evaluates a run: Tables 1 to 4 and Figures 2 to 4, as far as its judge can tell.
+"""Evaluates a run: Tables 1 to 4 and Figures 2 to 5, as far as its judge can tell.
 
-The judge is the exact checker if the data has one, else the run's own R_P. Everything is measured
-on one split, which is looked at once, with 95% intervals over the groups of examples: those that
-share a prompt, or a dialogue, count as one draw.
+The judge is the exact checker if the data has one, else the run's own R_P. What is compared with
+the main models are all other complete stages of their tasks. Everything is measured on one split,
+which is looked at once, with 95% intervals over the groups of examples: those that share a prompt,
+or a dialogue, count as one draw.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from platform import python_version
 from typing import Any
 
 import jax
-import numpy as np
 
 from pit_jax import __version__
 from pit_jax.checked import at_least, checked
-from pit_jax.data.examples import SPLITS, Example
-from pit_jax.data.layouts import GAP_TREE
-from pit_jax.evaluation import curves, elo, scoring
-from pit_jax.evaluation.judges import ExactJudge, judge_for
-from pit_jax.method import curriculum
-from pit_jax.method.forward import tree_scores
-from pit_jax.method.improve import ImproveConfig, Trace
-from pit_jax.method.losses import reference_moves_score
+from pit_jax.data.examples import SPLITS
+from pit_jax.evaluation import curves, scoring, variants
+from pit_jax.evaluation.held_out_pairs import HeldOutPairs
+from pit_jax.evaluation.judges import judge_for
+from pit_jax.evaluation.responses import Responses
+from pit_jax.evaluation.tables import Side, Tables, known
+from pit_jax.method.improve import Trace
 from pit_jax.method.sampler import Response
-from pit_jax.models.heads import ScalarModel
+from pit_jax.run import checks, stages
 from pit_jax.run.run import Run
-from pit_jax.run.stages import RewardStage, RLStage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +40,15 @@ class EvaluationConfig:
       num_prompts: how many prompts to take; 0 takes all. They are the first of the split, which is
         in the order of a hash, so that they are a sample of it.
       temperatures: temperatures of the tables, the main one first.
-      sweep: temperatures of Figure 3.
+      sweep: temperatures of Figures 3 and 5.
       iterations: number of improvements in a row (Table 3).
       num_samples: number of prompts to show with all their texts.
-      self_refine: whether to sample the Self-Refine baseline.
+      self_refine: whether to sample the Self-Refine baseline, as often in a row as PIT.
       sft, policy, pit, reward_model, gap_model: names of the stages to evaluate.
-      controls: (label, stage) of policies compared with the original, as a policy trained longer.
-      ablations: (label, stage) of PIT models compared with the original (Table 2).
+      controls: (label, stage) of policies compared with the original, as a policy trained longer;
+        other complete stages of task `rl_policy` follow by their names.
+      ablations: (label, stage) of PIT models compared with the original, Self-Refine and PIT
+        (Table 2); the other complete stages that train PIT by PPO follow by their names.
     """
 
     split: str = "test"
@@ -74,24 +74,9 @@ class EvaluationConfig:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The names of all stages that are evaluated."""
+        """The names of all stages that the configuration asks for."""
         others = (stage for _, stage in (*self.controls, *self.ablations))
         return (self.sft, self.policy, self.pit, self.reward_model, self.gap_model, *others)
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """One side of a comparison.
-
-    Attributes:
-      kind: what the responses are, one of those that report/write.py lists.
-      label: what tables call them.
-      responses: one to each prompt.
-    """
-
-    kind: str
-    label: str
-    responses: Sequence[Response]
 
 
 class Suite:
@@ -105,47 +90,52 @@ class Suite:
     def __init__(self, run: Run, config: EvaluationConfig):
         self._run = run
         self._config = config
-        examples = run.data.examples(config.split)
-        self._examples: list[Example] = examples[: config.num_prompts or None]
-        self._prompts = [e.prompt for e in self._examples]
-        self._groups = [e.group for e in self._examples]
-        self._rows = [e.index for e in self._examples]
-        # A report comes back to the same few models.
-        self._model = functools.lru_cache(maxsize=8)(run.load_frozen)
-        self._judge = judge_for(run.config.dataset, self._reward, config.reward_model)
-        self._cache: dict[tuple, list[Response]] = {}
-        self._traces: dict[tuple, list[Trace]] = {}
+        examples = run.data.examples(config.split)[: config.num_prompts or None]
+        self.responses = Responses(run, examples, config.policy, config.gap_model)
+        rewards = functools.partial(self.responses.rewards, config.reward_model)
+        self._judge = judge_for(run.config.dataset, rewards, config.reward_model)
+        self._tables = Tables(self.responses, self._judge, run.config.seed)
+        self._pairs = HeldOutPairs(run, self.responses, config.split)
+        of = functools.partial(variants.others, run)
+        self._controls = of(("rl_policy",), config.policy, config.controls)
+        self._ablations = of(stages.PIT_RL, config.pit, config.ablations)
+        self._reward_models = of(("rm_policy",), config.reward_model)
+        self._gap_models = of(("rm_gap",), config.gap_model)
+        self._supervised = variants.supervised(run)
 
     def results(self) -> dict[str, Any]:
         """Computes all that the report shows, as JSON values in the layout of report/write.py."""
         config, run = self._config, self._run
+        found = (self._controls, self._ablations, self._reward_models, self._gap_models)
+        checks.check_models(run, (stage for models in found for _, stage in models))
         comparisons, scores = [], []
         for temperature in config.temperatures:
             comparisons += self._comparisons(temperature)
             scores += self._scores(temperature)
-        gap_rows, gap_values = self._gap_rewards()
+        figure5, supervised_rows = self._supervised_pit()
+        reward_models, figure2 = self._reward_model_rows()
         versions = {"pit_jax": __version__, "jax": jax.__version__, "python": python_version()}
         return {
             "title": f"PIT on {run.config.dataset.name}",
             "description": (
-                f"{len(self._prompts)} prompts of the {config.split} split, judged by the "
+                f"{len(self.responses.prompts)} prompts of the {config.split} split, judged by the "
                 f"{self._judge.name}; seed {run.config.seed}."
             ),
             "seed": run.config.seed,
-            "num_prompts": len(self._prompts),
+            "num_prompts": len(self.responses.prompts),
             "versions": versions,
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "data": {"rows": self._data_rows()},
             "stages": [run.result(s.name) for s in run.config.stages if run.is_complete(s.name)],
-            "comparisons": comparisons,
+            "comparisons": comparisons + supervised_rows,
+            "variants": self._variants(),
             "scores": scores,
-            "iterations": [
-                {"temperature": t, "rows": self._iteration_rows(t)} for t in config.temperatures
-            ],
-            "reward_models": [self._pair_rewards(), *gap_rows],
-            "figure2": {pair: values.tolist() for pair, values in gap_values.items()},
+            "iterations": [{"temperature": t, **self._iterations(t)} for t in config.temperatures],
+            "reward_models": reward_models,
+            "figure2": figure2,
             "figure3": self._sweep(),
-            "figure4": curves.reward_curves(run, config.pit),
+            "figure4": curves.reward_curves(run, (("PIT", config.pit), *self._ablations)),
+            "figure5": figure5,
             "curves": curves.learning_curves(run),
             "samples": self._samples(),
         }
@@ -166,7 +156,7 @@ class Suite:
         for k, each in enumerate(texts):
             values = self._judge.scores(prompts, each)
             mean = scoring.mean_interval(values, prompts, self._judge.bounds)
-            interval = {"ci_low": _known(mean.ci_low), "ci_high": _known(mean.ci_high)}
+            interval = {"ci_low": known(mean.ci_low), "ci_high": known(mean.ci_high)}
             scores.append({"name": f"iteration {k}", "mean_score": mean.mean, **interval})
             if k:
                 outcomes = self._judge(prompts, each, texts[0])
@@ -187,80 +177,30 @@ class Suite:
             "scores": scores,
         }
 
-    # Samples
+    # Responses
 
     def policy(self, stage: str, temperature: float, draw: int = 0) -> list[Response]:
         """Samples a policy's response to each prompt; another `draw` is an independent sample."""
-        key = ("policy", stage, temperature, draw)
-        if key not in self._cache:
-            run = self._run
-            self._cache[key] = run.sampler.respond(
-                self._model(stage),
-                [run.layout.policy_prompt(prompt) for prompt in self._prompts],
-                run.layout.widths(run.config.lengths).policy,
-                self._rows,
-                run.key("evaluation", stage, draw),
-                dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature),
-            )
-        return self._cache[key]
+        return self.responses.policy(stage, temperature, draw)
 
     def improved(
         self, stage: str, temperature: float, iterations: int, method: str = "pit"
     ) -> list[Trace]:
         """Improves the original responses at the same temperature (Algorithm 2)."""
-        key = (stage, temperature, iterations, method)
-        if key not in self._traces:
-            config, run = self._config, self._run
-            gap_model = self._model(config.gap_model)
-            improver = run.improver(self._model(stage), gap_model, config.gap_model)
-            # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are.
-            improver = dataclasses.replace(improver, anchor=0.0)
-            improve = dataclasses.replace(
-                run.config.improve,
-                iterations=iterations,
-                sampling=dataclasses.replace(run.config.improve.sampling, temperature=temperature),
-                stop_unchanged=False,
-                min_gap=None,
-                time_budget=0.0,
-                method=method,
-            )
-            original = self.policy(config.policy, temperature)
-            draw = run.key("evaluation", stage, method)
-            self._traces[key] = improver(self._prompts, original, self._rows, draw, improve)
-        return self._traces[key]
+        return self.responses.improved(stage, temperature, iterations, method)
 
-    def _pit(self, stage: str, temperature: float, iteration: int = 1) -> list[Response]:
+    def _pit(self, stage: str, temperature: float) -> list[Response]:
         depth = self._config.iterations if stage == self._config.pit else 1
-        return [t.responses[iteration] for t in self.improved(stage, temperature, depth)]
+        return [t.responses[1] for t in self.improved(stage, temperature, depth)]
 
-    def _texts(self, responses: Sequence[Response]) -> list[str]:
-        return [self._run.vocabulary.decode(r.tokens) for r in responses]
-
-    def _reward(self, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """Scores texts by R_P, for data without a checker."""
-        run, name = self._run, self._config.reward_model
-        widths, eos = run.layout.widths(run.config.lengths), run.vocabulary.eos_id
-        encoded = [run.layout.response(text)[: widths.response] for text in texts]
-        responses = [
-            Response(row[:-1] if row[-1] == eos else row, row[-1] == eos) for row in encoded
-        ]
-        built = [run.layout.reward_prompt(prompt) for prompt in prompts]
-        model, pooling = self._model(name), run.pooling(name)
-        return run.sampler.score(model, built, widths.reward, responses, pooling)
+    def _self_refine(self, temperature: float) -> list[Trace]:
+        """The original's refinements; none if Self-Refine isn't asked for."""
+        config = self._config
+        if not config.self_refine:
+            return []
+        return self.improved(config.policy, temperature, config.iterations, "self_refine")
 
     # Tables
-
-    def _compare(self, temperature: float, group: str, a: Side, b: Side) -> dict[str, Any]:
-        outcomes = self._judge(self._prompts, self._texts(a.responses), self._texts(b.responses))
-        return {
-            "name": f"{a.label} vs {b.label}",
-            "first": a.kind,
-            "second": b.kind,
-            "temperature": temperature,
-            "judge": self._judge.name,
-            "group": group,
-            **dataclasses.asdict(scoring.compare(outcomes, self._groups, self._run.config.seed)),
-        }
 
     def _comparisons(self, temperature: float) -> list[dict[str, Any]]:
         config = self._config
@@ -268,38 +208,32 @@ class Suite:
         original = Side("original", "Original", self.policy(config.policy, temperature))
         pit = Side("pit", "PIT", self._pit(config.pit, temperature))
         sft = Side("sft", "SFT", self.policy(config.sft, temperature))
-        chosen = Side("chosen", "y_w", [Response(encode(e.chosen), True) for e in self._examples])
+        examples = self.responses.examples
+        chosen = Side("chosen", "y_w", [Response(encode(e.chosen), True) for e in examples])
         again = self.policy(config.policy, temperature, draw=1)
         rows = [
             ("table1", dataclasses.replace(original, label="RL"), sft),
             ("table1", original, chosen),
             ("table1", pit, original),
         ]
-        if config.self_refine:
-            traces = self.improved(config.policy, temperature, 1, "self_refine")
-            refined = Side("self_refine", "Self-Refine", [trace.responses[1] for trace in traces])
-            rows += [("table1", refined, original), ("table1", pit, refined)]
-        others = [
-            ("table2", Side(self._ablation(stage), label, self._pit(stage, temperature)))
-            for label, stage in config.ablations
-        ]
-        others.append(("control", Side("resampled", "Policy re-sampled", again)))
+        refined = []
+        if traces := self._self_refine(temperature):
+            refined = [Side("self_refine", "Self-Refine", [t.responses[1] for t in traces])]
+        rows += [("table1", each, original) for each in refined]
+        rows += [("table1", pit, each) for each in refined]
+        for label, stage in self._ablations:
+            kind = variants.kind(self._run, stage, config.pit)
+            variant = Side(kind, label, self._pit(stage, temperature))
+            rows += [("table2", variant, other) for other in (original, *refined)]
+            rows.append(("table2", pit, variant))
+        others = [Side("resampled", "Policy re-sampled", again)]
         others += [
-            ("control", Side("control", label, self.policy(stage, temperature)))
-            for label, stage in config.controls
+            Side("control", label, self.policy(stage, temperature))
+            for label, stage in self._controls
         ]
-        for group, other in others:
-            rows += [(group, other, original), (group, pit, other)]
-        return [self._compare(temperature, group, a, b) for group, a, b in rows]
-
-    def _ablation(self, name: str) -> str:
-        """What a PIT model of Table 2 is, by the rounds that its stage has."""
-        stage = next((stage for stage in self._run.config.stages if stage.name == name), None)
-        rounds = stage.rounds if isinstance(stage, RLStage) else ()
-        sources = {round_.source for _, round_, *_ in curriculum.locate(rounds, 0)}
-        if sources == {"data"}:
-            return "first_only"
-        return "second_only" if sources == {"policy"} else "ablation"
+        for other in others:
+            rows += [("control", other, original), ("control", pit, other)]
+        return [self._tables.compare(temperature, group, a, b) for group, a, b in rows]
 
     def _scores(self, temperature: float) -> list[dict[str, Any]]:
         config = self._config
@@ -308,123 +242,132 @@ class Suite:
             ("RL policy (Original)", self.policy(config.policy, temperature)),
             ("PIT", self._pit(config.pit, temperature)),
         ]
-        models += [(label, self.policy(s, temperature)) for label, s in config.controls]
-        models += [(label, self._pit(s, temperature)) for label, s in config.ablations]
-        rows, seed = [], self._run.config.seed
-        for name, responses in models:
-            values = self._judge.scores(self._prompts, self._texts(responses))
-            mean = scoring.mean_interval(values, self._groups, self._judge.bounds, seed)
-            rows.append(
-                {
-                    "name": name,
-                    "temperature": temperature,
-                    "mean_score": mean.mean,
-                    "ci_low": _known(mean.ci_low),
-                    "ci_high": _known(mean.ci_high),
-                    "eos_rate": float(np.mean([r.ended for r in responses])),
-                    "mean_length": float(np.mean([len(r.tokens) for r in responses])),
-                }
-            )
-        return rows
+        models += [(label, self.policy(s, temperature)) for label, s in self._controls]
+        models += [(label, self._pit(s, temperature)) for label, s in self._ablations]
+        return [self._tables.score(name, temperature, each) for name, each in models]
 
-    def _iteration_rows(self, temperature: float) -> list[dict[str, Any]]:
-        traces = self.improved(self._config.pit, temperature, self._config.iterations)
-        count = self._config.iterations + 1
-        texts = [self._texts([t.responses[k] for t in traces]) for k in range(count)]
-        scores_MN = np.stack([self._judge.scores(self._prompts, each) for each in texts])
-        verdict: Callable[[np.ndarray, np.ndarray], np.ndarray] = scoring.win_lose_tie
-        if not isinstance(self._judge, ExactJudge):
-            verdict = scoring.reward_judge_outcomes
-        pairs, outcomes = scoring.pairwise_outcomes(scores_MN, verdict)
-        ratings = elo.elo_ratings(pairs, outcomes, self._groups, seed=self._run.config.seed)
-        rows = []
-        for k in range(count):
-            delta = scoring.compare(verdict(scores_MN[k], scores_MN[0]), self._groups)
-            row = {
-                "iteration": k,
-                "mean_score": float(scores_MN[k].mean()),
-                "elo": float(ratings.rating[k]),
-                "elo_low": _known(ratings.low[k]),
-                "elo_high": _known(ratings.high[k]),
-            }
-            if k:
-                changed = [t.responses[k].tokens != t.responses[k - 1].tokens for t in traces]
-                row |= {
-                    "delta_vs_original": delta.delta,
-                    "ci_low": delta.ci_low,
-                    "ci_high": delta.ci_high,
-                    "changed": float(np.mean(changed)),
-                    "gap": float(np.mean([t.gaps[k - 1] for t in traces])),
-                }
-            rows.append(row)
-        return rows
+    def _iterations(self, temperature: float) -> dict[str, Any]:
+        count = self._config.iterations
+        traces = self.improved(self._config.pit, temperature, count)
+        return self._tables.iterations(traces, self._self_refine(temperature), count)
 
-    def _pair_rewards(self) -> dict[str, Any]:
-        chosen = self._reward(self._prompts, [e.chosen for e in self._examples])
-        rejected = self._reward(self._prompts, [e.rejected for e in self._examples])
-        verdicts = scoring.win_lose_tie(chosen, rejected)
-        return {"name": "R_P", **dataclasses.asdict(scoring.agreement(verdicts, self._groups))}
+    def _reward_model_rows(self) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+        """Makes Table 4 and, of R_PIT's rewards, Figure 2.
 
-    def _gap_rewards(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-        """Computes R_PIT's row of Table 4 and the rewards of Figure 2, on the evaluated split."""
-        run, name = self._run, self._config.gap_model
-        model, pooling = ScalarModel(run.config.network), run.pooling(name)
-        score = run.partitioner.jit(
-            lambda params, batch: tree_scores(model, params, batch, GAP_TREE, pooling),
-            out_shardings=run.partitioner.replicated,
-        )
-        stage = run.stage(name)
-        assert isinstance(stage, RewardStage)
-        found: dict[str, list[np.ndarray]] = {pair: [] for pair in scoring.GAP_PAIRS}
-        batches = run.data.batches(
-            "rm_gap", self._config.split, stage.batch_size, shuffle=False, num_epochs=1
-        )
-        for batch in batches:
-            real = batch.pop("weight") > 0
-            scores = score(self._model(name), run.partitioner.shard_batch(batch))
-            for pair in scoring.GAP_PAIRS:
-                found[pair].append(np.asarray(scores[pair])[real])
-        values = {p: np.concatenate(v)[: len(self._prompts)] for p, v in found.items()}
-        moved, spread = reference_moves_score(values)
-        row = {
-            "name": "R_PIT",
-            **scoring.gap_reward_summary(values, self._groups),
-            "degeneration": float(moved / max(float(spread), 1e-9)),
+        A gap that is a difference of R_P's scores stands beside R_PIT's (Appendix C).
+        """
+        pairs, config = self._pairs, self._config
+        difference = scoring.difference_rewards(*pairs.policy_rewards(config.reward_model))
+        rewards = pairs.gap_rewards(config.gap_model)
+        rows = [
+            pairs.policy_row("R_P", config.reward_model),
+            pairs.gap_row("R_PIT", rewards),
+            pairs.gap_row("R_P(y₁) − R_P(y₂)", difference),
+        ]
+        for label, stage in self._reward_models:
+            own = scoring.difference_rewards(*pairs.policy_rewards(stage))
+            rows += [pairs.policy_row(label, stage), pairs.gap_row(f"difference of {label}", own)]
+        rows += [pairs.gap_row(label, pairs.gap_rewards(s)) for label, s in self._gap_models]
+        return rows, {pair: values.tolist() for pair, values in rewards.items()}
+
+    def _variants(self) -> list[dict[str, str]]:
+        """Says what each model of a group is, where there are several."""
+        config = self._config
+        groups = {
+            "table2": (("PIT", config.pit), *self._ablations),
+            "control": (("Original", config.policy), *self._controls),
+            "reward_models": (
+                ("R_P", config.reward_model),
+                ("R_PIT", config.gap_model),
+                *self._reward_models,
+                *self._gap_models,
+            ),
+            "figure5": self._supervised,
         }
-        return [row], values
+        more = {
+            "table2": self._ablations,
+            "control": self._controls,
+            "reward_models": (*self._reward_models, *self._gap_models),
+            "figure5": self._supervised[1:],
+        }
+        return [
+            {
+                "group": group,
+                "label": label,
+                "stage": stage,
+                "what": variants.describe(self._run, stage),
+            }
+            for group, models in groups.items()
+            if more[group]
+            for label, stage in models
+        ]
 
     # Figures
 
     def _sweep(self) -> dict[str, Any]:
-        config = self._config
+        """Makes Figure 3: improvements at each temperature of the original of temperature 1."""
+        config, swept = self._config, self.responses.swept
+
+        def sides(temperature):
+            pit = Side("pit", "PIT", swept(config.pit, temperature, config.policy))
+            again = self.policy(config.policy, temperature, draw=1)
+            original = Side("original", "Original", self.policy(config.policy, 1.0))
+            yield pit, original
+            yield Side("resampled", "Policy re-sampled", again), original
+            if config.self_refine:
+                traces = swept(config.policy, temperature, config.policy, "self_refine")
+                refined = Side("self_refine", "Self-Refine", traces)
+                yield refined, original
+                yield pit, refined
+
+        return self._series("figure3", sides)
+
+    def _supervised_pit(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Makes Figure 5 and its comparisons, for a run of several supervised PIT models."""
+        config, swept = self._config, self.responses.swept
+        if len(self._supervised) < 2:
+            return {}, []
+
+        def models(temperature):
+            improved = [
+                Side("pit_sft", label, swept(stage, temperature, config.sft))
+                for label, stage in self._supervised
+            ]
+            if config.self_refine:
+                responses = swept(config.sft, temperature, config.sft, "self_refine")
+                improved.append(Side("self_refine_sft", "Self-Refine (SFT)", responses))
+            return improved
+
+        def sides(temperature):
+            original = Side("original_sft", "Original (SFT)", self.policy(config.sft, 1.0))
+            return [(side, original) for side in models(temperature)]
+
+        temperature = config.temperatures[0]
+        first, *more = models(temperature)
+        pairs = [*sides(temperature), *((first, other) for other in more)]
+        rows = [self._tables.compare(temperature, "figure5", a, b) for a, b in pairs]
+        return self._series("figure5", sides), rows
+
+    def _series(self, group: str, sides) -> dict[str, Any]:
+        """Makes a curve of each comparison of `sides(temperature)` over the sweep."""
         series: dict[str, list[float]] = {}
         intervals: dict[str, list[list[float]]] = {}
-        for temperature in config.sweep:
-            original = Side("original", "Original", self.policy(config.policy, 1.0))
-            improver = self._run.improver(self._model(config.pit))
-            own = self._run.config.improve.sampling
-            improve = ImproveConfig(sampling=dataclasses.replace(own, temperature=temperature))
-            draw = self._run.key("evaluation", config.pit, "sweep")
-            traces = improver(self._prompts, original.responses, self._rows, draw, improve)
-            again = self.policy(config.policy, temperature, draw=1)
-            for side in (
-                Side("pit", "PIT", [trace.responses[1] for trace in traces]),
-                Side("resampled", "Policy re-sampled", again),
-            ):
-                row = self._compare(temperature, "figure3", side, original)
+        for temperature in self._config.sweep:
+            for a, b in sides(temperature):
+                row = self._tables.compare(temperature, group, a, b)
                 series.setdefault(row["name"], []).append(row["delta"])
                 intervals.setdefault(row["name"], []).append([row["ci_low"], row["ci_high"]])
-        return {"temperatures": list(config.sweep), "series": series, "intervals": intervals}
+        return {"temperatures": list(self._config.sweep), "series": series, "intervals": intervals}
 
     def _samples(self) -> list[dict[str, Any]]:
         traces = self.improved(
             self._config.pit, self._config.temperatures[0], self._config.iterations
         )
         samples = []
-        for example, trace in list(zip(self._examples, traces, strict=True))[
+        for example, trace in list(zip(self.responses.examples, traces, strict=True))[
             : self._config.num_samples
         ]:
-            texts = self._texts(trace.responses)
+            texts = self.responses.texts(trace.responses)
             scores = self._judge.scores([example.prompt] * len(texts), texts)
             samples.append(
                 {
@@ -444,7 +387,3 @@ class Suite:
         rows += [[f"{split} split", n] for split, n in report["splits"].items()]
         rows += [[f"fold {fold} of train", n] for fold, n in report["folds"].items()]
         return rows
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

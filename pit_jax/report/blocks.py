@@ -6,7 +6,14 @@ Every string of a block is plain text, which they escape.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+Results = Mapping[str, Any]
+Drawings = dict[str, "Drawing"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,9 @@ from typing import Any
 NONE = "–"
 # Keeps an interval, or a figure and its data set, on one line of a narrow column.
 NO_BREAK = "\u00a0"
+INTERVALS = (
+    "Brackets: 95% intervals over prompts; all of the same prompt or dialogue count as one draw."
+)
 
 
 def known(value: Any) -> bool:
@@ -80,3 +83,9 @@ def three_digits(value: Any) -> str:
 def whole(value: Any) -> str:
     """Writes a number without decimals."""
     return number(value, 0)
+
+
+def held_out(results: Mapping[str, Any]) -> str:
+    """Says on how many prompts the results are."""
+    prompts = results.get("num_prompts")
+    return "held-out prompts" if prompts is None else f"{count(prompts)} held-out prompts"

@@ -25,11 +25,13 @@ DELTAS: Mapping[tuple[str, str], Mapping[str, float]] = {
     ("second_only", "pit"): {"HH": -36.70},
 }
 
-# Table 3, by iteration; iteration 0 is the original response. Judged by DeBERTa.
-ELO: Mapping[str, tuple[int, ...]] = {
-    "HH": (921, 1033, 1016, 1018, 1036, 1025),
-    "Summary": (900, 1022, 1049, 1031, 985, 1013),
+# Table 3, by iteration from the first on, and of the original response. Judged by DeBERTa. One
+# rating pool holds all of a data set.
+ELO: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    "pit": {"HH": (1033, 1016, 1018, 1036, 1025), "Summary": (1022, 1049, 1031, 985, 1013)},
+    "self_refine": {"HH": (1001, 982, 995, 990, 982)},
 }
+ORIGINAL_ELO = {"HH": 921, "Summary": 900}
 
 # Table 4: accuracy in percent.
 ACCURACY: Mapping[str, Mapping[str, float]] = {
@@ -50,13 +52,15 @@ def delta(first: str, second: str) -> str:
     return ", ".join(f"{value:+.2f}{NO_BREAK}{dataset}" for dataset, value in deltas.items())
 
 
-def elo(iteration: int) -> str:
-    """Writes the paper's ELO ratings of PIT at an iteration; '' past its fifth."""
-    return ", ".join(
-        f"{ratings[iteration]}{NO_BREAK}{dataset}"
-        for dataset, ratings in ELO.items()
-        if 0 <= iteration < len(ratings)
-    )
+def elo(iteration: int, method: str = "pit") -> str:
+    """Writes the paper's ELO ratings of `pit` or `self_refine`; '' past the fifth iteration."""
+    ratings = {
+        dataset: series[iteration - 1]
+        for dataset, series in ELO[method].items()
+        if 1 <= iteration <= len(series)
+    }
+    ratings = ratings if iteration else ORIGINAL_ELO
+    return ", ".join(f"{rating}{NO_BREAK}{dataset}" for dataset, rating in ratings.items())
 
 
 def accuracy(reward_model: str) -> str:

@@ -24,6 +24,7 @@ WIDTH = 9.0  # inches
 INK, MUTED, RULE = "#1f2a37", "#6b7683", "#d9dee4"
 BLUE, TEAL, AMBER, RED, PLUM = "#2f5f8f", "#3b8b7d", "#c58a2d", "#b4513f", "#75588c"
 CYCLE = (BLUE, AMBER, TEAL, RED, PLUM, MUTED)
+_LINES = ("-", "--", ":")
 TONES = {"up": TEAL, "down": RED, "": MUTED}
 _OUTCOMES = (("win", "Win", BLUE), ("tie", "Tie", "#cfd5dc"), ("lose", "Lose", "#d08b7c"))
 _REGIONS = (("Worse", "#f7e6e2"), ("Similar", "#f3f4f6"), ("Better", "#e1efea"))
@@ -37,7 +38,7 @@ _PAIR_COLOURS = {"wl": TEAL, "ww": BLUE, "ll": AMBER, "lw": RED}
 
 
 @contextlib.contextmanager
-def style():
+def styled():
     """Sets matplotlib up for the figures of a report."""
     import matplotlib
     from matplotlib import rcsetup
@@ -85,7 +86,7 @@ def render(figure: Figure, file_format: str) -> bytes:
     """The figure as bytes of `svg` or `png`, the same for the same data."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if file_format == "svg" else None
-    with style():
+    with styled():
         figure.savefig(buffer, format=file_format, dpi=160, facecolor="white", metadata=metadata)
     return buffer.getvalue()
 
@@ -96,7 +97,7 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
       rows: label, win, tie, lose, delta, ci_low, ci_high (percent).
     """
-    with style():
+    with styled():
         figure, axes = canvas(
             1.15 + 0.36 * len(rows), columns=2, sharey=True, width_ratios=(1.15, 1)
         )
@@ -139,28 +140,40 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def iterations(groups: Sequence[Mapping[str, Any]]) -> Figure:
-    """Mean score, delta against the original and ELO by iteration, a line for each temperature."""
+    """Mean score, delta against the original and ELO by iteration, a line for each temperature.
+
+    Self-Refine's lines are dashed and start at the same original.
+    """
     panels = [
         ("mean_score", "", "", "Mean score"),
         ("delta_vs_original", "ci_low", "ci_high", "Δ vs original (points)"),
         ("elo", "elo_low", "elo_high", "ELO"),
     ]
-    with style():
-        figure, axes = canvas(3.0, columns=len(panels))
+    lines = []
+    for index, group in enumerate(groups):
+        name, colour = f"T = {group['temperature']:g}", CYCLE[index % len(CYCLE)]
+        refined = group.get("self_refine")
+        lines.append((f"PIT, {name}" if refined else name, colour, "-", group["rows"]))
+        if refined:
+            rows = [*group["rows"][:1], *refined]
+            lines.append((f"Self-Refine, {name}", colour, "--", rows))
+    with styled():
+        figure, axes = canvas(3.0 if len(lines) == len(groups) else 3.4, columns=len(panels))
         for axis, (key, low, high, title) in zip(axes[0], panels, strict=True):
-            for index, group in enumerate(groups):
-                rows = [row for row in group["rows"] if key in row]
+            for name, colour, style, every in lines:
+                rows = [row for row in every if key in row]
                 x = [row["iteration"] for row in rows]
                 y = np.array([row[key] for row in rows], float)
-                colour = CYCLE[index % len(CYCLE)]
-                name = f"T = {group['temperature']:g}"
-                axis.plot(x, y, "o-", color=colour, markersize=4, label=name)
+                axis.plot(x, y, "o" + style, color=colour, markersize=4, label=name)
                 if low:
                     bounds = np.array([[row[low], row[high]] for row in rows], float)
                     axis.fill_between(x, *bounds.T, color=colour, alpha=0.13, linewidth=0)
             axis.set(xlabel="Iteration (0 = original)", title=title)
             _integer_ticks(axis)
-        axes[0][0].legend()
+        if len(lines) == len(groups):
+            axes[0][0].legend()
+        else:
+            legend_below(figure, axes[0][0], columns=4)
         return figure
 
 
@@ -169,7 +182,7 @@ def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
     finite = {name: [v for v in series.get(name, ()) if known(v)] for name in _PAIR_LABELS}
     present = {name: values for name, values in finite.items() if values}
     edges, densities = scoring.density_histograms(present)
-    with style():
+    with styled():
         figure, axes = canvas(3.4)
         axis = axes[0][0]
         for name, density in densities.items():
@@ -184,9 +197,9 @@ def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def temperatures(figure3: Mapping[str, Any]) -> Figure:
-    """Figure 3: delta against the temperature of improvement, a line for each comparison."""
+    """Figures 3 and 5: delta against the temperature of improvement, a line a comparison."""
     x = figure3["temperatures"]
-    with style():
+    with styled():
         figure, axes = canvas(3.4)
         axis = axes[0][0]
         axis.axhline(0, color=MUTED, linewidth=0.9)
@@ -197,21 +210,45 @@ def temperatures(figure3: Mapping[str, Any]) -> Figure:
             axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         axis.set(xlabel="Temperature of improvement", ylabel="Δ = win − lose (points)")
         axis.set_xticks(x)
-        _legend_above(axis, columns=3)
+        _legend_above(axis, columns=3 if len(figure3["series"]) < 4 else 2)
         return figure
+
+
+def has_several_models(rounds: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether the rounds of Figure 4 are those of several models."""
+    return len({run.get("model") for run in rounds}) > 1
+
+
+def line_names(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names the line that each round of Figure 4 is a part of: its model, if there are several."""
+    several = has_several_models(rounds)
+    return [str(run.get("model")) if several else run["round"] for run in rounds]
 
 
 def rewards_by_step(
     rounds: Sequence[Mapping[str, Any]], regions: tuple[float, float] | None
 ) -> Figure:
-    """Figure 4: reward against step for each round of RL, over the regions of `reward_regions`."""
-    with style():
+    """Figure 4: reward against step for each round of RL, over the regions of `reward_regions`.
+
+    Each round of a single model has its colour; of several models each has one, and their steps
+    count from where their second rounds begin.
+    """
+    several = has_several_models(rounds)
+    with styled():
         figure, axes = canvas(3.5)
         axis = axes[0][0]
         axis.set(xlabel="Step", ylabel="Gap reward", title="Reward")
-        for index, run in enumerate(rounds):
-            colour = CYCLE[index % len(CYCLE)]
-            _draw_smoothed(axis, run["steps"], run["reward"], colour, run["round"])
+        if several:
+            axis.set_xlabel("Step of the second round, which begins at 0")
+            axis.axvline(0, color=MUTED, linewidth=0.9)
+        labels: dict[str, int] = {}
+        for name, run in zip(line_names(rounds), rounds, strict=True):
+            label = None if name in labels else name
+            index = labels.setdefault(name, len(labels))
+            start = run.get("start", 0) if several else 0
+            steps = [step - start for step in run["steps"]]
+            line = (CYCLE[index % len(CYCLE)], _LINES[index // len(CYCLE) % len(_LINES)])
+            _draw_smoothed(axis, steps, run["reward"], *line, label)
         if regions is not None:
             shade_regions(axis, *regions)
         legend_below(figure, axis)
@@ -222,10 +259,10 @@ def curves(series: Sequence[Mapping[str, Any]]) -> Figure:
     """Small multiples: a panel for each metric of each stage."""
     columns = min(3, len(series))
     rows = -(-len(series) // columns)
-    with style():
+    with styled():
         figure, axes = canvas(0.2 + 2.05 * rows, rows=rows, columns=columns)
         for axis, curve in zip(axes.flat, series, strict=False):
-            _draw_smoothed(axis, curve["steps"], curve["values"], BLUE, None)
+            _draw_smoothed(axis, curve["steps"], curve["values"], BLUE, "-", None)
             axis.set_title(f"{curve['stage']} · {curve['metric']}", fontsize=9)
             axis.tick_params(labelsize=8)
         for axis in axes.flat[len(series) :]:
@@ -235,7 +272,7 @@ def curves(series: Sequence[Mapping[str, Any]]) -> Figure:
         return figure
 
 
-def _draw_smoothed(axis: Axes, steps, values, colour: str, label: str | None) -> None:
+def _draw_smoothed(axis: Axes, steps, values, colour: str, style: str, label: str | None) -> None:
     """The values, and over many noisy ones their running mean."""
     points = [(s, v) for s, v in zip(steps, values, strict=True) if known(v)]
     if not points:
@@ -243,7 +280,8 @@ def _draw_smoothed(axis: Axes, steps, values, colour: str, label: str | None) ->
     x, y = np.array(points, float).T
     window = len(x) // 20
     if window < 2:
-        axis.plot(x, y, color=colour, label=label, marker="o" if len(x) == 1 else None)
+        marker = "o" if len(x) == 1 else None
+        axis.plot(x, y, style, color=colour, label=label, marker=marker)
         return
     # The window is cut off at the end; at the start, where curves are steep, it shrinks on both
     # sides, so that the mean isn't drawn towards what comes later.
@@ -252,7 +290,7 @@ def _draw_smoothed(axis: Axes, steps, values, colour: str, label: str | None) ->
     reach = np.minimum(window, centre)
     low, high = centre - reach, np.minimum(centre + reach + 1, len(x))
     axis.plot(x, y, color=colour, alpha=0.28, linewidth=0.8)
-    axis.plot(x, (total[high] - total[low]) / (high - low), color=colour, label=label)
+    axis.plot(x, (total[high] - total[low]) / (high - low), style, color=colour, label=label)
 
 
 def shade_regions(axis: Axes, low: float, high: float) -> None:
@@ -289,11 +327,11 @@ def _legend_above(axis: Axes, columns: int) -> None:
     axis.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
-def legend_below(figure: Figure, axis: Axes) -> None:
+def legend_below(figure: Figure, axis: Axes, columns: int = 3) -> None:
     """Puts the legend of an axis below the figure."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower left", ncols=3)
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns)
 
 
 def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -302,7 +340,7 @@ def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
       fields: name -> edges, counts, window; the last bin holds all that is longer.
     """
-    with style():
+    with styled():
         figure, axes = canvas(2.6, columns=len(fields))
         for axis, (name, field) in zip(axes[0], fields.items(), strict=True):
             edges = np.array(field["edges"])

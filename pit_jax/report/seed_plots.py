@@ -39,7 +39,7 @@ def comparisons(labels: Sequence[str], deltas: Sequence[Mapping[str, Any]]) -> F
       labels: of the rows.
       deltas: their `evaluation.seeds.Summary` as dicts.
     """
-    with plots.style():
+    with plots.styled():
         figure, grid = plots.canvas(0.9 + 0.36 * len(labels))
         axis = grid[0][0]
         axis.axvline(0, color=plots.MUTED, linewidth=0.9)
@@ -72,7 +72,7 @@ def lines(panels: Sequence[Panel], regions: tuple[float, float] | None = None) -
       panels: one or more, with lines of the same names.
       regions: bounds of Figure 4's Similar region, to shade in a single panel.
     """
-    with plots.style():
+    with plots.styled():
         figure, grid = plots.canvas(3.2, columns=len(panels))
         for axis, panel in zip(grid[0], panels, strict=True):
             for index, (name, x, means, seeds) in enumerate(panel.lines):

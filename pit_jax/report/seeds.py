@@ -7,17 +7,19 @@ one for each seed: [{seed, folder, device, versions, seconds}].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax.evaluation import scoring
-from pit_jax.report import paper, seed_plots
+from pit_jax.report import paper, plots, seed_plots, seed_tables
 from pit_jax.report.blocks import (
     Block,
     Cell,
     Code,
+    Drawings,
     Figure,
     Paragraph,
+    Results,
     Section,
     Table,
     Tile,
@@ -25,11 +27,10 @@ from pit_jax.report.blocks import (
     Warnings,
 )
 from pit_jax.report.formatting import (
-    NO_BREAK,
     NONE,
     comparison_labels,
-    count,
     duration,
+    held_out,
     number,
     points,
     share,
@@ -37,23 +38,23 @@ from pit_jax.report.formatting import (
     tone,
     whole,
 )
-from pit_jax.report.sections import Drawings, Results
+from pit_jax.report.variants import table_of
 
 Row = Mapping[str, Any]
-Form = Callable[[Any], str]
-# The texts of a row's first columns, and the row.
-_Named = tuple[Sequence[str], Row]
 
 _HEADLINES = 4
-# The title of each group of comparisons, and what the paper's figures beside it are.
-_GROUPS = {
+# Where the paper's figures beside each group of comparisons are from.
+_SOURCES = {
     "table1": (
-        "Quality of the responses",
         "Paper: Table 1, temperature 1; synthetic data judged by GPT-4, HH-RLHF (HH) and "
-        "OpenAI/Summary by DeBERTa.",
+        "OpenAI/Summary by DeBERTa."
     ),
-    "table2": ("The curriculum", "Paper: Table 2, HH-RLHF, judged by DeBERTa."),
-    "control": ("Controls", ""),
+    "table2": (
+        "Paper: Table 2, HH-RLHF, judged by DeBERTa; where the comparison here is the other way "
+        "round, with the sign turned."
+    ),
+    "figure5": "",
+    "control": "",
 }
 _INTERVALS = (
     "A seed’s brackets are its 95% interval over prompts: what that one trained model would show "
@@ -63,6 +64,7 @@ _INTERVALS = (
     "says what that mean would show on other prompts. One seed, or seeds that are all equal, have "
     "no interval over seeds."
 )
+_METHODS = {"PIT": "pit", "Self-Refine": "self_refine"}
 # The figure's name here, and the paper's, of each figure of Δ against temperature.
 _SWEEPS = {"figure3": ("temperatures", "Figure 3"), "figure5": ("supervised", "Figure 5")}
 
@@ -70,119 +72,27 @@ _SWEEPS = {"figure3": ("temperatures", "Figure 3"), "figure5": ("supervised", "F
 def build(results: Results) -> tuple[list[Section], Drawings]:
     """The sections in order, and the figures by name."""
     drawings: Drawings = {}
-    groups = list(dict.fromkeys(row["group"] for row in results["comparisons"]))
-    # Controls stand at the end, as in the report of one run.
-    groups.sort(key=lambda group: group == "control")
-    sections = [_headline(results), Section("The intervals", [Paragraph(_INTERVALS)])]
-    for group in groups:
-        blocks = _comparisons(results, group, drawings)
-        if group == "table1":
-            blocks += _scores(results)
-        if group == "table2":
-            blocks += _rewards_by_step(results, drawings)
-        sections.append(Section(_GROUPS.get(group, (group, ""))[0], blocks))
-    if "table2" not in groups:
-        sections.append(Section("The curriculum", _rewards_by_step(results, drawings)))
-    sections += [
+
+    def group(name: str) -> list[Block]:
+        return [*_comparisons(results, name, drawings), *table_of(results, name)]
+
+    others = {row["group"] for row in results["comparisons"]} - set(_SOURCES)
+    sections = [
+        _headline(results),
+        Section("The intervals", [Paragraph(_INTERVALS)]),
+        Section("Quality of the responses", [*group("table1"), *_scores(results)]),
+        Section("The curriculum", [*group("table2"), *_rewards_by_step(results, drawings)]),
         Section("Improvement iterations", _iterations(results, drawings)),
-        Section("The temperature of improvement", _sweeps(results, drawings)),
+        Section("The temperature of improvement", _sweep(results, drawings, "figure3")),
+        Section(
+            "Supervised PIT models", [*group("figure5"), *_sweep(results, drawings, "figure5")]
+        ),
         Section("Reward models", _reward_models(results)),
+        Section("Controls", group("control")),
+        *(Section(name, group(name)) for name in sorted(others)),
         Section("The runs", _runs(results)),
     ]
     return [section for section in sections if section.blocks], drawings
-
-
-def tables(results: Results) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """The main tables for a terminal: columns and rows of text, without the seeds' intervals."""
-    seeds = results["seeds"]
-    rows = results["comparisons"]
-    yield _brief("comparison", zip(comparison_labels(rows), rows), "delta", points, seeds)
-    rows = results["scores"]
-    yield _brief(
-        "mean score", zip(comparison_labels(rows), rows), "mean_score", three_digits, seeds
-    )
-    named = [(_iteration_label(row), row) for row in results["iterations"]]
-    for title, key, form in (
-        ("mean score by iteration", "mean_score", three_digits),
-        ("delta by iteration", "delta_vs_original", points),
-        ("elo by iteration", "elo", whole),
-    ):
-        yield _brief(title, named, key, form, seeds)
-    named = [(row["name"], row) for row in results["reward_models"]]
-    yield _brief("reward model, accuracy %", named, "accuracy", share, seeds)
-
-
-def _brief(title, named, key: str, form: Form, seeds) -> tuple[list[str], list[list[str]]]:
-    there = [(label, row[key]) for label, row in named if key in row]
-    columns = [title, *(f"seed {seed}" for seed in seeds), "mean", "over seeds"]
-    intervals = ["seeds"]
-    if any(summary["both"] for _, summary in there):
-        columns.append("over seeds and prompts")
-        intervals.append("both")
-    rows = [
-        [
-            label,
-            *(form(value) for value in summary["values"]),
-            form(summary["mean"]),
-            *(_bracket(summary[interval], form) or NONE for interval in intervals),
-        ]
-        for label, summary in there
-    ]
-    return columns, rows
-
-
-def _bracket(interval: Sequence[float] | None, form: Form) -> str:
-    return f"[{form(interval[0])},{NO_BREAK}{form(interval[1])}]" if interval else ""
-
-
-def _cell(value: Any, interval: Sequence[float] | None, form: Form, coloured: bool = False) -> Cell:
-    """A value and its interval, which may stand on two lines."""
-    text = f"{form(value)} {_bracket(interval, form)}".rstrip()
-    low, high = interval or (None, None)
-    return Cell(text, tone({"ci_low": low, "ci_high": high}) if coloured else "")
-
-
-def _cells(summary: Row, form: Form, coloured: bool = False) -> list[Cell]:
-    """Each seed with its own interval; the mean over seeds; the interval over both."""
-    cells = [
-        _cell(value, interval, form)
-        for value, interval in zip(summary["values"], summary["prompts"], strict=True)
-    ]
-    both = summary["both"]
-    cells.append(_cell(summary["mean"], summary["seeds"], form, coloured))
-    if any(summary["prompts"]):
-        low, high = both or (None, None)
-        mark = tone({"ci_low": low, "ci_high": high}) if coloured else ""
-        cells.append(Cell(_bracket(both, form) or NONE, mark))
-    return cells
-
-
-def _table(
-    results: Results,
-    columns: Sequence[str],
-    named: Sequence[_Named],
-    key: str,
-    form: Form,
-    caption: str,
-    papers: Sequence[str] = (),
-    paper_column: str = "",
-) -> Table:
-    """One quantity of each row, seed by seed; the rows are (labels, row)."""
-    there = [(labels, row[key]) for labels, row in named if key in row]
-    with_prompts = any(any(summary["prompts"]) for _, summary in there)
-    partial = any(summary["n"] < len(results["seeds"]) for _, summary in there)
-    heads = [*columns, *(f"Seed {seed}" for seed in results["seeds"]), "Mean [over seeds]"]
-    heads += ["[Over seeds and prompts]"] if with_prompts else []
-    heads += ["Seeds"] if partial else []
-    rows: list[list[str | Cell]] = []
-    for labels, summary in there:
-        row: list[str | Cell] = [*labels, *_cells(summary, form, form is points)]
-        row += [NONE] * (len(columns) + len(results["seeds"]) + 1 + with_prompts - len(row))
-        rows.append([*row, str(summary["n"])] if partial else row)
-    if any(papers):
-        heads.append(paper_column)
-        rows = [[*row, text or NONE] for row, text in zip(rows, papers, strict=True)]
-    return Table(heads, rows, caption, labels=len(columns))
 
 
 def _headline(results: Results) -> Section:
@@ -215,48 +125,41 @@ def _comparisons(results: Results, group: str, drawings: Drawings) -> list[Block
     papers = [paper.delta(row["first"], row["second"]) for row in rows]
     caption = (
         "Δ = win − lose of the first model’s responses against the second’s, in points of percent, "
-        f"on {_prompts(results)}. Judge: {results['judge']}."
+        f"on {held_out(results)}. Judge: {results['judge']}."
     )
     if any(papers):
-        caption += f" {_GROUPS.get(group, ('', ''))[1]}".rstrip()
-    columns, named = _with_temperatures("Comparison", rows)
+        caption += f" {_SOURCES.get(group, '')}".rstrip()
+    columns, named = seed_tables.with_temperatures("Comparison", rows)
     picture = Figure(
         group,
         f"Delta of each seed and their mean: {', '.join(labels)}",
         "Dots: seeds; diamonds: their mean, with the 95% interval over seeds (thick) and over "
         "seeds and prompts (thin), both cut off at ±100, beyond which no Δ lies.",
     )
-    return [picture, _table(results, columns, named, "delta", points, caption, papers, "Paper’s Δ")]
-
-
-def _prompts(results: Results) -> str:
-    return f"{count(results.get('num_prompts'))} held-out prompts"
-
-
-def _with_temperatures(title: str, rows: Sequence[Row]) -> tuple[list[str], list[_Named]]:
-    """Columns and labels of rows: their names, and their temperatures where these differ."""
-    if len({row.get("temperature") for row in rows}) == 1:
-        return [title], [([row["name"]], row) for row in rows]
-    labels = [[row["name"], number(row.get("temperature"), 1)] for row in rows]
-    return [title, "T"], list(zip(labels, rows, strict=True))
+    return [
+        picture,
+        seed_tables.table(results, columns, named, "delta", points, caption, papers, "Paper’s Δ"),
+    ]
 
 
 def _scores(results: Results) -> list[Block]:
     if not results["scores"]:
         return []
-    columns, named = _with_temperatures("Responses", results["scores"])
+    columns, named = seed_tables.with_temperatures("Responses", results["scores"])
     caption = (
-        f"Mean score of each model’s responses to {_prompts(results)}, by the {results['judge']}."
+        f"Mean score of each model’s responses to {held_out(results)}, by the {results['judge']}."
     )
-    return [_table(results, columns, named, "mean_score", three_digits, caption)]
+    return [seed_tables.table(results, columns, named, "mean_score", three_digits, caption)]
 
 
 def _rewards_by_step(results: Results, drawings: Drawings) -> list[Block]:
     curves = results["figure4"]
     if not curves:
         return []
+    several = plots.has_several_models(curves)
+    steps = "Step of the second round, which begins at 0" if several else "Step"
     drawings["rewards"] = seed_plots.lines(
-        [seed_plots.Panel("Reward", "Step", "Gap reward", _reward_lines(curves))],
+        [seed_plots.Panel("Reward", steps, "Gap reward", _reward_lines(curves))],
         results["regions"],
     )
     caption = "Gap reward during reinforcement learning. Thin lines: seeds; thick: their mean."
@@ -270,7 +173,7 @@ def _rewards_by_step(results: Results, drawings: Drawings) -> list[Block]:
         ending = curve["ending"]
         ends = zip(ending["values"], curve["regions"], strict=True)
         cells = [f"{number(value)} {region or ''}".rstrip() for value, region in ends]
-        mean = _cell(ending["mean"], ending["seeds"], number)
+        mean = seed_tables.cell(ending["mean"], ending["seeds"], number)
         rows.append([_curve_label(curve), *cells, mean])
     columns = ["Round", *(f"Seed {seed}" for seed in results["seeds"]), "Mean [over seeds]"]
     note = (
@@ -287,66 +190,66 @@ def _curve_label(curve: Row) -> str:
 
 
 def _reward_lines(curves: Sequence[Row]) -> list[seed_plots.Line]:
-    """A line for each model, whose rounds follow each other; without models, for each round."""
-    models: dict[str, list[Row]] = {}
-    for curve in curves:
-        models.setdefault(curve.get("model") or curve["round"], []).append(curve)
-    lines: list[seed_plots.Line] = []
-    for name, rounds in models.items():
-        steps = [step for curve in rounds for step in curve["steps"]]
+    """A line for each round of one model; of several, for each, whose rounds follow each other."""
+    lines: dict[str, list[Row]] = {}
+    for name, curve in zip(plots.line_names(curves), curves, strict=True):
+        lines.setdefault(name, []).append(curve)
+    several = plots.has_several_models(curves)
+    found: list[seed_plots.Line] = []
+    for name, rounds in lines.items():
+        start = rounds[0].get("start", 0) if several else 0
+        steps = [step - start for curve in rounds for step in curve["steps"]]
         means = [value for curve in rounds for value in curve["mean"]]
         seeds = [
-            [
-                value
-                for curve in rounds
-                for value in curve["seeds"][i] or [None] * len(curve["steps"])
-            ]
+            [v for curve in rounds for v in curve["seeds"][i] or [None] * len(curve["steps"])]
             for i in range(len(curves[0]["seeds"]))
         ]
-        lines.append((name, steps, means, seeds))
-    return lines
-
-
-def _iteration_label(row: Row) -> str:
-    return f"{_series(row)}, {row['iteration']}"
-
-
-def _series(row: Row) -> str:
-    """What tells the rows of one temperature, and of one method if they have one, from others."""
-    names = [value for value in row.values() if isinstance(value, str)]
-    return " ".join([*names, f"T={row['temperature']:g}"])
+        found.append((name, steps, means, seeds))
+    return found
 
 
 def _iterations(results: Results, drawings: Drawings) -> list[Block]:
-    groups: dict[str, list[Row]] = {}
-    for row in results["iterations"]:
-        groups.setdefault(_series(row), []).append(row)
-    if not groups:
+    rows = results["iterations"]
+    if not rows:
         return []
+    lines = {(row["method"], row["temperature"]): f"{seed_tables.iterated(row)}" for row in rows}
     panels = []
     for key, title in (
         ("mean_score", "Mean score"),
         ("delta_vs_original", "Δ vs original (points)"),
         ("elo", "ELO"),
     ):
-        series = [
-            (name, *_line([(row["iteration"], row[key]) for row in rows if key in row]))
-            for name, rows in groups.items()
-        ]
+        series = []
+        for (method, temperature), name in lines.items():
+            points_ = [
+                (row["iteration"], row[key])
+                for row in rows
+                if (row["method"], row["temperature"]) == (method, temperature) and key in row
+            ]
+            series.append((name, *_line(points_)))
         panels.append(seed_plots.Panel(title, "Iteration (0 = original)", "", series))
     drawings["iterations"] = seed_plots.lines(panels)
     caption = "Thin lines: seeds; thick: their mean."
     alt = "Score, delta and ELO by iteration and seed"
     blocks: list[Block] = [Figure("iterations", alt, caption)]
-    for name, rows in groups.items():
+    temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
+    for temperature in temperatures:
         note = (
-            f"Improvements in a row ({name}): the mean with its interval over seeds, and beside it "
-            f"the values of seeds {', '.join(map(str, results['seeds']))}."
+            f"Improvements in a row at temperature {temperature:g}: the mean with its interval "
+            f"over seeds, and beside it the values of seeds {_listed(results['seeds'])}."
         )
-        if name == list(groups)[-1]:
-            note += " Paper: Table 3, judged by DeBERTa."
-        blocks.append(_iteration_table(rows, note))
+        if temperature == temperatures[-1]:
+            note += (
+                " Paper: Table 3, judged by DeBERTa, each method at its best temperature; on "
+                "HH-RLHF its rating pool holds Self-Refine too, as here where there are rows of it."
+            )
+        there = [row for row in rows if row["temperature"] == temperature]
+        blocks.append(_iteration_table(there, note))
     return blocks
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _line(summaries: Sequence[tuple[float, Row]]):
@@ -360,42 +263,42 @@ def _iteration_table(rows: Sequence[Row], caption: str) -> Table:
     shown = (("mean_score", three_digits), ("delta_vs_original", points), ("elo", whole))
     cells: list[list[str | Cell]] = []
     for row in rows:
-        line: list[str | Cell] = [str(row["iteration"]) if row["iteration"] else "Original"]
+        name = f"{row['method']} {row['iteration']}" if row["iteration"] else "Original"
+        line: list[str | Cell] = [name]
         for key, form in shown:
             summary = row.get(key)
             line += (
                 [
-                    _cell(summary["mean"], summary["seeds"], form, form is points),
+                    seed_tables.cell(summary["mean"], summary["seeds"], form, form is points),
                     ", ".join(form(value) for value in summary["values"]),
                 ]
                 if summary
                 else [NONE, NONE]
             )
-        cells.append([*line, paper.elo(row["iteration"]) or NONE])
+        cells.append([*line, paper.elo(row["iteration"], _METHODS[row["method"]]) or NONE])
     columns = ["Iteration", "Mean score", "by seed", "Δ vs original", "by seed", "ELO", "by seed"]
     return Table([*columns, "Paper’s ELO"], cells, caption)
 
 
-def _sweeps(results: Results, drawings: Drawings) -> list[Block]:
-    blocks: list[Block] = []
-    for figure, (drawing, title) in _SWEEPS.items():
-        rows = [row for row in results[figure] if "delta" in row]
-        if not rows:
-            continue
-        names = list(dict.fromkeys(row["name"] for row in rows))
-        series = [
-            (name, *_line([(r["temperature"], r["delta"]) for r in rows if r["name"] == name]))
-            for name in names
-        ]
-        axes = ("Temperature of improvement", "Δ = win − lose (points)")
-        drawings[drawing] = seed_plots.lines([seed_plots.Panel("", *axes, series)])
-        alt = f"{title}: delta against the temperature of improvement, by seed"
-        caption = f"{title}. Thin lines: seeds; thick: their mean."
-        blocks.append(Figure(drawing, alt, caption))
-        columns, named = _with_temperatures("Comparison", rows)
-        note = f"Δ by temperature T, on {_prompts(results)}."
-        blocks.append(_table(results, columns, named, "delta", points, note))
-    return blocks
+def _sweep(results: Results, drawings: Drawings, figure: str) -> list[Block]:
+    rows = [row for row in results[figure] if "delta" in row]
+    if not rows:
+        return []
+    drawing, title = _SWEEPS[figure]
+    series = [
+        (name, *_line([(r["temperature"], r["delta"]) for r in rows if r["name"] == name]))
+        for name in dict.fromkeys(row["name"] for row in rows)
+    ]
+    axes = ("Temperature of improvement", "Δ = win − lose (points)")
+    drawings[drawing] = seed_plots.lines([seed_plots.Panel("", *axes, series)])
+    alt = f"{title}: delta against the temperature of improvement, by seed"
+    caption = f"{title}. Thin lines: seeds; thick: their mean."
+    columns, named = seed_tables.with_temperatures("Comparison", rows)
+    note = f"Δ by temperature T, on {held_out(results)}."
+    return [
+        Figure(drawing, alt, caption),
+        seed_tables.table(results, columns, named, "delta", points, note),
+    ]
 
 
 def _reward_models(results: Results) -> list[Block]:
@@ -410,7 +313,10 @@ def _reward_models(results: Results) -> list[Block]:
     )
     columns = ["Reward model"]
     blocks: list[Block] = [
-        _table(results, columns, named, "accuracy", share, caption, papers, "Paper’s accuracy")
+        seed_tables.table(
+            results, columns, named, "accuracy", share, caption, papers, "Paper’s accuracy"
+        ),
+        *table_of(results, "reward_models"),
     ]
     details = [
         *((f"{a}>{b}", f"{a} > {b}, %", share) for a, b in scoring.GAP_INEQUALITIES),
@@ -418,7 +324,7 @@ def _reward_models(results: Results) -> list[Block]:
         ("degeneration", "reference moves", number),
     ]
     cells: list[list[str | Cell]] = [
-        [row["name"], label, *_cells(row[key], form)]
+        [row["name"], label, *seed_tables.cells(row[key], form)]
         for row in rows
         for key, label, form in details
         if key in row

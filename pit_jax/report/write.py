@@ -10,14 +10,17 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   stages         [{name, steps, seconds, tokens, tokens_per_second, mfu, parameters,
                    final: {metric: value}}]
   comparisons    [{name, first, second, temperature, judge, win, lose, tie, delta, ci_low, ci_high,
-                   n, group: 'table1' | 'table2' | 'control'}]
+                   n, group: 'table1' | 'table2' | 'control' | 'figure5'}]
+  variants       [{group: 'table2' | 'control' | 'reward_models' | 'figure5', label, stage, what}]:
+                 what the models of a group are, where a run has several of one kind
   scores         [{name, temperature, mean_score, ci_low, ci_high, eos_rate, mean_length}]
   iterations     [{temperature, rows: [{iteration, mean_score, delta_vs_original, ci_low, ci_high,
-                   elo, elo_low, elo_high, changed, gap}]}]
+                   elo, elo_low, elo_high, rank, changed, gap}], self_refine: [the same]}]
   reward_models  [{name, accuracy, ci_low, ci_high, n, inequalities, means, degeneration}]
   figure2        {'wl' | 'ww' | 'll' | 'lw': rewards}
   figure3        {temperatures, series: {name: deltas}, intervals: {name: [[low, high]]}}
-  figure4        [{round, steps, reward}]
+  figure4        [{model, round, steps, reward, start: the step before a model's second round}]
+  figure5        as figure3
   curves         [{stage, metric, steps, values}]
   samples        [{prompt, original, iterations, scores, chosen}]
   warnings       [text]
@@ -32,6 +35,8 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   ablation                  improvements by any other PIT model
   resampled, control        another sample of M_P^RL; another policy's
   iteration                 of saved generations
+  original_sft              M_P^SFT's, sampled at temperature 1 and improved as those that follow
+  pit_sft, self_refine_sft  improvements of it by an M_PIT^SFT; by Self-Refine with M_P^SFT
 
 `scores` of a sample are those of the original and then of each iteration; `chosen` is the response
 of the data.
@@ -49,7 +54,7 @@ from etils import epath
 
 from pit_jax.files import write_whole
 from pit_jax.report import markdown, page, plots, sections
-from pit_jax.report.blocks import Section
+from pit_jax.report.blocks import Drawings, Results, Section
 from pit_jax.report.formatting import (
     NONE,
     comparison_labels,
@@ -64,7 +69,7 @@ from pit_jax.report.formatting import (
 )
 
 # What makes sections and figures of results.
-Build = Callable[[Mapping[str, Any]], tuple[list[Section], sections.Drawings]]
+Build = Callable[[Results], tuple[list[Section], Drawings]]
 _Lines = tuple[list[str], list[list[str]]]
 
 _SHARES = {"scores": ("eos_rate",), "reward_models": ("accuracy", "ci_low", "ci_high")}
@@ -158,14 +163,15 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
     iterations = [
         [
             number(group.get("temperature"), 1),
-            str(row["iteration"]),
+            f"{label}{row['iteration']}",
             three_digits(row.get("mean_score")),
             points(row.get("delta_vs_original")),
             whole(row.get("elo")),
             share(row.get("changed")),
         ]
         for group in plain.get("iterations", ())
-        for row in group["rows"]
+        for label, part in (("", "rows"), ("Self-Refine ", "self_refine"))
+        for row in group.get(part, ())
     ]
     return [
         (["stage", "steps", "time", "parameters"], stages),
@@ -210,7 +216,7 @@ def _check_units(plain: Mapping[str, Any]) -> None:
     shares += [
         ("iterations", row, "changed")
         for group in plain.get("iterations", ())
-        for row in group["rows"]
+        for row in (*group["rows"], *group.get("self_refine", ()))
     ]
     for part, row, key in shares:
         _check_share(part, key, row.get(key))

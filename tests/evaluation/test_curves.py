@@ -15,9 +15,9 @@ STAGES = (
 )
 
 
-def run_in(folder, complete=("sft_pit", "rl_pit")):
+def run_in(folder, complete=("sft_pit", "rl_pit"), stages=STAGES):
     """A run of these stages, which recorded every step."""
-    for stage in STAGES:
+    for stage in stages:
         (folder / stage.name).mkdir(exist_ok=True)
         records = [{"step": n, "loss": n / 2, "score": n + 0.25} for n in range(1, 6)]
         if stage.name == "sft_pit":
@@ -26,22 +26,52 @@ def run_in(folder, complete=("sft_pit", "rl_pit")):
         (folder / stage.name / "metrics.jsonl").write_text(lines)
     return types.SimpleNamespace(
         directory=folder,
-        config=types.SimpleNamespace(stages=STAGES),
-        stage={stage.name: stage for stage in STAGES}.get,
+        config=types.SimpleNamespace(stages=stages),
         is_complete=lambda name: name in complete,
     )
 
 
 def test_the_reward_by_round(tmp_path):
-    assert curves.reward_curves(run_in(tmp_path), "rl_pit") == [
-        {"round": "round 0: references from data", "steps": [1, 2], "reward": [1.25, 2.25]},
+    """Each round by itself, and the step after which the first one from M_P^RL begins."""
+    assert curves.reward_curves(run_in(tmp_path), [("PIT", "rl_pit")]) == [
         {
+            "model": "PIT",
+            "round": "round 0: references from data",
+            "steps": [1, 2],
+            "reward": [1.25, 2.25],
+            "start": 2,
+        },
+        {
+            "model": "PIT",
             "round": "round 2: references from policy",
             "steps": [3, 4, 5],
             "reward": [3.25, 4.25, 5.25],
+            "start": 2,
         },
     ]
-    assert curves.reward_curves(run_in(tmp_path, ()), "rl_pit") == []
+    assert curves.reward_curves(run_in(tmp_path, ()), [("PIT", "rl_pit")]) == []
+
+
+def test_the_rewards_of_other_stages_beside_pits(tmp_path):
+    extra = (
+        tiny_runs.rl("second", (Round("policy", 4),), task="rl_pit"),
+        tiny_runs.rl("first", (Round("data", 5),), task="rl_pit"),
+        tiny_runs.rl("turned", (Round("policy", 2), Round("data", 3)), task="rl_pit"),
+        tiny_runs.rl("rated", (Round("policy", 4),), task="rl_pit", reward_model="rm_other"),
+    )
+    names = [stage.name for stage in extra]
+    run = run_in(tmp_path, ("rl_pit", *names), (*STAGES, *extra))
+    models = [("PIT", "rl_pit"), ("A", "sft_pit"), *((name, name) for name in names)]
+    found = curves.reward_curves(run, models)
+    assert [(each["model"], each["start"], each["steps"]) for each in found] == [
+        ("PIT", 2, [1, 2]),
+        ("PIT", 2, [3, 4, 5]),
+        ("second", 0, [1, 2, 3, 4]),
+        ("first", 5, [1, 2, 3, 4, 5]),  # it ends where a second round would begin
+        ("turned", 0, [1, 2]),
+        ("turned", 0, [3, 4, 5]),
+        # "rated" is on another scale.
+    ]
 
 
 def test_what_each_stage_learned_by(tmp_path):

@@ -71,6 +71,7 @@ def test_comparisons_of_every_table(results):
         "Self-Refine vs Original": "table1",
         "PIT vs Self-Refine": "table1",
         "PIT's SFT vs Original": "table2",
+        "PIT's SFT vs Self-Refine": "table2",
         "PIT vs PIT's SFT": "table2",
         "Policy re-sampled vs Original": "control",
         "PIT vs Policy re-sampled": "control",
@@ -121,8 +122,17 @@ def test_iterations_improve_on_the_original(results, suite, run, examples):
             assert row["changed"] == np.mean(changed)
             assert row["gap"] == pytest.approx(np.mean([t.gaps[k - 1] for t in traces]))
     assert [trace.responses[0] for trace in traces] == suite.policy("rl_policy", 1.0)
+    refined, rated = table["self_refine"], [*table["rows"], *table["self_refine"]]
+    assert [row["iteration"] for row in refined] == [1, 2]
+    traces = suite.improved("rl_policy", 1.0, 2, "self_refine")
+    for k, row in enumerate(refined, 1):
+        responses = [trace.responses[k] for trace in traces]
+        assert row["mean_score"] == pytest.approx(scores_of(run, examples, responses).mean())
+        assert row["gap"] == pytest.approx(np.mean([t.gaps[k - 1] for t in traces]))
     # Ratings move around 1000 and sum up to what they started with.
-    assert np.mean([row["elo"] for row in table["rows"]]) == pytest.approx(1000)
+    assert np.mean([row["elo"] for row in rated]) == pytest.approx(1000)
+    for row in rated:
+        assert row["rank"] == 1 + sum(other["elo"] > row["elo"] for other in rated)
 
 
 def test_gaps_are_scores_of_the_gap_model_as_figures_2_and_4_have_them(
@@ -147,7 +157,7 @@ def test_gaps_are_scores_of_the_gap_model_as_figures_2_and_4_have_them(
 
 def test_rows_that_share_a_prompt_count_as_one(suite, monkeypatch):
     """With one prompt to all rows, each end is 0.975 of the way from the mean to the bound."""
-    monkeypatch.setattr(suite, "_groups", ["the same"] * 12)
+    monkeypatch.setattr(suite.responses, "groups", ["the same"] * 12)
 
     def check(row, mean, low, high):
         assert row["ci_low"] == pytest.approx(mean - 0.975 * (mean - low))
@@ -157,10 +167,11 @@ def test_rows_that_share_a_prompt_count_as_one(suite, monkeypatch):
         check(row, row["delta"], -100, 100)
     for row in suite._scores(1.0):
         check(row, row["mean_score"], 0, 1)
-    for row in suite._iteration_rows(1.0)[1:]:
+    table = suite._iterations(1.0)
+    for row in table["rows"][1:] + table["self_refine"]:
         check(row, row["delta_vs_original"], -100, 100)
         assert row["elo_low"] is row["elo_high"] is None
-    for row in (suite._pair_rewards(), suite._gap_rewards()[0][0]):
+    for row in suite._reward_model_rows()[0]:
         check(row, row["accuracy"], 0, 1)
 
 
@@ -174,7 +185,7 @@ def test_saved_generations_that_share_a_prompt_count_as_one(suite):
 
 
 def test_table_4_reads_both_reward_models(results, run, examples):
-    policy, gap = results["reward_models"]
+    policy, gap, difference = results["reward_models"]
     assert (policy["name"], policy["n"], gap["name"], gap["n"]) == ("R_P", 12, "R_PIT", 12)
 
     layout = run.layout
@@ -205,6 +216,13 @@ def test_table_4_reads_both_reward_models(results, run, examples):
         for name in ("chosen", "rejected")
     ]
     assert policy["accuracy"] == np.mean(rewards[0] > rewards[1])
+    # Whichever of the pair R_P prefers, its gap is positive one way round and negative the other.
+    assert (difference["name"], difference["n"]) == ("R_P(y₁) − R_P(y₂)", 12)
+    assert difference["accuracy"] == policy["accuracy"]
+    assert set(difference["inequalities"].values()) == {policy["accuracy"]}
+    assert difference["means"]["wl"] == pytest.approx(np.mean(rewards[0] - rewards[1]), rel=1e-5)
+    assert difference["means"]["ww"] == difference["means"]["ll"] == 0
+    assert difference["degeneration"] == pytest.approx(1)
 
 
 def _response(run, text):
@@ -216,7 +234,16 @@ def _response(run, text):
 def test_figures_show_steps_and_temperatures(results):
     sweep = results["figure3"]
     assert sweep["temperatures"] == [1.0]
-    assert set(sweep["series"]) == {"PIT vs Original", "Policy re-sampled vs Original"}
+    assert set(sweep["series"]) == {
+        "PIT vs Original",
+        "Policy re-sampled vs Original",
+        "Self-Refine vs Original",
+        "PIT vs Self-Refine",
+    }
+    assert results["figure5"] == {} and {v["group"] for v in results["variants"]} == {
+        "table2",
+        "control",
+    }
     assert [curve["round"] for curve in results["figure4"]] == [
         "round 0: references from data",
         "round 1: references from policy",
@@ -346,12 +373,16 @@ def test_the_papers_delta_stands_beside_the_same_comparison(with_ablations):
         "Self-Refine vs Original": "+16.41 synthetic, +8.90 HH",
         "PIT vs Self-Refine": "+10.16 synthetic, +3.70 HH",
         "A vs Original": "+4.40 HH",
+        "A vs Self-Refine": "-15.70 HH",
         "PIT vs A": "+30.10 HH",
         "B vs Original": "+0.20 HH",
+        "B vs Self-Refine": "-18.90 HH",
         "PIT vs B": "+36.70 HH",
         "C vs Original": "",
+        "C vs Self-Refine": "",
         "PIT vs C": "",
         "D vs Original": "",
+        "D vs Self-Refine": "",
         "PIT vs D": "",
         "Policy re-sampled vs Original": "",
         "PIT vs Policy re-sampled": "",

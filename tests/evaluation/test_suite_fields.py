@@ -50,7 +50,7 @@ class Recorded(Suite):
     def __init__(self, run, **fields):
         super().__init__(run, dataclasses.replace(CONFIG, **fields))
         self.asked = []
-        self._run = types.SimpleNamespace(
+        self.responses._run = types.SimpleNamespace(
             config=run.config,
             vocabulary=run.vocabulary,
             layout=run.layout,
@@ -59,7 +59,7 @@ class Recorded(Suite):
             pooling=lambda name: self.asked.append(("pooling", name)) or "sum",
             improver=lambda *models: Improving(functools.partial(self._improve, models)),
         )
-        self._model = lambda name: name
+        self.responses.model = lambda name: name
         self._same = Response(run.vocabulary.encode("from 4"), True)
 
     def _respond(self, model, prompts, width, rows, key, sampling):
@@ -86,9 +86,9 @@ def recorded(run):
         made = Recorded(run, **fields)
         for temperature in made._config.temperatures:
             made.rows = made._comparisons(temperature) + made._scores(temperature)
-            made._iteration_rows(temperature)
+            made._iterations(temperature)
         made.figure = made._sweep()
-        made._pair_rewards()
+        made._pairs.policy_row("R_P", made._config.reward_model)
         return made
 
     return tables
@@ -117,6 +117,11 @@ def test_each_stage_that_is_named_is_the_one_that_is_asked(recorded, field, stag
         ({"controls": (("Longer", "longer"),)}, {"Longer vs Original", "PIT vs Longer", "Longer"}),
         ({"ablations": (("One", "one"),)}, {"One vs Original", "PIT vs One", "One"}),
         ({"self_refine": True}, {"Self-Refine vs Original", "PIT vs Self-Refine"}),
+        (
+            {"ablations": (("One", "one"),), "self_refine": True},
+            {"One vs Original", "One vs Self-Refine", "PIT vs One", "One"}
+            | {"Self-Refine vs Original", "PIT vs Self-Refine"},
+        ),
     ],
 )
 def test_each_further_model_has_its_own_rows(recorded, fields, more):
@@ -136,12 +141,13 @@ def test_temperatures_of_tables_and_of_the_sweep(recorded):
     assert all(len(series) == 2 for series in made.figure["series"].values())
 
 
-def test_iterations_of_pit_alone(recorded):
-    """Other models are compared after one."""
+def test_iterations_of_pit_and_self_refine(recorded):
+    """As often as Self-Refine; other models are compared after one."""
     made = recorded(iterations=3)
     improved = [asked for asked in made.asked if asked[0] == "improve" and len(asked[1]) > 1]
     depth = {asked[1][0]: asked[4].iterations for asked in improved}
-    assert depth == {"rl_pit": 3, "sft_pit": 1, "rl_policy": 1}
+    # Self-Refine is the policy's own.
+    assert depth == {"rl_pit": 3, "sft_pit": 1, "rl_policy": 3}
 
 
 def test_what_is_asked_of_improve_is_its_own_sampling(recorded, run):
@@ -168,10 +174,10 @@ def test_stage_draw_and_purpose_each_move_the_key(recorded):
     made = recorded(controls=(("Longer", "longer"),), sweep=(0.5,), temperatures=(1.0,))
     keys = {}
     for kind, model, rows, key, _ in (a for a in made.asked if a[0] != "pooling"):
-        assert rows == tuple(made._rows)
+        assert rows == tuple(made.responses.rows)
         keys.setdefault(key, set()).add((kind, str(model)))
-    # Of the original and again, SFT twice over, a control; PIT, its SFT, Self-Refine, the sweep.
-    assert len(keys) == 2 + 1 + 1 + 4
+    # Of the original and again, SFT twice over, a control; PIT, its SFT, Self-Refine, two sweeps.
+    assert len(keys) == 2 + 1 + 1 + 5
     assert all(len(users) == 1 for users in keys.values())
     again = recorded(controls=(("Longer", "longer"),), sweep=(0.5,), temperatures=(1.0,))
     assert [asked[3] for asked in again.asked if asked[0] != "pooling"] == [
@@ -183,9 +189,9 @@ def test_the_split_is_the_one_that_is_asked_for_and_0_takes_all_of_it(run):
     for split in ("dev", "test"):
         expected = [e.prompt for e in run.data.examples(split)]
         config = dataclasses.replace(CONFIG, split=split, num_prompts=0)
-        assert Suite(run, config)._prompts == expected
-        few = Suite(run, dataclasses.replace(config, num_prompts=3))
-        assert few._prompts == expected[:3] and few._rows == [0, 1, 2]
+        assert Suite(run, config).responses.prompts == expected
+        few = Suite(run, dataclasses.replace(config, num_prompts=3)).responses
+        assert few.prompts == expected[:3] and few.rows == [0, 1, 2]
 
 
 def test_so_many_samples_are_shown(run):

@@ -12,7 +12,8 @@ from pit_jax.data.examples import Example
 from pit_jax.data.layouts import Layout
 from pit_jax.data.vocabularies.load import load
 from pit_jax.evaluation.judges import ExactJudge, RewardJudge
-from pit_jax.evaluation.suite import EvaluationConfig, Side, Suite
+from pit_jax.evaluation.suite import EvaluationConfig, Suite
+from pit_jax.evaluation.tables import Side, Tables
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.sampler import Response
@@ -75,6 +76,7 @@ def suite():
         key=lambda *purposes: purposes,
         load_frozen=lambda name: f"weights of {name}",
         pooling=lambda name: f"pooling of {name}",
+        is_complete=lambda name: False,
         improver=lambda *models: Improver(improved, models),
     )
     made = Suite(run, CONFIG)
@@ -97,6 +99,34 @@ def test_improvements_are_sampled_as_the_configuration_says_and_never_stop(suite
     assert suite.improvements[1][4] != key
 
 
+def test_nothing_is_improved_twice(suite):
+    """Fewer iterations than there are need no others, for they draw alike."""
+    traces = suite.improved("M_PIT", 0.8, 2)
+    assert suite.improved("M_PIT", 0.8, 1) is traces
+    assert suite.responses.swept("M_PIT", 0.8, "M_P") == suite.responses.swept("M_PIT", 0.8, "M_P")
+    assert len(suite.improvements) == 2
+    suite.improved("M_PIT", 0.8, 3)
+    assert len(suite.improvements) == 3
+
+
+def test_the_sweep_improves_what_was_sampled_at_1(suite):
+    suite.responses.swept("M_PIT", 0.3, "M_P")
+    suite.responses.swept("M_SFT", 0.3, "M_SFT", "self_refine")
+    suite.responses.swept("SFT_PIT", 0.3, "M_SFT")
+    for call, policy in zip(suite.improvements, ("M_P", "M_SFT", "M_SFT"), strict=True):
+        assert call[2] == suite.policy(policy, 1.0)
+        assert (call[-1].iterations, call[-1].sampling.temperature) == (1, 0.3)
+        assert call[-1].min_gap is None and not call[-1].stop_unchanged
+    assert [call[0] for call in suite.improvements] == [
+        (f"weights of {name}",) for name in ("M_PIT", "M_SFT", "SFT_PIT")
+    ]
+    assert [call[4] for call in suite.improvements] == [
+        ("evaluation", "M_PIT", "sweep"),
+        ("evaluation", "M_SFT", "sweep", "self_refine"),
+        ("evaluation", "SFT_PIT", "sweep"),
+    ]
+
+
 def test_rows_of_one_group_count_as_one(suite, monkeypatch):
     """Two wins and a loss of one prompt: each end is 0.975 of the way to its bound."""
 
@@ -106,10 +136,9 @@ def test_rows_of_one_group_count_as_one(suite, monkeypatch):
         def __call__(self, prompts, first, second):
             return np.array([1, 1, -1])
 
-    monkeypatch.setattr(suite, "_judge", Judge())
-    monkeypatch.setattr(suite, "_groups", ["the same"] * 3)
+    monkeypatch.setattr(suite.responses, "groups", ["the same"] * 3)
     side = Side("pit", "PIT", suite.policy("M_P", 1.0))
-    row = suite._compare(1.0, "table1", side, side)
+    row = Tables(suite.responses, Judge(), 0).compare(1.0, "table1", side, side)
     assert row["delta"] == pytest.approx(100 / 3)
     assert row["ci_low"] == pytest.approx(100 / 3 - 0.975 * (100 / 3 + 100))
     assert row["ci_high"] == pytest.approx(100 / 3 + 0.975 * (100 - 100 / 3))
@@ -124,13 +153,31 @@ def test_iterations_are_judged_against_the_original(suite, monkeypatch, exact):
         judge = RewardJudge(lambda prompts, texts: [scores[text] for text in texts])
     responses = [Response(WORDS.encode(digit), True) for digit in scores]
     traces = [Trace(responses, [0.25, -0.5])] * 3
-    monkeypatch.setattr(suite, "_judge", judge)
-    monkeypatch.setattr(suite, "improved", lambda *_: traces)
-    rows = suite._iteration_rows(1.0)
+    table = Tables(suite.responses, judge, 0).iterations(traces, [], 2)
+    assert set(table) == {"rows"}
+    rows = table["rows"]
     assert [row["mean_score"] for row in rows] == pytest.approx([0, 0.1, 1])
     assert [row["delta_vs_original"] for row in rows[1:]] == [100 if exact else 0, 100]
     assert [row["gap"] for row in rows[1:]] == [0.25, -0.5]
     assert rows[2]["elo"] > rows[0]["elo"]
+    assert [row["rank"] for row in rows] == ([3, 2, 1] if exact else [2, 2, 1])
+
+
+def test_self_refine_is_rated_beside_pit(suite):
+    """PIT goes 0, 0.5, 1 and Self-Refine 0, 0.25, 0.75: each of the five beats all below it."""
+    by_text = dict(zip("12345", (0, 0.5, 1, 0.25, 0.75), strict=True))
+    judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=by_text[text]))
+    pit, refined = (
+        [Trace([Response(WORDS.encode(digit), True) for digit in digits], [gap, gap])] * 3
+        for digits, gap in (("123", 1.0), ("145", -1.0))
+    )
+    table = Tables(suite.responses, judge, 0).iterations(pit, refined, 2)
+    assert [row["iteration"] for row in table["rows"]] == [0, 1, 2]
+    assert [row["iteration"] for row in table["self_refine"]] == [1, 2]
+    assert [row["rank"] for row in table["rows"]] == [5, 3, 1]
+    assert [row["rank"] for row in table["self_refine"]] == [4, 2]
+    assert [row["gap"] for row in table["self_refine"]] == [-1, -1]
+    assert [row["mean_score"] for row in table["self_refine"]] == [0.25, 0.75]
 
 
 def test_a_response_that_stopped_early_stands_for_later_ones(suite, monkeypatch):
@@ -144,7 +191,8 @@ def test_a_response_that_stopped_early_stands_for_later_ones(suite, monkeypatch)
 
 
 def test_a_text_is_scored_as_its_reward_model_was_trained(suite):
-    suite._reward(PROMPTS[:2], ["1 2", " ".join(["1"] * 13)])
+    for _ in range(2):  # the second time they are known
+        suite.responses.rewards("rm_policy", PROMPTS[:2], ["1 2", " ".join(["1"] * 13)])
     assert suite.scored == [
         (
             "weights of rm_policy",

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pit_jax.evaluation import reports, seeds
-from pit_jax.report import blocks, seed_plots, write
+from pit_jax.report import blocks, seed_plots, seed_tables, write
 from pit_jax.report import seeds as sections
 from tests import tiny_reports
 
@@ -68,14 +68,15 @@ def test_every_part_has_its_table_and_figure(built):
         ("Quality of the responses", "PIT"),
         ("The curriculum", "First RL only vs Original"),
         ("The curriculum", "PIT · round 0"),
-        ("figure5", "Reflected vs Original"),
-        ("Controls", "Policy re-sampled vs Original"),
         ("Improvement iterations", "Original"),
-        ("Improvement iterations", "1"),
         ("The temperature of improvement", "PIT vs Original"),
-        ("The temperature of improvement", "PIT vs Original"),
+        ("Supervised PIT models", "Reflected vs Original"),
+        ("Supervised PIT models", "PIT, no reflection"),
+        ("Supervised PIT models", "PIT vs Original"),
         ("Reward models", "R_PIT"),
         ("Reward models", "R_PIT"),
+        ("Controls", "Policy re-sampled vs Original"),
+        ("mine", "A vs B"),
         ("The runs", "0"),
     ]
     drawn = {b.name for part in parts for b in part.blocks if isinstance(b, blocks.Figure)}
@@ -84,7 +85,7 @@ def test_every_part_has_its_table_and_figure(built):
         == set(drawings)
         == {
             *("table1", "table2", "figure5", "control", "rewards", "iterations", "temperatures"),
-            "supervised",
+            *("supervised", "mine"),
         }
     )
 
@@ -99,12 +100,13 @@ def test_figures_of_the_parts(built):
         "7.00 better",
         "3.00 [-5.96, 11.96]",
     ]
-    iteration = plain(found[6][2][1])
+    iteration, refined = plain(found[4][2][1]), plain(found[4][2][2])
+    assert (iteration[0], refined[0]) == ("PIT 1", "Self-Refine 1")
     assert iteration[3:5] == ["+34.0 [+25.0, +43.0]", "+31.0, +33.0, +38.0"]
     assert iteration[-1] == "1033 HH, 1022 Summary"
-    assert found[7][2][0][-1] == "–"  # the paper's ratings are PIT's
-    assert plain(found[10][2][0])[1] == "95.0 [80.0, 99.0]"
-    assert found[12][2][1][:1] + found[12][2][1][-1:] == ["1", "2.2 min"]
+    assert refined[-1] == "1001 HH"
+    assert plain(found[9][2][0])[1] == "95.0 [80.0, 99.0]"
+    assert found[-1][2][1][:1] + found[-1][2][1][-1:] == ["1", "2.2 min"]
 
 
 def test_a_row_that_a_seed_lacks_counts_those_that_have_it(tmp_path):
@@ -136,7 +138,7 @@ def test_any_part_may_be_absent(absent, tmp_path, monkeypatch):
     found = results(tmp_path, change=lambda report: report.pop(absent))
     parts, drawings = sections.build(found)
     assert all(part.blocks for part in parts) and "table1" in drawings
-    assert write.format_tables(found, sections.tables(found))
+    assert write.format_tables(found, seed_tables.for_terminal(found))
 
 
 def test_written_and_printed(tmp_path):
@@ -153,7 +155,11 @@ def test_written_and_printed(tmp_path):
     assert page.count("data:image/svg+xml") == 2 and "Student’s t" in page
     images = re.findall(r"\]\((figures/\w+\.png)\)", pathlib.Path(paths["markdown"]).read_text())
     assert len(images) == 2 and all((tmp_path / "all" / image).exists() for image in images)
-    lines = write.format_tables(found, sections.tables(found)).replace("\u00a0", " ").splitlines()
+    lines = (
+        write.format_tables(found, seed_tables.for_terminal(found))
+        .replace("\u00a0", " ")
+        .splitlines()
+    )
     (line,) = (line for line in lines if line.startswith("PIT vs Original"))
     assert line.split()[-8:] == [
         *("+30.0", "+32.0", "+37.0", "+33.0", "[+24.0,", "+42.0]", "[+22.7,", "+43.3]")

@@ -1,0 +1,149 @@
+"""Samples what an evaluation judges: a run's models, each draw once, and R_P's scores of texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from pit_jax.data.examples import Example
+from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.improve import Trace
+from pit_jax.method.sampler import Response
+from pit_jax.run.run import Run
+
+
+class Responses:
+    """Samples responses to the prompts of some examples, and keeps them.
+
+    Attributes:
+      examples: the examples.
+      prompts: x of each.
+      groups: which of them count as one draw.
+      rows: the number that names each, for its random draws.
+
+    Args:
+      run: the run, whose stages are trained.
+      examples: the examples.
+      policy: the stage whose responses are improved.
+      gap_model: the stage that trained R_PIT, which scores the improvements.
+    """
+
+    def __init__(self, run: Run, examples: Sequence[Example], policy: str, gap_model: str):
+        self._run = run
+        self._policy, self._gap_model = policy, gap_model
+        self.examples = list(examples)
+        self.prompts = [e.prompt for e in examples]
+        self.groups = [e.group for e in examples]
+        self.rows = [e.index for e in examples]
+        # A report comes back to the same few models.
+        self.model = functools.lru_cache(maxsize=8)(run.load_frozen)
+        self._sampled: dict[tuple, list[Response]] = {}
+        self._traces: dict[tuple, list[Trace]] = {}
+        self._rewards: dict[tuple, np.ndarray] = {}
+
+    def policy(self, stage: str, temperature: float, draw: int = 0) -> list[Response]:
+        """Samples a policy's response to each prompt; another `draw` is an independent sample."""
+        key = (stage, temperature, draw)
+        if key not in self._sampled:
+            run = self._run
+            self._sampled[key] = run.sampler.respond(
+                self.model(stage),
+                [run.layout.policy_prompt(prompt) for prompt in self.prompts],
+                run.layout.widths(run.config.lengths).policy,
+                self.rows,
+                run.key("evaluation", stage, draw),
+                dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature),
+            )
+        return self._sampled[key]
+
+    def improved(
+        self, stage: str, temperature: float, iterations: int, method: str = "pit"
+    ) -> list[Trace]:
+        """Improves the original responses at the same temperature (Algorithm 2).
+
+        Args:
+          stage: M_PIT's; M_P's for Self-Refine.
+          temperature: of the original responses and of the improvements.
+          iterations: how often at least; where more were asked for before, there are more.
+          method: `pit` or `self_refine`.
+        """
+        key = (stage, temperature, method)
+        known = self._traces.get(key)
+        if known is None or (known and len(known[0].responses) <= iterations):
+            run = self._run
+            gap_model = self.model(self._gap_model)
+            improver = run.improver(self.model(stage), gap_model, self._gap_model)
+            # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are.
+            improver = dataclasses.replace(improver, anchor=0.0)
+            original = self.policy(self._policy, temperature)
+            draw = run.key("evaluation", stage, method)
+            config = self._improving(self._at(temperature), iterations, method)
+            self._traces[key] = improver(self.prompts, original, self.rows, draw, config)
+        return self._traces[key]
+
+    def swept(
+        self, stage: str, temperature: float, policy: str, method: str = "pit"
+    ) -> list[Response]:
+        """Improves a policy's responses of temperature 1 once, at any temperature.
+
+        Args:
+          stage: the model's that improves.
+          temperature: of the improvements.
+          policy: the stage that gives the responses.
+          method: `pit` or `self_refine`.
+        """
+        key = (stage, temperature, policy, method)
+        if key not in self._sampled:
+            run = self._run
+            improver = run.improver(self.model(stage))
+            purposes = () if method == "pit" else (method,)
+            draw = run.key("evaluation", stage, "sweep", *purposes)
+            original = self.policy(policy, 1.0)
+            config = self._improving(self._at(temperature), 1, method)
+            traces = improver(self.prompts, original, self.rows, draw, config)
+            self._sampled[key] = [trace.responses[1] for trace in traces]
+        return self._sampled[key]
+
+    def texts(self, responses: Sequence[Response]) -> list[str]:
+        """Decodes responses."""
+        return [self._run.vocabulary.decode(r.tokens) for r in responses]
+
+    def rewards(self, stage: str, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """Scores N texts by an R_P, float32 [N], each list of them once.
+
+        Args:
+          stage: the stage that trained R_P.
+          prompts: x of each text.
+          texts: the texts; one over the window is cut, and read where it ends.
+        """
+        known = (stage, *prompts, *texts)
+        if known not in self._rewards:
+            run = self._run
+            widths, eos = run.layout.widths(run.config.lengths), run.vocabulary.eos_id
+            encoded = [run.layout.response(text)[: widths.response] for text in texts]
+            responses = [
+                Response(row[:-1] if row[-1] == eos else row, row[-1] == eos) for row in encoded
+            ]
+            built = [run.layout.reward_prompt(prompt) for prompt in prompts]
+            model, pooling = self.model(stage), run.pooling(stage)
+            self._rewards[known] = run.sampler.score(
+                model, built, widths.reward, responses, pooling
+            )
+        return self._rewards[known]
+
+    def _at(self, temperature: float) -> SamplingConfig:
+        return dataclasses.replace(self._run.config.improve.sampling, temperature=temperature)
+
+    def _improving(self, sampling: SamplingConfig, iterations: int, method: str):
+        return dataclasses.replace(
+            self._run.config.improve,
+            iterations=iterations,
+            sampling=sampling,
+            stop_unchanged=False,
+            min_gap=None,
+            time_budget=0.0,
+            method=method,
+        )

@@ -1,0 +1,131 @@
+"""Judges responses, and makes of the verdicts the rows of Tables 1 to 3."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pit_jax.evaluation import elo, scoring
+from pit_jax.evaluation.judges import ExactJudge, ScoringJudge
+from pit_jax.evaluation.responses import Responses
+from pit_jax.method.improve import Trace
+from pit_jax.method.sampler import Response
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes:
+      kind: what the responses are, one of those that report/write.py lists.
+      label: what tables call them.
+      responses: one to each prompt.
+    """
+
+    kind: str
+    label: str
+    responses: Sequence[Response]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Makes rows of responses to the same prompts.
+
+    Attributes:
+      responses: what has the prompts and their groups.
+      judge: says which response is better.
+      seed: of the intervals.
+    """
+
+    responses: Responses
+    judge: ScoringJudge
+    seed: int
+
+    def compare(self, temperature: float, group: str, a: Side, b: Side) -> dict[str, Any]:
+        """Compares two sides, as a row of a group of comparisons."""
+        first, second = self._texts(a.responses), self._texts(b.responses)
+        outcomes = self.judge(self.responses.prompts, first, second)
+        return {
+            "name": f"{a.label} vs {b.label}",
+            "first": a.kind,
+            "second": b.kind,
+            "temperature": temperature,
+            "judge": self.judge.name,
+            "group": group,
+            **dataclasses.asdict(scoring.compare(outcomes, self.responses.groups, self.seed)),
+        }
+
+    def score(self, name: str, temperature: float, responses: Sequence[Response]) -> dict[str, Any]:
+        """Takes the mean score of responses, how many of them ended, and their mean length."""
+        values = self._scores(responses)
+        mean = scoring.mean_interval(values, self.responses.groups, self.judge.bounds, self.seed)
+        return {
+            "name": name,
+            "temperature": temperature,
+            "mean_score": mean.mean,
+            "ci_low": known(mean.ci_low),
+            "ci_high": known(mean.ci_high),
+            "eos_rate": float(np.mean([r.ended for r in responses])),
+            "mean_length": float(np.mean([len(r.tokens) for r in responses])),
+        }
+
+    def iterations(
+        self, pit: Sequence[Trace], self_refine: Sequence[Trace], count: int
+    ) -> dict[str, Any]:
+        """Rates the original and its improvements against each other (Table 3).
+
+        Args:
+          pit: the improvements of the original by PIT.
+          self_refine: those by Self-Refine; none if it isn't compared.
+          count: how many improvements in a row.
+
+        Returns:
+          rows: the original's and PIT's, by iteration; self_refine: Self-Refine's, where it is
+          compared.
+        """
+        methods = [traces for traces in (pit, self_refine) if traces]
+        entries = [(pit, 0)] + [(traces, k) for traces in methods for k in range(1, count + 1)]
+        scores_MN = np.stack([self._scores([t.responses[k] for t in ts]) for ts, k in entries])
+        verdict: Callable[[np.ndarray, np.ndarray], np.ndarray] = scoring.win_lose_tie
+        if not isinstance(self.judge, ExactJudge):
+            verdict = scoring.reward_judge_outcomes
+        groups = self.responses.groups
+        pairs, outcomes = scoring.pairwise_outcomes(scores_MN, verdict)
+        ratings = elo.elo_ratings(pairs, outcomes, groups, seed=self.seed)
+        rows = []
+        for m, (traces, k) in enumerate(entries):
+            row = {
+                "iteration": k,
+                "mean_score": float(scores_MN[m].mean()),
+                "elo": float(ratings.rating[m]),
+                "elo_low": known(ratings.low[m]),
+                "elo_high": known(ratings.high[m]),
+                "rank": int(ratings.rank[m]),
+            }
+            if k:
+                delta = scoring.compare(verdict(scores_MN[m], scores_MN[0]), groups)
+                changed = [t.responses[k].tokens != t.responses[k - 1].tokens for t in traces]
+                row |= {
+                    "delta_vs_original": delta.delta,
+                    "ci_low": delta.ci_low,
+                    "ci_high": delta.ci_high,
+                    "changed": float(np.mean(changed)),
+                    "gap": float(np.mean([t.gaps[k - 1] for t in traces])),
+                }
+            rows.append(row)
+        table = {"rows": rows[: count + 1]}
+        return table | ({"self_refine": rows[count + 1 :]} if self_refine else {})
+
+    def _texts(self, responses: Sequence[Response]) -> list[str]:
+        return self.responses.texts(responses)
+
+    def _scores(self, responses: Sequence[Response]) -> np.ndarray:
+        return self.judge.scores(self.responses.prompts, self._texts(responses))
+
+
+def known(value: float) -> float | None:
+    """Returns a number, or None for one that isn't known (NaN)."""
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,266 @@
+"""The sections that compare responses: Tables 1 to 3, Figures 3 to 5, and the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pit_jax.evaluation import scoring
+from pit_jax.report import paper, plots
+from pit_jax.report.blocks import Block, Cell, Drawings, Figure, Results, Section, Table
+from pit_jax.report.formatting import (
+    INTERVALS,
+    NONE,
+    comparison_labels,
+    count,
+    held_out,
+    known,
+    number,
+    points,
+    share,
+    three_digits,
+    tone,
+    whole,
+    with_interval,
+)
+from pit_jax.report.reward_models import regions_of
+from pit_jax.report.variants import table_of
+
+# The figure of each group of comparisons.
+_FIGURES = {
+    "table1": "comparisons",
+    "table2": "curriculum",
+    "control": "controls",
+    "figure5": "supervised_comparisons",
+}
+
+
+def group_of(results: Results, name: str) -> list[Mapping[str, Any]]:
+    """Returns the comparisons of a group."""
+    return [row for row in results.get("comparisons", ()) if row["group"] == name]
+
+
+def quality(results: Results, drawings: Drawings) -> Section:
+    """Table 1, and the mean score of each model."""
+    source = (
+        "Paper: Table 1, temperature 1; synthetic data judged by GPT-4, "
+        "HH-RLHF (HH) and OpenAI/Summary by DeBERTa."
+    )
+    blocks = _comparison_blocks(results, "table1", drawings, source)
+    scores = results.get("scores")
+    if scores:
+        cells = [
+            [
+                row["name"],
+                number(row.get("temperature"), 1),
+                with_interval(
+                    number(row["mean_score"], 3),
+                    row.get("ci_low"),
+                    row.get("ci_high"),
+                    three_digits,
+                ),
+                share(row.get("eos_rate")),
+                number(row.get("mean_length"), 1),
+            ]
+            for row in scores
+        ]
+        columns = ["Responses", "Temperature", "Mean score [95% interval]", "Ended %", "Tokens"]
+        caption = (
+            f"Mean checker score (0 to 1) of each model’s responses to {held_out(results)}, the "
+            f"share that ended within the window, and their mean length. {INTERVALS}"
+        )
+        blocks.append(Table(columns, cells, caption))
+    return Section("Quality of the responses", blocks)
+
+
+def curriculum(results: Results, drawings: Drawings) -> Section:
+    """Table 2, and the gap reward during reinforcement learning (Figure 4)."""
+    source = (
+        "Paper: Table 2, HH-RLHF, judged by DeBERTa; where the comparison here is the other way "
+        "round, with the sign turned."
+    )
+    blocks = _comparison_blocks(results, "table2", drawings, source)
+    blocks += table_of(results, "table2")
+    rounds = results.get("figure4")
+    if rounds:
+        regions = regions_of(results)
+        drawings["rewards"] = plots.rewards_by_step(rounds, regions)
+        caption = (
+            "Gap reward of a response against its reference during reinforcement learning, by "
+            "round; where it is noisy, faint with its running mean."
+        )
+        if plots.has_several_models(rounds):
+            caption += (
+                " Steps count from where references first come from the policy after RL; before "
+                "that they are from the data or others. A model without such a round ends at 0, "
+                "where a second round would begin."
+            )
+        if regions:
+            low, high = regions
+            caption += (
+                f" The Similar region, {low:.2f} to {high:.2f}, is bounded by the midpoints "
+                "between the reward model’s means for worse, equal and better held-out pairs. "
+                + _endings(rounds, regions)
+            )
+        caption += (
+            " Paper (Figure 4): trained by the second round alone the model stays in Similar; "
+            "after the first round it breaks through to Better."
+        )
+        blocks.append(Figure("rewards", "Gap reward against training step, by round", caption))
+    return Section("The curriculum", blocks)
+
+
+def _endings(rounds: Sequence[Mapping[str, Any]], regions: tuple[float, float]) -> str:
+    """Says in which region each line ends, and where the first one's second round begins."""
+
+    def region(curve: Mapping[str, Any], ends: bool) -> str:
+        rewards = [value for value in curve["reward"] if known(value)]
+        tenth = max(1, len(rewards) // 10)
+        values = rewards[-tenth:] if ends else rewards[:tenth]
+        return scoring.region_of(sum(values) / len(values), regions).capitalize()
+
+    names = plots.line_names(rounds)
+    drawn = [(n, c) for n, c in zip(names, rounds, strict=True) if any(map(known, c["reward"]))]
+    if not drawn:
+        return ""
+    # A model's last round stands for it.
+    endings = [f"{name} in {region(curve, True)}" for name, curve in dict(drawn).items()]
+    text = f"At the end (mean of the last tenth): {', '.join(endings)}."
+    of_first = [c for n, c in drawn if n == names[0] and min(c["steps"]) > c.get("start", 0)]
+    if of_first and plots.has_several_models(rounds):
+        where = region(of_first[0], False)
+        text += f" {names[0]} begins its second round in {where} (mean of the first tenth)."
+    return text
+
+
+def iterations(results: Results, drawings: Drawings) -> Section:
+    """Table 3, with a figure of it."""
+    blocks: list[Block] = []
+    groups = results.get("iterations", ())
+    refined = any(group.get("self_refine") for group in groups)
+    if groups:
+        drawings["iterations"] = plots.iterations(groups)
+        caption = "Mean checker score, Δ against the original response and ELO; shaded: intervals."
+        if refined:
+            caption += " Dashed: Self-Refine."
+        blocks.append(Figure("iterations", "Score, delta and ELO by iteration", caption))
+    for group in groups:
+        methods = "PIT and Self-Refine, each" if group.get("self_refine") else "PIT"
+        caption = (
+            f"{methods} applied again and again to its own output at temperature "
+            f"{group['temperature']:g}, on {held_out(results)}."
+        )
+        if group is groups[-1]:
+            caption += (
+                " Changed: responses that differ from those of the iteration before; r_gap: reward "
+                "of the step. ELO is averaged over orders of all comparisons, and its interval is "
+                "that of the average. Brackets: 95% intervals over prompts. Paper: Table 3, judged "
+                "by DeBERTa, each method at its best temperature; on HH-RLHF its rating pool holds "
+                "Self-Refine too, as here where there are rows of it."
+            )
+        blocks.append(_iteration_table(group, caption))
+    return Section("Improvement iterations", blocks)
+
+
+def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
+    refined = group.get("self_refine", ())
+    rows = [("PIT" if refined else "", "pit", row) for row in group["rows"]]
+    rows += [("Self-Refine", "self_refine", row) for row in refined]
+    ranked = any(known(row.get("rank")) for _, _, row in rows)
+    cells: list[list[str | Cell]] = []
+    for label, method, row in rows:
+        low, high = row.get("ci_low"), row.get("ci_high")
+        delta = with_interval(points(row.get("delta_vs_original")), low, high, points)
+        elo = whole(row.get("elo"))
+        cells.append(
+            [
+                f"{label} {row['iteration']}".strip() if row["iteration"] else "Original",
+                three_digits(row.get("mean_score")),
+                Cell(delta, tone(row)),
+                with_interval(elo, row.get("elo_low"), row.get("elo_high"), whole),
+                *([whole(row.get("rank"))] if ranked else []),
+                share(row.get("changed")),
+                number(row.get("gap")),
+                paper.elo(row["iteration"], method) or NONE,
+            ]
+        )
+    columns = ["Iteration", "Mean score", "Δ vs original", "ELO", *(["Rank"] if ranked else [])]
+    return Table([*columns, "Changed %", "Mean r_gap", "Paper’s ELO"], cells, caption)
+
+
+def temperature(results: Results, drawings: Drawings) -> Section:
+    """Figure 3."""
+    figure3 = results.get("figure3")
+    if not figure3 or not figure3["series"]:
+        return Section("", [])
+    drawings["temperatures"] = plots.temperatures(figure3)
+    caption = (
+        f"Δ between responses improved at each temperature and those they are compared with, on "
+        f"{held_out(results)}; shaded: 95% intervals over prompts. Paper (Figure 3): on "
+        "HH-RLHF PIT is best at 0.4 to 0.6 and Self-Refine at 0.6 to 0.8; on its synthetic data "
+        "temperature hardly matters to PIT. There PIT beats Self-Refine at every temperature, and "
+        "on HH-RLHF at every one but 0.8, where they tie."
+    )
+    picture = Figure("temperatures", "Delta against the temperature of improvement", caption)
+    return Section("The temperature of improvement", [picture])
+
+
+def supervised(results: Results, drawings: Drawings) -> Section:
+    """Figure 5 (Appendix K): PIT models after supervised fine-tuning alone."""
+    blocks = _comparison_blocks(results, "figure5", drawings)
+    blocks += table_of(results, "figure5")
+    figure5 = results.get("figure5")
+    if figure5 and figure5["series"]:
+        drawings["supervised"] = plots.temperatures(figure5)
+        caption = (
+            "Δ between what each supervised PIT model makes of the SFT policy’s response at each "
+            "temperature and that response itself, sampled at temperature 1, on "
+            f"{held_out(results)}; shaded: 95% intervals over prompts. CoT: the model reflects "
+            "before it responds. Paper (Figure 5, Appendix K): on its synthetic data, judged by "
+            "GPT-4 on 128 examples, PIT (SFT, CoT) does worse than PIT (SFT); it has these curves "
+            "as a plot only, without figures."
+        )
+        alt = "Delta of supervised PIT models against temperature"
+        blocks.append(Figure("supervised", alt, caption))
+    return Section("Supervised PIT models", blocks)
+
+
+def controls(results: Results, drawings: Drawings) -> Section:
+    """Comparisons with what takes as many samples or steps as PIT."""
+    blocks = _comparison_blocks(results, "control", drawings)
+    return Section("Controls", [*blocks, *table_of(results, "control")])
+
+
+def _comparison_blocks(
+    results: Results, group: str, drawings: Drawings, source: str = ""
+) -> list[Block]:
+    rows = group_of(results, group)
+    if not rows:
+        return []
+    labels = comparison_labels(rows)
+    name = _FIGURES[group]
+    drawings[name] = plots.comparisons(
+        [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+    )
+    papers = [paper.delta(row["first"], row["second"]) for row in rows]
+    columns = ["Comparison", "Win %", "Lose %", "Tie %", "Δ [95% interval]", "Prompts"]
+    cells: list[list[str | Cell]] = []
+    for row, label, theirs in zip(rows, labels, papers, strict=True):
+        delta = with_interval(points(row["delta"]), row.get("ci_low"), row.get("ci_high"), points)
+        rates = [number(row.get(key), 1) for key in ("win", "lose", "tie")]
+        cells.append([label, *rates, Cell(delta, tone(row)), count(row.get("n"))])
+        if any(papers):
+            cells[-1].append(theirs or NONE)
+    temperatures = {row.get("temperature") for row in rows}
+    (temperature,) = temperatures if len(temperatures) == 1 else (None,)
+    caption = (
+        f"The first model’s response against the second’s on {held_out(results)}. "
+        f"Judge: {rows[0]['judge']}. "
+        + (f"Temperature {temperature:g}. " if known(temperature) else "")
+        + f"Δ = win − lose, in points of percent. {INTERVALS}"
+    )
+    if any(papers):
+        columns.append("Paper’s Δ")
+        caption += f" {source}"
+    picture = Figure(name, f"Win, tie and lose rates and delta: {', '.join(labels)}")
+    return [picture, Table(columns, cells, caption)]
