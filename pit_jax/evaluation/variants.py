@@ -79,8 +79,9 @@ def describe(run: Run, name: str) -> str:
     rounds = [
         f"{round_.steps} steps" + ("" if round_.source == "none" else f" on {_source(round_)}")
         for round_ in stage.rounds
+        if round_.steps
     ]
-    return f"{', then '.join(rounds)}{start}; reward: {_reward(run, stage)}"
+    return f"from {stage.initial}: {', then '.join(rounds)}; reward: {_reward(run, stage)}"
 
 
 def _source(round_: curriculum.Round) -> str:

@@ -10,6 +10,7 @@ from pit_jax.report import paper, plots
 from pit_jax.report.blocks import Block, Cell, Drawings, Figure, Results, Section, Table
 from pit_jax.report.formatting import (
     INTERVALS,
+    NO_BREAK,
     NONE,
     comparison_labels,
     count,
@@ -164,8 +165,8 @@ def iterations(results: Results, drawings: Drawings) -> Section:
 
 def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
     refined = group.get("self_refine", ())
-    rows = [("PIT" if refined else "", "pit", row) for row in group["rows"]]
-    rows += [("Self-Refine", "self_refine", row) for row in refined]
+    rows = [(f"PIT{NO_BREAK}" if refined else "", "pit", row) for row in group["rows"]]
+    rows += [(f"Self-Refine{NO_BREAK}", "self_refine", row) for row in refined]
     ranked = any(known(row.get("rank")) for _, _, row in rows)
     cells: list[list[str | Cell]] = []
     for label, method, row in rows:
@@ -174,7 +175,7 @@ def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
         elo = whole(row.get("elo"))
         cells.append(
             [
-                f"{label} {row['iteration']}".strip() if row["iteration"] else "Original",
+                f"{label}{row['iteration']}" if row["iteration"] else "Original",
                 three_digits(row.get("mean_score")),
                 Cell(delta, tone(row)),
                 with_interval(elo, row.get("elo_low"), row.get("elo_high"), whole),

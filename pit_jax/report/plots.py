@@ -331,7 +331,7 @@ def legend_below(figure: Figure, axis: Axes, columns: int = 3) -> None:
     """Puts the legend of an axis below the figure."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=3)
 
 
 def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:

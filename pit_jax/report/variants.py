@@ -18,4 +18,4 @@ def table_of(results: Results, group: str) -> list[Table]:
         return []
     cells = [[row["label"], row["stage"], row.get("what") or NONE] for row in rows]
     columns = ["Model", "Stage", "How it was trained"]
-    return [Table(columns, cells, "The models of this section.", labels=3)]
+    return [Table(columns, cells, labels=3)]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pit_jax.evaluation import intervals, scoring
+from pit_jax.method import losses
 
 VERDICTS = st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=40)
 
@@ -211,6 +212,22 @@ def test_gap_reward_summary_by_hand():
     assert summary["means"] == {"wl": 2.5, "ww": 0.75, "ll": 1.375, "lw": -1.125}
     with pytest.raises(ValueError, match="missing ll, lw"):
         scoring.gap_reward_summary({"wl": rewards["wl"], "ww": rewards["ww"]})
+
+
+def test_a_difference_of_two_rewards_by_hand():
+    """R_P gives y_w 3 and y_l 1, then 0.5 and 2: the second pair is ranked wrongly, and wholly."""
+    rewards = scoring.difference_rewards([3.0, 0.5], [1.0, 2.0])
+    assert {pair: values.tolist() for pair, values in rewards.items()} == {
+        "wl": [2.0, -1.5],
+        "ww": [0.0, 0.0],
+        "ll": [0.0, 0.0],
+        "lw": [-2.0, 1.5],
+    }
+    summary = scoring.gap_reward_summary(rewards)
+    assert summary["accuracy"] == 0.5 and set(summary["inequalities"].values()) == {0.5}
+    assert summary["means"] == {"wl": 0.25, "ww": 0.0, "ll": 0.0, "lw": -0.25}
+    moved, spread = losses.reference_moves_score(rewards)
+    assert moved == spread == 2 + 2 + 1.5 + 1.5
 
 
 def test_pairwise_outcomes_are_for_the_first_of_each_pair():

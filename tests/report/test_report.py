@@ -146,6 +146,102 @@ def _results():
     }
 
 
+def _whole_results():
+    """Those of a run with Self-Refine and with several models of each kind."""
+    results = _results()
+    rng = np.random.default_rng(1)
+    names = ("First RL only", "Second RL only", "rl_pit_turned")
+    kinds = ("first_only", "second_only", "ablation")
+    results["comparisons"] = [
+        _comparison(name, pair, group, delta)
+        for group, delta, name, pair in (
+            ("table1", 30, "RL vs SFT", ("original", "sft")),
+            ("table1", 15, "PIT vs Original", ("pit", "original")),
+            ("table1", -18, "Self-Refine vs Original", ("self_refine", "original")),
+            *(
+                ("table2", delta, name, pair)
+                for variant, kind in zip(names, kinds, strict=True)
+                for delta, name, pair in (
+                    (10, f"{variant} vs Original", (kind, "original")),
+                    (35, f"{variant} vs Self-Refine", (kind, "self_refine")),
+                    (5, f"PIT vs {variant}", ("pit", kind)),
+                )
+            ),
+            ("control", 0, "rl_policy_longer vs Original", ("control", "original")),
+            ("figure5", 12, "PIT (SFT) vs Original (SFT)", ("pit_sft", "original_sft")),
+            ("figure5", 4, "PIT (SFT, CoT) vs Original (SFT)", ("pit_sft", "original_sft")),
+            ("figure5", 8, "PIT (SFT) vs PIT (SFT, CoT)", ("pit_sft", "pit_sft")),
+        )
+    ]
+    what = "from sft_pit: 40 steps on references from the data, then 40 steps on references from "
+    results["variants"] = [
+        {"group": group, "label": label, "stage": stage, "what": said}
+        for group, label, stage, said in (
+            ("table2", "PIT", "rl_pit", f"{what}rl_policy; reward: rm_gap (gap loss eq2)"),
+            ("table2", "First RL only", "rl_pit_first_only", "from sft_pit: 80 steps"),
+            ("control", "rl_policy_longer", "rl_policy_longer", "from rl_policy: 80 steps"),
+            ("reward_models", "R_PIT", "rm_gap", "gap loss eq2, 400 steps from sft_pit"),
+            ("reward_models", "rm_gap_pair", "rm_gap_pair", "gap loss two_term, 400 steps"),
+            ("figure5", "PIT (SFT)", "sft_pit", "sft_pit, 400 steps from pretrain"),
+        )
+    ]
+
+    def rating(iteration, mean, elo, rank):
+        spread = {"elo_low": elo - 12, "elo_high": elo + 12}
+        row = {"iteration": iteration, "mean_score": mean, "elo": elo, "rank": rank, **spread}
+        delta = {"delta_vs_original": 300 * (mean - 0.6), "changed": 0.5, "gap": mean - 0.5}
+        ends = {"ci_low": 300 * (mean - 0.6) - 7, "ci_high": 300 * (mean - 0.6) + 7}
+        return row | (delta | ends if iteration else {})
+
+    results["iterations"] = [
+        {
+            "temperature": temperature,
+            "rows": [rating(0, 0.6, 995, 3), rating(1, 0.7, 1040, 2), rating(2, 0.75, 1075, 1)],
+            "self_refine": [rating(1, 0.5, 950, 4), rating(2, 0.45, 940, 5)],
+        }
+        for temperature in (1.0, 0.4)
+    ]
+    both = {"wl>ww": 0.8, "wl>ll": 0.8, "wl>lw": 0.8, "ww>lw": 0.8, "ll>lw": 0.8}
+    means = {"wl": 1.5, "ww": 0.0, "ll": 0.0, "lw": -1.5}
+    results["reward_models"].insert(
+        1,
+        {
+            "name": "R_P(y₁) − R_P(y₂)",
+            "accuracy": 0.8,
+            "n": 512,
+            "inequalities": both,
+            "means": means,
+            "degeneration": 1.0,
+        },
+    )
+    for figure, curves in (
+        ("figure3", ("PIT", "Policy re-sampled", "Self-Refine")),
+        ("figure5", ("PIT (SFT)", "PIT (SFT, CoT)", "Self-Refine (SFT)")),
+    ):
+        series = {f"{c} vs Original": [20 - 9 * i, 24 - 9 * i] for i, c in enumerate(curves)}
+        series["PIT vs Self-Refine"] = [38.0, 40.0]
+        intervals = {c: [[v - 5, v + 5] for v in values] for c, values in series.items()}
+        results[figure] = {"temperatures": [0.4, 1.0], "series": series, "intervals": intervals}
+
+    def curve(model, round_, steps, start, low, high):
+        reward = np.linspace(low, high, len(steps)) + rng.normal(0, 0.3, len(steps))
+        return {
+            "model": model,
+            "round": f"round {round_}: references from {('data', 'policy')[round_]}",
+            "steps": list(steps),
+            "reward": reward.tolist(),
+            "start": start,
+        }
+
+    results["figure4"] = [
+        curve("PIT", 0, range(1, 41), 40, -3, 3),
+        curve("PIT", 1, range(41, 81), 40, 0, 3),
+        curve("First RL only", 0, range(1, 81), 80, -3, 4),
+        curve("Second RL only", 1, range(1, 81), 0, -1.5, 0.5),
+    ]
+    return results
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     paths = report.write_report(_results(), tmp_path_factory.mktemp("run") / "report")
@@ -210,6 +306,40 @@ def test_html_shows_numbers_with_intervals_and_the_papers(written):
         assert expected in text, expected
 
 
+def test_a_run_with_several_models_of_each_kind_shows_them_all():
+    parts, figures = sections.build(_whole_results())
+    page_ = _Page(page.to_html("t", "", parts, dict.fromkeys(figures, b"")))
+    text = " ".join("".join(page_.text).replace("\u00a0", " ").split())
+    assert page_.tags.count("img") == len(figures) == 10
+    for expected in (
+        "First RL only vs Self-Refine 40.0 5.0 55.0 +35.0 [+27.0, +43.0] 256 -15.70 HH",
+        "PIT vs Second RL only 40.0 35.0 25.0 +5.0 [-3.0, +13.0] 256 +36.70 HH",
+        "PIT vs rl_pit_turned 40.0 35.0 25.0 +5.0 [-3.0, +13.0] 256 –",
+        "PIT rl_pit from sft_pit: 40 steps on references from the data, then",
+        "PIT 2 0.750 +45.0 [+38.0, +52.0] 1075 [1063, 1087] 1 50.0 0.25 1016 HH, 1049 Summary",
+        "Self-Refine 1 0.500 -30.0 [-37.0, -23.0] 950 [938, 962] 4 50.0 0.00 1001 HH",
+        "Original 0.600 – 995 [983, 1007] 3 – – 921 HH, 900 Summary",
+        "R_P(y₁) − R_P(y₂) 80.0 80.0 80.0 80.0 80.0 1.50 0.00 0.00 -1.50 1.00",
+        "PIT (SFT, CoT) vs Original (SFT) 40.0 36.0",
+        "it has these curves as a plot only, without figures",
+        "PIT in Better, First RL only in Better, Second RL only in Similar. PIT begins its second "
+        "round in Similar",
+    ):
+        assert expected in text, expected
+
+
+def test_rewards_are_aligned_where_second_rounds_begin():
+    figure = plots.rewards_by_step(_whole_results()["figure4"], None)
+    (axis,) = figure.axes
+    drawn = [line.get_xdata() for line in axis.lines if len(line.get_xdata()) > 2]
+    # Twice each: the values, and their running mean.
+    assert [(x[0], x[-1]) for x in drawn[::2]] == [(-39, 0), (1, 40), (-79, 0), (1, 80)]
+    alone = plots.rewards_by_step(_whole_results()["figure4"][:2], None)
+    (axis,) = alone.axes
+    drawn = [line.get_xdata() for line in axis.lines]
+    assert [(x[0], x[-1]) for x in drawn[::2]] == [(1, 40), (41, 80)]
+
+
 def test_json_is_standard_and_holds_the_results(written):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -244,9 +374,9 @@ def test_report_is_the_same_for_the_same_results(written, tmp_path):
     assert pathlib.Path(again["html"]).read_text("utf-8") == written[0]["html"]
 
 
-@pytest.mark.parametrize("absent", sorted(_results()))
+@pytest.mark.parametrize("absent", sorted(_whole_results()))
 def test_any_part_may_be_absent(absent):
-    results = report._plain(_results())
+    results = report._plain(_whole_results())
     del results[absent]
     parts, figures = sections.build(results)
     drawn = {b.name for part in parts for b in part.blocks if isinstance(b, blocks.Figure)}
@@ -390,6 +520,7 @@ def test_the_paper_has_each_comparison_once_only():
 
 def test_what_the_paper_does_not_have():
     assert paper.accuracy("other") == "" == paper.elo(6)
+    assert "Summary" not in paper.elo(1, "self_refine") and paper.elo(6, "self_refine") == ""
 
 
 def test_importing_the_report_loads_no_matplotlib_or_jax():
