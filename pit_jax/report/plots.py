@@ -24,7 +24,7 @@ WIDTH = 9.0  # inches
 INK, MUTED, RULE = "#1f2a37", "#6b7683", "#d9dee4"
 BLUE, TEAL, AMBER, RED, PLUM = "#2f5f8f", "#3b8b7d", "#c58a2d", "#b4513f", "#75588c"
 CYCLE = (BLUE, AMBER, TEAL, RED, PLUM, MUTED)
-_LINES = ("-", "--", ":")
+LINES = ("-", "--", ":")
 TONES = {"up": TEAL, "down": RED, "": MUTED}
 _OUTCOMES = (("win", "Win", BLUE), ("tie", "Tie", "#cfd5dc"), ("lose", "Lose", "#d08b7c"))
 _REGIONS = (("Worse", "#f7e6e2"), ("Similar", "#f3f4f6"), ("Better", "#e1efea"))
@@ -247,7 +247,7 @@ def rewards_by_step(
             index = labels.setdefault(name, len(labels))
             start = run.get("start", 0) if several else 0
             steps = [step - start for step in run["steps"]]
-            line = (CYCLE[index % len(CYCLE)], _LINES[index // len(CYCLE) % len(_LINES)])
+            line = (CYCLE[index % len(CYCLE)], LINES[index // len(CYCLE) % len(LINES)])
             _draw_smoothed(axis, steps, run["reward"], *line, label)
         if regions is not None:
             shade_regions(axis, *regions)

@@ -76,13 +76,14 @@ def lines(panels: Sequence[Panel], regions: tuple[float, float] | None = None) -
         figure, grid = plots.canvas(3.2, columns=len(panels))
         for axis, panel in zip(grid[0], panels, strict=True):
             for index, (name, x, means, seeds) in enumerate(panel.lines):
-                colour = plots.CYCLE[index % len(plots.CYCLE)]
+                more, place = divmod(index, len(plots.CYCLE))
+                colour, style = plots.CYCLE[place], plots.LINES[more % len(plots.LINES)]
                 for values in seeds:
                     if values is not None:
                         y = np.array(values, float)
                         axis.plot(x, y, color=colour, alpha=0.4, linewidth=0.8)
                 marker = "o" if len(x) <= _FEW else None
-                axis.plot(x, means, marker=marker, color=colour, markersize=4, label=name)
+                axis.plot(x, means, style, marker=marker, color=colour, markersize=4, label=name)
             if all(len(x) <= _FEW for _, x, *_ in panel.lines):
                 axis.set_xticks(sorted({place for _, x, *_ in panel.lines for place in x}))
             axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
