@@ -73,7 +73,8 @@ def lines(panels: Sequence[Panel], regions: tuple[float, float] | None = None) -
       regions: bounds of Figure 4's Similar region, to shade in a single panel.
     """
     with plots.styled():
-        figure, grid = plots.canvas(3.2, columns=len(panels))
+        most = max(len(panel.lines) for panel in panels)
+        figure, grid = plots.canvas(3.0 + 0.2 * -(-most // 3), columns=len(panels))
         for axis, panel in zip(grid[0], panels, strict=True):
             for index, (name, x, means, seeds) in enumerate(panel.lines):
                 more, place = divmod(index, len(plots.CYCLE))
@@ -81,7 +82,9 @@ def lines(panels: Sequence[Panel], regions: tuple[float, float] | None = None) -
                 for values in seeds:
                     if values is not None:
                         y = np.array(values, float)
-                        axis.plot(x, y, color=colour, alpha=0.4, linewidth=0.8)
+                        axis.plot(
+                            x, y, color=colour, alpha=0.4 if most <= 3 else 0.22, linewidth=0.8
+                        )
                 marker = "o" if len(x) <= _FEW else None
                 axis.plot(x, means, style, marker=marker, color=colour, markersize=4, label=name)
             if all(len(x) <= _FEW for _, x, *_ in panel.lines):
