@@ -25,6 +25,10 @@ needs), then runs COMMAND from the root of the checkout:
   quickstart [ARGUMENT ...]   the whole of PIT, small: gin/runs/quickstart.gin -> runs/quickstart.
                               Arguments go to `python -m pit_jax run`; a later one wins:
                                 bash launch/local.sh quickstart --gin.MODEL_DIR="'runs/again'"
+  paper-tables [FLAG ...]     the paper's tables on synthetic data: gin/runs/paper_tables.gin with
+                              seeds 0, 1 and 2 -> runs/paper_tables, which has the report of all
+                              three, and seed0 to seed2. The same command goes on where it ended;
+                              flags go to `python -m pit_jax run`
   test [ARGUMENT ...]         lint, types, and every test with coverage. With arguments, only
                               pytest, with them:
                                 bash launch/local.sh test tests/method/test_losses.py -k gap
@@ -150,6 +154,21 @@ run_quickstart() {
     --gin.MODEL_DIR="'runs/quickstart'" "$@"
 }
 
+# A seed is complete when its folder has the flags that it was run with.
+run_paper_tables() {
+  local tables=runs/paper_tables seed folder
+  for seed in 0 1 2; do
+    folder=$tables/seed$seed
+    if [[ -e $folder/flags && $(<"$folder/flags") == "$*" ]]; then continue; fi
+    "$venv/bin/python" -m pit_jax run --gin_file=gin/runs/paper_tables.gin "$@" \
+      --gin.SEED="$seed" --gin.MODEL_DIR="'$folder'"
+    if [[ -e $folder/report.md ]]; then echo "$*" >"$folder/flags"; fi
+  done
+  if [[ " $* " == *" --dry_run "* ]]; then return; fi
+  "$venv/bin/python" -m pit_jax evaluate \
+    --compare="$tables/seed0,$tables/seed1,$tables/seed2" --output="$tables"
+}
+
 # Wherever T5X can be imported: no environment of this script's making has it.
 run_t5x_test() {
   local python=${PIT_JAX_PYTHON:-python3} error
@@ -165,10 +184,10 @@ main() {
   case $command in
     help | -h | --help) usage ;;
     setup) ensure_venv ;;
-    lint | test | quickstart)
+    lint | test | quickstart | paper-tables)
       ensure_venv
       set_environment
-      "run_$command" "$@"
+      "run_${command//-/_}" "$@"
       ;;
     t5x-test)
       set_environment
@@ -176,7 +195,7 @@ main() {
       ;;
     *)
       fail "unknown command '$command';\
- expected quickstart, test, t5x-test, lint, setup or help"
+ expected quickstart, paper-tables, test, t5x-test, lint, setup or help"
       ;;
   esac
 }

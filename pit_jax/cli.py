@@ -41,7 +41,8 @@ _EXAMPLES = {
     ),
     "evaluate": (
         "python -m pit_jax evaluate --gin_file=gin/runs/quickstart.gin "
-        "--gin.EvaluationConfig.split=dev"
+        "--gin.EvaluationConfig.split=dev\n"
+        "  python -m pit_jax evaluate --compare=runs/seed0,runs/seed1 --output=runs/seeds"
     ),
 }
 _SUMMARIES = {
@@ -52,7 +53,8 @@ _SUMMARIES = {
     "convert": "bring a base model in, or write the model of the stage that STAGE names for "
     "another framework",
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
-    "evaluate": "judge, table and plot the models of a run, or saved generations",
+    "evaluate": "judge, table and plot the models of a run, or saved generations; combine the "
+    "reports of several seeds",
 }
 # What goes wrong outside the program, such as a full disk.
 _OUTSIDE = (
@@ -268,6 +270,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             _add_on_error(command)
         if name == "evaluate":
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
+            command.add_argument(
+                "--compare",
+                metavar="DIRS",
+                help="combine the reports of these run directories, comma-separated, one for each "
+                "seed; takes no gin file",
+            )
             command.add_argument("--output", help="folder of the report; the run's own by default")
             _add_on_error(command)
     return parser, commands.choices
@@ -318,6 +326,8 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
 def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if getattr(options, "source", None):
         return _bring_in(options, flags)
+    if getattr(options, "compare", None) is not None:
+        return _compare(options, flags)
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
     _quieten()
@@ -392,6 +402,22 @@ def _bring_in(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if options.distributed:
         processes.initialize()
     commands.bring_in(options)
+    return 0
+
+
+def _compare(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+    """Combines the reports of runs, for which they alone are needed."""
+    others = (options.gin_file, flags, options.generations, options.dry_run, options.distributed)
+    if any(others):
+        raise UserError(
+            "--compare takes no gin file, binding, --generations, --dry_run or --distributed"
+        )
+    options.compare = [checked.expand(path.strip()) for path in options.compare.split(",")]
+    if options.output:
+        files.check_folder(options.output, "--output")
+    from pit_jax import commands
+
+    commands.compare(options)
     return 0
 
 

@@ -156,6 +156,34 @@ def evaluate(run, evaluation, options) -> None:
     _report(run, evaluation, directory, options)
 
 
+def compare(options) -> None:
+    """Combines the reports of runs that differ in their seed; needs neither their data nor gin."""
+    from pit_jax.evaluation import reports, seeds
+    from pit_jax.report import seed_tables
+    from pit_jax.report import seeds as sections
+    from pit_jax.report import write as report
+
+    found = reports.read(options.compare)
+    if options.output:
+        _check_comparison(options.output)
+    results = reports.headings(found) | seeds.gather(found)
+    results["command"] = f"python -m pit_jax evaluate --compare={','.join(options.compare)}"
+    print(report.format_tables(results, seed_tables.for_terminal(results)))
+    if options.output:
+        paths = report.write_report(results, options.output, sections.build)
+        print(f"report: {paths['html']}")
+
+
+def _check_comparison(output: str) -> None:
+    """Refuses to write over the report of a run, whose own folder may be the one to write to."""
+    path = epath.Path(output) / "report.json"
+    before: Any = {}
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(path.read_text())
+    if isinstance(before, dict) and "seed" in before:
+        raise UserError(f"--output: {path} is the report of a run, expected another folder")
+
+
 # Who is judged, by whom and on what: a report of others never takes the place of another's.
 _SUBJECTS = ("split", "num_prompts", "sft", "policy", "pit", "reward_model", "gap_model")
 

@@ -82,6 +82,7 @@ RECORDS = {
     "Example",
     "Mean",
     "ReferenceMeta",
+    "Summary",
     "Widths",
 }
 

@@ -17,7 +17,7 @@ from pit_jax import bindings, cli, commands
 from pit_jax.errors import NotFiniteError
 from pit_jax.run import improving
 from pit_jax.runtime import processes
-from tests import tiny_runs
+from tests import tiny_reports, tiny_runs
 from tests.child_environment import child_environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -514,3 +514,61 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(tmp_path):
         command, capture_output=True, text=True, cwd=ROOT, env=child_environment(1)
     )
     assert (done.returncode, done.stderr) == (141, "")
+
+
+# --- several seeds -----------------------------------------------------------------------------
+
+
+def test_seeds_are_compared_and_written(tmp_path, capsys):
+    folders = tiny_reports.write(tmp_path, report=tiny_reports.brief)
+    compare = f"--compare={', '.join(folders)}"
+    assert cli.main(["evaluate", compare, f"--output={tmp_path / 'all'}"]) == 0
+    output = capsys.readouterr().out
+    assert "PIT on made-up data: 3 seeds" in output and "over seeds and prompts" in output
+    assert f"report: {tmp_path / 'all' / 'report.html'}" in output
+    saved = json.loads((tmp_path / "all" / "report.json").read_text())
+    assert saved["comparisons"][0]["delta"]["mean"] == 33.0
+    assert saved["command"].startswith("python -m pit_jax evaluate --compare=")
+    # Into its own directory again, but not into that of a run, whose report stays.
+    commands._check_comparison(str(tmp_path / "all"))
+    before = (tmp_path / "seed1" / "report.json").read_bytes()
+    assert cli.main(["evaluate", compare, f"--output={tmp_path / 'seed1'}"]) == 2
+    path = tmp_path / "seed1" / "report.json"
+    assert capsys.readouterr().err == (
+        f"pit_jax evaluate: --output: {path} is the report of a run, expected another folder\n"
+    )
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--compare="], "--compare: got '', expected run directories"),
+        (["--compare=none"], "--compare: none has no report.json"),
+        (["--compare=a", "--gin_file=gin/runs/quickstart.gin"], "--compare takes no gin file"),
+        (["--compare=a", "--gin.SEED=1"], "--compare takes no gin file, binding"),
+        (["--compare=a", "--generations=x"], "binding, --generations"),
+        (["--compare=a", "--dry_run"], "--dry_run or --distributed"),
+        (["--compare=a", "--distributed"], "--dry_run or --distributed"),
+        (["--compare=a", "--output=/dev/null/x"], "--output: can't write /dev/null/x"),
+    ],
+)
+def test_a_comparison_that_is_refused(arguments, message, capsys):
+    assert cli.main(["evaluate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pit_jax evaluate: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_comparing_needs_neither_devices_nor_gin(tmp_path, monkeypatch):
+    def fail(*_):
+        raise AssertionError("asked for")
+
+    for name in ("devices", "device_count", "process_index", "process_count"):
+        monkeypatch.setattr(f"jax.{name}", fail)
+    for name in ("parse", "configured", "operative"):
+        monkeypatch.setattr(bindings, name, fail)
+    folders = tiny_reports.write(tmp_path, report=tiny_reports.brief)
+    output = f"--output={tmp_path / 'all'}"
+    monkeypatch.setattr("pit_jax.report.write.write_report", lambda *_: {"html": "page"})
+    assert cli.main(["evaluate", f"--compare={','.join(folders)}", output]) == 0

@@ -260,6 +260,7 @@ MADE = {
     "evaluation.elo": "EloRatings",
     "evaluation.judges": "ExactJudge RewardJudge",
     "evaluation.scoring": "Agreement Comparison Mean",
+    "evaluation.seeds": "Summary",
     "evaluation.suite": "Side",
     "method.flops": "Work",
     "method.improve": "Improver",
@@ -273,6 +274,7 @@ MADE = {
     "report.blocks": (
         "Cell Code Figure Paragraph Response Sample Section Table Tile Tiles Warnings"
     ),
+    "report.seed_plots": "Panel",
     "run.improving": "Row",
     "runtime.profiling": "Window",
 }

@@ -27,6 +27,8 @@ if [ "$1 $2" = "-m venv" ]; then
 elif [ "$1 $2" = "-m pip" ]; then
   [ -z "$KILL_DURING_PIP" ] || kill -9 "$PPID"
   exit "${PIP_STATUS:-0}"
+elif [ "$1 $2 $3" = "-m pit_jax run" ]; then
+  exit "${RUN_STATUS:-0}"
 elif [ "$1 $2" = "-m pytest" ]; then
   exit "${PYTEST_STATUS:-0}"
 fi
@@ -89,7 +91,7 @@ def checkout(tmp_path):
 def test_help_names_the_commands_and_installs_nothing(checkout, arguments):
     result = checkout.run(*arguments)
     assert result.returncode == 0
-    for word in ("git clone", "quickstart", "test", "lint", "PIT_JAX_VENV"):
+    for word in ("git clone", "quickstart", "paper-tables", "test", "lint", "PIT_JAX_VENV"):
         assert word in result.stdout
     assert checkout.calls() == []
 
@@ -99,7 +101,7 @@ def test_unknown_command_is_one_line_and_status_2(checkout):
     assert result.returncode == 2
     assert result.stderr == (
         "launch/local.sh: unknown command 'quickstrat'; "
-        "expected quickstart, test, t5x-test, lint, setup or help\n"
+        "expected quickstart, paper-tables, test, t5x-test, lint, setup or help\n"
     )
     assert checkout.calls() == []
 
@@ -121,6 +123,54 @@ def test_first_call_installs_and_later_calls_only_run(checkout):
     second = checkout.run("quickstart", argument)
     assert (second.returncode, second.stderr) == (0, "")
     assert checkout.calls() == [run]
+
+
+def paper_tables(seed: int, *flags: str) -> str:
+    given = "".join(f"<{flag}>" for flag in flags)
+    return (
+        f"<-m><pit_jax><run><--gin_file=gin/runs/paper_tables.gin>{given}"
+        f"<--gin.SEED={seed}><--gin.MODEL_DIR='runs/paper_tables/seed{seed}'>"
+    )
+
+
+COMPARED = (
+    "<-m><pit_jax><evaluate>"
+    "<--compare=runs/paper_tables/seed0,runs/paper_tables/seed1,runs/paper_tables/seed2>"
+    "<--output=runs/paper_tables>"
+)
+
+
+def test_paper_tables_trains_three_seeds_then_compares_them(checkout):
+    checkout.run("setup")
+    checkout.calls()
+    flags = ("--gin.PPOConfig.beta=0.1", "--gin.NAME='two words'")
+    result = checkout.run("paper-tables", *flags)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert checkout.calls() == [*(paper_tables(seed, *flags) for seed in range(3)), COMPARED]
+
+
+def test_paper_tables_goes_on_where_it_ended(checkout):
+    checkout.run("setup")
+    checkout.calls()
+    for seed in (0, 1):
+        folder = checkout.root / f"runs/paper_tables/seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "report.md").write_text("")  # what the stand-in for Python doesn't write
+    assert checkout.run("paper-tables", "--a=1", RUN_STATUS="143").returncode == 143
+    assert checkout.calls() == [paper_tables(0, "--a=1")]  # no later seed, and no comparison
+    checkout.run("paper-tables", "--a=1")
+    checkout.calls()
+    assert checkout.run("paper-tables", "--a=1").returncode == 0
+    assert checkout.calls() == [paper_tables(2, "--a=1"), COMPARED]
+    assert checkout.run("paper-tables", "--a=2").returncode == 0
+    assert checkout.calls() == [*(paper_tables(seed, "--a=2") for seed in range(3)), COMPARED]
+
+
+def test_paper_tables_tried_dry_are_not_compared(checkout):
+    checkout.run("setup")
+    checkout.calls()
+    assert checkout.run("paper-tables", "--dry_run").returncode == 0
+    assert checkout.calls() == [paper_tables(seed, "--dry_run") for seed in range(3)]
 
 
 def test_venv_can_be_elsewhere(checkout, tmp_path):

@@ -62,6 +62,7 @@ def given(folder, monkeypatch):
     def ask(line):
         asked = []
         name = "bring_in" if "--from=hf" in line else line.partition(" ")[0]
+        name = "compare" if "--compare=" in line else name
         monkeypatch.setattr(commands, name, lambda *arguments: asked.append(arguments))
         assert cli.main(shlex.split(line)) == 0
         return asked[0]

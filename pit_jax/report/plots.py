@@ -24,8 +24,8 @@ WIDTH = 9.0  # inches
 INK, MUTED, RULE = "#1f2a37", "#6b7683", "#d9dee4"
 BLUE, TEAL, AMBER, RED, PLUM = "#2f5f8f", "#3b8b7d", "#c58a2d", "#b4513f", "#75588c"
 CYCLE = (BLUE, AMBER, TEAL, RED, PLUM, MUTED)
-_LINES = ("-", "--", ":")
-_TONES = {"up": TEAL, "down": RED, "": MUTED}
+LINES = ("-", "--", ":")
+TONES = {"up": TEAL, "down": RED, "": MUTED}
 _OUTCOMES = (("win", "Win", BLUE), ("tie", "Tie", "#cfd5dc"), ("lose", "Lose", "#d08b7c"))
 _REGIONS = (("Worse", "#f7e6e2"), ("Similar", "#f3f4f6"), ("Better", "#e1efea"))
 _PAIR_LABELS = {
@@ -38,7 +38,8 @@ _PAIR_COLOURS = {"wl": TEAL, "ww": BLUE, "ll": AMBER, "lw": RED}
 
 
 @contextlib.contextmanager
-def _style():
+def styled():
+    """Sets matplotlib up for the figures of a report."""
     import matplotlib
     from matplotlib import rcsetup
 
@@ -71,7 +72,8 @@ def _style():
         yield
 
 
-def _canvas(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+def canvas(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
+    """Makes a figure of the page's width, and its axes [rows, columns]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -84,7 +86,7 @@ def render(figure: Figure, file_format: str) -> bytes:
     """The figure as bytes of `svg` or `png`, the same for the same data."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if file_format == "svg" else None
-    with _style():
+    with styled():
         figure.savefig(buffer, format=file_format, dpi=160, facecolor="white", metadata=metadata)
     return buffer.getvalue()
 
@@ -95,8 +97,8 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
       rows: label, win, tie, lose, delta, ci_low, ci_high (percent).
     """
-    with _style():
-        figure, axes = _canvas(
+    with styled():
+        figure, axes = canvas(
             1.15 + 0.36 * len(rows), columns=2, sharey=True, width_ratios=(1.15, 1)
         )
         rates, deltas = axes[0]
@@ -125,7 +127,7 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
         deltas.axvline(0, color=MUTED, linewidth=0.9)
         for place, row in enumerate(rows):
             low, high = row.get("ci_low"), row.get("ci_high")
-            colour = _TONES[tone(row)]
+            colour = TONES[tone(row)]
             if known(low) and known(high):
                 deltas.plot([low, high], [place, place], color=colour, linewidth=2)
             if known(row.get("delta")):
@@ -155,8 +157,8 @@ def iterations(groups: Sequence[Mapping[str, Any]]) -> Figure:
         if refined:
             rows = [*group["rows"][:1], *refined]
             lines.append((f"Self-Refine, {name}", colour, "--", rows))
-    with _style():
-        figure, axes = _canvas(3.0 if len(lines) == len(groups) else 3.4, columns=len(panels))
+    with styled():
+        figure, axes = canvas(3.0 if len(lines) == len(groups) else 3.4, columns=len(panels))
         for axis, (key, low, high, title) in zip(axes[0], panels, strict=True):
             for name, colour, style, every in lines:
                 rows = [row for row in every if key in row]
@@ -171,7 +173,7 @@ def iterations(groups: Sequence[Mapping[str, Any]]) -> Figure:
         if len(lines) == len(groups):
             axes[0][0].legend()
         else:
-            _legend_below(figure, axes[0][0], columns=4)
+            legend_below(figure, axes[0][0], columns=4)
         return figure
 
 
@@ -180,8 +182,8 @@ def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
     finite = {name: [v for v in series.get(name, ()) if known(v)] for name in _PAIR_LABELS}
     present = {name: values for name, values in finite.items() if values}
     edges, densities = scoring.density_histograms(present)
-    with _style():
-        figure, axes = _canvas(3.4)
+    with styled():
+        figure, axes = canvas(3.4)
         axis = axes[0][0]
         for name, density in densities.items():
             colour = _PAIR_COLOURS[name]
@@ -197,8 +199,8 @@ def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
 def temperatures(figure3: Mapping[str, Any]) -> Figure:
     """Figures 3 and 5: delta against the temperature of improvement, a line a comparison."""
     x = figure3["temperatures"]
-    with _style():
-        figure, axes = _canvas(3.4)
+    with styled():
+        figure, axes = canvas(3.4)
         axis = axes[0][0]
         axis.axhline(0, color=MUTED, linewidth=0.9)
         for index, (name, deltas) in enumerate(figure3["series"].items()):
@@ -232,8 +234,8 @@ def rewards_by_step(
     count from where their second rounds begin.
     """
     several = has_several_models(rounds)
-    with _style():
-        figure, axes = _canvas(3.5)
+    with styled():
+        figure, axes = canvas(3.5)
         axis = axes[0][0]
         axis.set(xlabel="Step", ylabel="Gap reward", title="Reward")
         if several:
@@ -245,11 +247,11 @@ def rewards_by_step(
             index = labels.setdefault(name, len(labels))
             start = run.get("start", 0) if several else 0
             steps = [step - start for step in run["steps"]]
-            line = (CYCLE[index % len(CYCLE)], _LINES[index // len(CYCLE) % len(_LINES)])
+            line = (CYCLE[index % len(CYCLE)], LINES[index // len(CYCLE) % len(LINES)])
             _draw_smoothed(axis, steps, run["reward"], *line, label)
         if regions is not None:
-            _shade_regions(axis, *regions)
-        _legend_below(figure, axis)
+            shade_regions(axis, *regions)
+        legend_below(figure, axis)
         return figure
 
 
@@ -257,8 +259,8 @@ def curves(series: Sequence[Mapping[str, Any]]) -> Figure:
     """Small multiples: a panel for each metric of each stage."""
     columns = min(3, len(series))
     rows = -(-len(series) // columns)
-    with _style():
-        figure, axes = _canvas(0.2 + 2.05 * rows, rows=rows, columns=columns)
+    with styled():
+        figure, axes = canvas(0.2 + 2.05 * rows, rows=rows, columns=columns)
         for axis, curve in zip(axes.flat, series, strict=False):
             _draw_smoothed(axis, curve["steps"], curve["values"], BLUE, "-", None)
             axis.set_title(f"{curve['stage']} · {curve['metric']}", fontsize=9)
@@ -291,7 +293,8 @@ def _draw_smoothed(axis: Axes, steps, values, colour: str, style: str, label: st
     axis.plot(x, (total[high] - total[low]) / (high - low), style, color=colour, label=label)
 
 
-def _shade_regions(axis: Axes, low: float, high: float) -> None:
+def shade_regions(axis: Axes, low: float, high: float) -> None:
+    """Shades Figure 4's regions, which these bounds part, and names them."""
     bottom, top = axis.get_ylim()
     margin = 0.6 * (high - low)
     bottom, top = min(bottom, low - margin), max(top, high + margin)
@@ -324,7 +327,8 @@ def _legend_above(axis: Axes, columns: int) -> None:
     axis.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
-def _legend_below(figure: Figure, axis: Axes, columns: int = 3) -> None:
+def legend_below(figure: Figure, axis: Axes, columns: int = 3) -> None:
+    """Puts the legend of an axis below the figure."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=3)
@@ -336,8 +340,8 @@ def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
       fields: name -> edges, counts, window; the last bin holds all that is longer.
     """
-    with _style():
-        figure, axes = _canvas(2.6, columns=len(fields))
+    with styled():
+        figure, axes = canvas(2.6, columns=len(fields))
         for axis, (name, field) in zip(axes[0], fields.items(), strict=True):
             edges = np.array(field["edges"])
             axis.bar(edges[:-1], field["counts"], np.diff(edges), align="edge", color=BLUE)

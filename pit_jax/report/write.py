@@ -47,13 +47,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from pit_jax.files import write_whole
 from pit_jax.report import markdown, page, plots, sections
+from pit_jax.report.blocks import Drawings, Results, Section
 from pit_jax.report.formatting import (
     NONE,
     comparison_labels,
@@ -67,14 +68,23 @@ from pit_jax.report.formatting import (
     whole,
 )
 
+# What makes sections and figures of results.
+Build = Callable[[Results], tuple[list[Section], Drawings]]
+_Lines = tuple[list[str], list[list[str]]]
+
 _SHARES = {"scores": ("eos_rate",), "reward_models": ("accuracy", "ci_low", "ci_high")}
 
 
-def write_report(results: Mapping[str, Any], run_dir: str | os.PathLike[str]) -> dict[str, str]:
+def write_report(
+    results: Mapping[str, Any],
+    run_dir: str | os.PathLike[str],
+    build: Build | None = None,
+) -> dict[str, str]:
     """Writes the report of a run into its directory.
 
     report.json holds the results themselves and is written first; report.html needs no other file;
-    report.md shows the images of figures/.
+    report.md shows the images of figures/. `build` is given for results that aren't those of a
+    run, as those of several seeds.
 
     Returns:
       {'json': path, 'markdown': path, 'html': path}.
@@ -91,9 +101,11 @@ def write_report(results: Mapping[str, Any], run_dir: str | os.PathLike[str]) ->
     plain = _plain(results)
     text = json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(paths["json"], text)
-    _check_units(plain)
+    if build is None:
+        _check_units(plain)
+        build = sections.build
 
-    parts, figures = sections.build(plain)
+    parts, figures = build(plain)
     title, description = plain.get("title", "PIT report"), plain.get("description", "")
     vector = {name: plots.render(figure, "svg") for name, figure in figures.items()}
     write_whole(paths["html"], page.to_html(title, description, parts, vector))
@@ -108,13 +120,18 @@ def write_report(results: Mapping[str, Any], run_dir: str | os.PathLike[str]) ->
 def format_summary(results: Mapping[str, Any]) -> str:
     """Writes the main tables as aligned lines for a terminal."""
     plain = _plain(results)
-    blocks = [plain.get("title", "PIT report")]
-    blocks += [_aligned(*table) for table in _summary_tables(plain) if table[1]]
-    blocks += [f"warning: {text}" for text in plain.get("warnings", ())]
+    return format_tables(plain, _summary_tables(plain))
+
+
+def format_tables(results: Mapping[str, Any], tables: Iterable[_Lines]) -> str:
+    """Writes title, tables as (columns, rows), and warnings for a terminal."""
+    blocks = [results.get("title", "PIT report")]
+    blocks += [_aligned(*table) for table in tables if table[1]]
+    blocks += [f"warning: {text}" for text in results.get("warnings", ())]
     return "\n\n".join(blocks).replace(NONE, "-") + "\n"
 
 
-def _summary_tables(plain: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
     stages = [
         [s["name"], count(s.get("steps")), duration(s.get("seconds")), count(s.get("parameters"))]
         for s in plain.get("stages", ())

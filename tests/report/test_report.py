@@ -534,7 +534,7 @@ def test_importing_the_report_loads_no_matplotlib_or_jax():
 
 
 def test_smoothing_keeps_a_straight_line_straight():
-    _, axes = plots._canvas(2.0)
+    _, axes = plots.canvas(2.0)
     plots._draw_smoothed(axes[0][0], range(50), [2.0 * i for i in range(50)], "k", "-", None)
     x, y = axes[0][0].lines[1].get_data()
     # The window is cut off at the end only.
