@@ -99,34 +99,36 @@ class Decision:
     step: int
 
 
-def decide(measured: Sequence[Measured], choice: Choice) -> Decision:
+def decide(
+    measured: Sequence[Measured], scores_MN: np.ndarray, prompts: Sequence[str], choice: Choice
+) -> Decision:
     """Divides checkpoints into groups by KL, finds the candidates, and proposes one of them.
 
     1. A checkpoint is left out if its KL or reward isn't finite, or if fewer of its responses end
        than 0.9 of the most that any checkpoint's do: what never ends has no score that means much.
+       If none is left there are no candidates, and the last one is proposed, as without a choice.
     2. The groups are intervals of KL of equal width between the least and the largest of those that
        are left, since KL says how far a model has moved; groups of equal size would say when it
        was saved. A KL on a border belongs to the group above. Groups may stay empty.
     3. The candidates are the `per_group` of each group with the highest reward; of equal ones those
        of lower KL.
-    4. Proposed is the candidate of the least KL whose reward lies within one standard error of the
-       highest one's. So a model moves no farther from its SFT counterpart than what is measured
-       can justify.
+    4. Proposed is the candidate of the least KL whose reward is below the highest one's by no more
+       than a standard error of this difference, response by response. So a model moves no farther
+       from its SFT counterpart than what is measured can justify.
 
     What is equal in KL goes by reward, and what is equal in both to the earlier step.
 
-    Raises:
-      UserError: if no checkpoint is left.
+    Args:
+      measured: the checkpoints.
+      scores_MN: float, each one's scores of its responses to the same N prompts.
+      prompts: what scores of one group share, as `mean_and_error` takes it.
+      choice: the groups, and how many candidates each has.
     """
-    numbers = [(m.kl, m.reward) for m in measured]
-    finite = [all(map(math.isfinite, each)) for each in numbers]
+    finite = [math.isfinite(m.kl) and math.isfinite(m.reward) for m in measured]
     most = max((m.ended for m, good in zip(measured, finite, strict=True) if good), default=0.0)
     left = [good and m.ended >= _ENDED * most for m, good in zip(measured, finite, strict=True)]
     if not any(left):
-        raise UserError(
-            f"got KL and reward that aren't finite of all checkpoints "
-            f"({', '.join(str(m.step) for m in measured)}); choose one by Choice.step"
-        )
+        return Decision((None,) * len(measured), (), measured[-1].step)
     kls = [m.kl for m, good in zip(measured, left, strict=True) if good]
     low, width = min(kls), (max(kls) - min(kls)) / choice.groups
     groups = tuple(
@@ -139,7 +141,12 @@ def decide(measured: Sequence[Measured], choice: Choice) -> Decision:
         candidates += sorted(group, key=lambda m: (-m.reward, m.kl, m.step))[: choice.per_group]
     candidates.sort(key=lambda m: (m.kl, m.step))
     best = min(candidates, key=lambda m: (-m.reward, m.kl, m.step))
-    enough = [m for m in candidates if m.reward >= best.reward - best.reward_error]
+    of_step = {m.step: scores_N for m, scores_N in zip(measured, scores_MN, strict=True)}
+    enough = []
+    for m in candidates:
+        below, error = mean_and_error(of_step[best.step] - of_step[m.step], prompts)
+        if below <= error:
+            enough.append(m)
     proposed = min(enough, key=lambda m: (m.kl, -m.reward, m.step))
     return Decision(groups, tuple(m.step for m in candidates), proposed.step)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pit_jax.evaluation import scoring
-from pit_jax.report import paper, plots
+from pit_jax.report import choices, paper, plots
 from pit_jax.report.blocks import (
     Block,
     Cell,
@@ -66,6 +66,7 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
         _reward_models,
         _controls,
         _samples,
+        choices.section,
         _training,
         _data,
         _reproduce,

@@ -76,7 +76,7 @@ def choose(run: Run, stage: Stage, anew: bool = False) -> None:
         changes no more than which one is chosen.
 
     Raises:
-      UserError: if the step to take isn't kept, or none can be proposed.
+      UserError: if the step to take isn't kept.
     """
     assert isinstance(stage, RLStage) and stage.choice is not None
     steps = kept(run, stage)
@@ -154,10 +154,8 @@ def _make(run: Run, stage: RLStage, choice: Choice, steps: list[int]) -> dict[st
         ended = float(np.mean(result["ended"]))
         measured.append(Measured(step, *means[0], *means[1], ended))
         found[step] = result
-    try:
-        decision = choice_lib.decide(measured, choice)
-    except UserError as error:
-        raise UserError(f"stage {stage.name}: {error}") from error
+    scores_MN = np.stack([found[step]["score"] for step in steps])
+    decision = choice_lib.decide(measured, scores_MN, groups, choice)
     return {
         "settings": {**dataclasses.asdict(choice), "step": 0},
         "proposed": decision.step,
