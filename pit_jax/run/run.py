@@ -95,6 +95,7 @@ class Run:
         self.finds_windows = config.lengths.from_data
         if self.finds_windows:
             lengths = run_directory.lengths(self.directory) or self.data.lengths
+            lengths = dataclasses.replace(lengths, reflection=config.lengths.reflection)
             self.config = config = dataclasses.replace(config, lengths=lengths)
         self.place(Partitioner(config.mesh, devices))
         self.config_text = ""
