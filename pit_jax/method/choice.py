@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pit_jax.checked import at_least, checked
-from pit_jax.data.vocabularies.base import EOS_ID
+from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.errors import UserError
 from pit_jax.method.decode import SamplingConfig, generate, is_end, row_keys
 from pit_jax.method.forward import response_scores
@@ -184,16 +184,26 @@ def make_measure(
     Returns:
       measure(models, batch, key). `models` holds the parameters of `policy`, `reference` and
       `reward`; `batch` has prompts [B, P] of the policy and reward_prompts [B, Q] of the reward
-      model, padded on the left, and rows [B], numbers that name the rows for their draws. It
-      returns kl_B (`log π(y|x) − log π_ref(y|x)`), score_B (above the environment's anchor), both
-      float32, ended_B, and the tokens_BR with their mask_BR.
+      model, padded on the left, rows [B], numbers that name the rows for their draws, and for a
+      difference references [B, F], which end with EOS. It returns kl [B], `log π(y|x) −
+      log π_ref(y|x)`, and score [B], above the anchor or that of y_ref, both float32; ended [B],
+      tokens [B, R] and their mask [B, R].
     """
     at_one = dataclasses.replace(config, temperature=1.0)
     log_probs, _ = make_passes(network, network, at_one, environment)
     policy, reward_model = LanguageModel(network), ScalarModel(network)
 
+    def score(params, batch, response_BR, mask_BR):
+        prompt_BQ, pooling = batch["reward_prompts"], environment.pooling
+        return response_scores(reward_model, params, prompt_BQ, response_BR, mask_BR, pooling)
+
+    def zero(params, batch):
+        if not environment.difference:
+            return environment.anchor
+        return score(params, batch, batch["references"], batch["references"] != PAD_ID)
+
     def measure(models, batch, key):
-        prompt_BP, reward_prompt_BQ = batch["prompts"], batch["reward_prompts"]
+        prompt_BP, reward = batch["prompts"], models["reward"]
         generation = generate(
             policy,
             models["policy"],
@@ -205,24 +215,17 @@ def make_measure(
             environment.ends,
         )
         tokens_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
-        episodes = Experience(prompt_BP, reward_prompt_BQ, tokens_BR, mask_BR, *([mask_BR] * 3))
+        prompts = prompt_BP, batch["reward_prompts"]
+        episodes = Experience(*prompts, tokens_BR, mask_BR, *([mask_BR] * 3))
         own_BR, reference_BR = (
             in_parts(lambda part, of=models[name]: log_probs(of, part)[0], episodes, config)
             for name in ("policy", "reference")
         )
         ends_BR = is_end(tokens_BR, environment.ends) & generation.mask_BR
-        response_BR = jnp.where(ends_BR, EOS_ID, tokens_BR)
-        score_B = response_scores(
-            reward_model,
-            models["reward"],
-            reward_prompt_BQ,
-            response_BR,
-            mask_BR,
-            environment.pooling,
-        )
+        score_B = score(reward, batch, jnp.where(ends_BR, EOS_ID, tokens_BR), mask_BR)
         return {
             "kl": jnp.sum(own_BR - reference_BR, axis=1),
-            "score": score_B - environment.anchor,
+            "score": score_B - zero(reward, batch),
             "ended": jnp.any(ends_BR, axis=1),
             "tokens": tokens_BR,
             "mask": generation.mask_BR,

@@ -11,9 +11,9 @@ decided. A choice that was interrupted is made again, with the same result. `cho
   samples      [{prompt, reference, responses: [{step, text, reward, ended}]}] of the candidates
 
 `group` is null for a checkpoint that can't be chosen, and `reference` for a policy. The reward is
-the stage's reward model's: R_P(x, y) or R_PIT(x, y, y_ref) above its anchor, or R_P(x, y) −
-R_P(x, y_ref) where an `rl_pit` stage learns from R_P. For M_PIT a y_ref comes from where those of
-the last round come from: y_l and y_w of the data, else a sample of M_P.
+what the stage learned from: R_P(x, y) or R_PIT(x, y, y_ref) above its anchor, or R_P(x, y) −
+R_P(x, y_ref). For M_PIT a y_ref comes from where those of the last round come from: y_l and y_w of
+the data, else a sample of M_P.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from pit_jax.errors import UserError
 from pit_jax.method import choice as choice_lib
 from pit_jax.method import curriculum
 from pit_jax.method.choice import Choice, Measured
-from pit_jax.method.ppo_step import Environment
-from pit_jax.method.sampler import Response, Tokens, pad_left
+from pit_jax.method.sampler import Tokens, pad_left, pad_right
 from pit_jax.run import directory as run_directory
 from pit_jax.run.run import Run
+from pit_jax.run.stage_training import environment
 from pit_jax.run.stages import RLStage, Stage
 from pit_jax.runtime import processes
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -182,31 +182,23 @@ def _make(run: Run, stage: RLStage, choice: Choice, steps: list[int]) -> dict[st
 
 def _results(run: Run, stage: RLStage, rows: list[Row], steps: list[int]):
     """Yields what each checkpoint's responses to the rows are: arrays with rows first."""
-    environment = Environment(
-        run.layout.widths(run.config.lengths).response,
-        run.pooling(stage.reward_model),
-        run.anchor(stage.reward_model),
-        run.vocabulary.sampled_ids(run.config.network.vocab_size),
-        run.vocabulary.ends,
-    )
     measure = run.partitioner.jit(
-        choice_lib.make_measure(run.config.network, stage.ppo, environment),
+        choice_lib.make_measure(run.config.network, stage.ppo, environment(run, stage)),
         out_shardings=run.partitioner.replicated,
     )
     reference, reward = run.load_frozen(stage.reference), run.load_frozen(stage.reward_model)
     batches = list(_batches(run, stage, rows))
-    zero = _zero(run, stage, rows, reward)
     key = run.key("choice", stage.name)
     for step in steps:
-        policy = run.load_frozen(stage.name, step)
-        models = {"policy": policy, "reference": reference, "reward": reward}
+        models = {"policy": run.load_frozen(stage.name, step)}
+        models |= {"reference": reference, "reward": reward}
         found = [
             jax.tree.map(np.asarray, measure(models, run.partitioner.shard_batch(batch), key))
             for batch in batches
         ]
+        del models  # before the next one is loaded
         result = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-        result = {name: values[: len(rows)] for name, values in result.items()}
-        yield {**result, "score": result["score"] - zero}
+        yield {name: values[: len(rows)] for name, values in result.items()}
 
 
 def rows_of(run: Run, stage: RLStage, choice: Choice) -> list[Row]:
@@ -242,33 +234,26 @@ def rows_of(run: Run, stage: RLStage, choice: Choice) -> list[Row]:
 def _batches(run: Run, stage: RLStage, rows: list[Row]):
     """Yields batches of the stage's size; the last one is filled up with its last row."""
     layout, widths = run.layout, run.layout.widths(run.config.lengths)
-    from_gaps = run.task_of(stage.reward_model) == "rm_gap"
     for start in range(0, len(rows), stage.batch_size):
         part = rows[start : start + stage.batch_size]
         part += [part[-1]] * (stage.batch_size - len(part))
-        prompts, reward_prompts = [], []
-        for row in part:
-            x, y_ref = row.example.prompt, row.reference
-            is_pit = y_ref is not None
-            prompts.append(layout.pit_prompt(x, y_ref) if is_pit else layout.policy_prompt(x))
-            gap = layout.gap_prompt(x, y_ref) if from_gaps else layout.reward_prompt(x)
-            reward_prompts.append(gap)
-        yield {
-            "prompts": pad_left(prompts, widths.pit if is_pit else widths.policy),
-            "reward_prompts": pad_left(reward_prompts, widths.gap if from_gaps else widths.reward),
-            "rows": np.asarray([row.number for row in part], np.int32),
-        }
-
-
-def _zero(run: Run, stage: RLStage, rows: list[Row], reward: Any) -> np.ndarray:
-    """What counts as 0 above the anchor: R_P(x, y_ref) where R_P is to score gaps, else 0."""
-    if rows[0].reference is None or run.task_of(stage.reward_model) == "rm_gap":
-        return np.zeros(len(rows), np.float32)
-    prompts = [run.layout.reward_prompt(row.example.prompt) for row in rows]
-    references = [Response(row.reference or [], True) for row in rows]
-    width, pooling = run.layout.widths(run.config.lengths).reward, run.pooling(stage.reward_model)
-    scores = run.sampler.score(reward, prompts, width, references, pooling)
-    return scores - np.float32(run.anchor(stage.reward_model))
+        xs = [row.example.prompt for row in part]
+        pairs = [(row.example.prompt, row.reference) for row in part]
+        batch = {"rows": np.asarray([row.number for row in part], np.int32)}
+        if stage.task == "rl_policy":
+            batch["prompts"] = pad_left([layout.policy_prompt(x) for x in xs], widths.policy)
+        else:
+            batch["prompts"] = pad_left([layout.pit_prompt(*pair) for pair in pairs], widths.pit)
+        if stage.task == "rl_pit":
+            prompts = [layout.gap_prompt(*pair) for pair in pairs]
+            batch["reward_prompts"] = pad_left(prompts, widths.gap)
+        else:
+            prompts = [layout.reward_prompt(x) for x in xs]
+            batch["reward_prompts"] = pad_left(prompts, widths.reward)
+        if stage.task == "rl_pit_difference":
+            references = [layout.response(row.reference) for row in part]
+            batch["references"] = pad_right(references, widths.reference)
+        yield batch
 
 
 def _sample(run: Run, step: int, result: dict[str, np.ndarray], place: int) -> dict[str, Any]:

@@ -139,18 +139,27 @@ def make_ppo_step(run: Run, stage: RLStage) -> Callable:
     return ppo_step.make_step(
         run.config.network,
         stage.ppo,
-        ppo_step.Environment(
-            run.layout.widths(run.config.lengths).response,
-            run.pooling(stage.reward_model),
-            run.anchor(stage.reward_model),
-            stage.task == "rl_pit_difference",
-            run.vocabulary.sampled_ids(run.config.network.vocab_size),
-            run.vocabulary.ends,
-        ),
+        environment(run, stage),
         run.partitioner,
         frozen(run, stage),
         run.key("ppo", stage.name),
         run.vocabulary.readable,
+    )
+
+
+def environment(run: Run, stage: RLStage) -> ppo_step.Environment:
+    """Returns how an episode of a PPO stage ends and what it scores.
+
+    Raises:
+      UserError: if its reward model isn't trained.
+    """
+    return ppo_step.Environment(
+        run.layout.widths(run.config.lengths).response,
+        run.pooling(stage.reward_model),
+        run.anchor(stage.reward_model),
+        stage.task == "rl_pit_difference",
+        run.vocabulary.sampled_ids(run.config.network.vocab_size),
+        run.vocabulary.ends,
     )
 
 

@@ -6,23 +6,20 @@ The tiny run's policy has a checkpoint of each of its two steps, among which `ch
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pit_jax.errors import UserError
-from pit_jax.method import decode
 from pit_jax.method.choice import Choice
 from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.sampler import Response
-from pit_jax.models.heads import ScalarModel
-from pit_jax.models.network import LanguageModel
-from pit_jax.run import choosing, pipeline, stage_training
+from pit_jax.run import choosing, pipeline, stage_training, stages
 from pit_jax.runtime.checkpoints import Checkpoints
 from tests import reference, tiny_runs
 
@@ -41,8 +38,8 @@ rl_pit_1/curriculum.Round.steps = 1
 OVERRIDE = "--gin.rl_policy/Choice.step={}"
 
 
-def train(folder, stage, *arguments, command="train"):
-    return tiny_runs.command(command, folder, f"--gin.STAGE={stage}", *arguments, gin=GIN)
+def train(folder, stage, *arguments):
+    return tiny_runs.command("train", folder, f"--gin.STAGE={stage}", *arguments, gin=GIN)
 
 
 def configured(folder, choice=CHOICE, **changes):
@@ -81,94 +78,86 @@ def copy(chosen, tmp_path):
 def params_of(run, stage, step):
     checkpoints = Checkpoints(run.folder(stage) / "checkpoints", read_only=True)
     init = "init_scalar_model" if stage.startswith("rm") else "init_language_model"
-    model = run._abstract(getattr(stage_training.stages, init))
-    return checkpoints.restore_model(model, step)
+    return checkpoints.restore_model(run._abstract(getattr(stages, init)), step)
 
 
-def one_by_one(run, stage, row, step):
-    """log π − log π_ref and the score of one response, without padding; and its tokens."""
-    x, y_ref = row.example.prompt, row.reference
-    layout, prompt = run.layout, run.layout.policy_prompt(row.example.prompt)
-    if y_ref is not None:
-        prompt = layout.pit_prompt(x, y_ref)
-    policy, sft, scalar = (
-        params_of(run, name, at)
-        for name, at in (
-            (stage.name, step),
-            (stage.reference, run.result(stage.reference)["model_step"]),
-            (stage.reward_model, run.result(stage.reward_model)["model_step"]),
-        )
+def one_by_one(run, stage, rows, step):
+    """Of each row log π − log π_SFT, its reward and its tokens, in float64 without padding."""
+    config, layout, is_pit = run.config.network, run.layout, stage.task != "rl_policy"
+    policy = params_of(run, stage.name, step)
+    in_numpy = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
+    own, sft, scalar = (
+        in_numpy(policy),
+        *(
+            in_numpy(params_of(run, name, run.result(name)["model_step"]))
+            for name in (stage.reference, stage.reward_model)
+        ),
     )
-    allowed = run.vocabulary.sampled_ids(64)
-    keys = decode.row_keys(run.key("choice", stage.name), jnp.array([row.number]))
-    sampled = decode.generate(
-        LanguageModel(run.config.network),
-        policy,
-        jnp.array([prompt]),
-        keys,
-        13,
-        SamplingConfig(),
-        allowed,
-    )
-    y = np.asarray(sampled.tokens_BR)[np.asarray(sampled.mask_BR)].tolist()
+    prompts = [
+        layout.pit_prompt(row.example.prompt, row.reference)
+        if is_pit
+        else layout.policy_prompt(row.example.prompt)
+        for row in rows
+    ]
+    numbers, key = [row.number for row in rows], run.key("choice", stage.name)
+    responses = run.sampler.respond(policy, prompts, 40, numbers, key, SamplingConfig())
+    eos, refused = run.vocabulary.eos_id, ~run.vocabulary.sampled_ids(64)
 
-    def apply(model, params, tokens):
-        positions = jnp.arange(len(tokens))[None]
-        causal = jnp.tril(jnp.ones((1, len(tokens), len(tokens)), bool))
-        out = model(run.config.network).apply(
-            {"params": params}, jnp.array([tokens]), positions, causal
-        )
-        return np.asarray(out[0], np.float64)
+    def log_prob(params, prompt, y):
+        logits = reference.logits(params, config, prompt + y)[len(prompt) - 1 : -1]
+        logits[:, refused] = -np.inf
+        return reference.log_softmax(logits)[np.arange(len(y)), y].sum()
 
-    logits = apply(LanguageModel, sft, prompt + y)[len(prompt) - 1 : -1]
-    logits[:, ~np.asarray(allowed)] = -np.inf
-    log_probs = reference.log_softmax(logits)[np.arange(len(y)), y]
-    kl = float(np.sum(np.asarray(sampled.log_probs_BR, np.float64)) - log_probs.sum())
+    def score(before, y):  # pooling is `sum`
+        return reference.scalars(scalar, config, before + y)[len(before) :].sum()
 
-    def score(before, response):  # pooling is `sum`
-        return apply(ScalarModel, scalar, before + response)[len(before) :].sum()
-
-    if stage.reward_model == "rm_gap":
-        return kl, score(layout.gap_prompt(x, y_ref), y) - run.anchor("rm_gap"), y
-    zero = run.anchor("rm_policy")
-    if y_ref is not None:
-        zero = score(layout.reward_prompt(x), [*y_ref, run.vocabulary.eos_id])
-    return kl, score(layout.reward_prompt(x), y) - zero, y
+    for row, prompt, response in zip(rows, prompts, responses, strict=True):
+        x, y = row.example.prompt, response.tokens + [eos] * response.ended
+        zero = run.anchor(stage.reward_model)
+        before = layout.reward_prompt(x)
+        if stage.task == "rl_pit":
+            before = layout.gap_prompt(x, row.reference)
+        elif is_pit:
+            zero = score(before, [*row.reference, eos])
+        yield log_prob(own, prompt, y) - log_prob(sft, prompt, y), score(before, y) - zero, y
 
 
 def test_kl_and_reward_are_those_of_one_response_after_another(chosen):
     run, record = configured(chosen), record_of(chosen)
-    stage = run.stage("rl_policy")
+    stage, examples = run.stage("rl_policy"), run.data.examples("dev")[:5]
+    rows = [choosing.Row(example.index, example) for example in examples]
     assert [row["step"] for row in record["checkpoints"]] == [1, 2]
-    examples = run.data.examples("dev")[:5]
-    for row in record["checkpoints"]:
-        found = [one_by_one(run, stage, choosing.Row(e.index, e), row["step"]) for e in examples]
-        kls, rewards, responses = zip(*found, strict=True)
-        np.testing.assert_allclose(row["kl"], np.mean(kls), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(row["reward"], np.mean(rewards), rtol=1e-4)
+    for place, row in enumerate(record["checkpoints"]):
+        kls, rewards, tokens = zip(*one_by_one(run, stage, rows, row["step"]), strict=True)
         for name, values in (("kl", kls), ("reward", rewards)):
             error = np.std(values, ddof=1) / np.sqrt(5)
-            np.testing.assert_allclose(row[f"{name}_error"], error, rtol=1e-4)
-        ended = [run.vocabulary.eos_id in response for response in responses]
+            found = row[name], row[f"{name}_error"]
+            np.testing.assert_allclose(found, (np.mean(values), error), rtol=1e-4, atol=1e-5)
+        ended = [run.vocabulary.eos_id in y for y in tokens]
         assert row["ended"] == np.mean(ended)
-        shown = [sample["responses"][row["step"] - 1] for sample in record["samples"]]
-        for each, response, reward, end in zip(shown, responses, rewards, ended, strict=False):
-            assert each["step"] == row["step"] and each["ended"] == end
-            assert each["text"] == run.vocabulary.decode(response[: len(response) - end])
+        shown = [sample["responses"][place] for sample in record["samples"]]
+        assert len(shown) == 2
+        for each, y, reward, end in zip(shown, tokens, rewards, ended, strict=False):
+            assert (each["step"], each["ended"]) == (row["step"], end)
+            assert each["text"] == run.vocabulary.decode(y[: len(y) - end])
             np.testing.assert_allclose(each["reward"], reward, rtol=1e-4)
 
 
-@pytest.mark.parametrize("reward_model", ["rm_gap", "rm_policy"])
-def test_a_gap_is_scored_by_either_reward_model(trained, reward_model):
+@pytest.mark.parametrize(
+    ("task", "reward_model"), [("rl_pit", "rm_gap"), ("rl_pit_difference", "rm_policy")]
+)
+def test_a_gap_is_scored_as_in_training(trained, task, reward_model):
     run = tiny_runs.on_one_device(tiny_runs.config(trained))
-    stage = dataclasses.replace(run.stage("rl_pit"), reward_model=reward_model)
-    rows = choosing.rows_of(run, dataclasses.replace(stage, rounds=(Round("data", 1),)), CHOICE)[:3]
-    (result,) = choosing._results(run, stage, rows, [4])
-    for place, row in enumerate(rows):
-        kl, reward, tokens = one_by_one(run, stage, row, 4)
-        np.testing.assert_allclose(result["kl"][place], kl, rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(result["score"][place], reward, rtol=1e-3, atol=1e-4)
-        assert result["tokens"][place][result["mask"][place]].tolist() == tokens
+    stage = run.stage("rl_pit")
+    rows = choosing.rows_of(run, dataclasses.replace(stage, rounds=(Round("data", 1),)), CHOICE)
+    stage = dataclasses.replace(stage, task=task, reward_model=reward_model)
+    (found,) = choosing._results(run, stage, rows, [4])
+    kls, rewards, tokens = zip(*one_by_one(run, stage, rows, 4), strict=True)
+    assert len(rows) == 10  # more than a batch
+    np.testing.assert_allclose(found["kl"], kls, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["score"], rewards, rtol=1e-3, atol=1e-4)
+    texts = [y[m].tolist() for y, m in zip(found["tokens"], found["mask"], strict=True)]
+    assert texts == list(tokens)
 
 
 def test_references_are_of_the_source_of_the_last_round(trained, monkeypatch):
@@ -283,9 +272,7 @@ def test_the_model_of_a_stage_is_the_chosen_one(copy):
         pipeline.train(run, "rl_policy")
         expected = params_of(run, "rl_policy", step)
         further = dataclasses.replace(run.stage("rl_policy"), initial="rl_policy", choice=None)
-        state = stage_training.stages.create_state(
-            further, run.config.network, run.partitioner, jax.random.key(0)
-        )
+        state = stages.create_state(further, run.config.network, run.partitioner, jax.random.key(0))
         started = stage_training.start_from(run, further, state).train.params["actor"]
         for found in (run.load("rl_policy"), run.load(str(copy / "rl_policy")), started):
             jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -349,15 +336,17 @@ def test_a_choice_that_is_pending_refuses_no_stage_that_was_trained_on_it(copy):
 def test_a_choice_that_cannot_be_made_is_refused_before_the_first_step(
     tmp_path, capsys, arguments, message
 ):
-    for command in ("train", "run"):
-        assert train(tmp_path / "new", "rl_policy", *arguments, "--dry_run", command=command) == 2
+    for command, stage in (("train", ("--gin.STAGE=rl_policy",)), ("run", ())):
+        given = (*stage, *arguments, "--dry_run")
+        assert tiny_runs.command(command, tmp_path / "new", *given, gin=GIN) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and message in error
     assert not (tmp_path / "new").exists()
 
 
 def test_a_checkpoint_that_was_deleted_is_not_taken(copy):
-    shutil.rmtree(copy / "rl_policy" / "checkpoints" / "1")
-    run = configured(copy, dataclasses.replace(CHOICE, step=1))
-    with pytest.raises(UserError, match=r"got Choice.step=1, expected .* is there: 2$"):
+    kept = record_of(copy)["chosen"]
+    shutil.rmtree(copy / "rl_policy" / "checkpoints" / str(3 - kept))
+    run = configured(copy, dataclasses.replace(CHOICE, step=3 - kept))
+    with pytest.raises(UserError, match=rf"got Choice.step={3 - kept}, .* is there: {kept}$"):
         pipeline.train(run, "rl_policy")
