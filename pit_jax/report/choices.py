@@ -19,8 +19,8 @@ def section(results: Mapping[str, Any], drawings: dict[str, Drawing]) -> Section
     del drawings
     blocks: list[Block] = []
     records = results.get("choices", ())
-    for record in records:
-        blocks.append(_table(record, explained=record is records[-1]))
+    for number, record in enumerate(records, 1):
+        blocks.append(_table(record, explained=number == len(records)))
         steps = [row["step"] for row in record["checkpoints"] if row["candidate"]]
         for step in steps if record["samples"] else ():
             title = f"Samples of {record['stage']} at step {step}"
