@@ -205,12 +205,13 @@ def _beside(directory, evaluation):
 def _report(run, evaluation, directory, options) -> None:
     from pit_jax.evaluation import suite
     from pit_jax.report import write as report
-    from pit_jax.run import checks
+    from pit_jax.run import checks, choosing
 
     checks.check_records(run)
     print("evaluating …", flush=True)
     results = suite.Suite(run, evaluation).results()
     results["warnings"] = [*results.get("warnings", ()), *_warnings(run, evaluation)]
+    results["choices"] = choosing.recorded(run)
     results["config_text"] = options.operative
     results["subjects"] = {name: getattr(evaluation, name) for name in _SUBJECTS}
     results["command"] = f"python -m pit_jax {options.command} " + " ".join(

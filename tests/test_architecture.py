@@ -81,6 +81,7 @@ RECORDS = {
     "Estimate",
     "Example",
     "Mean",
+    "Measured",
     "ReferenceMeta",
     "Summary",
     "Widths",

@@ -85,6 +85,12 @@ SHOWN_BY: dict[str, dict[str, str]] = {
             "sft policy pit reward_model gap_model"
         ),
     },
+    "method.choice.Choice": {
+        "run/test_choosing.py::"
+        "test_groups_candidates_and_samples_are_as_many_as_asked_for": "groups per_group samples",
+        "run/test_choosing.py::test_so_many_prompts_of_dev_are_answered": "num_prompts",
+        "run/test_choosing.py::test_the_model_of_a_stage_is_the_chosen_one": "step",
+    },
     "method.curriculum.Round": {
         "method/test_curriculum.py::"
         "test_references_of_pit_are_sampled_and_improved_as_the_round_says": (
@@ -215,6 +221,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "run/test_stage_training.py::"
         "test_each_round_has_its_steps_its_batches_and_its_references": "rounds keep_every",
         "run/test_stage_training.py::test_ppo_has_the_stages_settings_and_a_key_of_its_own": "ppo",
+        "run/test_choosing.py::test_the_model_of_a_stage_is_the_chosen_one": "choice",
     },
     "runtime.loop.LoopConfig": {
         "runtime/test_loop.py::test_records_and_checkpoints_come_when_they_are_due": (
@@ -262,6 +269,7 @@ MADE = {
     "evaluation.scoring": "Agreement Comparison Mean",
     "evaluation.seeds": "Summary",
     "evaluation.suite": "Side",
+    "method.choice": "Decision Measured",
     "method.flops": "Work",
     "method.improve": "Improver",
     "method.ppo_step": "Environment",
@@ -275,6 +283,7 @@ MADE = {
         "Cell Code Figure Paragraph Response Sample Section Table Tile Tiles Warnings"
     ),
     "report.seed_plots": "Panel",
+    "run.choosing": "Row",
     "run.improving": "Row",
     "runtime.profiling": "Window",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pit_jax.report import comparisons, plots, reward_models
+from pit_jax.report import choices, comparisons, plots, reward_models
 from pit_jax.report.blocks import (
     Block,
     Code,
@@ -51,6 +51,7 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
         reward_models.section,
         comparisons.controls,
         _samples,
+        choices.section,
         _training,
         _data,
         _reproduce,

@@ -23,6 +23,7 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   figure5        as figure3
   curves         [{stage, metric, steps, values}]
   samples        [{prompt, original, iterations, scores, chosen}]
+  choices        [{stage, and all that run/choosing.py records}]
   warnings       [text]
 
 `first` and `second` of a comparison are kinds of responses; by them it meets the paper's own.

@@ -34,10 +34,11 @@ def check(run: Run, name: str) -> None:
     """
     stage = run.stage(name)
     _check_rows(run, stage)
-    settings = run_directory.settings(run.config, stage, run.vocabulary)
-    run_directory.is_claimed(run.folder(name), settings, run.data.digest)
+    run_directory.is_claimed(run.folder(name), run.settings(stage), run.data.digest)
+    if isinstance(stage, RLStage) and stage.choice:
+        check_split(run, "dev", f"stage {name}: its checkpoint is chosen on")
     if run.is_complete(name):
-        run.result(name)
+        run.task_of(name)
         return
     _check_data(run, stage)
     for field, other, tasks in _builds_on(stage):
@@ -190,7 +191,7 @@ def _check_model(run: Run, stage: Stage, field: str, other: str, tasks: tuple[st
     elif other not in names and run.is_from_t5x(other):
         return  # T5X's checkpoints don't say which task they are of
     elif other in names or "/" in other:
-        task = run.result(other)["task"]
+        task = run.task_of(other)
     else:
         raise UserError(
             f"stage {stage.name}: {field} is {other!r}, expected a stage of the run "

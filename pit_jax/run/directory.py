@@ -11,6 +11,9 @@ meaning are texts of the configuration, in which a field counts unless its metad
                     values in a model's identity; None leaves the field out
     variation       True for what leaves both texts while it has its default, because models that
                     were made before there was such a field are without it
+
+Beside these texts the settings hold the steps of the checkpoints that were chosen of the RL stages
+it builds on, where these aren't the last ones (method/choice.py).
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from pit_jax.runtime import processes
 
 _SHOWN = 6  # changed settings that a message lists
 _WIDTH = 60  # characters of a value that it shows
+# The fields of a stage that name the model of another.
+_MODELS = ("initial", "reference", "reward_model")
 
 
 def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[str, str]:
@@ -52,8 +57,55 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
         seen.add(name)
         each = table[name]
         found[name] = _text(each, _result_counts)
-        todo += [getattr(each, field, "") for field in ("initial", "reference", "reward_model")]
+        todo += [getattr(each, field, "") for field in _MODELS]
         todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]
+    return found
+
+
+def models_of(stage: Stage) -> list[str]:
+    """Returns the stages, by name or path, whose chosen model a stage takes.
+
+    A round that names the step of its policy takes that one, whichever is chosen.
+    """
+    names = [getattr(stage, field, "") for field in _MODELS]
+    rounds = [r for r in getattr(stage, "rounds", ()) if r.is_sampled and r.steps]
+    names += [r.policy for r in rounds if not r.policy_step]
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def with_choices(
+    settings: dict[str, str],
+    folder: epath.Path,
+    config: RunConfig,
+    stage: Stage,
+    chosen: Callable[[str], str | None],
+) -> dict[str, str]:
+    """Adds to a stage's settings the checkpoints that were chosen of the stages it builds on.
+
+    A stage whose last checkpoint is used leaves no mark, as if nothing had been chosen.
+
+    Args:
+      settings: what `settings` returns.
+      folder: the stage's.
+      config: the run's configuration.
+      stage: the stage.
+      chosen: name of a stage -> the step that is chosen of it, empty for the last one; None as long
+        as that isn't known, where what the folder has recorded stands.
+    """
+    path = folder / "stage.json"
+    before = read_json(path).get("settings", {}) if path.exists() else {}
+    table = {each.name: each for each in config.stages}
+    todo, seen, found = models_of(stage), set(), dict(settings)
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        key = f"chosen step of {name}"
+        step = chosen(name)
+        if step := before.get(key, "") if step is None else step:
+            found[key] = step
+        todo += models_of(table[name]) if name in table else []
     return found
 
 

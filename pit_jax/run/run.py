@@ -33,6 +33,9 @@ from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import Partitioner
 from pit_jax.runtime.signals import Signals
 
+# Stands for the step of a choice that isn't made yet; no checkpoint has it.
+_UNDECIDED = 0
+
 
 def key_for(seed: int, *purposes: str | int) -> jax.Array:
     """Makes a key from a seed and what it is for; any other purpose gives another key."""
@@ -156,20 +159,27 @@ class Run:
 
         For a stage that T5X trained this is its task, model_step and a reward model's pooling, as
         the stage of this run has them that is named like the folder. A Hugging Face model counts as
-        the warm-up.
+        the warm-up. Where a checkpoint is chosen, model_step is its step.
 
         Raises:
-          UserError: if the stage isn't trained.
+          UserError: if the stage isn't trained, or the choice isn't made yet that it is set to.
         """
-        path = self.folder(name) / "result.json"
-        if path.exists():
-            return run_directory.read_json(path)
+        if self.is_complete(name):
+            result = run_directory.read_json(self.folder(name) / "result.json")
+            step = self._chosen_step(name)
+            if step == _UNDECIDED:
+                raise UserError(
+                    f"{self._choice_path(name)}: not found or made by other settings; `run`, or "
+                    f"`train` of stage {name!r}, makes the choice"
+                )
+            return result | ({} if step is None else {"model_step": step})
         if hugging_face.is_model(self.folder(name)):
             model = self._abstract(stages.init_language_model)
             hugging_face.check(self.folder(name), self.config.network, self.vocabulary, model)
             return {"task": "pretrain", "model_step": 0}
         checkpoint = self._t5x_checkpoint(name)
         if checkpoint is None:
+            path = self.folder(name) / "result.json"
             raise UserError(f"{path}: not found; train stage {name!r} first")
         parts = reversed(epath.Path(name).parts)
         stage = self.stage(next((part for part in parts if part in self._stages), name))
@@ -178,6 +188,59 @@ class Run:
             result["pooling"] = stage.reward.pooling
         return result
 
+    def task_of(self, name: str) -> str:
+        """Returns the task of a trained stage, also where its checkpoint isn't chosen yet.
+
+        Raises:
+          UserError: if the stage isn't trained.
+        """
+        if not self.is_complete(name):
+            return self.result(name)["task"]
+        return run_directory.read_json(self.folder(name) / "result.json")["task"]
+
+    def choice(self, name: str) -> dict[str, Any] | None:
+        """Returns what run/choosing.py has recorded of a stage; None if that isn't made yet.
+
+        Of a stage of this run it counts only if it was made as the configuration says.
+        """
+        path = self._choice_path(name)
+        made = run_directory.read_json(path) if path.exists() else None
+        if made is None or name not in self._stages:
+            return made
+        wanted = self._choice_settings(name)
+        return made if wanted and wanted | {"step": 0} == made["settings"] else None
+
+    def _choice_path(self, name: str) -> epath.Path:
+        return self.folder(name) / "choice.json"
+
+    def _choice_settings(self, name: str) -> dict[str, Any]:
+        choice = getattr(self._stages.get(name), "choice", None)
+        return dataclasses.asdict(choice) if choice else {}
+
+    def _chosen_step(self, name: str) -> int | None:
+        """The step that is chosen of a complete stage; None where its last checkpoint counts."""
+        settings = self._choice_settings(name)
+        if name in self._stages and not settings:
+            return None
+        made = self.choice(name)
+        if name not in self._stages:
+            return made["chosen"] if made else None
+        return settings["step"] or (made["proposed"] if made else _UNDECIDED)
+
+    def settings(self, stage: Stage) -> dict[str, str]:
+        """Returns what determines a stage's result, chosen checkpoints included."""
+
+        def chosen(name: str) -> str | None:
+            if not self.is_complete(name) or (step := self._chosen_step(name)) == _UNDECIDED:
+                return None
+            path = self.folder(name) / "result.json"
+            last = run_directory.read_json(path)["model_step"]
+            return "" if step in (None, last) else str(step)
+
+        found = run_directory.settings(self.config, stage, self.vocabulary)
+        folder = self.folder(stage.name)
+        return run_directory.with_choices(found, folder, self.config, stage, chosen)
+
     def key(self, *purposes: str | int) -> jax.Array:
         """Makes a key from the run's seed and what it is for."""
         return key_for(self.config.seed, *purposes)
@@ -185,7 +248,8 @@ class Run:
     def load(self, name: str, step: int | None = None) -> Any:
         """Loads the float32 parameters that a stage ended with, to train on or to export.
 
-        They are those of the stage's last checkpoint; a reward model's are those of its best.
+        They are those of the stage's last checkpoint, or of the one that was chosen; a reward
+        model's are those of its best.
 
         Args:
           name: a stage of this run, or the path of another run's stage folder, of a checkpoint
@@ -202,11 +266,11 @@ class Run:
             return hugging_face.load(folder, network, self.vocabulary, model)
         if checkpoint := self._t5x_checkpoint(name, step):
             return t5x_checkpoints.load(checkpoint, network, *map(self._abstract, inits))
-        result = self.result(name)
+        step, task = step or self.result(name)["model_step"], self.task_of(name)
         run_directory.check_identity(folder, self.identity())
         checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-        init = inits[result["task"] in stages.REWARD_TASKS]
-        params = checkpoints.restore_model(self._abstract(init), step or result["model_step"])
+        init = inits[task in stages.REWARD_TASKS]
+        params = checkpoints.restore_model(self._abstract(init), step)
         checkpoints.close()
         return params
 

@@ -28,6 +28,7 @@ from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.layouts import TREES, UNLIKELY
 from pit_jax.errors import UserError
 from pit_jax.method import objectives
+from pit_jax.method.choice import Choice
 from pit_jax.method.curriculum import Round
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import Moments, PPOConfig, make_optimizer
@@ -132,6 +133,8 @@ class RLStage:
       offload_frozen: whether the frozen models stay in the hosts' memory between their uses.
       keep_every: every checkpoint whose step is a multiple of this is kept too, so that later
         rounds can sample from it; 0 keeps none of them.
+      choice: how one of these checkpoints is chosen once all steps are done, for whatever uses the
+        stage's model; None takes the last one.
     """
 
     name: str
@@ -145,6 +148,8 @@ class RLStage:
     ppo: PPOConfig = PPOConfig()
     offload_frozen: bool = dataclasses.field(default=False, metadata={"changes_result": False})
     keep_every: int = 0
+    # What builds on the stage records the step that is chosen; the stage itself goes on with any.
+    choice: Choice | None = dataclasses.field(default=None, metadata={"changes_result": False})
     loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
 
     def __post_init__(self):
@@ -158,6 +163,21 @@ class RLStage:
         what = "minibatches x microbatches"
         _check_steps(self.name, self.steps, self.batch_size, self.ppo.parts, what)
         at_least(self, 0, "keep_every")
+        if self.choice is not None:
+            self._check_choice(self.choice.step)
+
+    def _check_choice(self, step: int) -> None:
+        every = self.keep_every
+        if not every:
+            raise UserError(
+                f"stage {self.name}: choice: got keep_every=0, expected 1 or more: one of the "
+                "checkpoints is chosen that are kept"
+            )
+        if step > self.steps or (step != self.steps and step % every):
+            raise UserError(
+                f"stage {self.name}: got Choice.step={step}, expected a checkpoint that is kept: a "
+                f"multiple of keep_every={every}, or the last step, {self.steps}"
+            )
 
     @property
     def steps(self) -> int:

@@ -21,8 +21,13 @@ from tests.child_environment import child_environment
 
 pytestmark = [pytest.mark.mesh, pytest.mark.no_cover]
 
-# Trained from a pretrain that is there: the last learns from references that it samples first.
+# Trained from a pretrain that is there: the last learns from references that it samples first, and
+# has a checkpoint chosen, of one.
 SHORT = """
+from pit_jax.method import choice
+rl_pit/stages.RLStage.keep_every = 4
+rl_pit/stages.RLStage.choice = @choice.Choice()
+choice.Choice.num_prompts = 3
 run_config.RunConfig.stages = (
     @pretrain/stages.SupervisedStage(), @rm_gap/stages.RewardStage(), @rl_pit/stages.RLStage())
 rl_pit/stages.RLStage.initial = 'pretrain'
@@ -147,6 +152,11 @@ def test_two_processes_are_one_also_when_interrupted(trained, tmp_path):
     assert re.findall(r"^(\w+): complete, skipped$", printed[0][0], re.M) == ["pretrain", "rm_gap"]
     assert "rl_pit: continues at step 3" in printed[0][0] and is_silent(printed[1][0])
     assert_equal_metrics(one, two, STAGES)
+    choices = [json.loads((f / "rl_pit" / "choice.json").read_text()) for f in (one, two)]
+    (rows,) = zip(*(choice.pop("checkpoints") for choice in choices), strict=True)
+    assert rows[0] == pytest.approx(rows[1], rel=1e-4, abs=1e-4)
+    texts = [re.findall(r'"text": "[^"]*"', json.dumps(choice)) for choice in choices]
+    assert len(texts[0]) == 3 and texts[0] == texts[1]
 
 
 @pytest.mark.slow

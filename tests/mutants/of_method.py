@@ -1,6 +1,44 @@
 """Mutants of pit_jax/method/; `run.load` says what the fields are."""
 
 MUTANTS = {
+    "method/choice.py": [
+        (
+            "what hardly ends may be chosen",
+            "good and m.ended >= _ENDED * most",
+            "good",
+            "method/test_choice.py::test_what_does_not_end_is_left_out",
+        ),
+        (
+            "a KL that isn't finite may be chosen",
+            "math.isfinite(m.kl) and math.isfinite(m.reward)",
+            "math.isfinite(m.reward)",
+            "method/test_choice.py::test_what_is_not_finite_is_left_out",
+        ),
+        (
+            "candidates are those of the lowest KL of their group",
+            "sorted(group, key=lambda m: (-m.reward, m.kl, m.step))",
+            "sorted(group, key=lambda m: (m.kl, m.step))",
+            "method/test_choice.py::test_candidates_have_the_highest_reward_of_their_group",
+        ),
+        (
+            "the highest reward is proposed, however little it is above another",
+            "if below <= error:",
+            "if below <= 0:",
+            "method/test_choice.py::test_the_least_kl_is_proposed_that_is_not_clearly_worse",
+        ),
+        (
+            "the least KL is proposed, whatever its reward",
+            "if below <= error:",
+            "if True:",
+            "method/test_choice.py::test_not_the_largest_kl_but_the_highest_reward_is_proposed",
+        ),
+        (
+            "responses to one prompt are draws of their own",
+            "sums = np.bincount(of_group, values - mean)",
+            "sums = values - mean",
+            "method/test_choice.py::test_values_of_one_prompt_are_one_draw",
+        ),
+    ],
     "method/curriculum.py": [
         (
             "a round cut short is skipped",

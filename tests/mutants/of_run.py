@@ -118,7 +118,7 @@ MUTANTS = {
     "run/run.py": [
         (
             "the newest checkpoint is loaded in place of the best",
-            'step or result["model_step"]',
+            'step or self.result(name)["model_step"]',
             "step",
             "run/test_run.py::test_a_model_is_that_of_its_result_or_of_the_step_asked_for",
         ),

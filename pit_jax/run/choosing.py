@@ -1,0 +1,277 @@
+"""Chooses the checkpoint of an RL stage (Appendix F) and records the choice in `choice.json`.
+
+Every checkpoint that the stage has kept answers the same dev prompts with the same keys, so that
+checkpoints differ in nothing but their parameters; method/choice.py says what is measured and
+decided. A choice that was interrupted is made again, with the same result. `choice.json` has
+
+  settings     of the Choice, but for the step that overrides it
+  proposed     the step that is proposed
+  chosen       the step that is used: the proposed one, or that of Choice.step
+  checkpoints  [{step, kl, kl_error, reward, reward_error, ended, group, candidate, chosen}]
+  samples      [{prompt, reference, responses: [{step, text, reward, ended}]}] of the candidates
+
+`group` is null for a checkpoint that can't be chosen, and `reference` for a policy. The reward is
+what the stage learned from: R_P(x, y) or R_PIT(x, y, y_ref) above its anchor, or R_P(x, y) −
+R_P(x, y_ref). For M_PIT a y_ref comes from where those of the last round come from: y_l and y_w of
+the data, else a sample of M_P.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from pit_jax.data.examples import Example
+from pit_jax.errors import UserError
+from pit_jax.method import choice as choice_lib
+from pit_jax.method import curriculum
+from pit_jax.method.choice import Choice, Measured
+from pit_jax.method.sampler import Tokens, pad_left, pad_right
+from pit_jax.run import directory as run_directory
+from pit_jax.run.run import Run
+from pit_jax.run.stage_training import environment
+from pit_jax.run.stages import RLStage, Stage
+from pit_jax.runtime import processes
+from pit_jax.runtime.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Holds what a response is sampled to.
+
+    Attributes:
+      number: names the row's draws.
+      example: the example of the dev split.
+      reference: the ids of y_ref; None for a policy.
+    """
+
+    number: int
+    example: Example
+    reference: Tokens | None = None
+
+
+def is_due(run: Run, stage: Stage) -> bool:
+    """Returns whether a stage's choice is yet to be made, or its record names another step.
+
+    All processes get one answer, before any of them changes the record.
+    """
+    if not isinstance(stage, RLStage) or stage.choice is None:
+        return False
+    made = run.choice(stage.name) if run.is_complete(stage.name) else None
+    due = made is None or made["chosen"] != (stage.choice.step or made["proposed"])
+    return processes.any_process(due)
+
+
+def choose(run: Run, stage: Stage, anew: bool = False) -> None:
+    """Chooses the checkpoint of a stage whose steps are all done, and writes `choice.json`.
+
+    Args:
+      run: the run.
+      stage: an RL stage with a `choice`.
+      anew: whether to measure again what a record of before has. Else only another `Choice.step`
+        changes no more than which one is chosen.
+
+    Raises:
+      UserError: if the step to take isn't kept.
+    """
+    assert isinstance(stage, RLStage) and stage.choice is not None
+    steps = kept(run, stage)
+    if stage.choice.step and stage.choice.step not in steps:
+        raise UserError(
+            f"stage {stage.name}: got Choice.step={stage.choice.step}, expected a checkpoint that "
+            f"is there: {', '.join(map(str, steps))}"
+        )
+    made = None if anew else run.choice(stage.name)
+    made = made or _make(run, stage, stage.choice, steps)
+    record = with_chosen(made, stage.choice.step or made["proposed"])
+    run_directory.write_json(run.folder(stage.name) / "choice.json", record)
+    processes.wait()  # the first one has written
+    if processes.is_first():
+        print(table(stage.name, record), flush=True)
+
+
+def kept(run: Run, stage: RLStage) -> list[int]:
+    """Returns the steps of the checkpoints to choose among: those that are kept, and the last."""
+    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", read_only=True)
+    steps = checkpoints.all_steps()
+    checkpoints.close()
+    return [step for step in steps if step == stage.steps or step % stage.keep_every == 0]
+
+
+def recorded(run: Run) -> list[dict[str, Any]]:
+    """Returns the records of all stages of a run whose choice is made, with their `stage`.
+
+    `chosen` is what the configuration says now, also where the record isn't rewritten yet.
+    """
+    records = []
+    for stage in run.config.stages:
+        if run.is_complete(stage.name) and (made := run.choice(stage.name)):
+            step = run.result(stage.name)["model_step"]
+            records.append({"stage": stage.name, **with_chosen(made, step)})
+    return records
+
+
+def with_chosen(record: dict[str, Any], step: int) -> dict[str, Any]:
+    """Returns a record in which this step is the chosen one."""
+    rows = [{**row, "chosen": row["step"] == step} for row in record["checkpoints"]]
+    return {**record, "chosen": step, "checkpoints": rows}
+
+
+def table(name: str, record: dict[str, Any]) -> str:
+    """Writes a record as aligned lines for a terminal."""
+    title = f"{name}: step {record['chosen']} is chosen"
+    if record["chosen"] != record["proposed"]:
+        title += f" (proposed: {record['proposed']})"
+    lines = [f"{'step':>8}{'KL':>20}{'reward':>20}{'ended %':>9}{'group':>7}"]
+    for row in record["checkpoints"]:
+        kl, reward = (_with_error(row[key], row[f"{key}_error"]) for key in ("kl", "reward"))
+        role = "chosen" if row["chosen"] else "candidate" if row["candidate"] else ""
+        line = f"{row['step']:>8}{kl:>20}{reward:>20}{100 * row['ended']:>9.1f}"
+        lines.append(f"{line}{row['group'] or '-':>7}  {role}".rstrip())
+    return "\n".join([title, *lines])
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return "-" if value is None or error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def _make(run: Run, stage: RLStage, choice: Choice, steps: list[int]) -> dict[str, Any]:
+    """Measures all checkpoints; returns the record, but for which of them is chosen."""
+    rows = rows_of(run, stage, choice)
+    if processes.is_first():
+        print(
+            f"{stage.name}: measuring {len(steps)} checkpoints on {len(rows)} rows of dev",
+            flush=True,
+        )
+    groups = [row.example.group for row in rows]
+    measured, found = [], {}
+    for step, result in zip(steps, _results(run, stage, rows, steps), strict=True):
+        means = [choice_lib.mean_and_error(result[name], groups) for name in ("kl", "score")]
+        ended = float(np.mean(result["ended"]))
+        measured.append(Measured(step, *means[0], *means[1], ended))
+        found[step] = result
+    scores_MN = np.stack([found[step]["score"] for step in steps])
+    decision = choice_lib.decide(measured, scores_MN, groups, choice)
+    return {
+        "settings": {**dataclasses.asdict(choice), "step": 0},
+        "proposed": decision.step,
+        "checkpoints": [
+            {
+                **{key: _known(value) for key, value in dataclasses.asdict(each).items()},
+                "group": group,
+                "candidate": each.step in decision.candidates,
+            }
+            for each, group in zip(measured, decision.groups, strict=True)
+        ],
+        "samples": [
+            {
+                "prompt": row.example.prompt,
+                "reference": None if row.reference is None else _decode(run, row.reference),
+                "responses": [
+                    _sample(run, step, found[step], place) for step in decision.candidates
+                ],
+            }
+            for place, row in enumerate(rows[: choice.samples])
+        ],
+    }
+
+
+def _results(run: Run, stage: RLStage, rows: list[Row], steps: list[int]):
+    """Yields what each checkpoint's responses to the rows are: arrays with rows first."""
+    measure = run.partitioner.jit(
+        choice_lib.make_measure(run.config.network, stage.ppo, environment(run, stage)),
+        out_shardings=run.partitioner.replicated,
+    )
+    reference, reward = run.load_frozen(stage.reference), run.load_frozen(stage.reward_model)
+    batches = list(_batches(run, stage, rows))
+    key = run.key("choice", stage.name)
+    for step in steps:
+        models = {"policy": run.load_frozen(stage.name, step)}
+        models |= {"reference": reference, "reward": reward}
+        found = [
+            jax.tree.map(np.asarray, measure(models, run.partitioner.shard_batch(batch), key))
+            for batch in batches
+        ]
+        del models  # before the next one is loaded
+        result = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        yield {name: values[: len(rows)] for name, values in result.items()}
+
+
+def rows_of(run: Run, stage: RLStage, choice: Choice) -> list[Row]:
+    """Returns the rows that each checkpoint answers: prompts of dev, for M_PIT with y_ref."""
+    examples = run.data.examples("dev")[: choice.num_prompts or None]
+    if stage.task == "rl_policy":
+        return [Row(example.index, example) for example in examples]
+    *_, (number, round_, _, _) = curriculum.locate(stage.rounds, 0)
+    if not round_.is_sampled:
+        encode = run.vocabulary.encode
+        return [
+            Row(2 * example.index + place, example, encode(text))
+            for example in examples
+            for place, text in enumerate((example.rejected, example.chosen))
+        ]
+    step = round_.policy_step or run.result(round_.policy)["model_step"]
+    policy = run.load_frozen(round_.policy, step)
+    responses = run.sampler.respond(
+        policy,
+        [run.layout.policy_prompt(example.prompt) for example in examples],
+        run.layout.widths(run.config.lengths).policy,
+        [example.index for example in examples],
+        run.key("choice", stage.name, "references", number),
+        round_.sampling,
+    )
+    reference = run.improver(policy).reference
+    return [
+        Row(example.index, example, reference(response))
+        for example, response in zip(examples, responses, strict=True)
+    ]
+
+
+def _batches(run: Run, stage: RLStage, rows: list[Row]):
+    """Yields batches of the stage's size; the last one is filled up with its last row."""
+    layout, widths = run.layout, run.layout.widths(run.config.lengths)
+    for start in range(0, len(rows), stage.batch_size):
+        part = rows[start : start + stage.batch_size]
+        part += [part[-1]] * (stage.batch_size - len(part))
+        xs = [row.example.prompt for row in part]
+        pairs = [(row.example.prompt, row.reference) for row in part]
+        batch = {"rows": np.asarray([row.number for row in part], np.int32)}
+        if stage.task == "rl_policy":
+            batch["prompts"] = pad_left([layout.policy_prompt(x) for x in xs], widths.policy)
+        else:
+            batch["prompts"] = pad_left([layout.pit_prompt(*pair) for pair in pairs], widths.pit)
+        if stage.task == "rl_pit":
+            prompts = [layout.gap_prompt(*pair) for pair in pairs]
+            batch["reward_prompts"] = pad_left(prompts, widths.gap)
+        else:
+            prompts = [layout.reward_prompt(x) for x in xs]
+            batch["reward_prompts"] = pad_left(prompts, widths.reward)
+        if stage.task == "rl_pit_difference":
+            references = [layout.response(row.reference) for row in part]
+            batch["references"] = pad_right(references, widths.reference)
+        yield batch
+
+
+def _sample(run: Run, step: int, result: dict[str, np.ndarray], place: int) -> dict[str, Any]:
+    """A response as `choice.json` has it."""
+    tokens = result["tokens"][place][result["mask"][place]].tolist()
+    ended = bool(result["ended"][place])
+    text = _decode(run, tokens[: len(tokens) - ended])
+    return {
+        "step": step,
+        "text": text,
+        "reward": _known(float(result["score"][place])),
+        "ended": ended,
+    }
+
+
+def _decode(run: Run, tokens: Tokens) -> str:
+    return run.vocabulary.decode(tokens)
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
