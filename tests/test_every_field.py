@@ -113,9 +113,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "method/test_improve.py::test_a_gap_below_epsilon_keeps_the_response_before": "min_gap",
         "method/test_improve.py::test_a_time_budget_starts_no_further_iteration": "time_budget",
         "method/test_improve.py::"
-        "test_self_refine_asks_for_feedback_and_then_for_a_better_response": (
-            "method"
-        ),
+        "test_self_refine_asks_for_feedback_and_then_for_a_better_response": ("method"),
     },
     "method.objectives.RewardConfig": {
         "method/test_objectives.py::test_reward_metrics_by_hand": "pooling centring",

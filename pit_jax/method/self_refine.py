@@ -5,11 +5,11 @@ What M_P is asked stands in a JSON file of two steps, `feedback` and `refine`:
     {
       "feedback": {
         "system": "You review what assistants write.",
-        "user": "{prompt}\\n\\nThe draft of an answer:\\n{response}\\n\\nWhat is wrong with it?",
-        "opening": "The draft"
+        "user": "{prompt}\\n\\nAn answer:\\n{response}\\n\\nWhat is wrong with it?",
+        "opening": "Review:"
       },
       "refine": {
-        "user": "{prompt}\\n\\nThe draft of an answer:\\n{response}\\n\\n{feedback}\\n\\nCorrect it."
+        "user": "{prompt}\\n\\nAn answer:\\n{response}\\n\\n{feedback}\\n\\nImprove the answer."
       }
     }
 
@@ -202,7 +202,7 @@ class SelfRefine:
         return answers(self.prompts.refine, refine_key)
 
     def _takes(self, system: str) -> bool:
-        """Whether a step's system turn is one: if there is any, and a template doesn't refuse it."""
+        """Whether there is a system text, and a turn for it that no template refuses."""
         try:
             self._layout.policy_prompt(turns.of_turns((("system", system), ("user", "text"))))
         except ValueError:
@@ -251,7 +251,7 @@ def _step(name: str, value: Any) -> Step:
 
 
 def _fields(text: str) -> list[str]:
-    """Returns the fields of a text as they are written; a brace that opens or closes none is one."""
+    """Returns the fields of a text as they are written, braces included."""
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError:
