@@ -230,7 +230,6 @@ def test_improve_by_self_refine_asks_with_a_system_turn_and_an_opening(trained, 
     feedback, response = (vocabulary.decode(answer.tokens) for answer in sampled)
     user = f"Count to 3\nDraft: 1\n{feedback.strip()}!"
     assert asked[1] == vocabulary.encode_prompt(user) + vocabulary.encode("Better:")
-    print(list(map(len, asked)))
     line = json.loads((trained / "out.jsonl").read_text())
     assert line["responses"] == ["1", response.lstrip()] and len(line["gaps"]) == 1
     assert line["models"] == {"gap_model": "rm_gap@1", "policy": "sft_policy@1"}
