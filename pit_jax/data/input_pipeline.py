@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import os
 import sys
@@ -55,7 +56,6 @@ class InputPipeline:
         vocabulary: Vocabulary,
         lengths: Lengths,
         batching: BatchingConfig = BatchingConfig(),
-        reflection: bool = False,
     ):
         """Reads or generates the dataset.
 
@@ -64,7 +64,6 @@ class InputPipeline:
           vocabulary: what vocabularies.load returns.
           lengths: the windows.
           batching: packing and length buckets.
-          reflection: whether `sft_pit` learns to write the reflection first (Appendix K).
 
         Raises:
           UserError: if the dataset can't be read.
@@ -73,11 +72,11 @@ class InputPipeline:
         self.vocabulary = vocabulary
         self.lengths = lengths
         self.batching = batching
-        self._reflection = reflection
         self._layout = Layout(vocabulary)
         check = self._check if vocabulary.has_template else None
         if lengths.from_data:
-            self.lengths = windows.from_data(datasets.load(config, check=check), self._layout)
+            found = windows.from_data(datasets.load(config, check=check), self._layout)
+            self.lengths = dataclasses.replace(found, reflection=lengths.reflection)
         self._datasets = datasets.load(
             config, lambda example: bool(self._fitting_sizes(example)), check
         )
@@ -235,7 +234,7 @@ class InputPipeline:
 
     def _measure(self, e: Example) -> tuple[dict[str, int], int]:
         """The tokens of each field, and what preprocessors.mark_left_out would mark it with."""
-        target = e.reflection if self._reflection else None
+        target = e.reflection if self.lengths.reflection else None
         chosen, rejected = map(self.vocabulary.encode, (e.chosen, e.rejected))
         sizes = self._layout.sizes(e.prompt, chosen, rejected, target)
         return sizes, self.lengths.left_out(sizes, chosen == rejected)
@@ -313,7 +312,6 @@ class InputPipeline:
                 {each.name: sources.ExampleSource(each.splits) for each in self._datasets},
                 self.vocabulary,
                 self.lengths,
-                self._reflection,
             )
             if len(names) > 1:
                 tasks.register_mixtures(self.config.name, names, self._rates)
@@ -334,9 +332,7 @@ class InputPipeline:
             for _, examples in self._parts(split):
                 source = sources.ExampleSource({split: examples})
                 dataset = preprocessors.tokenize(source.get_dataset(split), self.vocabulary)
-                dataset = preprocessors.mark_left_out(
-                    dataset, self.vocabulary, self.lengths, self._reflection
-                )
+                dataset = preprocessors.mark_left_out(dataset, self.vocabulary, self.lengths)
                 dataset = preprocessors.count_tokens(dataset, self.vocabulary)
                 parts.append(tables.arrays(dataset))
             self._counts[split] = {
@@ -394,7 +390,7 @@ class InputPipeline:
         fold = _fold(task, split, fold)
         store = None
         if references != DATA_REFERENCES:
-            if task != "rl_pit":
+            if not task.startswith("rl_pit"):
                 raise ValueError(f"references: got {references!r} for {task}, expected rl_pit")
             store = ReferenceStore(references)
         key = (task, split, fold, store and store.fingerprint)

@@ -23,7 +23,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pit_jax.checked import checked
+from pit_jax.checked import at_least, checked
 from pit_jax.data.vocabularies.base import ASSISTANT, HUMAN, Vocabulary
 
 
@@ -35,19 +35,24 @@ class Lengths:
     Attributes:
       prompt: bound on the whole of `Human: {x}Assistant:`.
       reference: bound on y_ref.
-      response: bound on y with its EOS (and the reflection, where it is part of the target).
+      response: bound on y with its EOS.
+      reflection: bound on `{c}<<Improved>>`, which comes before y where a stage learns to reflect
+        first (Appendix K); with 0 none does, and reflections aren't looked at.
 
-    All three are 0 where the data is to give them; see data/windows.py.
+    The first three are 0 where the data is to give them; see data/windows.py.
     """
 
     prompt: int
     reference: int
     response: int
+    reflection: int = dataclasses.field(default=0, metadata={"variation": True})
 
     def __post_init__(self):
+        at_least(self, 0, "reflection")
         if not self.from_data and min(self.prompt, self.reference, self.response) < 1:
             raise ValueError(
-                f"Lengths: expected positive token counts, or 0 for all three, got {self}"
+                "Lengths: expected positive token counts, or 0 for prompt, reference and "
+                f"response, got {self}"
             )
 
     @property
@@ -67,7 +72,7 @@ class Lengths:
             "prompt": self.prompt,
             "chosen": self.longest_text,
             "rejected": self.longest_text,
-            "reflection": self.response,
+            "reflection": self.reflection,
             "reference": self.reference,
         }
 
@@ -102,8 +107,11 @@ class Widths:
       pit: width of `Layout.pit_prompt`.
       gap: width of `Layout.gap_prompt`.
       response: width of `Layout.response`.
+      reflected: width of `Layout.reflected_response`.
+      reference: width of a reference as R_P reads it, which is `Layout.response` of it.
       pair_row: width of R_P's training rows: x and both responses.
       gap_row: width of R_PIT's training rows: x, both references and four responses.
+      gap_pair_row: width of those with the two responses that the loss of two terms reads.
     """
 
     policy: int
@@ -111,8 +119,11 @@ class Widths:
     pit: int
     gap: int
     response: int
+    reflected: int
+    reference: int
     pair_row: int
     gap_row: int
+    gap_pair_row: int
 
 
 def widths(lengths: Lengths, space: int) -> Widths:
@@ -130,8 +141,11 @@ def widths(lengths: Lengths, space: int) -> Widths:
         pit=lengths.prompt + candidate,
         gap=lengths.prompt + candidate + space,
         response=lengths.response,
+        reflected=lengths.reflection + lengths.response,
+        reference=lengths.reference + 1,
         pair_row=sum(of_piece[block.piece] for block in PAIR_TREE),
         gap_row=sum(of_piece[block.piece] for block in GAP_TREE),
+        gap_pair_row=sum(of_piece[block.piece] for block in GAP_PAIR_TREE),
     )
 
 
@@ -220,7 +234,11 @@ class Layout:
 
         The paper doesn't say how c and y are told apart; no text looks like a control token.
         """
-        return self._join([self._ids(reflection), [self.control.improved], self.response(y)])
+        return self._join([self.reflection(reflection), self.response(y)])
+
+    def reflection(self, reflection):
+        """Builds `{c}<<Improved>>`, which comes before y in a reflected response."""
+        return self._join([self._ids(reflection), [self.control.improved]])
 
     def final_response(self, tokens: Sequence[int]) -> list[int]:
         """Returns what follows the last `<<Improved>>` of sampled ids: a reflected response's y."""
@@ -239,7 +257,7 @@ class Layout:
         Args:
           x: counted with what stands around it, as `policy_prompt`.
           chosen, rejected: counted without EOS.
-          reflection: counted with y_w, as `reflected_response`; None where no target holds it.
+          reflection: counted with its `<<Improved>>`; None where no target holds it.
           reference: a sampled one; None where there is none.
         """
         sizes = {
@@ -248,7 +266,7 @@ class Layout:
             "rejected": self._size(self._ids(rejected)),
         }
         if reflection is not None:
-            sizes["reflection"] = self._size(self.reflected_response(reflection, chosen))
+            sizes["reflection"] = self._size(self.reflection(reflection))
         if reference is not None:
             sizes["reference"] = self._size(self._ids(reference))
         return sizes
@@ -303,10 +321,21 @@ GAP_TREE: Tree = (
     Block("y_l after y_l", Layout.response, "rejected", 3, "ll"),
     Block("y_l after y_w", Layout.response, "rejected", 2, "lw"),
 )
-TREES = {"rm_policy": PAIR_TREE, "rm_gap": GAP_TREE}
+# Those that the loss of two terms reads, `losses.gap_loss`.
+GAP_PAIR_TREE: Tree = tuple(block for block in GAP_TREE if block.score not in ("ww", "ll"))
+TREES = {"rm_policy": PAIR_TREE, "rm_gap": GAP_TREE, "rm_gap_pair": GAP_PAIR_TREE}
 GAP_PAIRS = tuple(block.score for block in GAP_TREE if block.score)
 # The pairs of Eqs. 1 and 2, "greater, smaller"; r_ab is short for R_PIT(x, y_a, y_b).
 GAP_INEQUALITIES = (("wl", "ww"), ("wl", "ll"), ("wl", "lw"), ("ww", "lw"), ("ll", "lw"))
+
+# Task -> the (response, reference) that become less likely in it, M_PIT(y | x, y_ref) of 3.2; the
+# likely one, M_PIT(y_w | x, y_l), is in every task of M_PIT.
+UNLIKELY: dict[str, tuple[tuple[str, str], ...]] = {
+    "sft_pit_unlikely_lw": (("rejected", "chosen"),),
+    "sft_pit_unlikely_ll": (("rejected", "rejected"),),
+    "sft_pit_unlikely_ww": (("chosen", "chosen"),),
+}
+UNLIKELY["sft_pit_unlikely"] = tuple(pair for (pair,) in UNLIKELY.values())
 
 _RL = {"chosen": "response", "example_index": None}
 # Task -> feature -> name of its width in Widths; None for one number.
@@ -314,10 +343,20 @@ FEATURES: dict[str, dict[str, str | None]] = {
     "pretrain": {"inputs": "pit", "targets": "response"},
     "sft_policy": {"inputs": "policy", "targets": "response"},
     "sft_pit": {"inputs": "pit", "targets": "response"},
+    "sft_pit_reflection": {"inputs": "pit", "targets": "reflected"},
+    **{task: {"inputs": "pit", "targets": "response", "unlikely": None} for task in UNLIKELY},
     "rm_policy": {"tokens": "pair_row", "blocks": "pair_row"},
     "rm_gap": {"tokens": "gap_row", "blocks": "gap_row"},
+    "rm_gap_pair": {"tokens": "gap_pair_row", "blocks": "gap_pair_row"},
     "rl_policy": {"prompt": "policy", "reward_prompt": "reward", **_RL},
     "rl_pit": {"prompt": "pit", "reward_prompt": "gap", **_RL},
+    "rl_pit_difference": {
+        "prompt": "pit",
+        "reward_prompt": "reward",
+        "critic_prompt": "gap",
+        "reference": "reference",
+        **_RL,
+    },
 }
 
 # Task -> the fold of the train split that it learns from.
@@ -325,13 +364,22 @@ TASK_FOLDS = {
     "pretrain": "sft",
     "sft_policy": "sft",
     "sft_pit": "sft",
+    "sft_pit_reflection": "sft",
+    **dict.fromkeys(UNLIKELY, "sft"),
     "rm_policy": "rm",
     "rm_gap": "rm",
+    "rm_gap_pair": "rm",
     "rl_policy": "rl",
     "rl_pit": "rl",
+    "rl_pit_difference": "rl",
 }
 # Task -> the rows that it makes of an example, where they are several; one if y_ref is sampled.
-TASK_ROWS = {"pretrain": 4, "rl_pit": 2}
+TASK_ROWS = {
+    "pretrain": 4,
+    **{task: 1 + len(pairs) for task, pairs in UNLIKELY.items()},
+    "rl_pit": 2,
+    "rl_pit_difference": 2,
+}
 
 
 def feature_lengths(task: str, widths: Widths) -> dict[str, int]:

@@ -141,24 +141,31 @@ def sampling(rows: int, P: int, R: int, written: Any = None) -> tuple[Work, ...]
 
 
 def ppo_collect(
-    rows: int, P: int, Q: int, R: int, config: PPOConfig, written: Any = None
+    rows: int,
+    P: int,
+    Q: int,
+    R: int,
+    config: PPOConfig,
+    written: Any = None,
+    difference: bool = False,
 ) -> tuple[Work, ...]:
     """Lists the passes for a PPO step's episodes: sampling, two log-probabilities, values, scores.
 
     Args:
       rows: number of episodes.
       P: tokens of a prompt.
-      Q: tokens of a prompt in the reward model's layout.
+      Q: tokens of a prompt in the critic's layout, at least as many as in the reward model's.
       R: tokens of a response.
       config: PPO's settings.
       written: as for `sampling`.
+      difference: whether y_ref is scored too.
     """
     parts = config.parts
     return (
         *sampling(rows, P, R, written),
         Work(rows // parts, P + R, R, times=2 * parts),
         Work(rows // parts, Q + R, times=parts),
-        Work(rows, Q + R, times=2 if config.subtract_chosen else 1),
+        Work(rows, Q + R, times=1 + config.subtract_chosen + difference),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from pit_jax.checked import checked
-from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_TREE, PAIR_TREE
+from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_TREE, PAIR_TREE, Tree
 from pit_jax.method import losses
 from pit_jax.method.forward import tree_scores
 from pit_jax.models.attention import CausalRows
@@ -97,12 +97,19 @@ def reward(network: NetworkConfig, config: RewardConfig) -> Callable:
     return loss
 
 
-def gap_reward(network: NetworkConfig, config: RewardConfig) -> Callable:
-    """Makes Eq. 2 for R_PIT, with the accuracy of each inequality and the degeneration check."""
+def gap_reward(network: NetworkConfig, config: RewardConfig, tree: Tree = GAP_TREE) -> Callable:
+    """Makes Eq. 2 for R_PIT, with the accuracy of each inequality and the degeneration check.
+
+    Args:
+      network: network of the model.
+      config: how it is read and trained.
+      tree: the rows' blocks. Of GAP_PAIR_TREE there are the two scores that the loss of two terms
+        reads, and only what these tell is measured.
+    """
     model = ScalarModel(network)
 
     def loss(params, batch):
-        scores = tree_scores(model, params, batch, GAP_TREE, config.pooling)
+        scores = tree_scores(model, params, batch, tree, config.pooling)
         weight_B = _row_weight(batch)
         total, weight = losses.gap_loss(scores, weight_B, config.gap_loss)
         metrics = {
@@ -112,10 +119,12 @@ def gap_reward(network: NetworkConfig, config: RewardConfig) -> Callable:
             **_token_counts(batch["blocks"]),
         }
         for a, b in GAP_INEQUALITIES:
-            metrics[f"accuracy_{a}>{b}"] = (_count(scores[a] > scores[b], weight_B), weight)
+            if a in scores and b in scores:
+                metrics[f"accuracy_{a}>{b}"] = (_count(scores[a] > scores[b], weight_B), weight)
         for name, score_B in scores.items():
             metrics[f"mean_{name}"] = (jnp.sum(score_B * weight_B), weight)
-        metrics["reference_moves_score"] = losses.reference_moves_score(scores, weight_B)
+        if tree == GAP_TREE:
+            metrics["reference_moves_score"] = losses.reference_moves_score(scores, weight_B)
         stacked_NB = jnp.stack(list(scores.values()))
         return _centred(total, weight, stacked_NB, weight_B, config), metrics
 

@@ -124,7 +124,7 @@ class Experience(flax.struct.PyTreeNode):
 
     Attributes:
       prompt_BP: int32, the prompts that the actor saw.
-      critic_prompt_BQ: int32, these prompts in the reward model's layout (Q tokens).
+      critic_prompt_BQ: int32, these prompts in the critic's layout (Q tokens).
       response_BR: int32 tokens, EOS included.
       mask_BR: float32, 1 on real tokens.
       log_probs_BR: float32, log-probabilities of the tokens under the actor that sampled them.

@@ -55,6 +55,8 @@ class Environment:
       pooling: how the reward model's score is read.
       anchor: the reward model's score that counts as 0: its losses leave that open, so a constant
         added to the model adds to both and changes nothing.
+      difference: whether the reward model scores a response by itself and the gap is its score
+        less that of y_ref (Appendix C); then no anchor is needed.
       allowed_V: bool, ids that may be sampled; None allows all.
       ends: the ids that end a response; the reward model reads each as EOS, which it has learned.
     """
@@ -62,6 +64,7 @@ class Environment:
     response_length: int
     pooling: str
     anchor: float = 0.0
+    difference: bool = False
     allowed_V: np.ndarray | None = None
     ends: tuple[int, ...] = (EOS_ID,)
 
@@ -161,9 +164,16 @@ def make_collect(
             reward_model, frozen["reward"], prompt_BQ, response_BR, mask_BR, pooling
         )
 
+    def reference_score(frozen, batch):
+        if not environment.difference:
+            return 0.0
+        reference_BF = batch["reference_tokens"]
+        return score(frozen, batch, reference_BF, reference_BF != PAD_ID)
+
     def collect(state: RLState, frozen, batch, key):
         params = state.train.params
-        prompt_BP, reward_prompt_BQ = batch["prompt_tokens"], batch["reward_prompt_tokens"]
+        prompt_BP = batch["prompt_tokens"]
+        critic_prompt_BQ = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
         B, P = prompt_BP.shape
         generation = generate(
             actor,
@@ -176,18 +186,19 @@ def make_collect(
             environment.ends,
         )
         response_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
-        bare = Experience(prompt_BP, reward_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
+        bare = Experience(prompt_BP, critic_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
         log_probs_BR, _ = in_parts(lambda part: log_probs(params["actor"], part), bare, config)
         values_BR = in_parts(lambda part: values(params["critic"], part), bare, config)
         reference = frozen["reference"]
         ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
 
         ends_BR = is_end(response_BR, environment.ends) & generation.mask_BR
-        raw_B = score(frozen, batch, jnp.where(ends_BR, EOS_ID, response_BR), mask_BR)
-        zero_B = jnp.full(B, environment.anchor)
+        reference_B = reference_score(frozen, batch)
+        raw_B = score(frozen, batch, jnp.where(ends_BR, EOS_ID, response_BR), mask_BR) - reference_B
+        zero_B = jnp.full(B, 0.0 if environment.difference else environment.anchor)
         if config.subtract_chosen:
             chosen_BR = batch["chosen_tokens"]
-            zero_B = score(frozen, batch, chosen_BR, chosen_BR != PAD_ID)
+            zero_B = score(frozen, batch, chosen_BR, chosen_BR != PAD_ID) - reference_B
         ended_B = jnp.any(ends_BR, axis=1)
         scores_B, moments = shape_scores(raw_B - zero_B, ended_B, state.moments, config)
         k1_BR, k3_BR = ppo.kl_estimates(log_probs_BR, ref_log_probs_BR)
@@ -216,8 +227,9 @@ def make_collect(
         }
         # Decoding ends with the longest response.
         written = jnp.sum(jnp.any(generation.mask_BR, axis=0).astype(jnp.float32))
-        shape = B, P, reward_prompt_BQ.shape[1], environment.response_length, config
-        works = flops.ppo_collect(*shape, written), flops.ppo_update(*shape)
+        shape = B, P, critic_prompt_BQ.shape[1], environment.response_length, config
+        collecting = flops.ppo_collect(*shape, written, environment.difference)
+        works = collecting, flops.ppo_update(*shape)
         metrics["model_flops"] = (sum(flops.total(work, network) for work in works), 1.0)
         return experience, beta, moments, metrics, generation
 

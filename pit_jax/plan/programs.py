@@ -80,7 +80,7 @@ def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
 def _supervised(
     config: RunConfig, stage: SupervisedStage | RewardStage, partitioner: Partitioner
 ) -> Iterator[Program]:
-    network, lengths = config.network, _lengths(config, stage.task)
+    network, lengths = config.network, _lengths(config, stages.rows_of(stage))
     state: Any = stages.abstract_state(stage, network, partitioner)
     loss = stages.objective(stage, network)
     B = stage.batch_size
@@ -89,7 +89,7 @@ def _supervised(
         batch: dict[str, Any] = dict.fromkeys(lengths, ((B, width), jnp.int32))
         logits = 0
     else:
-        width = config.batching.packed_length or sum(lengths.values())
+        width = config.batching.packed_length or lengths["inputs"] + lengths["targets"]
         names = ("target_tokens", "input_tokens", "segment_ids", "positions")
         batch = {f"decoder_{name}": ((B, width), jnp.int32) for name in names}
         batch["decoder_loss_weights"] = ((B, width), jnp.float32)
@@ -111,11 +111,13 @@ def _supervised(
     )
     if isinstance(stage, RewardStage):
         evaluations = stage.steps // stage.loop.eval_every if stage.loop.eval_every else 1
-        weighted = abstract | _batch({"weight": ((B,), jnp.float32)}, partitioner)
+        lengths = _lengths(config, stage.task)
+        batch = dict.fromkeys(lengths, ((B, width := lengths["tokens"]), jnp.int32))
+        weighted = _batch(batch | {"weight": ((B,), jnp.float32)}, partitioner)
         yield Program(
             "evaluation",
             stage.name,
-            partitioner.jit(loss),
+            partitioner.jit(stages.held_out_objective(stage, network)),
             (state.params, weighted),
             {"parameters": state.params},
             {"optimizer": state.opt_state},
@@ -127,8 +129,8 @@ def _supervised(
 
 def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator[Program]:
     network, lengths = config.network, _lengths(config, stage.task)
-    B, P, Q = stage.batch_size, lengths["prompt"], lengths["reward_prompt"]
-    R = lengths["chosen"]
+    B, P, R = stage.batch_size, lengths["prompt"], lengths["chosen"]
+    Q = lengths.get("critic_prompt", lengths["reward_prompt"])
     models = {
         "reference": stages.abstract_frozen(
             stages.init_language_model(network), network, partitioner
@@ -141,14 +143,15 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
     if any(round_.is_sampled for round_ in stage.rounds):
         yield from _sampling(config, stage, models, resident | waiting, partitioner)
     collect, update = ppo_step.make_programs(
-        network, stage.ppo, ppo_step.Environment(R, "last"), partitioner
+        network,
+        stage.ppo,
+        ppo_step.Environment(R, "last", difference=stage.task == "rl_pit_difference"),
+        partitioner,
     )
     batch = _batch(
         {
-            "prompt_tokens": ((B, P), jnp.int32),
-            "reward_prompt_tokens": ((B, Q), jnp.int32),
-            "chosen_tokens": ((B, R), jnp.int32),
-            "example_index": ((B, 1), jnp.int32),
+            name if name == "example_index" else f"{name}_tokens": ((B, width), jnp.int32)
+            for name, width in lengths.items()
         },
         partitioner,
     )
@@ -161,7 +164,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         (state, models, batch, key),
         resident | {"frozen models": models},
         {},
-        flops.ppo_collect(B, P, Q, R, stage.ppo),
+        flops.ppo_collect(B, P, Q, R, stage.ppo, difference="reference" in lengths),
         B * (P + R),
         steps,
     )

@@ -19,7 +19,7 @@ from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.layouts import TREES
 from pit_jax.data.vocabularies.base import PAD_ID, Vocabulary
 from pit_jax.errors import UserError
-from pit_jax.run.stages import RL_TASKS, Stage
+from pit_jax.run.stages import RL_TASKS, Stage, rows_of
 
 _QUANTILES = (0, 10, 50, 90, 99, 100)
 _BINS = 12
@@ -50,16 +50,17 @@ def gather(data: InputPipeline, stages: Sequence[Stage], num_examples: int = 0) 
     }
     seen = set()
     for stage in stages:
-        if (stage.task, stage.batch_size) in seen:
+        task = rows_of(stage)
+        if (task, stage.batch_size) in seen:
             continue
-        seen.add((stage.task, stage.batch_size))
-        row: dict[str, Any] = {"task": stage.task, "batch_size": stage.batch_size}
+        seen.add((task, stage.batch_size))
+        row: dict[str, Any] = {"task": task, "batch_size": stage.batch_size}
         try:
-            row |= data.padding(stage.task, stage.batch_size)
+            row |= data.padding(task, stage.batch_size)
         except UserError as error:
             row["error"] = str(error).partition(";")[0]
         found["batches"].append(row)
-    for task in dict.fromkeys(stage.task for stage in stages):
+    for task in dict.fromkeys(map(rows_of, stages)):
         found["rows"] += itertools.islice(_rows(data, task), num_examples)
     return found
 
@@ -114,8 +115,9 @@ def _rows(data: InputPipeline, task: str) -> Iterator[dict[str, Any]]:
 def _groups(task: str, row: Batch) -> Iterator[tuple[str, bool, list[int]]]:
     """(what, whether the loss or the score is on it, tokens) of the parts of a row, in order."""
     if task in RL_TASKS:
-        for name in ("prompt_tokens", "reward_prompt_tokens", "chosen_tokens"):
-            yield name.removesuffix("_tokens"), False, row[name][row[name] != PAD_ID].tolist()
+        for name, tokens in row.items():
+            if name.endswith("_tokens"):
+                yield name.removesuffix("_tokens"), False, tokens[tokens != PAD_ID].tolist()
         return
     if task in TREES:
         for number, block in enumerate(TREES[task], 1):
@@ -123,14 +125,16 @@ def _groups(task: str, row: Batch) -> Iterator[tuple[str, bool, list[int]]]:
             yield block.label, bool(block.score), tokens
         return
     # A weight is of the prediction of the next column: a token's own is that of the one before.
-    weights = np.roll(row["decoder_loss_weights"] > 0, 1)
-    segments, tokens = row["decoder_segment_ids"], row["decoder_input_tokens"]
-    keys = zip(segments.tolist(), weights.tolist(), tokens.tolist(), strict=True)
+    weights = np.roll(np.sign(row["decoder_loss_weights"]), 1)
+    segments = row["decoder_segment_ids"]
+    columns = (segments, weights, row["decoder_input_tokens"])
+    keys = zip(*(column.tolist() for column in columns), strict=True)
     several = int(segments.max(initial=0)) > 1
     for (segment, loss), group in itertools.groupby(keys, key=lambda key: key[:2]):
         if segment:
-            name = "learnt" if loss else "read"
-            yield f"{segment} {name}" if several else name, loss, [token for *_, token in group]
+            name = {0: "read", 1: "learnt", -1: "unlearnt"}[loss]
+            found = [token for *_, token in group]
+            yield f"{segment} {name}" if several else name, loss != 0, found
 
 
 def piece(vocabulary: Vocabulary, token: int) -> str:

@@ -9,6 +9,7 @@ from etils import epath
 
 from pit_jax import files
 from pit_jax.data.datasets import MixtureConfig
+from pit_jax.data.layouts import TASK_FOLDS, UNLIKELY
 from pit_jax.errors import UserError
 from pit_jax.run import directory as run_directory
 from pit_jax.run import stages
@@ -19,8 +20,8 @@ from pit_jax.runtime.checkpoints import Checkpoints
 
 # Tasks whose models can stand in a role. A warm-up has learned the layouts of both models.
 POLICY_TASKS = ("pretrain", "sft_policy", "rl_policy")
-PIT_TASKS = ("pretrain", "sft_pit", "rl_pit")
-LANGUAGE_TASKS = (*dict.fromkeys(POLICY_TASKS + PIT_TASKS),)
+PIT_TASKS = ("pretrain", "sft_pit", *UNLIKELY, *stages.PIT_RL)
+LANGUAGE_TASKS = (*dict.fromkeys(POLICY_TASKS + PIT_TASKS), "sft_pit_reflection")
 
 
 def check(run: Run, name: str) -> None:
@@ -112,9 +113,10 @@ def _check_rows(run: Run, stage: Stage) -> None:
 
 def _check_data(run: Run, stage: Stage) -> None:
     """Refuses a stage whose fold doesn't fill a batch, or that has nothing to be evaluated on."""
+    task = stages.rows_of(stage)
     rounds = stage.rounds if isinstance(stage, RLStage) else ()
     for sampled in {round_.is_sampled for round_ in rounds if round_.steps} or {False}:
-        bounds = run.data.row_bounds(stage.task, "train", stage.batch_size, sampled=sampled)
+        bounds = run.data.row_bounds(task, "train", stage.batch_size, sampled=sampled)
         rows = sum(most for _, most in bounds.values())
         if rows < stage.batch_size:
             raise UserError(
@@ -126,11 +128,29 @@ def _check_data(run: Run, stage: Stage) -> None:
         if empty and isinstance(mixture, MixtureConfig) and mixture.rates:
             why = f"the mixture draws from {empty[0]}, which has no rows"
             raise UserError(f"stage {stage.name}: {why}")
-    packed, widths = run.data.batching.packed_length, run.data.feature_lengths(stage.task)
-    if "inputs" in widths and 0 < packed < sum(widths.values()):
-        run.data.num_rows(stage.task, "train")  # refuses rows for a longer example
+    packed, widths = run.data.batching.packed_length, run.data.feature_lengths(task)
+    if "inputs" in widths and 0 < packed < widths["inputs"] + widths["targets"]:
+        run.data.num_rows(task, "train")  # refuses rows for a longer example
+    if task == "sft_pit_reflection":
+        _check_reflections(run, stage)
     if isinstance(stage, RewardStage):
         check_split(run, "dev", f"stage {stage.name}: it is evaluated on")
+
+
+def _check_reflections(run: Run, stage: Stage) -> None:
+    """Refuses to learn reflections without a window for them, or from examples that have none."""
+    if not run.config.lengths.reflection:
+        raise UserError(
+            f"stage {stage.name}: got Lengths.reflection=0, expected the most tokens of a "
+            "reflection and <<Improved>>"
+        )
+    examples = run.data.examples("train", TASK_FOLDS[stage.task])
+    without = sum(not example.reflection for example in examples)
+    if without:
+        raise UserError(
+            f"stage {stage.name}: {without} of the {len(examples)} examples that it learns from "
+            "have no reflection, expected one in each"
+        )
 
 
 def check_split(run: Run, split: str, why: str) -> None:

@@ -13,7 +13,7 @@ from pit_jax.run import hugging_face, stages
 from pit_jax.run.run import Run
 from pit_jax.runtime import processes
 
-_PIT_TASKS = ("sft_pit", "rl_pit", "rm_gap")
+_PIT_TASKS = (*stages.PIT_SUPERVISED, *stages.PIT_RL, "rm_gap")
 
 
 def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") -> str:
@@ -94,11 +94,17 @@ def _card(
     what = {
         "pretrain": "a language model",
         "sft_policy": "a policy M_P after supervised fine-tuning, which answers a prompt",
-        "sft_pit": "an improver M_PIT after supervised fine-tuning, which makes a better response "
-        "of a prompt and a response",
+        **dict.fromkeys(
+            stages.PIT_SUPERVISED,
+            "an improver M_PIT after supervised fine-tuning, which makes a better response of a "
+            "prompt and a response",
+        ),
         "rl_policy": "a policy M_P after reinforcement learning, which answers a prompt",
-        "rl_pit": "an improver M_PIT after curriculum reinforcement learning, which makes a better "
-        "response of a prompt and a response",
+        **dict.fromkeys(
+            stages.PIT_RL,
+            "an improver M_PIT after curriculum reinforcement learning, which makes a better "
+            "response of a prompt and a response",
+        ),
         "rm_policy": "a reward model R_P, which scores a response to a prompt",
         "rm_gap": "a gap reward model R_PIT, which scores how much better one response is than "
         "another",

@@ -93,6 +93,7 @@ class Run:
         self.finds_windows = config.lengths.from_data
         if self.finds_windows:
             lengths = run_directory.lengths(self.directory) or self.data.lengths
+            lengths = dataclasses.replace(lengths, reflection=config.lengths.reflection)
             self.config = config = dataclasses.replace(config, lengths=lengths)
         window = self.layout.widths(config.lengths).response
         self.self_refine = self_refine.SelfRefine(prompts, self.layout, window)

@@ -24,13 +24,9 @@ from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import OnHost
 
 _SHOWN = {
-    "pretrain": ("loss", "token_accuracy"),
-    "sft_policy": ("loss", "token_accuracy"),
-    "sft_pit": ("loss", "token_accuracy"),
-    "rm_policy": ("loss", "accuracy", "held_out_accuracy"),
-    "rm_gap": ("loss", "accuracy", "held_out_accuracy"),
-    "rl_policy": ("score", "kl", "eos_rate"),
-    "rl_pit": ("score", "kl", "eos_rate"),
+    SupervisedStage: ("loss", "token_accuracy"),
+    RewardStage: ("loss", "accuracy", "held_out_accuracy"),
+    RLStage: ("score", "kl", "eos_rate"),
 }
 
 
@@ -114,7 +110,7 @@ def _train_supervised(
     step = supervised_step.make_step(loss, partitioner, stage.microbatches)
     held_out = None
     if isinstance(stage, RewardStage):
-        jitted = partitioner.jit(loss)
+        jitted = partitioner.jit(stages.held_out_objective(stage, network))
 
         def held_out(state):
             batches = held_out_batches(run, stage, "dev", stage.held_out)
@@ -147,6 +143,7 @@ def make_ppo_step(run: Run, stage: RLStage) -> Callable:
             run.layout.widths(run.config.lengths).response,
             run.pooling(stage.reward_model),
             run.anchor(stage.reward_model),
+            stage.task == "rl_pit_difference",
             run.vocabulary.sampled_ids(run.config.network.vocab_size),
             run.vocabulary.ends,
         ),
@@ -229,7 +226,7 @@ def train_batches(
       references: directory of the round's reference store, or DATA_REFERENCES.
     """
     return run.data.batches(
-        stage.task,
+        stages.rows_of(stage),
         "train",
         stage.batch_size,
         seed=zlib.crc32(f"{run.config.seed} {stage.name} {round_number}".encode()),
@@ -254,7 +251,7 @@ def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:
         return metrics_lib.MetricWriter()
     writers: list[metrics_lib.Writer] = [
         metrics_lib.JsonlWriter(folder / "metrics.jsonl", resume_step=step),
-        metrics_lib.Console(stage.name, stage.steps, (*_SHOWN[stage.task], "mfu"), step),
+        metrics_lib.Console(stage.name, stage.steps, (*_SHOWN[type(stage)], "mfu"), step),
     ]
     if run.config.tensorboard:
         writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))

@@ -1,8 +1,15 @@
 """Defines the kinds of stages: their configuration, their objective, the state they start from.
 
 The tasks are those of Algorithm 1: `sft_policy`, `sft_pit`, `rm_policy`, `rm_gap`, `rl_policy` and
-`rl_pit`; and `pretrain`, a short language-model warm-up in place of a pre-trained model. A run may
-hold several stages of one task under different names, as ablations do.
+`rl_pit`; and `pretrain`, a short language-model warm-up in place of a pre-trained model. The
+paper's variations of M_PIT are tasks too:
+
+    sft_pit_reflection   learns to write a reflection before the response (Appendix K)
+    sft_pit_unlikely…    also makes M_PIT(y_l | x, y_w), (y_l | x, y_l) and (y_w | x, y_w) less
+                         likely (3.2), or one of them alone: …_lw, …_ll, …_ww
+    rl_pit_difference    takes R_P(x, y) − R_P(x, y_ref) for the gap (Appendix C)
+
+A run may hold several stages of one task under different names, as ablations do.
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from pit_jax.checked import UserPath, at_least, checked
-from pit_jax.data.layouts import TREES
+from pit_jax.data.layouts import TREES, UNLIKELY
 from pit_jax.errors import UserError
 from pit_jax.method import objectives
 from pit_jax.method.curriculum import Round
@@ -32,11 +39,13 @@ from pit_jax.runtime.loop import LoopConfig
 from pit_jax.runtime.partitioning import Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 
-SUPERVISED_TASKS = ("pretrain", "sft_policy", "sft_pit")
-REWARD_TASKS = tuple(TREES)
-RL_TASKS = ("rl_policy", "rl_pit")
-# The task of the reward model that a PPO task learns from.
-REWARD_TASK_OF = {"rl_policy": "rm_policy", "rl_pit": "rm_gap"}
+PIT_SUPERVISED = ("sft_pit", "sft_pit_reflection", *UNLIKELY)
+SUPERVISED_TASKS = ("pretrain", "sft_policy", *PIT_SUPERVISED)
+REWARD_TASKS = ("rm_policy", "rm_gap")
+# PPO task -> the task of the reward model that it learns from.
+REWARD_TASK_OF = {"rl_policy": "rm_policy", "rl_pit": "rm_gap", "rl_pit_difference": "rm_policy"}
+RL_TASKS = tuple(REWARD_TASK_OF)
+PIT_RL = ("rl_pit", "rl_pit_difference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +153,7 @@ class RLStage:
             if (round_.source == "none") != (self.task == "rl_policy"):
                 raise ValueError(
                     f"stage {self.name}: got a round of source {round_.source!r}; rl_policy takes "
-                    "'none', rl_pit any other"
+                    "'none', rl_pit and rl_pit_difference any other"
                 )
         what = "minibatches x microbatches"
         _check_steps(self.name, self.steps, self.batch_size, self.ppo.parts, what)
@@ -162,6 +171,17 @@ class RLStage:
 
 
 Stage = SupervisedStage | RewardStage | RLStage
+
+
+def rows_of(stage: Stage) -> str:
+    """Returns the data layer's task of a stage's training rows, a key of layouts.FEATURES.
+
+    It is the stage's own, but where a gap model's loss reads two of its four scores: there are no
+    rows for those that aren't read.
+    """
+    if isinstance(stage, RewardStage) and stage.task == "rm_gap":
+        return "rm_gap_pair" if stage.reward.gap_loss == "two_term" else "rm_gap"
+    return stage.task
 
 
 def _check_task(name: str, task: str, choices: tuple[str, ...]) -> None:
@@ -197,11 +217,19 @@ def check_mesh(stage: Stage, network: NetworkConfig, partitioner: Partitioner) -
 
 
 def objective(stage: SupervisedStage | RewardStage, network: NetworkConfig) -> Callable:
-    """Returns the loss that a stage minimises, a function of objectives.py."""
+    """Returns the loss that a stage minimises on its rows, a function of objectives.py."""
     if isinstance(stage, SupervisedStage):
-        return objectives.supervised(network)
-    row = {"rm_policy": objectives.reward, "rm_gap": objectives.gap_reward}[stage.task]
-    return row(network, stage.reward)
+        return objectives.supervised(network, stage.task in UNLIKELY)
+    if stage.task == "rm_policy":
+        return objectives.reward(network, stage.reward)
+    return objectives.gap_reward(network, stage.reward, TREES[rows_of(stage)])
+
+
+def held_out_objective(stage: RewardStage, network: NetworkConfig) -> Callable:
+    """Returns the same with all metrics, on held-out rows of the stage's own task."""
+    if stage.task == "rm_policy":
+        return objectives.reward(network, stage.reward)
+    return objectives.gap_reward(network, stage.reward)
 
 
 def init_language_model(network: NetworkConfig) -> Callable[[jax.Array], Any]:

@@ -14,7 +14,7 @@ from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.data.synthetic import drafts
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
-from tests.tree_rows import gap_row, pair_row
+from tests.tree_rows import gap_row, pair_row, tree_row
 
 LENGTHS = Lengths(prompt=12, reference=14, response=15)
 WORDS = load("words:drafts")
@@ -26,10 +26,17 @@ FOLD_OF_STAGE = {
     "pretrain": "sft",
     "sft_policy": "sft",
     "sft_pit": "sft",
+    "sft_pit_reflection": "sft",
+    "sft_pit_unlikely_lw": "sft",
+    "sft_pit_unlikely_ll": "sft",
+    "sft_pit_unlikely_ww": "sft",
+    "sft_pit_unlikely": "sft",
     "rm_policy": "rm",
     "rm_gap": "rm",
+    "rm_gap_pair": "rm",
     "rl_policy": "rl",
     "rl_pit": "rl",
+    "rl_pit_difference": "rl",
 }
 
 
@@ -112,6 +119,71 @@ def test_every_stage_holds_its_layouts(pipeline):
         assert rows["example_index"][k] == e.index
         assert unpadded(rows["prompt_tokens"][k]) == layout.pit_prompt(e.prompt, y)
         assert unpadded(rows["reward_prompt_tokens"][k]) == layout.gap_prompt(e.prompt, y)
+
+
+@pytest.mark.parametrize(
+    ("task", "unlikely"),
+    [
+        ("sft_pit_unlikely_lw", [("rejected", "chosen")]),
+        ("sft_pit_unlikely_ll", [("rejected", "rejected")]),
+        ("sft_pit_unlikely_ww", [("chosen", "chosen")]),
+        (
+            "sft_pit_unlikely",
+            [("rejected", "chosen"), ("rejected", "rejected"), ("chosen", "chosen")],
+        ),
+    ],
+)
+@pytest.mark.parametrize("packed_length", [0, 96])
+def test_unlikely_responses_follow_the_likely_one(task, unlikely, packed_length):
+    data = InputPipeline(CONFIG, WORDS, LENGTHS, BatchingConfig(packed_length=packed_length))
+    layout, found = Layout(WORDS), []
+    rows = whole(data, task)
+    for tokens, segments, weights in zip(
+        rows["decoder_input_tokens"],
+        rows["decoder_segment_ids"],
+        rows["decoder_loss_weights"],
+        strict=True,
+    ):
+        for segment in range(1, segments.max() + 1):
+            here = segments == segment
+            found.append((tokens[here].tolist(), weights[here].tolist()))
+    expected = []
+    for e in data.examples("train", "sft"):
+        signs = [1.0] + [-1.0] * len(unlikely)
+        for (y, reference), sign in zip([("chosen", "rejected"), *unlikely], signs, strict=True):
+            prompt = layout.pit_prompt(e.prompt, getattr(e, reference))
+            target = layout.response(getattr(e, y))
+            weights = [0.0] * (len(prompt) - 1) + [sign] * len(target) + [0.0]
+            expected.append((prompt + target, weights))
+    if packed_length:  # packing may change the order
+        found, expected = sorted(found), sorted(expected)
+    assert found == expected
+
+
+def test_the_loss_of_two_terms_has_rows_for_what_it_reads(pipeline):
+    layout, rows = Layout(WORDS), whole(pipeline, "rm_gap_pair")
+    for k, e in enumerate(pipeline.examples("train", "rm")):
+        context = layout.policy_prompt(e.prompt)
+        references = [
+            layout.gap_prompt(e.prompt, y)[len(context) :] for y in (e.chosen, e.rejected)
+        ]
+        responses = [layout.response(e.chosen), layout.response(e.rejected)]
+        tokens, blocks = tree_row(context, *references, *responses)
+        assert (unpadded(rows["tokens"][k]), unpadded(rows["blocks"][k])) == (tokens, blocks)
+    assert pipeline.feature_lengths("rm_gap_pair")["tokens"] == 12 + 2 * 16 + 2 * 15
+    assert pipeline.feature_lengths("rm_gap")["tokens"] == 12 + 2 * 16 + 4 * 15
+
+
+def test_a_gap_as_a_difference_has_both_prompts_and_the_reference(pipeline):
+    layout, rows = Layout(WORDS), whole(pipeline, "rl_pit_difference")
+    plain = whole(pipeline, "rl_pit")
+    for name in ("prompt_tokens", "chosen_tokens", "example_index"):
+        np.testing.assert_array_equal(rows[name], plain[name])
+    np.testing.assert_array_equal(rows["critic_prompt_tokens"], plain["reward_prompt_tokens"])
+    references = itertools.product(pipeline.examples("train", "rl"), ("rejected", "chosen"))
+    for k, (e, name) in enumerate(references):
+        assert unpadded(rows["reward_prompt_tokens"][k]) == layout.reward_prompt(e.prompt)
+        assert unpadded(rows["reference_tokens"][k]) == layout.response(getattr(e, name))
 
 
 def test_pretrain_reads_each_response_alone_and_after_the_other(pipeline):
@@ -296,25 +368,23 @@ def test_a_mixture_is_in_the_registry(mixture):
     assert rates == {"preferences_rm_gap": 3.0, "preferences_2_rm_gap": 1.0}
 
 
-def test_reflection_is_part_of_the_target_and_of_the_window(pipeline):
+def test_reflection_is_part_of_the_target_and_has_its_window(pipeline):
     layout = Layout(WORDS)
-    # <<Improved>>, a sheet of 12 or 14 words and EOS: with a reflection of 3 words 17 or 19 tokens,
-    # with one of 5 words 19 or 21, with one of 7 words more.
-    lengths = Lengths(prompt=12, reference=14, response=19)
-    reflecting = InputPipeline(CONFIG, WORDS, lengths, reflection=True)
-    rows = whole(reflecting, "sft_pit")
+    # Reflections have 3, 5 or 7 words, and <<Improved>>.
+    lengths = Lengths(prompt=12, reference=14, response=19, reflection=6)
+    reflecting = InputPipeline(CONFIG, WORDS, lengths)
+    rows = whole(reflecting, "sft_pit_reflection")
+    assert rows["decoder_input_tokens"].shape[1] == 12 + 14 + 2 + 6 + 19
     examples = reflecting.examples("train", "sft")
     for inputs, targets, weights, e in zip(*sft_columns(rows), examples, strict=True):
         target = layout.reflected_response(e.reflection, e.chosen)
         assert unpadded(inputs) == layout.pit_prompt(e.prompt, e.rejected) + target
         assert targets[weights > 0].tolist() == target
-    longest = {5: 5, 6: 3}  # steps of the prompt -> words of a reflection that still fits
     everything = pipeline.examples("train", "sft")
-    fitting = [
-        e for e in everything if len(e.reflection.split()) <= longest[len(e.prompt.split()) - 3]
-    ]
-    assert examples == fitting
-    assert len({len(layout.reflected_response(e.reflection, e.chosen)) for e in examples}) == 2
+    assert examples == [e for e in everything if len(e.reflection.split()) <= 5]
+    assert {len(e.reflection.split()) for e in examples} == {3, 5}
+    # Without a window for reflections nobody looks at them.
+    assert everything == InputPipeline(CONFIG, WORDS, pipeline.lengths).examples("train", "sft")
     assert reflecting.report()["dropped"]["reflection too long"] > 0
 
 
@@ -353,11 +423,11 @@ def test_report_counts_every_pair_once(tmp_path):
     assert sorted(example.group for example in kept) == [f"{i:02d}y" for i in range(10)]
 
 
-@pytest.mark.parametrize("reflection", [False, True])
+@pytest.mark.parametrize("reflection", [0, 6])
 def test_what_is_left_out_is_what_tokenizing_leaves_out(reflection):
     """Counted without TensorFlow, as seqio's preprocessors mark it."""
-    lengths = Lengths(prompt=11, reference=13, response=19)
-    pipeline = InputPipeline(CONFIG, WORDS, lengths, reflection=reflection)
+    lengths = Lengths(prompt=11, reference=13, response=19, reflection=reflection)
+    pipeline = InputPipeline(CONFIG, WORDS, lengths)
     for split in ("train", "dev", "test"):
         marks = pipeline.token_counts(split)["left_out"]
         np.testing.assert_array_equal(pipeline._left_out(split), marks)

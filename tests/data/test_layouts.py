@@ -102,14 +102,15 @@ def test_the_response_after_a_reflection_is_found(reflection, y):
     [
         ({"prompt": 3}, {"prompt"}),
         ({"reference": 1}, {"chosen", "rejected", "reference"}),  # y_w may be a reference too
-        ({"response": 2}, {"chosen", "rejected", "reflection"}),
+        ({"response": 2}, {"chosen", "rejected"}),
+        ({"reflection": 1}, {"reflection"}),
     ],
 )
 def test_each_window_bounds_its_own_fields(fewer, too_long):
-    """Of pieces of 4, 2, 2, 5 and 2 tokens, with what stands around them."""
-    layout, lengths = Layout(WORDS), Lengths(prompt=4, reference=2, response=5)
+    """Of pieces of 4, 2, 2, 2 and 2 tokens, with what stands around them."""
+    layout, lengths = Layout(WORDS), Lengths(prompt=4, reference=2, response=3, reflection=2)
     pieces = ("a b", "a a", "b b", "a", "a b")
-    assert list(layout.sizes(*pieces).values()) == [4, 2, 2, 5, 2]
+    assert list(layout.sizes(*pieces).values()) == [4, 2, 2, 2, 2]
     assert not any(layout.too_long(lengths, *pieces).values())
     found = layout.too_long(dataclasses.replace(lengths, **fewer), *pieces)
     assert {name for name, over in found.items() if over} == too_long

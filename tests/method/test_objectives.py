@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from pit_jax.data.layouts import GAP_PAIR_TREE, GAP_TREE
 from pit_jax.method import objectives
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from tests import reference
 from tests.tiny_models import TINY, random_params
-from tests.tree_rows import GAP_ORDER, gap_row, pair_row, tree_batch
+from tests.tree_rows import GAP_ORDER, gap_row, pair_row, tree_batch, tree_row
 
 CLOSE = {"rtol": 3e-5, "atol": 3e-5}
 SCALAR_PARAMS = random_params(ScalarModel(TINY), seed=2)
@@ -237,6 +238,32 @@ def test_ablations_of_the_gap_loss_are_selected(kind):
     else:
         expected = ((wl - 1) ** 2 + (ww - 0.5) ** 2 + (ll - 0.5) ** 2 + lw**2).sum() / 4
     np.testing.assert_allclose(loss, expected, **CLOSE)
+
+
+def test_two_terms_need_two_of_the_four_scores():
+    """On rows without the others: the same loss and gradients, and metrics of what there is."""
+    config = objectives.RewardConfig(gap_loss="two_term")
+    pieces = zip(PROMPTS, references(CHOSEN), references(REJECTED), CHOSEN, REJECTED, strict=True)
+    fewer = tree_batch([tree_row(*row) for row in pieces], 18)
+
+    def found(tree, batch):
+        def loss(params):
+            (total, weight), metrics = objectives.gap_reward(TINY, config, tree)(params, batch)
+            return total, (weight, metrics)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(SCALAR_PARAMS)
+
+    (loss, (weight, metrics)), gradients = found(GAP_TREE, gap_batch())
+    (loss_2, (weight_2, metrics_2)), gradients_2 = found(GAP_PAIR_TREE, fewer)
+    np.testing.assert_allclose(loss_2, loss, **CLOSE)
+    assert float(weight_2) == float(weight) == 4
+    for one, two in zip(*map(jax.tree.leaves, (gradients, gradients_2)), strict=True):
+        np.testing.assert_allclose(one, two, **CLOSE)
+    assert set(metrics) - set(metrics_2) == {
+        *("accuracy_wl>ww", "accuracy_wl>ll", "accuracy_ww>lw", "accuracy_ll>lw"),
+        *("mean_ww", "mean_ll", "reference_moves_score"),
+    }
+    assert mean(metrics_2["accuracy"]) == mean(metrics["accuracy"])
 
 
 @pytest.mark.parametrize(

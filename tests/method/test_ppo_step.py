@@ -174,6 +174,37 @@ def test_rewards_are_the_shaped_score_and_the_kl_penalty(episodes, frozen):
     assert float(moments.count) == ended.sum() and float(beta) == np.float32(CONFIG.beta)
 
 
+@pytest.mark.parametrize("subtract_chosen", [True, False])
+def test_a_gap_may_be_a_difference_of_two_scores(frozen, subtract_chosen):
+    """R_P(x, y) − R_P(x, y_ref), which the anchor leaves as it is; the critic reads y_ref."""
+    config = dataclasses.replace(CONFIG, subtract_chosen=subtract_chosen, scale_rewards=False)
+    rows = batch()
+    references = np.roll(rows["chosen_tokens"], 1, axis=0)
+    critic_prompts = np.concatenate([rows["reward_prompt_tokens"], references[:, :3]], axis=1)
+    rows |= {"reference_tokens": references, "critic_prompt_tokens": critic_prompts}
+    environment = Environment(R, "sum", anchor=0.7, difference=True)
+    collect = jax.jit(make_collect(TINY, TINY, config, environment))
+    experience, _, moments, metrics, _ = collect(start(config), frozen, rows, jax.random.key(20))
+    gaps, shaped, ended = [], [], []
+    for b, n in enumerate(np.asarray(experience.mask_BR).sum(axis=1).astype(int)):
+        prompt, response = real(rows["reward_prompt_tokens"][b]), experience.response_BR[b, :n]
+        reference, chosen = real(references[b]), real(rows["chosen_tokens"][b])
+        score, of_reference, of_chosen = (
+            score_in_numpy(frozen["reward"], prompt, y)
+            for y in (response.tolist(), reference, chosen)
+        )
+        gaps.append(score - of_reference)
+        shaped.append(score - (of_chosen if subtract_chosen else of_reference))
+        ended.append(EOS in response)
+        expected = scalars_in_numpy(
+            start().train.params["critic"], [*real(critic_prompts[b]), *response.tolist()]
+        )[len(real(critic_prompts[b])) - 1 : -1]
+        np.testing.assert_allclose(experience.values_BR[b, :n], expected, **CLOSE)
+    np.testing.assert_allclose(metrics["score"][0], np.sum(gaps), rtol=1e-4)
+    mean_shaped = np.mean(np.array(shaped)[np.array(ended)])
+    np.testing.assert_allclose(moments.mean, mean_shaped, rtol=1e-4, atol=1e-5)
+
+
 def test_the_first_ratio_of_an_update_is_exactly_1():
     """Step after step, on a network wide enough that other arithmetic shows as a rounding."""
     network = dataclasses.replace(TINY, vocab_size=64, embed_dim=32, head_dim=8, mlp_dim=64)

@@ -188,7 +188,7 @@ MUTANTS = {
             "examples that don't fit are prompts too",
             "return [example for example in examples if not left_out[example.index]]",
             "return examples",
-            "data/test_input_pipeline.py::test_reflection_is_part_of_the_target_and_of_the_window",
+            "data/test_input_pipeline.py::test_reflection_is_part_of_the_target_and_has_its_window",
         ),
     ],
     "data/layouts.py": [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 
 import jax
 import pytest
 
-from pit_jax.data.datasets import MixtureConfig
+from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.errors import UserError
 from pit_jax.method.curriculum import Round
 from pit_jax.run import checks
@@ -51,6 +52,11 @@ def test_a_run_that_is_right_is_not_refused(tmp_path):
         ("rl_pit", {"reward_model": "rm_policy"}, "reward_model 'rm_policy' is of task rm_policy"),
         (
             "rl_pit",
+            {"task": "rl_pit_difference"},
+            "reward_model 'rm_gap' is of task rm_gap, .*expected one of task rm_policy",
+        ),
+        (
+            "rl_pit",
             {"rounds": (Round("data", 1), Round("policy", 1, policy="sft_pit"))},
             "policy of round 1 'sft_pit' is of task sft_pit.*pretrain or sft_policy or rl_policy",
         ),
@@ -65,6 +71,36 @@ def test_a_model_of_another_kind_or_a_later_stage_is_refused(name, changes, mess
     found = refusal(changed(name, **changes), name, tmp_path)
     assert found.startswith(f"stage {name}: ")
     assert re.search(message, found), found
+
+
+def reflecting(folder, **lengths):
+    stage = dataclasses.replace(BASE.stages[2], task="sft_pit_reflection")
+    lengths = dataclasses.replace(tiny_runs.LENGTHS, **lengths)
+    config = dataclasses.replace(tiny_runs.with_stages(BASE, stage), lengths=lengths)
+    return dataclasses.replace(config, model_dir=str(folder))
+
+
+def test_reflections_need_a_window_and_a_model_of_ppo_has_none(tmp_path):
+    found = refusal(reflecting(tmp_path), "sft_pit", tmp_path)
+    assert "stage sft_pit: got Lengths.reflection=0, expected the most tokens" in found
+    right = reflecting(tmp_path, reflection=8)
+    checks.check(tiny_runs.on_one_device(right), "sft_pit")
+    assert "initial 'sft_pit' is of task sft_pit_reflection" in refusal(right, "rl_pit", tmp_path)
+
+
+def test_an_example_without_a_reflection_is_no_example_of_one(tmp_path):
+    path = tmp_path.with_suffix(".jsonl")
+    pairs = [
+        {"prompt": f"from {n % 10} do {n}", "chosen": f"+1 {n % 10}", "rejected": "?"}
+        for n in range(90)
+    ]
+    path.write_text("\n".join(json.dumps({**p, "reflection": "carry on"}) for p in pairs[1:]))
+    whole = DatasetConfig("preferences", 0, 0, 0, path=str(path))
+    config = dataclasses.replace(reflecting(tmp_path, reflection=8), dataset=whole)
+    checks.check(tiny_runs.on_one_device(config), "sft_pit")
+    path.write_text("\n".join(map(json.dumps, pairs)))
+    found = refusal(config, "sft_pit", tmp_path)
+    assert re.search(r"stage sft_pit: (\d+) of the \1 examples .* have no reflection", found)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,19 @@ def test_mistakes_in_a_stage_are_named(make, message):
 
 def test_every_task_of_the_data_has_a_kind_of_stage():
     kinds = (stages.SUPERVISED_TASKS, stages.REWARD_TASKS, stages.RL_TASKS)
-    assert tuple(task for kind in kinds for task in kind) == tuple(layouts.FEATURES)
+    tasks = {task for kind in kinds for task in kind}
+    assert tasks | {"rm_gap_pair"} == set(layouts.FEATURES) and len(tasks) == len(sum(kinds, ()))
+
+
+def test_rows_are_those_that_the_loss_reads():
+    gap = tiny_runs.reward("rm_gap")
+    assert stages.rows_of(gap) == "rm_gap"
+    for kind, rows in (("two_term", "rm_gap_pair"), ("pointwise", "rm_gap")):
+        changed = dataclasses.replace(gap, reward=RewardConfig(gap_loss=kind))
+        assert stages.rows_of(changed) == rows
+        policy = dataclasses.replace(changed, task="rm_policy")
+        assert stages.rows_of(policy) == "rm_policy"
+    assert stages.rows_of(tiny_runs.supervised("sft_pit_reflection")) == "sft_pit_reflection"
 
 
 def test_steps_of_all_rounds():
@@ -182,6 +194,23 @@ def test_each_task_has_its_objective():
         assert stages.objective(stage, TINY).__qualname__ == f"{make.__name__}.<locals>.loss"
 
 
+def test_only_unlikelihood_pays_for_its_second_pass(monkeypatch):
+    monkeypatch.setattr(objectives, "supervised", lambda network, unlikelihood: unlikelihood)
+    found = {t: stages.objective(tiny_runs.supervised(t), TINY) for t in stages.SUPERVISED_TASKS}
+    assert {task for task, unlikelihood in found.items() if unlikelihood} == set(layouts.UNLIKELY)
+
+
+def test_held_out_pairs_have_all_their_scores(monkeypatch):
+    trees = []
+    monkeypatch.setattr(
+        objectives, "gap_reward", lambda network, config, tree="whole": trees.append(tree)
+    )
+    stage = tiny_runs.reward("rm_gap", reward=RewardConfig(gap_loss="two_term"))
+    stages.objective(stage, TINY)
+    stages.held_out_objective(stage, TINY)
+    assert trees == [layouts.GAP_PAIR_TREE, "whole"]
+
+
 @pytest.mark.mesh
 def test_a_batch_must_split_over_the_mesh():
     stage = tiny_runs.supervised("sft_policy", 1, batch_size=8, microbatches=2)
@@ -262,7 +291,7 @@ def test_ppo_starts_with_its_beta_and_a_key_for_each_network(monkeypatch):
 def test_a_reward_model_is_trained_as_its_reward_says(monkeypatch):
     found = []
     for name in ("reward", "gap_reward"):
-        monkeypatch.setattr(objectives, name, lambda network, config: found.append(config))
+        monkeypatch.setattr(objectives, name, lambda network, config, *_: found.append(config))
     configs = [RewardConfig(pooling="sum", centring=0.5), RewardConfig(gap_loss="two_term")]
     for task in ("rm_policy", "rm_gap"):
         for config in configs:

@@ -51,7 +51,7 @@ class _Model(t5x.models.BaseTransformerModel):
         self.setup = setup
         self.stage: Any = setup.trained  # of the kind that the class is for
         self.sampling = sampling
-        self.FEATURE_CONVERTER_CLS = setup.data.feature_converter(self.stage.task)
+        self.FEATURE_CONVERTER_CLS = setup.data.feature_converter(stages.rows_of(self.stage))
         vocabulary = setup.vocabulary
         super().__init__(
             module=self._module(),
@@ -106,7 +106,7 @@ class _Model(t5x.models.BaseTransformerModel):
 
 
 class SupervisedModel(_Model):
-    """This is the model of the stages pretrain, sft_policy and sft_pit."""
+    """This is the model of the supervised stages: pretrain, sft_policy, sft_pit and its kind."""
 
     def _compute_logits(self, params, batch: Batch, dropout_rng=None):
         del dropout_rng
@@ -132,7 +132,6 @@ class SupervisedModel(_Model):
 class PairwiseRewardModel(_Model):
     """This is the model of the stage rm_policy, which scores two responses."""
 
-    tree = layouts.PAIR_TREE
     margin = ("chosen", "rejected")
 
     def _module(self) -> nn.Module:
@@ -148,7 +147,8 @@ class PairwiseRewardModel(_Model):
         """Computes the better response's score minus the other's [B], and each score by name."""
         del return_intermediates
         pooling = self.stage.reward.pooling
-        scores = forward.tree_scores(self.module, params, batch, self.tree, pooling)
+        tree = layouts.TREES[stages.rows_of(self.stage)]
+        scores = forward.tree_scores(self.module, params, batch, tree, pooling)
         better, worse = self.margin
         return scores[better] - scores[worse], scores
 
@@ -158,9 +158,8 @@ class PairwiseRewardModel(_Model):
 
 
 class GapRewardModel(PairwiseRewardModel):
-    """This is the model of the stage rm_gap, with the four scores of Eq. 2."""
+    """This is the model of the stage rm_gap, with the scores that its loss reads."""
 
-    tree = layouts.GAP_TREE
     margin = ("wl", "lw")
 
 

@@ -9,6 +9,7 @@ from etils import epath
 
 from pit_jax.run.config import RunConfig
 from pit_jax.run.run import Run
+from pit_jax.run.stages import rows_of
 from pit_jax.runtime import partitioning
 
 
@@ -34,7 +35,7 @@ class Setup(Run):
     @property
     def task(self) -> str:
         """The name of the stage's task in seqio's registry."""
-        return self.data.register(self.trained.task)
+        return self.data.register(rows_of(self.trained))
 
 
 _SETUPS: dict[str, Setup] = {}
@@ -70,7 +71,7 @@ def task_name(setup: Setup) -> str:
 
 def task_feature_lengths(setup: Setup) -> dict[str, int]:
     """Returns the lengths of the task's features, for TASK_FEATURE_LENGTHS."""
-    return setup.data.feature_lengths(setup.trained.task)
+    return setup.data.feature_lengths(rows_of(setup.trained))
 
 
 def output_feature(setup: Setup) -> str:

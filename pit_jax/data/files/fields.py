@@ -26,6 +26,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         *("rejected", "rejected_response", "response_rejected", "dispreferred"),
         *("non_preferred_output", "rejected_answer", "response_k"),
     ),
+    "reflection": ("reflection",),
     "response_a": (
         *("response_a", "response_A", "response1", "response_1", "response_0", "answer_a"),
         *("answer_1", "answer_0", "completion_a", "completion_1", "completion_0", "output_a"),

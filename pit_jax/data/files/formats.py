@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pit_jax.data.examples import Dialogue, Example, Turns
+from pit_jax.data.examples import TEXTS, Dialogue, Example, Turns
 from pit_jax.data.files import turns
 from pit_jax.data.files.fields import Fields, number
 from pit_jax.data.files.json_values import shown
@@ -64,8 +64,8 @@ def check_usable(example: Example) -> None:
     if not example.prompt.strip():
         raise Skip("empty prompt")
     try:
-        for text in (example.prompt, example.chosen, example.rejected):
-            text.encode()
+        for name in TEXTS:
+            getattr(example, name).encode()
     except UnicodeEncodeError:
         raise Skip("not valid Unicode") from None
 
@@ -94,9 +94,13 @@ def pair(fields: Fields) -> tuple[Example, Columns]:
     """Reads a chosen and a rejected answer to a prompt.
 
     An answer is text, one turn of the assistant, or a dialogue whose last turn is the answer. If
-    both are such dialogues they need no prompt beside them.
+    both are such dialogues they need no prompt beside them. A reflection may stand beside them,
+    which says how the rejected one could become the chosen one.
     """
-    return _pair(fields, ("chosen", "rejected")), _scores(fields)
+    example = _pair(fields, ("chosen", "rejected"))
+    if "reflection" in fields:
+        example = dataclasses.replace(example, reflection=fields.text("reflection").strip())
+    return example, _scores(fields)
 
 
 def hh(fields: Fields) -> tuple[Example, Columns]:

@@ -51,20 +51,21 @@ class SFTFeatureConverter(seqio.FeatureConverter):
     }
     PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
     loss_on_inputs = False
+    mark_of_targets = staticmethod(lambda features: 2)
 
     def __init__(self, pack: bool, use_custom_packing_ops: bool = False):
         # seqio's check of every row costs more than the rest; padding refuses long rows by itself.
         super().__init__(pack, use_custom_packing_ops, apply_length_check=pack)
 
     def _convert_features(self, ds, task_feature_lengths):
-        length = sum(task_feature_lengths.values())
+        length = task_feature_lengths["inputs"] + task_feature_lengths["targets"]
         input_mark = 2 if self.loss_on_inputs else 1
 
         def concatenate(features):
-            # Marks are 1 and 2, not 0 and 1: seqio's packing cuts a feature at its zeros.
+            # Marks are from 1 on, since seqio's packing cuts a feature at its zeros.
             marks = [
                 tf.fill([tf.size(features["inputs"])], input_mark),
-                tf.fill([tf.size(features["targets"])], 2),
+                tf.fill([tf.size(features["targets"])], self.mark_of_targets(features)),
             ]
             return {
                 "tokens": tf.concat([features["inputs"], features["targets"]], axis=0),
@@ -77,11 +78,11 @@ class SFTFeatureConverter(seqio.FeatureConverter):
             positions = features.get("tokens_positions", tf.range(length) * segments)
             goes_on = tf.pad((segments[1:] == segments[:-1]) & (segments[1:] > 0), [[0, 1]])
             targets = tf.where(goes_on, tf.roll(tokens, -1, axis=0), PAD_ID)
-            counts = goes_on & (tf.roll(marks, -1, axis=0) == 2)
+            weights = tf.gather([0.0, 0.0, 1.0, -1.0], tf.roll(marks, -1, axis=0))
             return {
                 "decoder_input_tokens": tokens,
                 "decoder_target_tokens": targets,
-                "decoder_loss_weights": tf.cast(counts, tf.float32),
+                "decoder_loss_weights": tf.where(goes_on, weights, 0.0),
                 "decoder_segment_ids": segments,
                 "decoder_positions": positions,
             }
@@ -95,7 +96,8 @@ class SFTFeatureConverter(seqio.FeatureConverter):
 
     def get_model_feature_lengths(self, task_feature_lengths):
         """Returns T = inputs + targets for every feature."""
-        return dict.fromkeys(self.MODEL_FEATURES, sum(task_feature_lengths.values()))
+        length = task_feature_lengths["inputs"] + task_feature_lengths["targets"]
+        return dict.fromkeys(self.MODEL_FEATURES, length)
 
 
 class PretrainFeatureConverter(SFTFeatureConverter):
@@ -108,6 +110,19 @@ class PretrainFeatureConverter(SFTFeatureConverter):
     """
 
     loss_on_inputs = True
+
+
+class UnlikelihoodFeatureConverter(SFTFeatureConverter):
+    """Converts as SFTFeatureConverter; the weight of a target that is to be unlikely is -1.
+
+    Example, lengths {"inputs": 4, "targets": 3, "unlikely": 1}:
+
+      {"inputs": [7, 8], "targets": [5, 1], "unlikely": [1]} ->
+        decoder_loss_weights   [0, -1, -1, 0, 0, 0, 0]
+    """
+
+    TASK_FEATURES: ClassVar = {**SFTFeatureConverter.TASK_FEATURES, "unlikely": _TOKENS}
+    mark_of_targets = staticmethod(lambda features: 2 + features["unlikely"][0])
 
 
 class PaddedFeatureConverter(seqio.FeatureConverter):
@@ -177,3 +192,17 @@ class PromptFeatureConverter(PaddedFeatureConverter):
 
     LEFT: ClassVar = {"prompt_tokens": "prompt", "reward_prompt_tokens": "reward_prompt"}
     RIGHT: ClassVar = {"chosen_tokens": "chosen", "example_index": "example_index"}
+
+
+class DifferencePromptFeatureConverter(PromptFeatureConverter):
+    """Converts as PromptFeatureConverter, and pads what R_P's score is a difference to.
+
+    Example, lengths {"critic_prompt": 4, "reference": 3} beside those above:
+
+      {"critic_prompt": [7, 2, 6], "reference": [6, 1], …} ->
+        critic_prompt_tokens  [0, 7, 2, 6]
+        reference_tokens      [6, 1, 0]
+    """
+
+    LEFT: ClassVar = {**PromptFeatureConverter.LEFT, "critic_prompt_tokens": "critic_prompt"}
+    RIGHT: ClassVar = {**PromptFeatureConverter.RIGHT, "reference_tokens": "reference"}

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
-from pit_jax.data.layouts import GAP_TREE, IDENTICAL, LEFT_OUT, PAIR_TREE, Layout, Lengths, Tree
+from pit_jax.data.layouts import (
+    GAP_PAIR_TREE,
+    GAP_TREE,
+    IDENTICAL,
+    LEFT_OUT,
+    PAIR_TREE,
+    Layout,
+    Lengths,
+    Tree,
+)
 from pit_jax.data.vocabularies.base import Vocabulary
 
 Features = Mapping[str, tf.Tensor]
@@ -47,7 +56,7 @@ def tokenize(dataset: tf.data.Dataset, vocabulary: Vocabulary) -> tf.data.Datase
 
 
 def mark_left_out(
-    dataset: tf.data.Dataset, vocabulary: Vocabulary, lengths: Lengths, reflection: bool
+    dataset: tf.data.Dataset, vocabulary: Vocabulary, lengths: Lengths
 ) -> tf.data.Dataset:
     """Adds `left_out`: 0, or the number of the reason for which an example can't be learned from.
 
@@ -57,7 +66,6 @@ def mark_left_out(
       dataset: features of `tokenize`, with or without `reference`.
       vocabulary: what the features were encoded with.
       lengths: the windows.
-      reflection: whether the reflection is part of the target and must fit with it.
     """
     layout = tensor_layout(vocabulary)
 
@@ -67,7 +75,7 @@ def mark_left_out(
             features["prompt"],
             features["chosen"],
             features["rejected"],
-            features["reflection"] if reflection else None,
+            features["reflection"] if lengths.reflection else None,
             features.get("reference"),
         )
         reasons = [f"{field} too long" for field in over]
@@ -170,6 +178,26 @@ def sft_pit_reflection(layout: Layout, f: Features) -> list[Features]:
     return [{"inputs": inputs, "targets": layout.reflected_response(f["reflection"], f["chosen"])}]
 
 
+def sft_pit_unlikely(
+    layout: Layout, f: Features, pairs: Sequence[tuple[str, str]]
+) -> list[Features]:
+    """Makes {inputs, targets, unlikely} of unlikelihood (3.2), the likely one of `sft_pit` first.
+
+    Args:
+      layout: of tensors.
+      f: features of `tokenize`.
+      pairs: (response, reference) of M_PIT(y | x, y_ref) that become less likely.
+    """
+    return [
+        {
+            "inputs": layout.pit_prompt(f["prompt"], f[reference]),
+            "targets": layout.response(f[response]),
+            "unlikely": tf.constant([number > 0], tf.int32),
+        }
+        for number, (response, reference) in enumerate([("chosen", "rejected"), *pairs])
+    ]
+
+
 def rm_policy(layout: Layout, f: Features) -> list[Features]:
     """Makes {tokens, blocks} of layouts.PAIR_TREE: R_P(x, y_w) against R_P(x, y_l), with one x."""
     return _tree(PAIR_TREE, layout, f)
@@ -178,6 +206,11 @@ def rm_policy(layout: Layout, f: Features) -> list[Features]:
 def rm_gap(layout: Layout, f: Features) -> list[Features]:
     """Makes {tokens, blocks} of layouts.GAP_TREE: the sequences of Eq. 2 with shared prefixes."""
     return _tree(GAP_TREE, layout, f)
+
+
+def rm_gap_pair(layout: Layout, f: Features) -> list[Features]:
+    """Makes {tokens, blocks} of layouts.GAP_PAIR_TREE: what the loss of two terms reads."""
+    return _tree(GAP_PAIR_TREE, layout, f)
 
 
 def _tree(tree: Tree, layout: Layout, f: Features) -> list[Features]:
@@ -201,7 +234,6 @@ def rl_policy(layout: Layout, f: Features) -> list[Features]:
 
 def rl_pit(layout: Layout, f: Features) -> list[Features]:
     """Makes prompts for Eqs. 4 and 5; y_ref is `reference` if there is any, else y_l, then y_w."""
-    references = [f["reference"]] if "reference" in f else [f["rejected"], f["chosen"]]
     return [
         {
             "prompt": layout.pit_prompt(f["prompt"], reference),
@@ -209,5 +241,25 @@ def rl_pit(layout: Layout, f: Features) -> list[Features]:
             "chosen": layout.response(f["chosen"]),
             "example_index": f["index"][None],
         }
-        for reference in references
+        for reference in _references(f)
     ]
+
+
+def rl_pit_difference(layout: Layout, f: Features) -> list[Features]:
+    """Makes prompts of `rl_pit` for the gap R_P(x, y) − R_P(x, y_ref), where R_P reads y_ref too.
+
+    The critic reads the whole prompt of the gap, since the return depends on y_ref.
+    """
+    return [
+        {
+            **prompts,
+            "reward_prompt": layout.reward_prompt(f["prompt"]),
+            "critic_prompt": prompts["reward_prompt"],
+            "reference": layout.response(reference),
+        }
+        for prompts, reference in zip(rl_pit(layout, f), _references(f), strict=True)
+    ]
+
+
+def _references(f: Features) -> list[tf.Tensor]:
+    return [f["reference"]] if "reference" in f else [f["rejected"], f["chosen"]]

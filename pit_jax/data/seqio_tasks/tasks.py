@@ -11,7 +11,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.layouts import FEATURES, Lengths
+from pit_jax.data.layouts import FEATURES, UNLIKELY, Lengths
 from pit_jax.data.seqio_tasks import feature_converters, preprocessors
 from pit_jax.data.vocabularies.base import Vocabulary
 
@@ -76,6 +76,19 @@ TASKS = {
         feature_converters.SFTFeatureConverter,
         _SUPERVISED,
     ),
+    "sft_pit_reflection": TaskRow(
+        preprocessors.sft_pit_reflection,
+        feature_converters.SFTFeatureConverter,
+        _SUPERVISED,
+    ),
+    **{
+        task: TaskRow(
+            functools.partial(preprocessors.sft_pit_unlikely, pairs=pairs),
+            feature_converters.UnlikelihoodFeatureConverter,
+            _SUPERVISED,
+        )
+        for task, pairs in UNLIKELY.items()
+    },
     "rm_policy": TaskRow(
         preprocessors.rm_policy,
         feature_converters.TreeFeatureConverter,
@@ -83,6 +96,11 @@ TASKS = {
     ),
     "rm_gap": TaskRow(
         preprocessors.rm_gap,
+        feature_converters.TreeFeatureConverter,
+        (pair_accuracy,),
+    ),
+    "rm_gap_pair": TaskRow(
+        preprocessors.rm_gap_pair,
         feature_converters.TreeFeatureConverter,
         (pair_accuracy,),
     ),
@@ -96,6 +114,11 @@ TASKS = {
         feature_converters.PromptFeatureConverter,
         (log_likelihood,),
     ),
+    "rl_pit_difference": TaskRow(
+        preprocessors.rl_pit_difference,
+        feature_converters.DifferencePromptFeatureConverter,
+        (log_likelihood,),
+    ),
 }
 
 
@@ -105,7 +128,6 @@ def build_task(
     source: seqio.DataSource,
     vocabulary: Vocabulary,
     lengths: Lengths,
-    reflection: bool = False,
 ) -> seqio.Task:
     """Makes a seqio Task over `source`: tokenize, drop what is too long, build the sequences.
 
@@ -115,7 +137,6 @@ def build_task(
       source: ExampleSource, or ReferenceSource for `rl_pit`.
       vocabulary: of every feature.
       lengths: the windows.
-      reflection: whether `sft_pit` writes the reflection before the response (Appendix K).
 
     Raises:
       ValueError: if the task is unknown.
@@ -123,20 +144,12 @@ def build_task(
     if task not in TASKS:
         raise ValueError(f"task: got {task!r}, expected one of {', '.join(TASKS)}")
     row = TASKS[task]
-    sequences = row.sequences
-    if reflection and task == "sft_pit":
-        sequences = preprocessors.sft_pit_reflection
     steps = [
         functools.partial(preprocessors.tokenize, vocabulary=vocabulary),
-        functools.partial(
-            preprocessors.mark_left_out,
-            vocabulary=vocabulary,
-            lengths=lengths,
-            reflection=reflection,
-        ),
+        functools.partial(preprocessors.mark_left_out, vocabulary=vocabulary, lengths=lengths),
         preprocessors.drop_left_out,
         functools.partial(
-            preprocessors.build_sequences, vocabulary=vocabulary, sequences=sequences
+            preprocessors.build_sequences, vocabulary=vocabulary, sequences=row.sequences
         ),
     ]
     features = {
@@ -157,7 +170,6 @@ def register_tasks(
     sources: Mapping[str, seqio.DataSource],
     vocabulary: Vocabulary,
     lengths: Lengths,
-    reflection: bool = False,
 ) -> dict[tuple[str, str], seqio.Task]:
     """Registers `{dataset}_{task}` for every task; a name registered before is replaced.
 
@@ -168,7 +180,7 @@ def register_tasks(
     for dataset, source in sources.items():
         for task in TASKS:
             name = f"{dataset}_{task}"
-            built = build_task(name, task, source, vocabulary, lengths, reflection)
+            built = build_task(name, task, source, vocabulary, lengths)
             registered[dataset, task] = built
             seqio.MixtureRegistry.remove(name)
             seqio.TaskRegistry.remove(name)

@@ -72,6 +72,17 @@ def test_pretrain_puts_the_loss_on_every_token():
         assert row["decoder_loss_weights"].tolist() == weights
 
 
+def test_targets_that_are_to_be_unlikely():
+    elements = [{**FIRST, "unlikely": [1]}, {**SECOND, "unlikely": [0]}]
+    for pack, weights in ((False, [0, -1, -1, 0, 0, 0, 0]), (True, [0, -1, -1, 0, 1, 1, 0])):
+        converter = fc.UnlikelihoodFeatureConverter(pack=pack)
+        row = convert(converter, elements, SFT_LENGTHS | {"unlikely": 1})[0]
+        assert row["decoder_loss_weights"].tolist() == weights
+        same = convert(fc.SFTFeatureConverter(pack=pack), [FIRST, SECOND], SFT_LENGTHS)[0]
+        same = {name: value.tolist() for name, value in same.items()}
+        check(row, same | {"decoder_loss_weights": weights})
+
+
 def test_tree():
     (row,) = convert(
         fc.TreeFeatureConverter(),
@@ -99,6 +110,16 @@ def test_prompt():
             "example_index": [12],
         },
     )
+
+
+def test_prompt_of_a_difference():
+    element = {"prompt": [7], "reward_prompt": [7], "chosen": [5, 1], "example_index": [12]}
+    element |= {"critic_prompt": [7, 2, 6], "reference": [6, 1]}
+    lengths = dict.fromkeys(element, 4) | {"reference": 3, "example_index": 1}
+    (row,) = convert(fc.DifferencePromptFeatureConverter(), [element], lengths)
+    assert row["critic_prompt_tokens"].tolist() == [0, 7, 2, 6]
+    assert row["reference_tokens"].tolist() == [6, 1, 0]
+    assert row["prompt_tokens"].tolist() == [0, 0, 0, 7] and len(row) == 6
 
 
 @pytest.mark.parametrize("pack", [False, True])

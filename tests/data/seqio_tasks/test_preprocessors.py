@@ -14,36 +14,38 @@ BYTES = load("bytes")
 NAMES = ("prompt", "chosen", "rejected", "reflection")
 TEXT = st.text("aé", max_size=8)  # of one byte and of two
 EXAMPLES = st.lists(st.builds(Example, TEXT, TEXT, TEXT, TEXT), min_size=1, max_size=20)
-LENGTHS = st.builds(Lengths, st.integers(17, 33), st.integers(1, 16), st.integers(1, 16))
+LENGTHS = st.builds(
+    Lengths, st.integers(17, 33), st.integers(1, 16), st.integers(1, 16), st.integers(0, 9)
+)
 
 
 def size(text):
     return len(text.encode())
 
 
-def first_reason(e, lengths, reflection):
-    """By hand: 17 bytes stand around x, EOS behind y, and `<<Improved>>` before a reflected y."""
+def first_reason(e, lengths):
+    """By hand: 17 bytes stand around x, EOS behind y, and `<<Improved>>` behind a reflection."""
     longest = min(lengths.reference, lengths.response - 1)
     over = [
         17 + size(e.prompt) > lengths.prompt,
         size(e.chosen) > longest,
         size(e.rejected) > longest,
-        reflection and size(e.reflection) + 1 + size(e.chosen) + 1 > lengths.response,
+        lengths.reflection and size(e.reflection) + 1 > lengths.reflection,
     ]
     return over.index(True) + 1 if any(over) else 6 * (e.chosen == e.rejected)
 
 
 @settings(max_examples=15)
-@given(EXAMPLES, LENGTHS, st.booleans())
-def test_one_rule_says_what_fits(examples, lengths, reflection):
+@given(EXAMPLES, LENGTHS)
+def test_one_rule_says_what_fits(examples, lengths):
     dataset = sources.ExampleSource({"train": examples}).get_dataset("train")
     dataset = preprocessors.tokenize(dataset, BYTES)
-    dataset = preprocessors.mark_left_out(dataset, BYTES, lengths, reflection)
+    dataset = preprocessors.mark_left_out(dataset, BYTES, lengths)
     marks = [int(features["left_out"]) for features in dataset.as_numpy_iterator()]
-    assert marks == [first_reason(e, lengths, reflection) for e in examples]
+    assert marks == [first_reason(e, lengths) for e in examples]
     layout = Layout(BYTES)
     for e, mark in zip(examples, marks, strict=True):
-        pieces = [getattr(e, name) for name in NAMES[: 4 if reflection else 3]]
+        pieces = [getattr(e, name) for name in NAMES[: 4 if lengths.reflection else 3]]
         assert any(layout.too_long(lengths, *pieces).values()) == (mark not in (0, 6))
 
 
@@ -55,7 +57,7 @@ def test_a_sampled_reference_has_a_window_of_its_own(reference, mark):
     features = {name: [BYTES.encode("a")] for name in NAMES}
     features |= {"reference": [BYTES.encode(reference)], "rejected": [BYTES.encode("b")]}
     dataset = tf.data.Dataset.from_tensor_slices(features)
-    (marked,) = preprocessors.mark_left_out(dataset, BYTES, lengths, False).as_numpy_iterator()
+    (marked,) = preprocessors.mark_left_out(dataset, BYTES, lengths).as_numpy_iterator()
     assert marked["left_out"] == mark
     over = Layout(BYTES).too_long(lengths, "a", "a", "a", None, reference)
     assert any(over.values()) == (mark != 0)
@@ -76,7 +78,7 @@ def test_responses_of_the_same_tokens_teach_nothing(chosen, rejected, mark, unkn
     source = sources.ExampleSource({"train": [Example("a x", chosen, rejected)]})
     dataset = preprocessors.tokenize(source.get_dataset("train"), words)
     lengths = Lengths(prompt=20, reference=9, response=10)
-    dataset = preprocessors.mark_left_out(dataset, words, lengths, False)
+    dataset = preprocessors.mark_left_out(dataset, words, lengths)
     (found,) = preprocessors.count_tokens(dataset, words).as_numpy_iterator()
     assert found["left_out"] == mark
     names = ("prompt_unknown", "chosen_unknown", "rejected_unknown")
