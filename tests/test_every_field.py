@@ -262,6 +262,7 @@ MADE = {
     "method.improve": "Improver",
     "method.ppo_step": "Environment",
     "method.sampler": "Response",
+    "method.self_refine": "Prompts Step",
     "models.weights.families": "Family",
     "plan.chips": "Chip Slice",
     "plan.estimate": "Estimate Machine",

@@ -314,3 +314,10 @@ def test_a_response_that_grows_without_its_space_is_cut_to_the_window():
     layout = Layout(Pieces(["a"]))
     for window, expected in ((3, Response([31, 32], True)), (2, Response([31], False))):
         assert SelfRefine(prompts, layout, window)(One(), "model", *given) == [expected]
+
+
+def test_the_example_of_the_questions_page_is_a_file_of_prompts(reading):
+    page = pathlib.Path(self_refine.__file__).parents[2] / "docs" / "faq.md"
+    (example,) = page.read_text().split("```json\n")[1:]
+    found = reading(example.partition("```")[0].encode())
+    assert (found.feedback.opening, found.refine.opening) == ("Review:", "Better:")
