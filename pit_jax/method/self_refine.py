@@ -107,10 +107,12 @@ def read(name: str) -> Prompts:
     """
     shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}
     path = epath.Path(shipped.get(name, name))
-    if not path.exists():
-        known = ", ".join(shipped)
-        raise UserError(f"{_SETTING}: got {name!r}, expected one of {known}, or the path of a file")
+    known = ", ".join(shipped)
     with files.reported(path, f"{_SETTING}: can't read {path}"):
+        if not path.exists():
+            raise UserError(
+                f"{_SETTING}: got {name!r}, expected one of {known}, or the path of a file"
+            )
         content = path.read_bytes()
     try:
         found = json_object(content)
