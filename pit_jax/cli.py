@@ -97,6 +97,8 @@ output, a line for each row of the input, in order:
   seed         the seed of all draws
   settings     the fields of ImproveConfig that aren't their defaults
   status       ok; of a row that --on_error=skip has skipped, file:line: what is wrong
+  reflections  what the model wrote before the response of each iteration, if its task is
+               sft_pit_reflection
 
   {"id": 7, "prompt": "2+2?", "responses": ["5", "4"], "ended": [true, true], "gaps": [1.2],
    "best": 1, "response": "4", "stop_reason": "iterations", "truncated": false,

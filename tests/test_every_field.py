@@ -50,7 +50,9 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "data/test_input_pipeline.py::test_a_mixture_draws_at_its_rates": "rates",
     },
     "data.layouts.Lengths": {
-        "data/test_layouts.py::test_each_window_bounds_its_own_fields": "prompt reference response",
+        "data/test_layouts.py::test_each_window_bounds_its_own_fields": (
+            "prompt reference response reflection"
+        ),
     },
     "data.synthetic.drafts.DraftsConfig": {
         "data/synthetic/test_drafts.py::test_kinds_come_in_their_shares": "min_steps max_steps",
@@ -261,7 +263,7 @@ MADE = {
     "method.flops": "Work",
     "method.improve": "Improver",
     "method.ppo_step": "Environment",
-    "method.sampler": "Response",
+    "method.sampler": "Reflecting Response",
     "method.self_refine": "Prompts Step",
     "models.weights.families": "Family",
     "plan.chips": "Chip Slice",

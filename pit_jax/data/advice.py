@@ -28,10 +28,11 @@ def warnings(data: InputPipeline, split: str, num_prompts: int = 0) -> list[str]
 
     Returns:
       sentences: whether over 20% of the pairs are dropped, over 1% of a field's tokens are unknown
-      to the vocabulary, or there are too few prompts to tell models apart.
+      to the vocabulary, reflections aren't learned, or there are too few prompts to tell models
+      apart.
     """
     report = data.report()
-    found = [*_dropped(data, report), *_unknown(data)]
+    found = [*_dropped(data, report), *_unknown(data), *_long_reflections(data)]
     count = report["splits"][split]
     judged = min(num_prompts or count, count)
     if 0 < judged < _FEW_PROMPTS:
@@ -73,6 +74,20 @@ def _unknown(data: InputPipeline) -> list[str]:
                 "can't tell such texts apart: take a tokenizer that knows them"
             )
     return found
+
+
+def _long_reflections(data: InputPipeline) -> list[str]:
+    if not data.lengths.reflection:
+        return []
+    read = len(data.examples("train", "sft"))
+    bounds = data.row_bounds("sft_pit_reflection", "train", read + 1).values()
+    lost = read - sum(most for _, most in bounds)
+    if not lost:
+        return []
+    return [
+        f"{lost:,} of {read:,} reflections aren't learned, since they are longer than "
+        f"Lengths.reflection={data.lengths.reflection}"
+    ]
 
 
 def unknown_shares(data: InputPipeline) -> dict[str, float]:

@@ -212,7 +212,7 @@ class InputPipeline:
             for example in examples:
                 if least >= enough:
                     break
-                if not (sizes := self._fitting_sizes(example)):
+                if not (sizes := self._fitting_sizes(example, task)):
                     most -= each
                     continue
                 tokens += each * (sizes["prompt"] + min(sizes["chosen"], sizes["rejected"]) + 1)
@@ -227,17 +227,18 @@ class InputPipeline:
             if not self.vocabulary.encode(getattr(e, name)):
                 raise ValueError(f"got a {name} response without a token, expected some to learn")
 
-    def _fitting_sizes(self, e: Example) -> dict[str, int]:
+    def _fitting_sizes(self, e: Example, task: str = "") -> dict[str, int]:
         """The tokens of each field of an example that is learned from; nothing if it isn't."""
-        sizes, left_out = self._measure(e)
+        sizes, left_out = self._measure(e, task)
         return {} if left_out else sizes
 
-    def _measure(self, e: Example) -> tuple[dict[str, int], int]:
+    def _measure(self, e: Example, task: str = "") -> tuple[dict[str, int], int]:
         """The tokens of each field, and what preprocessors.mark_left_out would mark it with."""
-        target = e.reflection if self.lengths.reflection else None
+        lengths = self.lengths.of_task(task)
+        target = e.reflection if lengths.reflection else None
         chosen, rejected = map(self.vocabulary.encode, (e.chosen, e.rejected))
         sizes = self._layout.sizes(e.prompt, chosen, rejected, target)
-        return sizes, self.lengths.left_out(sizes, chosen == rejected)
+        return sizes, lengths.left_out(sizes, chosen == rejected)
 
     def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, list[Example]]]:
         """The name and the examples of each source of a split's batches, too long ones as well."""
@@ -332,7 +333,8 @@ class InputPipeline:
             for _, examples in self._parts(split):
                 source = sources.ExampleSource({split: examples})
                 dataset = preprocessors.tokenize(source.get_dataset(split), self.vocabulary)
-                dataset = preprocessors.mark_left_out(dataset, self.vocabulary, self.lengths)
+                lengths = self.lengths.of_task("")
+                dataset = preprocessors.mark_left_out(dataset, self.vocabulary, lengths)
                 dataset = preprocessors.count_tokens(dataset, self.vocabulary)
                 parts.append(tables.arrays(dataset))
             self._counts[split] = {

@@ -36,8 +36,9 @@ class Lengths:
       prompt: bound on the whole of `Human: {x}Assistant:`.
       reference: bound on y_ref.
       response: bound on y with its EOS.
-      reflection: bound on `{c}<<Improved>>`, which comes before y where a stage learns to reflect
-        first (Appendix K); with 0 none does, and reflections aren't looked at.
+      reflection: bound on `{c}<<Improved>>`, which comes before y in `sft_pit_reflection`
+        (Appendix K). Of that task alone an example with a longer one is left out; other tasks
+        don't look at it. 0 where no stage learns reflections.
 
     The first three are 0 where the data is to give them; see data/windows.py.
     """
@@ -54,6 +55,11 @@ class Lengths:
                 "Lengths: expected positive token counts, or 0 for prompt, reference and "
                 f"response, got {self}"
             )
+
+    def of_task(self, task: str) -> Lengths:
+        """Returns the windows that count for a task's rows."""
+        reflects = task == "sft_pit_reflection"
+        return self if reflects else dataclasses.replace(self, reflection=0)
 
     @property
     def from_data(self) -> bool:

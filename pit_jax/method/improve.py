@@ -13,7 +13,7 @@ import numpy as np
 from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.method.decode import SamplingConfig
-from pit_jax.method.sampler import Response, Sampler, Tokens
+from pit_jax.method.sampler import Reflecting, Response, Sampler, Tokens
 from pit_jax.method.self_refine import SelfRefine
 from pit_jax.runtime import processes
 
@@ -105,6 +105,8 @@ class Improver:
       gap_model: parameters of R_PIT, if gaps are wanted.
       pooling: how R_PIT's score is read.
       anchor: the score of R_PIT that counts as a gap of 0.
+      reflects: whether M_PIT writes a reflection before its response (Appendix K). Only the
+        response is scored and improved further.
       refine: what asks M_P by Self-Refine; only that method needs it.
     """
 
@@ -117,6 +119,7 @@ class Improver:
     gap_model: Any = None
     pooling: str = "last"
     anchor: float = 0.0
+    reflects: bool = False
     refine: SelfRefine | None = None
 
     def __call__(
@@ -168,8 +171,30 @@ class Improver:
             self.layout.pit_prompt(prompt, self.reference(response))
             for prompt, response in zip(prompts, current, strict=True)
         ]
-        width = self.layout.widths(self.lengths).pit
-        return self.sampler.respond(self.model, built, width, rows, key, config.sampling)
+        widths, sampling = self.layout.widths(self.lengths), config.sampling
+        if not self.reflects:
+            return self.sampler.respond(self.model, built, widths.pit, rows, key, sampling)
+        reflecting = Reflecting(widths.reflected, self.layout.control.improved)
+        texts = self.sampler.respond(self.model, built, widths.pit, rows, key, sampling, reflecting)
+        return [self.read_out(text) for text in texts]
+
+    def read_out(self, text: Response) -> Response:
+        """Makes the response of a sampled text `{c}<<Improved>>{y}`, and its reflection.
+
+        The response is what follows the last `<<Improved>>`. A text that ended without one is a
+        response alone. One that filled its window without one is a reflection alone: its response
+        is empty and didn't end. A response that is longer than the window of responses is cut to
+        it, as if it had been sampled alone.
+        """
+        improved, window = self.layout.control.improved, self.lengths.response
+        tokens, reflection = self.layout.final_response(text.tokens), text.tokens
+        if improved in text.tokens:
+            reflection = text.tokens[: -len(tokens) - 1]
+        elif text.ended:
+            reflection = []
+        else:
+            tokens = []
+        return Response(tokens[:window], text.ended and len(tokens) < window, reflection)
 
     def self_refine(self, prompts, current, rows, key, config: ImproveConfig) -> list[Response]:
         """Samples feedback and then a refinement, both from M_P (Madaan et al., 2023)."""

@@ -66,9 +66,9 @@ def sft_loss(
       targets_BT: int32 target tokens.
       weights_BT: float32, 1 on target tokens and 0 elsewhere.
       unlikelihood: whether there are tokens of negative weight, which are unlikely targets instead:
-        `-log(1 - M(y | …))` times the weight's size (the option the paper discusses in 3.2). They
-        add to the sum and not to the weight, so the likelihood part stays a mean over the target
-        tokens. It takes a second pass over the logits, hence the static switch.
+        `-log(1 - M(y | …))` times the weight's size (the option the paper discusses in 3.2). Both
+        kinds count in the mean, since a batch may hold one alone. It takes a second pass over the
+        logits, hence the static switch.
 
     Returns:
       (sum, weight): nats, number of target tokens.
@@ -82,7 +82,7 @@ def sft_loss(
     unlikely_BT = jax.nn.logsumexp(others_BTV, axis=-1) - jax.nn.logsumexp(logits_BTV, axis=-1)
     likely_BT = jnp.maximum(weights_BT, 0)
     total = likely_BT * log_probs_BT + jnp.maximum(-weights_BT, 0) * unlikely_BT
-    return -jnp.sum(total), jnp.sum(likely_BT)
+    return -jnp.sum(total), jnp.sum(jnp.abs(weights_BT))
 
 
 def pairwise_loss(chosen_B: jax.Array, rejected_B: jax.Array, weight_B: jax.Array) -> Weighted:

@@ -69,7 +69,10 @@ def supervised(network: NetworkConfig, unlikelihood: bool = False) -> Callable:
         right_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) & target_BT
         return (total, weight), {
             "loss": (total, weight),
-            "token_accuracy": (jnp.sum(right_BT.astype(jnp.float32)), weight),
+            "token_accuracy": (
+                jnp.sum(right_BT.astype(jnp.float32)),
+                jnp.sum(target_BT.astype(jnp.float32)),
+            ),
             **_token_counts(batch["decoder_segment_ids"]),
         }
 

@@ -10,10 +10,9 @@ From top to bottom the step has:
    counts nowhere;
 4. generalised advantage estimation, and advantages whitened over the whole batch;
 5. clipped policy and value losses, summed into one, in epochs of reshuffled minibatches;
-6. a critic that is a network of its own, in the layout of the reward model;
-7. one optimizer for both, whose norm of gradients is clipped;
-8. metrics as (sum, weight) pairs, whose division happens once, over all devices and steps;
-9. scores that aren't finite change nothing but a counter; from the first gradient that isn't finite
+6. a critic that is a network of its own, and an optimizer that clips the gradients of each apart;
+7. metrics as (sum, weight) pairs, whose division happens once, over all devices and steps;
+8. scores that aren't finite change nothing but a counter; from the first gradient that isn't finite
    on, the update changes nothing more. Both count as one skipped PPO step.
 
 The mathematics of each is in `ppo` and `losses`, and where references come from in `curriculum`.
@@ -55,8 +54,7 @@ class Environment:
       pooling: how the reward model's score is read.
       anchor: the reward model's score that counts as 0: its losses leave that open, so a constant
         added to the model adds to both and changes nothing.
-      difference: whether the reward model scores a response by itself and the gap is its score
-        less that of y_ref (Appendix C); then no anchor is needed.
+      difference: whether the gap is the score less that of y_ref (Appendix C); `anchor` is then 0.
       allowed_V: bool, ids that may be sampled; None allows all.
       ends: the ids that end a response; the reward model reads each as EOS, which it has learned.
     """
@@ -159,16 +157,12 @@ def make_collect(
     actor, reward_model = LanguageModel(network), ScalarModel(reward_network)
 
     def score(frozen, batch, response_BR, mask_BR):
-        prompt_BQ, pooling = batch["reward_prompt_tokens"], environment.pooling
-        return response_scores(
-            reward_model, frozen["reward"], prompt_BQ, response_BR, mask_BR, pooling
-        )
+        rows = batch["reward_prompt_tokens"], response_BR, mask_BR
+        return response_scores(reward_model, frozen["reward"], *rows, environment.pooling)
 
-    def reference_score(frozen, batch):
-        if not environment.difference:
-            return 0.0
-        reference_BF = batch["reference_tokens"]
-        return score(frozen, batch, reference_BF, reference_BF != PAD_ID)
+    def score_of(name, frozen, batch):
+        tokens_BR = batch[f"{name}_tokens"]
+        return score(frozen, batch, tokens_BR, tokens_BR != PAD_ID)
 
     def collect(state: RLState, frozen, batch, key):
         params = state.train.params
@@ -193,21 +187,19 @@ def make_collect(
         ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
 
         ends_BR = is_end(response_BR, environment.ends) & generation.mask_BR
-        reference_B = reference_score(frozen, batch)
+        reference_B = score_of("reference", frozen, batch) if environment.difference else 0.0
         raw_B = score(frozen, batch, jnp.where(ends_BR, EOS_ID, response_BR), mask_BR) - reference_B
-        zero_B = jnp.full(B, 0.0 if environment.difference else environment.anchor)
+        zero_B = jnp.full(B, environment.anchor)
         if config.subtract_chosen:
-            chosen_BR = batch["chosen_tokens"]
-            zero_B = score(frozen, batch, chosen_BR, chosen_BR != PAD_ID) - reference_B
+            zero_B = score_of("chosen", frozen, batch) - reference_B
         ended_B = jnp.any(ends_BR, axis=1)
         scores_B, moments = shape_scores(raw_B - zero_B, ended_B, state.moments, config)
         k1_BR, k3_BR = ppo.kl_estimates(log_probs_BR, ref_log_probs_BR)
         finite = jnp.isfinite(jnp.sum(raw_B) + jnp.sum(k1_BR) + jnp.sum(values_BR))
         moments = jax.tree.map(partial(jnp.where, finite), moments, state.moments)
         rewards_BR = ppo.token_rewards(k1_BR, scores_B, mask_BR, state.beta)
-        experience = bare.replace(
-            log_probs_BR=log_probs_BR, values_BR=values_BR, rewards_BR=rewards_BR
-        )
+        computed = {"log_probs_BR": log_probs_BR, "values_BR": values_BR, "rewards_BR": rewards_BR}
+        experience = bare.replace(**computed)
         beta = ppo.adapt_beta(state.beta, jnp.sum(k1_BR * mask_BR) / B, config, B)
         beta = jnp.where(finite, beta, state.beta)
 
@@ -228,9 +220,9 @@ def make_collect(
         # Decoding ends with the longest response.
         written = jnp.sum(jnp.any(generation.mask_BR, axis=0).astype(jnp.float32))
         shape = B, P, critic_prompt_BQ.shape[1], environment.response_length, config
-        collecting = flops.ppo_collect(*shape, written, environment.difference)
-        works = collecting, flops.ppo_update(*shape)
-        metrics["model_flops"] = (sum(flops.total(work, network) for work in works), 1.0)
+        works = flops.ppo_collect(*shape, written, environment.difference)
+        works += flops.ppo_update(*shape)
+        metrics["model_flops"] = (flops.total(works, network), 1.0)
         return experience, beta, moments, metrics, generation
 
     return collect

@@ -32,10 +32,25 @@ class Response:
     Attributes:
       tokens: the ids before the one that ended it.
       ended: whether an end came within the window.
+      reflection: the ids of the reflection that was written before it; none without one.
     """
 
     tokens: Tokens
     ended: bool
+    reflection: Tokens = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reflecting:
+    """Says how a model writes that was trained to reflect first, `{c}<<Improved>>{y}` EOS.
+
+    Attributes:
+      window: the most tokens of the whole text, its end included.
+      improved: the id of `<<Improved>>`, the one control token that may be sampled.
+    """
+
+    window: int
+    improved: int
 
 
 class Sampler:
@@ -76,8 +91,9 @@ class Sampler:
         rows: Sequence[int],
         key: jax.Array,
         sampling: SamplingConfig,
+        reflecting: Reflecting | None = None,
     ) -> list[Response]:
-        """Samples a response to each prompt.
+        """Samples a response to each prompt, or a text that `Improver.read_out` makes one of.
 
         Args:
           params: parameters of the language model.
@@ -86,8 +102,9 @@ class Sampler:
           rows: a number that names each row; equal numbers under one key draw alike.
           key: the key of this sampling.
           sampling: temperature and filters.
+          reflecting: how the model reflects; None if it writes its response alone.
         """
-        run = self.respond_program(sampling)
+        run = self.respond_program(sampling, reflecting)
         responses: list[Response] = []
         numbers = np.asarray(rows, np.int32)
         for start in range(0, len(prompts), self._batch_size):
@@ -114,12 +131,15 @@ class Sampler:
         responses: Sequence[Response],
         pooling: str,
     ) -> np.ndarray:
-        """Scores responses to prompts in the reward model's layout, float32 [n]."""
+        """Scores responses to prompts in the reward model's layout, float32 [n].
+
+        One of no tokens is scored as if it had ended, since no other token has a score.
+        """
         run = self.score_program(pooling)
         scores = []
         for start in range(0, len(prompts), self._batch_size):
             chosen = self._fill(start, len(prompts))
-            rows = [responses[i].tokens + [EOS_ID] * responses[i].ended for i in chosen]
+            rows = [_scored(responses[i]) for i in chosen]
             lengths = np.array([len(row) for row in rows])
             batch = {
                 "prompts": pad_left([prompts[i] for i in chosen], width),
@@ -129,8 +149,15 @@ class Sampler:
             scores.append(np.asarray(run(params, self._partitioner.shard_batch(batch))))
         return np.concatenate(scores)[: len(prompts)] if scores else np.zeros(0, np.float32)
 
-    def respond_program(self, sampling: SamplingConfig) -> Callable:
+    def respond_program(
+        self, sampling: SamplingConfig, reflecting: Reflecting | None = None
+    ) -> Callable:
         """Returns the jitted program (params, {prompts [B, P], rows [B]}, key) -> Generation."""
+        length, allowed_V = self._response_length, self._allowed_V
+        if reflecting is not None:
+            length = reflecting.window
+            if allowed_V is not None:
+                allowed_V = allowed_V | (np.arange(len(allowed_V)) == reflecting.improved)
 
         def respond(params, batch, key):
             return generate(
@@ -138,13 +165,13 @@ class Sampler:
                 params,
                 batch["prompts"],
                 row_keys(key, batch["rows"]),
-                self._response_length,
+                length,
                 sampling,
-                self._allowed_V,
+                allowed_V,
                 self._ends,
             )
 
-        return self._program(("respond", sampling), respond)
+        return self._program(("respond", sampling, reflecting), respond)
 
     def score_program(self, pooling: str) -> Callable:
         """Returns the jitted (params, {prompts_BQ, responses_BR, mask_BR}) -> scores_B."""
@@ -175,6 +202,11 @@ class Sampler:
             replicated = self._partitioner.replicated
             self._programs[name] = self._partitioner.jit(function, out_shardings=replicated)
         return self._programs[name]
+
+
+def _scored(response: Response) -> Tokens:
+    """The ids of a response that a reward model reads."""
+    return response.tokens + [EOS_ID] * (response.ended or not response.tokens)
 
 
 def pad_left(rows: Sequence[Tokens], width: int) -> np.ndarray:

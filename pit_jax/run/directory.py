@@ -39,8 +39,9 @@ _WIDTH = 60  # characters of a value that it shows
 
 def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[str, str]:
     """Returns what determines a stage's result: its own settings and those it builds on."""
-    names = ("seed", "network", "dataset", "lengths", "batching")
+    names = ("seed", "network", "dataset", "batching")
     found = {name: _text(getattr(config, name), _result_counts) for name in names}
+    found["lengths"] = _text(config.lengths.of_task(stage.task), _result_counts)
     found |= _of_vocabulary(vocabulary)
     table = {each.name: each for each in config.stages}
     todo, seen = [stage.name], set()

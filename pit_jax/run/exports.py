@@ -55,8 +55,11 @@ def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") ->
     pieces = write_tokenizer(epath.Path(source), folder, run.vocabulary, template, improver)
     if processes.is_first():
         anchor = run.anchor(name) if scalar else None
-        given = _given(run.vocabulary, result["task"], pieces)
-        write_whole(folder / "README.md", _card(name, result, architecture, given, anchor))
+        text = _given(run.vocabulary, result["task"], pieces)
+        if run.reflects(name):
+            window = run.layout.widths(run.config.lengths).reflected
+            text += _written(pieces["improved"], run.vocabulary, window)
+        write_whole(folder / "README.md", _card(name, result, architecture, text, anchor))
     return architecture
 
 
@@ -86,10 +89,25 @@ def _given(vocabulary: Any, task: str, pieces: dict[str, str]) -> list[str]:
     return [*lines, "The end-of-text token comes last."] if scalar else lines
 
 
+def _written(improved: str, vocabulary: Any, window: int) -> list[str]:
+    """Says, in lines of Markdown, what a model writes that reflects first, of `window` tokens."""
+    id_ = int(vocabulary.tokenizer_ids[vocabulary.control_tokens.improved])
+    return [
+        "",
+        "## What it writes",
+        "",
+        f"A reflection, `{improved}` and the response, of at most {window} tokens together, so set",
+        f"`max_new_tokens={window}`. The response is what follows the last `{improved}`, which is",
+        f"the id {id_}. `decode` with `skip_special_tokens=True` leaves it out, so split the ids",
+        "first.",
+        "A text that ended without it is a response alone.",
+    ]
+
+
 def _card(
     name: str, result: dict[str, Any], architecture: str, given: list[str], anchor: float | None
 ) -> str:
-    """Says what a model is and what it is to be given."""
+    """Says what a model is and what it is to be given; after that `given` may say more."""
     task = result["task"]
     what = {
         "pretrain": "a language model",

@@ -51,6 +51,8 @@ FIELDS = (
     "settings",
     "status",
 )
+# And the reflection of each iteration, if the model writes one before its response.
+REFLECTIONS = "reflections"
 
 # Valid in JSON, and ends of lines for Python's splitlines.
 _ESCAPED = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
@@ -168,6 +170,9 @@ class Job:
         }
         count = -(-self.found.rows // run.config.shard_size)
         self._count = count
+        self._reflects = "pit" in self.needed and run.reflects(self.needed["pit"])
+        self._fields = (*FIELDS, REFLECTIONS) if self._reflects else FIELDS
+        self.found.replaced &= {*self._fields} - {"response"}  # that is the first of `responses`
         self._shards = Shards(self._output, count, self._depends_on(on_error))
 
     def __call__(self) -> None:
@@ -237,8 +242,7 @@ class Job:
             found.rows += 1
             found.bad += bool(problem)
             found.drafts += not problem and value[2] is None
-            found.replaced |= (record.value or {}).keys() & set(FIELDS)
-        found.replaced -= {"response"}  # which is the first of `responses`
+            found.replaced |= (record.value or {}).keys() & {*FIELDS, REFLECTIONS}
         found.digest = digest.hexdigest()
         return found
 
@@ -311,13 +315,13 @@ class Job:
         good = [row for row in rows if not row.problem]
         traces = iter(self._traces(good) if good else [])
         for row in rows:
-            line = _skipped(row) if row.problem else self._line(row, next(traces))
+            line = self._skipped(row) if row.problem else self._line(row, next(traces))
             yield json.dumps(line, ensure_ascii=False).translate(_ESCAPED) + "\n"
 
     def _traces(self, rows: list[Row]) -> list[Trace]:
         run, gap_stage = self._run, self._stages["gap_model"]
         model = self._load(self._stages[self._improver])
-        improver = run.improver(model, self._load(gap_stage), gap_stage)
+        improver = run.improver(model, self._load(gap_stage), gap_stage, self._reflects)
         return improver(
             [row.x for row in rows],
             self._drafts(rows),
@@ -355,7 +359,7 @@ class Job:
         cut = any(len(run.vocabulary.encode(text)) > window for text in texts[:-1])
         if row.response is not None:
             texts[0] = row.response  # as it was given, whatever the vocabulary makes of it
-        return _others(row) | {
+        line = self._others(row) | {
             "responses": texts,
             "ended": [response.ended for response in trace.responses],
             "gaps": trace.gaps,
@@ -368,16 +372,18 @@ class Job:
             "settings": _settings(run.config.improve),
             "status": OK,
         }
+        if self._reflects:
+            improved = trace.responses[1:]
+            line[REFLECTIONS] = [run.vocabulary.decode(each.reflection) for each in improved]
+        return line
 
+    def _skipped(self, row: Row) -> dict[str, Any]:
+        given = {k: value for k, value in (row.record.value or {}).items() if k == "response"}
+        return self._others(row) | given | {"status": f"{row.record.place}: {row.problem}"}
 
-def _skipped(row: Row) -> dict[str, Any]:
-    given = {k: value for k, value in (row.record.value or {}).items() if k == "response"}
-    return _others(row) | given | {"status": f"{row.record.place}: {row.problem}"}
-
-
-def _others(row: Row) -> dict[str, Any]:
-    """What a row has beside the fields of the output."""
-    return {k: value for k, value in (row.record.value or {}).items() if k not in FIELDS}
+    def _others(self, row: Row) -> dict[str, Any]:
+        """What a row has beside the fields of the output."""
+        return {k: v for k, v in (row.record.value or {}).items() if k not in self._fields}
 
 
 def _settings(config: ImproveConfig) -> dict[str, Any]:

@@ -229,13 +229,30 @@ class Run:
         """Loads the parameters of `load` in the compute type, for a model that isn't trained."""
         return in_compute_type(self.load(name, step), self.config.network)
 
-    def improver(self, model: Any, gap_model: Any = None, gap_stage: str = "") -> Improver:
+    def reflects(self, name: str) -> bool:
+        """Returns whether a stage's model writes a reflection before its response (Appendix K).
+
+        Raises:
+          UserError: if the stage isn't trained, or this run has no room for its reflections.
+        """
+        reflects = self.result(name)["task"] == "sft_pit_reflection"
+        if reflects and not self.config.lengths.reflection:
+            raise UserError(
+                f"{name}: writes a reflection before its response; got reflection=0 of Lengths, "
+                "expected the window that it was trained with"
+            )
+        return reflects
+
+    def improver(
+        self, model: Any, gap_model: Any = None, gap_stage: str = "", reflects: bool = False
+    ) -> Improver:
         """Makes what runs Algorithm 2 on this run's mesh.
 
         Args:
           model: parameters of M_PIT.
           gap_model: parameters of R_PIT, None to score no gaps.
           gap_stage: the stage that trained R_PIT.
+          reflects: whether M_PIT writes a reflection before its response, see `reflects`.
         """
         return Improver(
             sampler=self.sampler,
@@ -247,6 +264,7 @@ class Run:
             gap_model=gap_model,
             pooling=self.pooling(gap_stage) if gap_stage else "last",
             anchor=self.anchor(gap_stage) if gap_stage else 0.0,
+            reflects=reflects,
             refine=self.self_refine,
         )
 

@@ -136,14 +136,15 @@ def make_ppo_step(run: Run, stage: RLStage) -> Callable:
     Raises:
       UserError: if a model that it builds on isn't trained.
     """
+    difference = stage.task == "rl_pit_difference"
     return ppo_step.make_step(
         run.config.network,
         stage.ppo,
         ppo_step.Environment(
             run.layout.widths(run.config.lengths).response,
             run.pooling(stage.reward_model),
-            run.anchor(stage.reward_model),
-            stage.task == "rl_pit_difference",
+            0.0 if difference else run.anchor(stage.reward_model),
+            difference,
             run.vocabulary.sampled_ids(run.config.network.vocab_size),
             run.vocabulary.ends,
         ),

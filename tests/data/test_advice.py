@@ -68,3 +68,21 @@ def test_tokens_that_the_vocabulary_does_not_know(tmp_path):
     assert shares["chosen"] == pytest.approx(110 / 120)  # the digits are words of the vocabulary
     (text,) = advice.warnings(data, "test")
     assert text.startswith("91.7% of the tokens of chosen are unknown to the vocabulary")
+
+
+def test_reflections_that_are_not_learned(tmp_path):
+    """Of `abc` and `<<Improved>>`, 4 tokens, and of one byte more, in the fold of SFT."""
+    pairs = [{**pair(n), "reflection": "abcd" if n % 2 else "abc"} for n in range(300)]
+    for reflection, told in ((0, False), (5, False), (4, True)):
+        lengths = Lengths(40, 8, 9, reflection)
+        data = pipeline(tmp_path, pairs, lengths, test_size=150)
+        fold = data.examples("train", "sft")
+        long = sum(example.reflection == "abcd" for example in fold)
+        assert (
+            advice.warnings(data, "test")
+            == [
+                f"{long} of {len(fold)} reflections aren't learned, since they are longer than "
+                "Lengths.reflection=4"
+            ]
+            * told
+        )

@@ -375,17 +375,20 @@ def test_reflection_is_part_of_the_target_and_has_its_window(pipeline):
     reflecting = InputPipeline(CONFIG, WORDS, lengths)
     rows = whole(reflecting, "sft_pit_reflection")
     assert rows["decoder_input_tokens"].shape[1] == 12 + 14 + 2 + 6 + 19
-    examples = reflecting.examples("train", "sft")
+    everything = pipeline.examples("train", "sft")
+    examples = [e for e in everything if len(e.reflection.split()) <= 5]
     for inputs, targets, weights, e in zip(*sft_columns(rows), examples, strict=True):
         target = layout.reflected_response(e.reflection, e.chosen)
         assert unpadded(inputs) == layout.pit_prompt(e.prompt, e.rejected) + target
         assert targets[weights > 0].tolist() == target
-    everything = pipeline.examples("train", "sft")
-    assert examples == [e for e in everything if len(e.reflection.split()) <= 5]
     assert {len(e.reflection.split()) for e in examples} == {3, 5}
-    # Without a window for reflections nobody looks at them.
-    assert everything == InputPipeline(CONFIG, WORDS, pipeline.lengths).examples("train", "sft")
-    assert reflecting.report()["dropped"]["reflection too long"] > 0
+    assert 0 < len(examples) < len(everything)
+    bounds = reflecting.row_bounds("sft_pit_reflection", "train", 10_000)
+    assert bounds == {reflecting.config.name: (len(examples), len(examples))}
+    # No other task looks at reflections.
+    assert everything == reflecting.examples("train", "sft")
+    same(whole(reflecting, "sft_pit"), whole(pipeline, "sft_pit"))
+    assert reflecting.report()["dropped"] == {}
 
 
 def test_report_counts_every_pair_once(tmp_path):
@@ -423,10 +426,9 @@ def test_report_counts_every_pair_once(tmp_path):
     assert sorted(example.group for example in kept) == [f"{i:02d}y" for i in range(10)]
 
 
-@pytest.mark.parametrize("reflection", [0, 6])
-def test_what_is_left_out_is_what_tokenizing_leaves_out(reflection):
+def test_what_is_left_out_is_what_tokenizing_leaves_out():
     """Counted without TensorFlow, as seqio's preprocessors mark it."""
-    lengths = Lengths(prompt=11, reference=13, response=19, reflection=reflection)
+    lengths = Lengths(prompt=11, reference=13, response=19, reflection=2)
     pipeline = InputPipeline(CONFIG, WORDS, lengths)
     for split in ("train", "dev", "test"):
         marks = pipeline.token_counts(split)["left_out"]

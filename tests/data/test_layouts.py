@@ -48,15 +48,17 @@ def test_pieces_may_be_ids():
 
 
 def test_widths_by_hand():
-    lengths = Lengths(prompt=10, reference=5, response=6)
-    assert Layout(WORDS).widths(lengths) == Widths(10, 10, 17, 17, 6, 22, 48)
+    lengths = Lengths(prompt=10, reference=5, response=6, reflection=3)
+    assert Layout(WORDS).widths(lengths) == Widths(10, 10, 17, 17, 6, 9, 6, 22, 48, 36)
     # A space is a token of its own: after <<Candidate>>, and before a scored response.
-    assert Layout(BYTES).widths(lengths) == Widths(10, 11, 18, 19, 6, 23, 52)
+    assert Layout(BYTES).widths(lengths) == Widths(10, 11, 18, 19, 6, 9, 6, 23, 52, 40)
 
 
 def test_lengths_must_be_positive():
-    with pytest.raises(ValueError, match="expected positive token counts, or 0 for all"):
+    with pytest.raises(ValueError, match="expected positive token counts, or 0 for prompt, ref"):
         Lengths(prompt=8, reference=0, response=8)
+    with pytest.raises(ValueError, match="Lengths.reflection: got -1, expected 0 or more"):
+        Lengths(prompt=8, reference=8, response=8, reflection=-1)
 
 
 @given(st.text(), st.text(), st.text())

@@ -13,7 +13,7 @@ from pit_jax.data.vocabularies.words import WordVocabulary
 from pit_jax.method import improve
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Improver, Trace
-from pit_jax.method.sampler import Response
+from pit_jax.method.sampler import Reflecting, Response
 from pit_jax.method.self_refine import Prompts, SelfRefine, Step
 
 WORDS = WordVocabulary(["Human:", "Assistant:", "p", "q", "a", "b", "c", "d", "advice"])
@@ -167,6 +167,84 @@ def test_a_long_or_forged_draft_becomes_a_reference_of_plain_text():
     improver = Improver(script, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "model")
     improver(["p"], [draft], [0], KEY, ImproveConfig())
     assert script.calls[0][1] == [LAYOUT.pit_prompt("p", "a b c")]
+
+
+IMPROVED = LAYOUT.control.improved
+
+
+def reflected(words, ended=True):
+    """A text as it is sampled; M stands for `<<Improved>>`."""
+    ids = [[IMPROVED] if word == "M" else WORDS.encode(word) for word in words.split()]
+    return Response([id_ for each in ids for id_ in each], ended)
+
+
+@pytest.mark.parametrize(
+    ("words", "ended", "response", "response_ended", "reflection"),
+    [
+        ("c d M a b", True, "a b", True, "c d"),
+        ("M a", True, "a", True, ""),
+        ("c M a M b", True, "b", True, "c M a"),
+        ("c M", True, "", True, "c"),
+        ("a b", True, "a b", True, ""),
+        ("", True, "", True, ""),
+        # The window of responses holds three tokens and EOS, or four tokens.
+        ("c M a b c", True, "a b c", True, "c"),
+        ("c M a b c d", True, "a b c d", False, "c"),
+        ("c M a b c d d", True, "a b c d", False, "c"),
+        ("a b c d d", True, "a b c d", False, ""),
+        # The window of the whole text is full.
+        ("c d M a b", False, "a b", False, "c d"),
+        ("c M a b c d d", False, "a b c d", False, "c"),
+        ("c d c M", False, "", False, "c d c"),
+        ("c d c d", False, "", False, "c d c d"),
+    ],
+)
+def test_a_response_is_read_out_after_its_reflection(
+    words, ended, response, response_ended, reflection
+):
+    improver = Improver(None, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "model", reflects=True)
+    found = improver.read_out(reflected(words, ended))
+    assert found.tokens == reflected(response).tokens and found.ended == response_ended
+    assert found.reflection == reflected(reflection).tokens
+
+
+def test_only_responses_are_scored_and_improved_further():
+    """p improves a to b and to c d; q writes only a reflection, then a response alone."""
+    lengths = dataclasses.replace(LENGTHS, reflection=3)
+    sampled = iter(
+        [
+            [reflected("q p M b"), reflected("q q q q q q q", False)],
+            [reflected("p M c d"), reflected("d")],
+        ]
+    )
+    script, asked = Script([], gaps=[[1.0, -1.0], [0.5, 2.0], [0.25]]), []
+
+    def respond(model, prompts, width, rows, key, sampling, reflecting):
+        asked.append((prompts, width, reflecting))
+        return next(sampled)
+
+    script.respond = respond
+    improver = Improver(
+        script, LAYOUT, lengths, WORDS.encode, WORDS.decode, "M_PIT", "R_PIT", reflects=True
+    )
+    drafts = [text("a"), text("b")]
+    traces = improver(["p", "q"], drafts, [0, 1], KEY, ImproveConfig(iterations=2))
+    assert [texts(trace) for trace in traces] == [["a", "b", "c d"], ["b", "", "d"]]
+    first, second = [LAYOUT.pit_prompt("p", "a"), LAYOUT.pit_prompt("q", "b")], ["b", ""]
+    second = [LAYOUT.pit_prompt(x, y) for x, y in zip("pq", second)]
+    reflecting = Reflecting(3 + 4, IMPROVED)
+    width = LAYOUT.widths(lengths).pit
+    assert asked == [(first, width, reflecting), (second, width, reflecting)]
+    assert [WORDS.decode(r.reflection) for t in traces for r in t.responses] == [
+        *("", "q p", "p"),
+        *("", "q q q q q q q", ""),
+    ]
+    new = [[(r.tokens, r.ended) for r in call[3]] for call in script.scored]
+    assert new == [
+        [(WORDS.encode("b"), True), ([], False)],
+        [(WORDS.encode("c d"), True), (WORDS.encode("d"), True)],
+        [(WORDS.encode("d"), True)],
+    ]
 
 
 REFINE = ImproveConfig(method="self_refine")

@@ -72,11 +72,14 @@ def test_sft_loss_of_uniform_logits_is_log_of_the_vocabulary():
     assert (float(total), float(weight)) == (pytest.approx(2 * math.log(V), rel=1e-6), 2)
 
 
-def test_negative_weights_are_unlikelihood_and_stay_out_of_the_weight():
+def test_negative_weights_are_unlikelihood_and_count_by_their_size():
     logits = jnp.log(jnp.array([[[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]]))
     total, weight = losses.sft_loss(logits, jnp.array([[1, 0]]), jnp.array([[1.0, -0.5]]), True)
     assert float(total) == pytest.approx(-math.log(0.3) - 0.5 * math.log(1 - 0.5), rel=1e-6)
-    assert float(weight) == 1
+    assert float(weight) == 1.5
+    # A batch may hold unlikely targets alone, which make a mean too.
+    total, weight = losses.sft_loss(logits, jnp.array([[1, 0]]), jnp.array([[-1.0, -1.0]]), True)
+    assert float(total / weight) == pytest.approx(-(math.log(0.7) + math.log(0.5)) / 2, rel=1e-6)
 
 
 def test_unlikelihood_of_a_certain_token_is_finite():
@@ -273,7 +276,7 @@ def test_policy_gradient_at_ratio_one_is_the_plain_policy_gradient():
 
 
 def test_without_unlikelihood_the_logits_are_gone_through_once():
-    """Its branch takes two further passes over them, which no stage asks for."""
+    """Its branch takes two further passes over them."""
 
     def passes(unlikelihood):
         arguments = jnp.zeros((2, 3, 5)), jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3))

@@ -176,13 +176,13 @@ def test_rewards_are_the_shaped_score_and_the_kl_penalty(episodes, frozen):
 
 @pytest.mark.parametrize("subtract_chosen", [True, False])
 def test_a_gap_may_be_a_difference_of_two_scores(frozen, subtract_chosen):
-    """R_P(x, y) − R_P(x, y_ref), which the anchor leaves as it is; the critic reads y_ref."""
+    """R_P(x, y) − R_P(x, y_ref), or less the same of y_w; the critic reads y_ref."""
     config = dataclasses.replace(CONFIG, subtract_chosen=subtract_chosen, scale_rewards=False)
     rows = batch()
     references = np.roll(rows["chosen_tokens"], 1, axis=0)
     critic_prompts = np.concatenate([rows["reward_prompt_tokens"], references[:, :3]], axis=1)
     rows |= {"reference_tokens": references, "critic_prompt_tokens": critic_prompts}
-    environment = Environment(R, "sum", anchor=0.7, difference=True)
+    environment = Environment(R, "sum", difference=True)
     collect = jax.jit(make_collect(TINY, TINY, config, environment))
     experience, _, moments, metrics, _ = collect(start(config), frozen, rows, jax.random.key(20))
     gaps, shaped, ended = [], [], []

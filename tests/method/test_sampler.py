@@ -12,7 +12,7 @@ import pytest
 from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.method import forward
 from pit_jax.method.decode import SamplingConfig
-from pit_jax.method.sampler import Response, Sampler, pad_left, pad_right
+from pit_jax.method.sampler import Reflecting, Response, Sampler, pad_left, pad_right
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
@@ -138,6 +138,57 @@ def test_a_program_samples_the_ids_that_are_allowed(monkeypatch):
     batch = {"prompts": "prompts", "rows": np.array([4])}
     given = made.respond_program(SAMPLING)("params", batch, KEY)
     assert given[1:3] == ("params", "prompts") and given[4:] == (R, SAMPLING, "allowed", (1,))
+
+
+def test_one_that_reflects_may_sample_improved_in_a_wider_window(monkeypatch):
+    """Of the control tokens 6 and 7, Improved is 7; models that don't reflect never sample it."""
+    monkeypatch.setattr("pit_jax.method.sampler.generate", lambda *given: given)
+    partitioner = types.SimpleNamespace(jit=lambda function, **_: function, replicated=None)
+    text = [False, True, True, True, True, True, False, False]
+    made = Sampler(TINY, partitioner, R, 3, np.array(text))
+    batch = {"prompts": "prompts", "rows": np.array([4])}
+    for reflecting, length, improved in (
+        (None, R, False),
+        (Reflecting(9, 7), 9, True),
+        (Reflecting(8, 7), 8, True),
+        (None, R, False),
+    ):
+        given = made.respond_program(SAMPLING, reflecting)("params", batch, KEY)
+        assert given[4:6] == (length, SAMPLING)
+        assert given[6].tolist() == [*text[:7], improved]
+    anything = Sampler(TINY, partitioner, R, 3).respond_program(SAMPLING, Reflecting(9, 7))
+    assert anything("params", batch, KEY)[6] is None
+
+
+def test_a_model_that_reflects_draws_improved_beside_what_it_may(params):
+    """Of two ids, in the reflection's window; a response alone would be of 5 alone."""
+    mesh = Partitioner(MeshConfig(), jax.devices()[:1])
+    made = Sampler(TINY, mesh, R, 7, np.arange(TINY.vocab_size) == 5)
+    found = made.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING, Reflecting(9, 7))
+    assert {token for text in found for token in text.tokens} == {5, 7}
+    assert {(len(text.tokens), text.ended) for text in found} == {(9, False)}
+
+
+def test_a_text_with_a_reflection_comes_back_whole(monkeypatch):
+    """It is padded to its own window, and ends before EOS like any other."""
+    tokens = np.array([[4, 7, 5, 1, 0, 0, 0], [4, 4, 7, 5, 5, 5, 5]])
+    generation = types.SimpleNamespace(tokens_BR=tokens, mask_BR=tokens > 0)
+    made = sampler(2)
+    asked = []
+    monkeypatch.setattr(
+        made, "respond_program", lambda *given: asked.append(given) or (lambda *_: generation)
+    )
+    found = made.respond("params", PROMPTS[:2], WIDTH, ROWS[:2], KEY, SAMPLING, Reflecting(7, 7))
+    assert asked == [(SAMPLING, Reflecting(7, 7))]
+    assert found == [Response([4, 7, 5], True), Response([4, 4, 7, 5, 5, 5, 5], False)]
+
+
+def test_an_empty_response_has_the_score_of_its_end(by_three):
+    """Whether it ended or was cut to nothing after its reflection."""
+    params = random_params(ScalarModel(TINY), seed=2)
+    given = [Response([], True), Response([], False)]
+    ended, cut = by_three.score(params, [PROMPTS[0]] * 2, WIDTH, given, "sum")
+    assert ended == cut != 0
 
 
 def test_no_rows_give_no_responses_and_no_scores(by_three, params):

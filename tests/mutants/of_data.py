@@ -382,8 +382,8 @@ MUTANTS = {
         ),
         (
             "the last token of a prompt isn't trained to go on",
-            "goes_on & (tf.roll(marks, -1, axis=0) == 2)",
-            "goes_on & (marks == 2)",
+            "tf.gather([0.0, 0.0, 1.0, -1.0], tf.roll(marks, -1, axis=0))",
+            "tf.gather([0.0, 0.0, 1.0, -1.0], marks)",
             "data/seqio_tasks/test_feature_converters.py::test_sft",
         ),
     ],

@@ -242,11 +242,21 @@ MUTANTS = {
         ),
         (
             "M_PIT samples as M_P",
-            ".pit\n        return self.sampler.respond("
-            "self.model, built, width, rows, key, config.sampling)",
-            ".pit\n        return self.sampler.respond("
-            "self.model, built, width, rows, key, config.policy_sampling)",
+            "self.layout.widths(self.lengths), config.sampling",
+            "self.layout.widths(self.lengths), config.policy_sampling",
             "method/test_improve.py::test_each_iteration_improves_on_the_one_before",
+        ),
+        (
+            "a reflection that didn't end is a response",
+            "        else:\n            tokens = []\n",
+            "",
+            "method/test_improve.py::test_a_response_is_read_out_after_its_reflection",
+        ),
+        (
+            "a response that was cut after its reflection has ended",
+            "text.ended and len(tokens) < window",
+            "text.ended",
+            "method/test_improve.py::test_a_response_is_read_out_after_its_reflection",
         ),
     ],
     "method/losses.py": [
@@ -328,13 +338,19 @@ MUTANTS = {
         ),
         (
             "a sampling program is cached without its settings",
-            'self._program(("respond", sampling), respond)',
-            'self._program("respond", respond)',
+            'self._program(("respond", sampling, reflecting), respond)',
+            'self._program(("respond", reflecting), respond)',
             "method/test_sampler.py::test_each_sampling_has_a_program_of_its_own",
         ),
         (
+            "a reflecting model's program samples for one that doesn't reflect",
+            'self._program(("respond", sampling, reflecting), respond)',
+            'self._program(("respond", sampling), respond)',
+            "method/test_sampler.py::test_one_that_reflects_may_sample_improved_in_a_wider_window",
+        ),
+        (
             "a response that was cut is scored as ended",
-            "[EOS_ID] * responses[i].ended",
+            "[EOS_ID] * (response.ended or not response.tokens)",
             "[EOS_ID]",
             "method/test_sampler.py::test_scores_are_those_of_whole_sequences",
         ),
@@ -346,7 +362,7 @@ MUTANTS = {
         ),
         (
             "ids that aren't allowed are sampled in batches",
-            "                sampling,\n                self._allowed_V,",
+            "                sampling,\n                allowed_V,",
             "                sampling,\n                None,",
             "method/test_sampler.py::test_a_program_samples_the_ids_that_are_allowed",
         ),

@@ -228,15 +228,27 @@ MUTANTS = {
         ),
         (
             "the score of y_w has the response's mask",
-            "score(frozen, batch, chosen_BR, chosen_BR != PAD_ID)",
-            "score(frozen, batch, chosen_BR, mask_BR)",
+            "score(frozen, batch, tokens_BR, tokens_BR != PAD_ID)",
+            "score(frozen, batch, tokens_BR, tokens_BR != -1)",
             "method/test_ppo_step.py::test_rewards_are_the_shaped_score_and_the_kl_penalty",
         ),
         (
             "the reward model reads the policy's prompt",
-            'prompt_BQ, pooling = batch["reward_prompt_tokens"]',
-            'prompt_BQ, pooling = batch["prompt_tokens"]',
+            'rows = batch["reward_prompt_tokens"], response_BR, mask_BR',
+            'rows = batch["prompt_tokens"], response_BR, mask_BR',
             "method/test_ppo_step.py::test_rewards_are_the_shaped_score_and_the_kl_penalty",
+        ),
+        (
+            "the gap of y_w is taken without its reference",
+            'score_of("chosen", frozen, batch) - reference_B',
+            'score_of("chosen", frozen, batch)',
+            "method/test_ppo_step.py::test_a_gap_may_be_a_difference_of_two_scores",
+        ),
+        (
+            "the critic of a difference doesn't read y_ref",
+            'batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])',
+            'batch["reward_prompt_tokens"]',
+            "method/test_ppo_step.py::test_a_gap_may_be_a_difference_of_two_scores",
         ),
         (
             "episodes are sampled at temperature 1",

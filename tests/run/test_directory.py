@@ -117,6 +117,16 @@ def test_settings_hold_all_that_a_stage_builds_on():
     assert set(settings("rl_pit")) == common | {stage.name for stage in CONFIG.stages}
 
 
+def test_only_a_stage_that_reflects_has_the_window_of_reflections():
+    lengths = dataclasses.replace(CONFIG.lengths, reflection=8)
+    wide = dataclasses.replace(CONFIG, lengths=lengths)
+    (stage,) = (stage for stage in CONFIG.stages if stage.name == "sft_pit")
+    assert directory.settings(wide, stage, VOCABULARY) == settings("sft_pit")
+    reflecting = dataclasses.replace(stage, task="sft_pit_reflection")
+    found = directory.settings(wide, reflecting, VOCABULARY)
+    assert found["lengths"] == settings("sft_pit")["lengths"][:-1] + ", reflection=8)"
+
+
 def test_other_settings_are_refused(tmp_path):
     folder, identity = epath.Path(tmp_path), directory.identity(CONFIG.network, VOCABULARY)
     directory.claim(folder, settings("sft_pit"), identity)

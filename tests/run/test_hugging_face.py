@@ -244,6 +244,17 @@ def test_a_card_of_the_papers_layout_shows_its_pieces(model):
     assert exports._given(plain, "rl_policy", pieces)[0] == "    Human: {prompt}Assistant:"
 
 
+def test_a_card_says_how_a_response_is_read_out_after_its_reflection(model):
+    plain = load_vocabulary(f"tokenizer:{model[0]}")
+    control = plain.tokenizer_ids[plain.control_tokens.improved]
+    text = exports._written("<I>", plain, 60)
+    result = {"task": "sft_pit_reflection", "steps": 3}
+    card = exports._card("thinking", result, "LlamaForCausalLM", ["given", *text], None)
+    assert "improver M_PIT after supervised fine-tuning" in card and "max_new_tokens=60" in card
+    assert f"what follows the last `<I>`, which is\nthe id {control}." in card
+    assert card.index("## What it is given") < card.index("## What it writes")
+
+
 def test_a_taken_out_tokenizer_has_the_ids_of_the_run(trained):
     before = load_vocabulary("tokenizer:" + str(trained / "base" / "tokenizer"))
     after = load_vocabulary("tokenizer:" + str(trained / "out" / "sft_policy"))

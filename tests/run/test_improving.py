@@ -40,7 +40,7 @@ IMPROVE = ImproveConfig(
 class Models:
     """A run whose models say a number of the row and the key; it notes what it is asked."""
 
-    def __init__(self, folder, improve=IMPROVE, **changes):
+    def __init__(self, folder, improve=IMPROVE, reflecting=(), **changes):
         self.config = tiny_runs.config(
             "unused", **({"improve": improve, "shard_size": 2} | changes)
         )
@@ -49,6 +49,7 @@ class Models:
         self.folder, self.loaded, self.drafted, self.improved = folder, [], [], []
         self.results = {name: {"model_step": 4, "task": name} for name in STAGES.values()}
         self.gap, self.ended, self.words = 0.5, True, 3
+        self.reflecting = reflecting
         prompts = self_refine.read(self.config.improve.self_refine)
         self.self_refine = self_refine.SelfRefine(prompts, self.layout, 13)
 
@@ -57,6 +58,9 @@ class Models:
 
     def result(self, name):
         return self.results[name]
+
+    def reflects(self, name):
+        return name in self.reflecting
 
     def load_frozen(self, name):
         self.loaded.append(name)
@@ -75,11 +79,18 @@ class Models:
         self.drafted.append((model, list(rows), sampling))
         return [self._say(row, key) for row in rows]
 
-    def improver(self, model, gap_model, gap_stage):
+    def improver(self, model, gap_model, gap_stage, reflects):
+        assert reflects == (model in self.reflecting)
+
+        def say(row, key):
+            response = self._say(row, key)
+            thought = list(reversed(response.tokens)) if reflects else []
+            return dataclasses.replace(response, reflection=thought)
+
         def improve(prompts, responses, rows, key, config):
             assert len(prompts) == len(responses) == len(rows)
             self.improved.append((model, gap_model, gap_stage, list(rows), config))
-            more = [[self._say(row, key), self._say(row + 1, key)] for row in rows]
+            more = [[say(row, key), say(row + 1, key)] for row in rows]
             return [
                 Trace([y, *two], [self.gap, -1.0], last=2, best=1)
                 for y, two in zip(responses, more, strict=True)
@@ -230,6 +241,23 @@ def test_keys_of_an_earlier_output_are_replaced_and_named(models, capsys):
     (line,) = models()(before)
     assert line["responses"][0] == before["response"] and line["status"] == "ok"
     assert "its own best, ended, gaps, models, responses" in capsys.readouterr().out
+
+
+def test_what_a_model_writes_before_its_responses_is_kept(models, capsys):
+    """The stand-in reflects on a response by its words in reverse."""
+    (line,) = models(reflecting=("rl_pit",))({"prompt": "x", "reflections": "of another job"})
+    assert list(line) == ["prompt", *improving.FIELDS, "reflections"]
+    backwards = [" ".join(reversed(text.split())) for text in line["responses"]]
+    assert line["reflections"] == backwards[1:]
+    assert "its own reflections in place" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["pit", "self_refine"])
+def test_without_reflections_a_key_of_that_name_is_the_inputs(models, capsys, method):
+    improve = dataclasses.replace(IMPROVE, method=method)
+    reflecting = () if method == "pit" else ("rl_pit",)
+    (line,) = models(improve=improve, reflecting=reflecting)({"prompt": "x", "reflections": "mine"})
+    assert line["reflections"] == "mine" and "note: " not in capsys.readouterr().out
 
 
 def test_odd_text_comes_back_as_it_was_on_one_line(models):
@@ -540,6 +568,17 @@ def test_sampling_in_other_batches_goes_on(models):
     run = models(sampling_batch=4)
     run()
     assert [rows for _, rows, _ in run.drafted] == [[2, 3], [4]]
+
+
+def test_a_job_with_reflections_goes_on_as_if_it_had_not_ended(models, tmp_path):
+    out = tmp_path / "out.jsonl"
+    models(reflecting=("rl_pit",))(*FIVE)
+    expected = out.read_bytes()
+    out.unlink()
+    interrupted(models, reflecting=("rl_pit",))
+    run = models(reflecting=("rl_pit",))
+    run()
+    assert out.read_bytes() == expected and [call[3] for call in run.improved] == [[2, 3], [4]]
 
 
 def test_a_job_without_a_whole_shard_is_no_obstacle_and_old_shards_are_not_taken(models, tmp_path):

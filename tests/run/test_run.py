@@ -200,6 +200,20 @@ def test_gaps_are_read_as_their_model_was_trained(run):
     assert (without.gap_model, without.pooling, without.anchor) == (None, "last", 0.0)
 
 
+def test_a_stage_reflects_by_its_task(run):
+    for name, task in (("plain", "sft_pit"), ("thinking", "sft_pit_reflection")):
+        run.folder(name).mkdir()
+        (run.folder(name) / "result.json").write_text(json.dumps({"task": task}))
+    assert not run.reflects("plain")
+    message = "thinking: writes a reflection before its response; got reflection=0 of Lengths"
+    with pytest.raises(UserError, match=message):
+        run.reflects("thinking")
+    lengths = dataclasses.replace(run.config.lengths, reflection=9)
+    run.config = dataclasses.replace(run.config, lengths=lengths)
+    assert run.reflects("thinking") and not run.reflects("plain")
+    assert run.improver("M_PIT", reflects=True).reflects and not run.improver("M_PIT").reflects
+
+
 def test_a_run_samples_ids_of_text_and_eos_only(run, monkeypatch):
     found = []
     monkeypatch.setattr(runs, "Sampler", lambda *given: found.append(given))

@@ -360,9 +360,12 @@ def test_ppo_has_the_stages_settings_and_a_key_of_its_own(run, monkeypatch):
     for network, config, environment, partitioner, frozen, _, decode in found:
         assert (network, config, frozen, decode) == (TINY, ppo, "frozen", "readable")
         assert partitioner is run.partitioner
-        assert dataclasses.astuple(environment) == (13, "sum", 2.5, "16 ids", (1, 7))
+        assert dataclasses.astuple(environment) == (13, "sum", 2.5, False, "16 ids", (1, 7))
     keys = [tuple(jax.random.key_data(given[5]).tolist()) for given in found]
     assert len(set(keys)) == 3 and keys[3] == keys[0]
+    # A difference of two scores has its zero at 0, wherever the scores have theirs.
+    stage_training.make_ppo_step(run, dataclasses.replace(stage, task="rl_pit_difference"))
+    assert (found[-1][2].anchor, found[-1][2].difference) == (0, True)
 
 
 # --- metrics ------------------------------------------------------------------------------------

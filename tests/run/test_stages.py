@@ -35,7 +35,7 @@ NO_REFERENCE = (Round("none", 1),)
     [
         (
             lambda: tiny_runs.supervised("x", task="rm_gap"),
-            r"stage x: got task='rm_gap', expected one of \('pretrain', 'sft_policy', 'sft_pit'\)",
+            r"stage x: got task='rm_gap', expected one of \('pretrain', 'sft_policy', 'sft_pit', ",
         ),
         (lambda: tiny_runs.reward("x", task="sft_pit"), "expected one of .'rm_policy', 'rm_gap'."),
         (lambda: tiny_runs.rl("rl_pit", NO_REFERENCE), "got a round of source 'none'"),

@@ -146,7 +146,9 @@ def build_task(
     row = TASKS[task]
     steps = [
         functools.partial(preprocessors.tokenize, vocabulary=vocabulary),
-        functools.partial(preprocessors.mark_left_out, vocabulary=vocabulary, lengths=lengths),
+        functools.partial(
+            preprocessors.mark_left_out, vocabulary=vocabulary, lengths=lengths.of_task(task)
+        ),
         preprocessors.drop_left_out,
         functools.partial(
             preprocessors.build_sequences, vocabulary=vocabulary, sequences=row.sequences
