@@ -450,12 +450,15 @@ def test_mistakes_in_paths_and_models(fails, trained, tmp_path):
         f"--output={out}",
         "--gin.ImproveConfig.method='magic'",
     )
+    asked = {"user": "{prompt} {response} {feedback} criticise"}
+    steps = {"feedback": {"user": "{prompt} {response}"}, "refine": asked}
+    prompts = write_lines(tmp_path / "prompts.json", json.dumps(steps))
     fails(
         "trained with another vocabulary",
         "improve",
         f"--input={given}",
         f"--output={out}",
-        "--gin.ImproveConfig.feedback_prompt='{prompt} {response} criticise'",
+        f"--gin.ImproveConfig.self_refine={prompts}",
         folder=trained,
     )
     config = (trained / "config.gin").read_text()

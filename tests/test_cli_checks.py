@@ -132,6 +132,15 @@ def test_a_dry_run_of_improve_looks_at_its_input_and_models(refused, trained, ca
     given.write_text('{"prompt": "from 4 do +3"}\n')
     assert "(nothing is written)" in dry(capsys, "improve", trained, *flags)
     assert not out.exists()
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"feedback": {"user": "{promt} {response}"}, "refine": {}}')
+    told = refused(
+        "improve", *flags, f"--gin.ImproveConfig.self_refine={prompts}", "--dry_run", folder=trained
+    )
+    assert told == (
+        f"{prompts}: feedback.user: got {{promt}}, expected the fields {{prompt}}, {{response}}, "
+        "and other braces doubled"
+    )
     other = ("--gin.EvaluationConfig.gap_model=/no/rm_gap", "--dry_run")
     told = refused("improve", *flags, *other, folder=trained)
     assert told == "/no/rm_gap/result.json: not found; train stage '/no/rm_gap' first"

@@ -116,13 +116,12 @@ SHOWN_BY: dict[str, dict[str, str]] = {
             "policy_sampling"
         ),
         "run/test_improving.py::test_keep_says_which_response_is_the_result": "keep",
+        "run/test_run.py::test_self_refine_names_what_a_run_asks_its_policy": "self_refine",
         "method/test_improve.py::test_an_unchanged_response_stops_its_row": "stop_unchanged",
         "method/test_improve.py::test_a_gap_below_epsilon_keeps_the_response_before": "min_gap",
         "method/test_improve.py::test_a_time_budget_starts_no_further_iteration": "time_budget",
         "method/test_improve.py::"
-        "test_self_refine_asks_for_feedback_and_then_for_a_better_response": (
-            "method feedback_prompt refine_prompt"
-        ),
+        "test_self_refine_asks_for_feedback_and_then_for_a_better_response": ("method"),
     },
     "method.objectives.RewardConfig": {
         "method/test_objectives.py::test_reward_metrics_by_hand": "pooling centring",
@@ -274,6 +273,7 @@ MADE = {
     "method.improve": "Improver",
     "method.ppo_step": "Environment",
     "method.sampler": "Reflecting Response",
+    "method.self_refine": "Prompts Step",
     "models.weights.families": "Family",
     "plan.chips": "Chip Slice",
     "plan.estimate": "Estimate Machine",

@@ -258,9 +258,9 @@ def test_the_whole_configuration_keeps_macros_of_macros_long_texts_and_aliases(t
         "ROWS = %SEED\n"
     )
     told = "Improve this, and " + 30 * "please " + "\\n{prompt} {response}"
-    flags = (f"ImproveConfig.feedback_prompt = '{told}'", "SEED = 64", "STAGE = 'rm_gap'")
+    flags = (f"RunConfig.wandb_project = '{told}'", "SEED = 64", "STAGE = 'rm_gap'")
     run, evaluation = resolved(*flags, file=file)
-    assert run.sampling_batch == 64 and "\n{prompt}" in run.improve.feedback_prompt
+    assert run.sampling_batch == 64 and "\n{prompt}" in run.wandb_project
     whole = tmp_path / "config.gin"
     whole.write_text(bindings.whole(ROOTS))
     assert resolved(file=whole) == (run, evaluation) and "STAGE" not in whole.read_text()

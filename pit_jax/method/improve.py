@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from pit_jax.checked import at_least, checked
+from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.sampler import Reflecting, Response, Sampler, Tokens
+from pit_jax.method.self_refine import SelfRefine
 from pit_jax.runtime import processes
 
 METHODS = ("pit", "self_refine")
@@ -37,8 +38,9 @@ class ImproveConfig:
       time_budget: seconds after which no further iteration starts, of the rows that are improved
         together (a shard of `improve`); 0 sets no limit.
       method: `pit`, or the baseline `self_refine`.
-      feedback_prompt: Self-Refine's first prompt, with `{prompt}` and `{response}`.
-      refine_prompt: its second prompt, with `{prompt}`, `{response}` and `{feedback}`.
+      self_refine: what Self-Refine asks M_P: `words`, a few words for toys; `dialogue`, for the
+        helpful next turn of a dialogue; `instructions`, for answers that follow instructions; or
+        the path of your own prompts, a JSON file as method/self_refine.py describes it.
     """
 
     iterations: int = 1
@@ -49,8 +51,7 @@ class ImproveConfig:
     min_gap: float | None = None
     time_budget: float = 0.0
     method: str = "pit"
-    feedback_prompt: str = "{prompt} draft {response} what is wrong with the draft"
-    refine_prompt: str = "{prompt} draft {response} advice {feedback} write it better"
+    self_refine: UserPath = "words"
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -58,14 +59,6 @@ class ImproveConfig:
         if self.keep not in KEEP:
             raise ValueError(f"improve: got keep={self.keep!r}, expected one of {KEEP}")
         at_least(self, 0, "iterations", "time_budget")
-        for prompt in (self.feedback_prompt, self.refine_prompt):
-            try:
-                prompt.format(prompt="", response="", feedback="")
-            except (ValueError, LookupError) as error:
-                raise ValueError(
-                    f"improve: got the Self-Refine prompt {prompt!r}, expected {{prompt}}, "
-                    f"{{response}} and {{feedback}} as its only braces ({error!r})"
-                ) from error
 
 
 @dataclasses.dataclass
@@ -114,6 +107,7 @@ class Improver:
       anchor: the score of R_PIT that counts as a gap of 0.
       reflects: whether M_PIT writes a reflection before its response (Appendix K). Only the
         response is scored and improved further.
+      refine: what asks M_P by Self-Refine; only that method needs it.
     """
 
     sampler: Sampler
@@ -126,6 +120,7 @@ class Improver:
     pooling: str = "last"
     anchor: float = 0.0
     reflects: bool = False
+    refine: SelfRefine | None = None
 
     def __call__(
         self,
@@ -203,20 +198,8 @@ class Improver:
 
     def self_refine(self, prompts, current, rows, key, config: ImproveConfig) -> list[Response]:
         """Samples feedback and then a refinement, both from M_P (Madaan et al., 2023)."""
-        texts = [self.decode(response.tokens) for response in current]
-        feedback_key, refine_key = jax.random.split(key)
-        asked = [
-            config.feedback_prompt.format(prompt=prompt, response=text)
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        feedback = self._answer(asked, rows, feedback_key, config)
-        asked = [
-            config.refine_prompt.format(
-                prompt=prompt, response=text, feedback=self.decode(advice.tokens)
-            )
-            for prompt, text, advice in zip(prompts, texts, feedback, strict=True)
-        ]
-        return self._answer(asked, rows, refine_key, config)
+        assert self.refine is not None, "an Improver for Self-Refine needs its prompts"
+        return self.refine(self.sampler, self.model, prompts, current, rows, key, config.sampling)
 
     def gaps(self, prompts, improved, current) -> np.ndarray:
         """Computes r_gap(x, y_{k+1}, y_k), float32 [n]."""
@@ -235,12 +218,6 @@ class Improver:
         to the next goes the text, as whoever serves them passes it on.
         """
         return self.encode(self.decode(response.tokens))[: self.lengths.reference]
-
-    def _answer(self, texts, rows, key, config) -> list[Response]:
-        """Samples M_P's answer to each text, at a width that holds the longest."""
-        built = [self.layout.policy_prompt(text) for text in texts]
-        width = -(-max(map(len, built)) // 32) * 32
-        return self.sampler.respond(self.model, built, width, rows, key, config.sampling)
 
     def _find_best(self, traces, active, prompts, improved, gaps) -> None:
         """Makes a new response the best one where its gap to the best so far is above 0."""

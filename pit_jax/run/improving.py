@@ -294,6 +294,7 @@ class Job:
                 f"improve.{field.name}": repr(getattr(improve, field.name))
                 for field in dataclasses.fields(improve)
             },
+            "prompts of Self-Refine": _hash(dataclasses.asdict(self._run.self_refine.prompts)),
             "lengths": repr(config.lengths),
             "dtype": config.network.dtype,
             **self._run.identity(),

@@ -20,7 +20,7 @@ from pit_jax.data.layouts import Layout
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
-from pit_jax.method import flops
+from pit_jax.method import flops, self_refine
 from pit_jax.method.improve import Improver
 from pit_jax.method.sampler import Sampler
 from pit_jax.models.network import in_compute_type
@@ -54,6 +54,7 @@ class Run:
       directory: the run directory.
       vocabulary: the vocabulary of the data and the models.
       layout: the token layouts of the models' inputs.
+      self_refine: what asks M_P by Self-Refine.
       finds_windows: whether the windows come from the data; `config` has what was found.
       partitioner: the mesh.
       config_text: a gin file of the whole configuration, kept as `config.gin`; empty for none.
@@ -71,15 +72,15 @@ class Run:
           devices: the devices to use; all of `jax.devices()` by default.
 
         Raises:
-          UserError: if vocabulary and network don't fit each other.
+          UserError: if vocabulary and network don't fit each other, or the prompts of Self-Refine
+            can't be read or rendered.
         """
         self.config = config
         self.directory = epath.Path(config.model_dir)
-        words = " ".join([config.improve.feedback_prompt, config.improve.refine_prompt])
-        extra = tuple(word for word in words.split() if not word.startswith("{"))
+        prompts = self_refine.read(config.improve.self_refine)
         self.vocabulary: Vocabulary = load_vocabulary(
             config.vocabulary,
-            extra,
+            prompts.words,
             config.control_tokens,
             config.eos_token,
             config.pad_token,
@@ -97,6 +98,8 @@ class Run:
             lengths = run_directory.lengths(self.directory) or self.data.lengths
             lengths = dataclasses.replace(lengths, reflection=config.lengths.reflection)
             self.config = config = dataclasses.replace(config, lengths=lengths)
+        window = self.layout.widths(config.lengths).response
+        self.self_refine = self_refine.SelfRefine(prompts, self.layout, window)
         self.place(Partitioner(config.mesh, devices))
         self.config_text = ""
         self.profile: profiling.Window | None = None
@@ -326,6 +329,7 @@ class Run:
             pooling=self.pooling(gap_stage) if gap_stage else "last",
             anchor=self.anchor(gap_stage) if gap_stage else 0.0,
             reflects=reflects,
+            refine=self.self_refine,
         )
 
     def is_from_t5x(self, name: str) -> bool:

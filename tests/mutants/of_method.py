@@ -273,12 +273,6 @@ MUTANTS = {
             "method/test_improve.py::test_a_gap_below_epsilon_keeps_the_response_before",
         ),
         (
-            "feedback and refinement draw alike",
-            "feedback_key, refine_key = jax.random.split(key)",
-            "feedback_key = refine_key = key",
-            "method/test_improve.py::test_self_refine_asks_for_feedback_and_then_for_a_better_response",
-        ),
-        (
             "a reference has the response's window",
             "[: self.lengths.reference]",
             "[: self.lengths.response]",
@@ -409,6 +403,35 @@ MUTANTS = {
             "                sampling,\n                allowed_V,",
             "                sampling,\n                None,",
             "method/test_sampler.py::test_a_program_samples_the_ids_that_are_allowed",
+        ),
+    ],
+    "method/self_refine.py": [
+        (
+            "feedback and refinement draw alike",
+            "feedback_key, refine_key = jax.random.split(key)",
+            "feedback_key = refine_key = key",
+            "method/test_improve.py::test_self_refine_asks_for_feedback_and_then_for_a_better_response",
+        ),
+        (
+            "the opening is left out",
+            "policy_prompt(turns.of_turns(asked)) + opening",
+            "policy_prompt(turns.of_turns(asked))",
+            "method/test_self_refine.py::"
+            "test_the_papers_layout_has_the_system_in_front_and_the_opening_behind",
+        ),
+        (
+            "a response keeps the space after its opening",
+            "if step.opening else sampled",
+            "if False else sampled",
+            "method/test_self_refine.py::"
+            "test_what_is_sampled_after_an_opening_is_the_feedback_and_the_response",
+        ),
+        (
+            "a cut response counts as ended",
+            "ended = answer.ended and len(tokens) <= window",
+            "ended = answer.ended",
+            "method/test_self_refine.py::"
+            "test_a_response_that_grows_without_its_space_is_cut_to_the_window",
         ),
     ],
     "method/supervised_step.py": [

@@ -18,7 +18,7 @@ from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.decode import SamplingConfig
-from pit_jax.method.sampler import Response
+from pit_jax.method.sampler import Response, Sampler
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.weights import hugging_face as weights
 from pit_jax.models.weights.rows import flatten
@@ -192,6 +192,47 @@ def test_what_a_stage_leaves_for_transformers(trained):
     assert slot in (trained / "out" / "rm_gap" / "chat_template.jinja").read_text()
     score = load_file(trained / "out" / "rm_gap" / "model.safetensors")["score.weight"]
     assert score.shape == (1, NETWORK.embed_dim)
+
+
+def test_improve_by_self_refine_asks_with_a_system_turn_and_an_opening(trained, monkeypatch):
+    asked, sampled = [], []
+    respond = Sampler.respond
+
+    def recorded(self, model, prompts, *more):
+        answers = respond(self, model, prompts, *more)
+        asked.extend(prompts)
+        sampled.extend(answers)
+        return answers
+
+    monkeypatch.setattr(Sampler, "respond", recorded)
+    user = "{prompt}\nDraft: {response}"
+    steps = {
+        "feedback": {
+            "system": "Be fair, and short in all that you say.",
+            "user": user,
+            "opening": "Review:",
+        },
+        "refine": {"user": user + "\n{feedback}!", "opening": "Better:"},
+    }
+    (trained / "prompts.json").write_text(json.dumps(steps))
+    (trained / "in.jsonl").write_text('{"prompt": "Count to 3", "response": "1"}\n')
+    flags = ["--input=in.jsonl", "--output=out.jsonl", "--gin.ImproveConfig.method=self_refine"]
+    flags += ["--gin.EvaluationConfig.policy=sft_policy"]
+    flags += ["--gin.ImproveConfig.self_refine=prompts.json"]
+    assert cli.main(["improve", *RUN, *flags]) == 0
+    vocabulary = load_vocabulary("tokenizer:base/tokenizer", chat_template="tokenizer")
+    names = {vocabulary.encode_prompt("x")[0]: "<|im_start|>", vocabulary.eos_id: "<|im_end|>"}
+    text = "".join(names.get(i) or vocabulary.readable([i]) for i in asked[0])
+    assert text == (
+        "<|im_start|>system\nBe fair, and short in all that you say.<|im_end|>\n"
+        "<|im_start|>user\nCount to 3\nDraft: 1<|im_end|>\n<|im_start|>assistant\nReview:"
+    )
+    feedback, response = (vocabulary.decode(answer.tokens) for answer in sampled)
+    user = f"Count to 3\nDraft: 1\n{feedback.strip()}!"
+    assert asked[1] == vocabulary.encode_prompt(user) + vocabulary.encode("Better:")
+    line = json.loads((trained / "out.jsonl").read_text())
+    assert line["responses"] == ["1", response.lstrip()] and len(line["gaps"]) == 1
+    assert line["models"] == {"gap_model": "rm_gap@1", "policy": "sft_policy@1"}
 
 
 def test_a_card_of_the_papers_layout_shows_its_pieces(model):

@@ -20,6 +20,7 @@ from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.layouts import Layout
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import NotFiniteError, UserError
+from pit_jax.method import self_refine
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.sampler import Response
@@ -49,6 +50,8 @@ class Models:
         self.results = {name: {"model_step": 4, "task": name} for name in STAGES.values()}
         self.gap, self.ended, self.words = 0.5, True, 3
         self.reflecting = reflecting
+        prompts = self_refine.read(self.config.improve.self_refine)
+        self.self_refine = self_refine.SelfRefine(prompts, self.layout, 13)
 
     def identity(self):
         return {"vocabulary": "drafts", "network": "tiny"}
@@ -348,6 +351,23 @@ def test_bad_rows_can_be_skipped_and_say_why(models, capsys):
         assert not {"responses", "gaps", "best"} & lines[number].keys()
     assert lines[4] == {"prompt": "x", "response": 3, "status": lines[4]["status"]}
     assert "; 8 skipped, whose status says why -> " in capsys.readouterr().out
+
+
+def test_a_job_is_of_the_prompts_as_they_were_when_it_began(models):
+    """The same path isn't enough, since its file may be written anew between two shards."""
+    path, found = models().folder / "prompts.json", []
+    asked = {"user": "{prompt} {response} {feedback}"}
+    for said in ("why {prompt} {response}", "why {prompt} {response}", "how {prompt} {response}"):
+        path.write_text(json.dumps({"feedback": {"user": said}, "refine": asked}))
+        run = models(improve=dataclasses.replace(IMPROVE, self_refine=str(path)))
+        (run.folder / "in.jsonl").write_text('{"prompt": "x"}\n')
+        out = str(run.folder / "out.jsonl")
+        job = improving.Job(run, STAGES, str(run.folder / "in.jsonl"), out, "stop")
+        found.append(job._depends_on("stop"))
+    assert found[0] == found[1]
+    assert {name for name in found[0] if found[0][name] != found[2][name]} == {
+        "prompts of Self-Refine"
+    }
 
 
 def test_a_job_says_what_there_is_to_do(models):

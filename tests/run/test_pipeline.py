@@ -311,15 +311,16 @@ def test_a_stage_that_never_began_takes_new_settings(tmp_path):
     assert train(config, "pretrain").result("pretrain")["steps"] == 1
 
 
-def test_a_model_is_not_read_with_another_meaning(trained):
+def test_a_model_is_not_read_with_another_meaning(trained, tmp_path):
     network = dataclasses.replace(tiny_runs.NETWORK, rope_theta=50.0)
     run = tiny_runs.on_one_device(tiny_runs.config(trained, network=network))
     with pytest.raises(UserError, match="pretrain: was trained with another network: got .*50.0"):
         run.load_frozen("pretrain")
     run = tiny_runs.on_one_device(tiny_runs.config(trained))
-    improve = dataclasses.replace(
-        run.config.improve, feedback_prompt="{prompt} criticise {response}"
-    )
+    step = {"user": "{prompt} criticise {response} {feedback}"}
+    steps = {"feedback": {"user": "{prompt} {response}"}, "refine": step}
+    (tmp_path / "prompts.json").write_text(json.dumps(steps))
+    improve = dataclasses.replace(run.config.improve, self_refine=str(tmp_path / "prompts.json"))
     run = tiny_runs.on_one_device(tiny_runs.config(trained, improve=improve))
     with pytest.raises(UserError, match="pretrain: was trained with another vocabulary"):
         run.load_frozen("pretrain")

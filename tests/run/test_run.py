@@ -15,6 +15,7 @@ from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.method.improve import ImproveConfig
+from pit_jax.method.self_refine import Step
 from pit_jax.run import pipeline
 from pit_jax.run import run as runs
 from pit_jax.runtime.partitioning import MeshConfig
@@ -97,8 +98,7 @@ def made(monkeypatch):
         ({"batching": BatchingConfig(length_buckets=3)}, {"batching"}),
         ({"mesh": MeshConfig(model=2)}, {"mesh"}),
         ({"sampling_batch": 24}, {"sampling_batch"}),
-        ({"improve": ImproveConfig(feedback_prompt="{prompt} why")}, {"words"}),
-        ({"improve": ImproveConfig(refine_prompt="{prompt} again")}, {"words"}),
+        ({"improve": ImproveConfig(self_refine="dialogue")}, {"words"}),
         # What only stages or commands ask for.
         ({"improve": ImproveConfig(iterations=7)}, set()),
         ({"shard_size": 5}, set()),
@@ -114,9 +114,32 @@ def test_each_field_reaches_what_it_is_of(made, fields, moves):
         assert after[name] == fields[name]
 
 
-def test_words_of_both_prompts_of_self_refine_are_part_of_a_word_vocabulary(made):
-    improve = ImproveConfig(feedback_prompt="{prompt} why", refine_prompt="{response} anew")
-    assert made(improve=improve)["words"] == ("why", "anew")
+def test_words_of_both_prompts_of_self_refine_are_part_of_a_word_vocabulary(made, tmp_path):
+    improve = ImproveConfig(self_refine=write_prompts(tmp_path))
+    assert made(improve=improve)["words"] == ("fair", "why", "anew")
+
+
+def test_self_refine_names_what_a_run_asks_its_policy(tmp_path):
+    """And a response of Self-Refine has the window of responses, 13 tokens with its end."""
+    improve = ImproveConfig(self_refine=write_prompts(tmp_path))
+    run = tiny_runs.on_one_device(tiny_runs.config(tmp_path, improve=improve))
+    refine = run.improver("model").refine
+    assert refine.prompts.feedback == Step("{prompt} why {response}", "fair")
+    assert refine._window == 13
+    message = f"ImproveConfig.self_refine: got '{tmp_path}/none', expected one of dialogue, "
+    with pytest.raises(UserError, match=message):
+        config = ImproveConfig(self_refine=f"{tmp_path}/none")
+        tiny_runs.on_one_device(tiny_runs.config(tmp_path, improve=config))
+
+
+def write_prompts(folder):
+    """A file of prompts with three words of its own."""
+    steps = {
+        "feedback": {"system": "fair", "user": "{prompt} why {response}"},
+        "refine": {"user": "{prompt} {response} anew {feedback}"},
+    }
+    (folder / "prompts.json").write_text(json.dumps(steps))
+    return str(folder / "prompts.json")
 
 
 def test_seed_and_each_purpose_move_a_key():
