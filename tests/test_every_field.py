@@ -267,7 +267,7 @@ MADE = {
     "evaluation.judges": "ExactJudge RewardJudge",
     "evaluation.scoring": "Agreement Comparison Mean",
     "evaluation.seeds": "Summary",
-    "evaluation.suite": "Side",
+    "evaluation.tables": "Side Tables",
     "method.choice": "Decision Measured",
     "method.flops": "Work",
     "method.improve": "Improver",

@@ -185,7 +185,7 @@ MUTANTS = {
         ),
         (
             "the score of y_w is always counted",
-            "times=2 if config.subtract_chosen else 1",
+            "times=1 + config.subtract_chosen + difference",
             "times=2",
             "method/test_flops.py::test_steps_by_hand",
         ),
