@@ -350,8 +350,8 @@ MUTANTS = {
         ),
         (
             "R_PIT is read at the last token whatever the pooling",
-            "GAP_TREE, config.pooling)",
-            'GAP_TREE, "last")',
+            "batch, tree, config.pooling)",
+            'batch, tree, "last")',
             "method/test_objectives.py::test_scores_are_read_as_the_configuration_says",
         ),
         (

@@ -28,8 +28,8 @@ MUTANTS = {
         ),
         (
             "an empty dev split is fine",
-            'check_split(run, "dev", f"stage',
-            'check_split(run, "train", f"stage',
+            'check_split(run, "dev", f"stage {stage.name}: it is evaluated',
+            'check_split(run, "train", f"stage {stage.name}: it is evaluated',
             "run/test_checks.py::test_data_that_does_not_suffice_is_refused",
         ),
         (
@@ -84,8 +84,8 @@ MUTANTS = {
         ),
         (
             "another seed isn't refused",
-            '("seed", "network", "dataset", "lengths", "batching")',
-            '("network", "dataset", "lengths", "batching")',
+            '("seed", "network", "dataset", "batching")',
+            '("network", "dataset", "batching")',
             "run/test_directory.py::test_settings_hold_all_that_a_stage_builds_on",
         ),
         (
@@ -192,20 +192,20 @@ MUTANTS = {
         ),
         (
             "PPO's scores have no anchor",
-            "            run.anchor(stage.reward_model),\n",
-            "            0.0,\n",
+            "0.0 if difference else run.anchor(stage.reward_model),\n",
+            "0.0,\n",
             "run/test_stage_training.py::test_ppo_has_the_stages_settings_and_a_key_of_its_own",
         ),
         (
             "PPO's scores are read at the last token",
-            "            run.pooling(stage.reward_model),\n            run.anchor",
-            '            "last",\n            run.anchor',
+            "        run.pooling(stage.reward_model),\n        0.0",
+            '        "last",\n        0.0',
             "run/test_stage_training.py::test_ppo_has_the_stages_settings_and_a_key_of_its_own",
         ),
         (
             "PPO samples from all ids",
-            "            run.vocabulary.sampled_ids(run.config.network.vocab_size),\n",
-            "            None,\n",
+            "        run.vocabulary.sampled_ids(run.config.network.vocab_size),\n",
+            "        None,\n",
             "run/test_stage_training.py::test_ppo_has_the_stages_settings_and_a_key_of_its_own",
         ),
         (
@@ -296,8 +296,8 @@ MUTANTS = {
         ),
         (
             "M_PIT learns from R_P",
-            '"rl_pit": "rm_gap"}',
-            '"rl_pit": "rm_policy"}',
+            '"rl_pit": "rm_gap", ',
+            '"rl_pit": "rm_policy", ',
             "run/test_checks.py::test_a_model_of_another_kind_or_a_later_stage_is_refused",
         ),
     ],
