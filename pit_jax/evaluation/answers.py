@@ -42,7 +42,8 @@ class Answers:
         for line in self._content.split(b"\n"):
             try:
                 found = json.loads(line)
-                self._found[found.pop("request")] = Answer(**found)
+                request = found.pop("request")
+                self._found[request] = Answer(**found)
             except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
                 continue
 

@@ -180,8 +180,8 @@ MUTANTS = {
         ),
         (
             "verdicts of pairs are for the second model",
-            "judge(scores_MN[a], scores_MN[b])",
-            "judge(scores_MN[b], scores_MN[a])",
+            "np.stack([judge(a, b) for a, b in pairs])",
+            "np.stack([judge(b, a) for a, b in pairs])",
             "evaluation/test_scoring.py::test_pairwise_outcomes_are_for_the_first_of_each_pair",
         ),
         (
@@ -283,8 +283,8 @@ MUTANTS = {
         ),
         (
             "delta is of the original against an iteration",
-            "scoring.compare(verdict(scores_MN[m], scores_MN[0]), groups)",
-            "scoring.compare(verdict(scores_MN[0], scores_MN[m]), groups)",
+            "scoring.compare(verdicts(m, 0), groups)",
+            "scoring.compare(verdicts(0, m), groups)",
             "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
         ),
         (
