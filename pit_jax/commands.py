@@ -210,7 +210,7 @@ def _beside(directory, evaluation):
     changed = [f"{value}" for name, value in now.items() if before.get(name, value) != value]
     if not changed:
         return directory
-    return directory / re.sub(r"[^\w-]+", "_", "-".join(["report", *changed]))
+    return directory / re.sub(r"[^\w-]+", "_", "-".join(["report", *changed])).rstrip("_")
 
 
 def _report(run, evaluation, directory, options) -> None:

@@ -47,7 +47,7 @@ def test_improve_is_given_the_stages_that_the_evaluation_names(monkeypatch):
         ({"subjects": {"split": "dev"}}, {"split": "dev"}, ""),
         ({"subjects": {"split": "dev"}}, {}, "report-test"),
         ({"subjects": None}, {"iterations": 2}, ""),
-        ({}, {"judge": JUDGE}, "report-language_model_gpt-4_dialogue_"),
+        ({}, {"judge": JUDGE}, "report-language_model_gpt-4_dialogue"),
         ({"subjects": {"judge": "language model gpt-4 (dialogue)"}}, {"judge": JUDGE}, ""),
         ({"subjects": {"judge": "language model gpt-4 (dialogue)"}}, {}, "report-own_judge"),
         ("garbled", {}, ""),

@@ -9,6 +9,8 @@ import pytest
 
 from tests import tiny_api, tiny_runs
 
+pytestmark = pytest.mark.no_cover  # of the tests, not of the fixtures, which train
+
 KEY = "sk-Very-Secret-0123456789"
 FLAGS = (
     "--gin_file=gin/judge.gin",
@@ -16,6 +18,7 @@ FLAGS = (
     "--gin.JUDGE_PROMPTS=instructions",
     "--gin.EndpointConfig.key_variable=JUDGE_KEY",
     "--gin.EvaluationConfig.num_prompts=4",
+    "--gin.EvaluationConfig.self_refine=False",
 )
 
 
@@ -47,7 +50,8 @@ def judge(trained, tmp_path, monkeypatch):
 
 def test_a_run_is_judged_by_a_language_model(judge, capsys):
     assert judge() == 0
-    output, folder, server = capsys.readouterr().out, judge.folder, judge.server
+    output, server = capsys.readouterr().out, judge.server
+    folder = judge.folder / "report-language_model_judge-1_instructions"
     count = len(server.said)
     assert count and f": {count} requests to judge-1; asking {count}\n" in output
     assert f"judge: {count} answers; tokens: {10 * count} read, {3 * count} written" in output
@@ -62,15 +66,9 @@ def test_a_run_is_judged_by_a_language_model(judge, capsys):
     page = (folder / "report.md").read_text()
     assert "## The judge" in page and "Mean score" not in page and "Mean checker" not in page
     assert "Both orders agree, % | 100.0" in page and f"Tokens read | {10 * count}" in page
-    # The same command asks nothing again, and another one only for what is new.
-    assert judge() == 0
-    assert len(server.said) == count and "judge: " not in capsys.readouterr().out
-    assert json.loads((folder / "report.json").read_text()) == report
-    # A report of the checker doesn't take the place of this one.
-    assert tiny_runs.command("evaluate", folder, "--gin.EvaluationConfig.num_prompts=4") == 0
-    assert (folder / "report-own_judge" / "report.json").exists()
     texts = [path.read_text("utf-8", "replace") for path in folder.glob("*.*")] + [output]
-    assert len(texts) >= 5 and not any(KEY in text for text in texts)
+    texts.append((judge.folder / "judge_answers.jsonl").read_text())
+    assert len(texts) == 5 and not any(KEY in text for text in texts)
 
 
 def test_generations_are_judged_by_a_language_model(judge, tmp_path, capsys):
@@ -82,15 +80,20 @@ def test_generations_are_judged_by_a_language_model(judge, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "judge: 2 comparisons of different responses in both orders: 4 requests" in output
     assert re.search(r"^language model judge-1 \(instructions\) +2 +2 +2 +2 +0 +0", output, re.M)
+    # Nothing is asked again.
+    assert judge(f"--generations={path}") == 0
+    assert len(judge.server.said) == 4 and "judge: " not in capsys.readouterr().out
     report = json.loads((tmp_path / "judged" / "report.json").read_text())
     (row,) = report["comparisons"]
     assert (row["win"], row["lose"], row["tie"]) == (50, 50, 0)
     assert "The judge" in (tmp_path / "judged" / "report.html").read_text()
 
 
-def test_a_judge_that_cannot_be_asked_is_refused_in_one_line(judge, monkeypatch, capsys):
+def test_a_judge_that_cannot_be_asked_is_refused_in_one_line(judge, tmp_path, monkeypatch, capsys):
     judge.server.reply = lambda said: (404, {}, b'{"error": {"message": "no such model"}}')
-    assert judge() == 2
+    path = tmp_path / "given.jsonl"
+    path.write_text('{"prompt": "from 4 do +3 x7", "responses": ["x7", "+3"]}\n')
+    assert judge(f"--generations={path}") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{judge.server.url}/chat/completions answers 404 Not Found: no such model; " in line
     monkeypatch.delenv("JUDGE_KEY")
