@@ -236,9 +236,10 @@ class Run:
         def chosen(name: str) -> str | None:
             if not self.is_complete(name) or (step := self._chosen_step(name)) == _UNDECIDED:
                 return None
+            if step is None:
+                return ""
             path = self.folder(name) / "result.json"
-            last = run_directory.read_json(path)["model_step"]
-            return "" if step in (None, last) else str(step)
+            return "" if step == run_directory.read_json(path)["model_step"] else str(step)
 
         found = run_directory.settings(self.config, stage, self.vocabulary)
         folder = self.folder(stage.name)
