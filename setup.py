@@ -98,6 +98,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["pit_jax", "pit_jax.*"]),
     package_data={
         "pit_jax.data.files": ["checksums.tsv"],
+        "pit_jax.evaluation": ["prompts/*.json"],
         "pit_jax.method": ["prompts/*.json"],
         "pit_jax.report": ["templates/*"],
     },

@@ -47,7 +47,7 @@ def _warnings(run, evaluation) -> list[str]:
     found = advice.warnings(run.data, evaluation.split, evaluation.num_prompts)
     exact = getattr(run.config.dataset, "kind", "") == "instructions"
     optimised = {stage.reward_model for stage in run.config.stages if isinstance(stage, RLStage)}
-    if not exact and evaluation.reward_model in optimised:
+    if not exact and not evaluation.judge and evaluation.reward_model in optimised:
         found.append(
             f"the judge is {evaluation.reward_model}, a reward model that training optimised: what "
             "scores well may still be bad, so read the samples"
@@ -57,11 +57,14 @@ def _warnings(run, evaluation) -> list[str]:
 
 def _check_evaluation(run, evaluation) -> None:
     """Refuses, before hours of training, an evaluation that can't be made after it."""
+    from pit_jax.evaluation import language_judge
     from pit_jax.run import checks
 
     for name in evaluation.stages:
         run.stage(name)
     checks.check_split(run, evaluation.split, "evaluation: got")
+    if evaluation.judge:
+        language_judge.LanguageModelJudge(evaluation.judge, run.directory)
 
 
 def data(run, evaluation, options) -> None:
@@ -186,20 +189,28 @@ def _check_comparison(output: str) -> None:
 
 # Who is judged, by whom and on what: a report of others never takes the place of another's.
 _SUBJECTS = ("split", "num_prompts", "sft", "policy", "pit", "reward_model", "gap_model")
+_OWN = "own judge"  # the data's exact checker, or R_P
+
+
+def _subjects(evaluation) -> dict[str, Any]:
+    from pit_jax.evaluation import language_judge
+
+    judge = language_judge.name_of(evaluation.judge) if evaluation.judge else _OWN
+    return {name: getattr(evaluation, name) for name in _SUBJECTS} | {"judge": judge}
 
 
 def _beside(directory, evaluation):
     """The folder for a report: the run's own, or one in it if the report there is of another."""
-    now = {name: getattr(evaluation, name) for name in _SUBJECTS}
+    now = _subjects(evaluation)
     path = directory / "report.json"
     before: Any = {}
     with contextlib.suppress(OSError, ValueError):
         before = json.loads(path.read_text()).get("subjects") or {}
-    before = {"split": "test"} | (before if isinstance(before, dict) else {})
+    before = {"split": "test", "judge": _OWN} | (before if isinstance(before, dict) else {})
     changed = [f"{value}" for name, value in now.items() if before.get(name, value) != value]
     if not changed:
         return directory
-    return directory / re.sub(r"[^\w-]+", "_", "-".join(["report", *changed]))
+    return directory / re.sub(r"[^\w-]+", "_", "-".join(["report", *changed])).rstrip("_")
 
 
 def _report(run, evaluation, directory, options) -> None:
@@ -213,7 +224,7 @@ def _report(run, evaluation, directory, options) -> None:
     results["warnings"] = [*results.get("warnings", ()), *_warnings(run, evaluation)]
     results["choices"] = choosing.recorded(run)
     results["config_text"] = options.operative
-    results["subjects"] = {name: getattr(evaluation, name) for name in _SUBJECTS}
+    results["subjects"] = _subjects(evaluation)
     results["command"] = f"python -m pit_jax {options.command} " + " ".join(
         f"--gin_file={file}" for file in options.gin_file
     )

@@ -48,9 +48,9 @@ CONFINED = {
     "t5x": ("adapters.t5x.",),
     "pyarrow": ("data.files.tables",),
     "datasets": ("data.files.tables",),
-    "requests": ("evaluation.judges",),
-    "http": ("evaluation.judges",),
-    "urllib": ("evaluation.judges",),
+    "requests": (),
+    "http": ("evaluation.endpoint",),
+    "urllib": ("evaluation.endpoint",),
     "safetensors": ("models.weights.hugging_face",),
     "gguf": ("models.weights.gguf_files",),
     "torch": (),
@@ -74,6 +74,7 @@ LONG = {"method.ppo_step:make_collect": "episodes from prompts to rewards, on on
 # Frozen dataclasses that are results rather than configs: written out whole, or for the caller.
 RECORDS = {
     "Agreement",
+    "Answer",
     "Check",
     "Collective",
     "Comparison",

@@ -11,10 +11,13 @@ import pytest
 from pit_jax import commands
 from pit_jax.data.datasets import DatasetConfig
 from pit_jax.errors import UserError
+from pit_jax.evaluation.endpoint import EndpointConfig
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.plan import chips
 from pit_jax.run import improving
 from tests import tiny_runs
+
+JUDGE = EndpointConfig("http://localhost:9/v1", "gpt-4", "dialogue", key_variable="NO_SUCH_KEY")
 
 
 def test_improve_is_given_the_stages_that_the_evaluation_names(monkeypatch):
@@ -44,6 +47,9 @@ def test_improve_is_given_the_stages_that_the_evaluation_names(monkeypatch):
         ({"subjects": {"split": "dev"}}, {"split": "dev"}, ""),
         ({"subjects": {"split": "dev"}}, {}, "report-test"),
         ({"subjects": None}, {"iterations": 2}, ""),
+        ({}, {"judge": JUDGE}, "report-language_model_gpt-4_dialogue"),
+        ({"subjects": {"judge": "language model gpt-4 (dialogue)"}}, {"judge": JUDGE}, ""),
+        ({"subjects": {"judge": "language model gpt-4 (dialogue)"}}, {}, "report-own_judge"),
         ("garbled", {}, ""),
     ],
 )
@@ -74,3 +80,4 @@ def test_a_judge_that_was_optimised_is_named_before_training_and_in_the_report(m
     (_, text) = commands._warnings(own, evaluation)
     assert text.startswith("the judge is rm_policy, a reward model that training optimised")
     assert len(commands._warnings(own, dataclasses.replace(evaluation, reward_model="other"))) == 1
+    assert len(commands._warnings(own, dataclasses.replace(evaluation, judge=JUDGE))) == 1

@@ -31,10 +31,10 @@ PATHS = [
 ]
 
 PARTS = [
-    *("3.1", "3.2", "3.3", "3.4.1", "3.5", "4.4", "4.7"),
+    *("3.1", "3.2", "3.3", "3.4.1", "3.5", "4.3", "4.4", "4.7"),
     *(f"Eq. {number}" for number in range(1, 6)),
     *(f"Algorithm {number}" for number in (1, 2)),
-    *(f"Appendix {letter}" for letter in "ACDEFK"),
+    *(f"Appendix {letter}" for letter in "ACDEFGK"),
     *(f"Table {number}" for number in range(1, 5)),
     *(f"Figure {number}" for number in range(2, 6)),
     "PPO",

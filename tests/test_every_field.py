@@ -70,6 +70,21 @@ SHOWN_BY: dict[str, dict[str, str]] = {
             "damaged extras malformed bluffs"
         ),
     },
+    "evaluation.endpoint.EndpointConfig": {
+        "evaluation/test_language_judge.py::test_what_an_answer_depends_on_is_asked_anew": (
+            "url model prompts"
+        ),
+        "evaluation/test_endpoint.py::test_what_is_left_to_the_api_is_not_sent": (
+            "key_variable temperature max_tokens"
+        ),
+        "evaluation/test_language_judge.py::test_so_many_requests_are_under_way_at_once": (
+            "concurrency"
+        ),
+        "evaluation/test_endpoint.py::test_so_many_retries_and_no_more": "retries",
+        "evaluation/test_endpoint.py::test_a_timeout_and_a_broken_connection_are_tried_again": (
+            "timeout"
+        ),
+    },
     "evaluation.suite.EvaluationConfig": {
         "evaluation/test_suite_fields.py::"
         "test_the_split_is_the_one_that_is_asked_for_and_0_takes_all_of_it": "split num_prompts",
@@ -84,6 +99,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "evaluation/test_suite_fields.py::test_each_stage_that_is_named_is_the_one_that_is_asked": (
             "sft policy pit reward_model gap_model"
         ),
+        "evaluation/test_language_judge.py::test_a_whole_evaluation_by_verdicts": "judge",
     },
     "method.choice.Choice": {
         "run/test_choosing.py::"
@@ -264,6 +280,7 @@ MADE = {
     "data.tables": "Table",
     "data.vocabularies.base": "ControlTokens",
     "evaluation.elo": "EloRatings",
+    "evaluation.endpoint": "Answer",
     "evaluation.judges": "ExactJudge RewardJudge",
     "evaluation.scoring": "Agreement Comparison Mean",
     "evaluation.seeds": "Summary",
@@ -273,7 +290,8 @@ MADE = {
     "method.improve": "Improver",
     "method.ppo_step": "Environment",
     "method.sampler": "Reflecting Response",
-    "method.self_refine": "Prompts Step",
+    "method.prompt_files": "Step",
+    "method.self_refine": "Prompts",
     "models.weights.families": "Family",
     "plan.chips": "Chip Slice",
     "plan.estimate": "Estimate Machine",

@@ -36,6 +36,7 @@ SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of e
 SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]
 SIDES = ("chosen", "rejected")
 QUICKSTART = "gin/runs/quickstart.gin"
+JUDGE = "gin/judge.gin"  # for the evaluation of any run
 T5X_BASE = "gin/models/t5x_base.gin"  # for whoever brings weights
 PRESETS = [f"gin/models/{name}.gin" for name in PUBLISHED]  # likewise
 
@@ -188,7 +189,7 @@ def test_a_file_opens_with_what_to_set(name):
 
 
 def test_every_file_is_part_of_a_run():
-    unused = {T5X_BASE, *PRESETS} - {"gin/models/smollm2_135m.gin"}
+    unused = {JUDGE, T5X_BASE, *PRESETS} - {"gin/models/smollm2_135m.gin"}
     assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - unused
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pit_jax.data.layouts import GAP_TREE
 from pit_jax.evaluation import scoring
+from pit_jax.evaluation.judges import Judge
 from pit_jax.evaluation.responses import Responses
 from pit_jax.method.forward import tree_scores
 from pit_jax.method.losses import reference_moves_score
@@ -45,6 +46,13 @@ class HeldOutPairs:
         verdicts = scoring.win_lose_tie(*self.policy_rewards(stage))
         agreed = scoring.agreement(verdicts, self._responses.groups)
         return {"name": name, **dataclasses.asdict(agreed)}
+
+    def judge_row(self, judge: Judge) -> dict[str, Any]:
+        """The row of a judge, which Appendix G compares with the labels."""
+        examples, prompts = self._responses.examples, self._responses.prompts
+        verdicts = judge(prompts, [e.chosen for e in examples], [e.rejected for e in examples])
+        agreed = scoring.agreement(verdicts, self._responses.groups)
+        return {"name": judge.name, **dataclasses.asdict(agreed)}
 
     def gap_row(self, name: str, rewards: GapRewards) -> dict[str, Any]:
         """The row of Table 4 of a gap's rewards, with what Equation 1 and Appendix C ask of it."""

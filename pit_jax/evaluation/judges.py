@@ -2,14 +2,15 @@
 
 A judge is called as `judge(prompts, first, second)` with three sequences of N strings. It returns
 verdicts [N] for the first response, as `pit_jax.evaluation.scoring` defines them. A new judge is a
-class with that call and a `name`.
+class with that call and a `name`. One that scores responses by themselves is a `ScoringJudge`;
+mean scores are shown of such a judge alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,16 +30,20 @@ class Judge(Protocol):
     ) -> np.ndarray: ...
 
 
+@runtime_checkable
 class ScoringJudge(Judge, Protocol):
     """Scores each response by itself, so that many can be ranked at once.
 
-    `bounds` are the lowest and the highest score that there can be, or None.
+    `verdicts` makes verdicts [N] of the scores [N] of two lists of responses. `bounds` are the
+    lowest and the highest score that there can be, or None.
     """
 
     @property
     def bounds(self) -> tuple[float, float] | None: ...
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray: ...
+
+    def verdicts(self, first: np.ndarray, second: np.ndarray) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +67,14 @@ class ExactJudge:
             [self.check(p, r).score for p, r in zip(prompts, responses, strict=True)], np.float64
         )
 
+    def verdicts(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Returns verdicts [N]: every difference counts."""
+        return scoring.win_lose_tie(first, second)
+
     def __call__(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> np.ndarray:
-        return scoring.win_lose_tie(self.scores(prompts, first), self.scores(prompts, second))
+        return self.verdicts(self.scores(prompts, first), self.scores(prompts, second))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +99,14 @@ class RewardJudge:
             raise ValueError(f"score_fn: expected {len(prompts)} rewards, got {rewards_N.shape}")
         return rewards_N
 
+    def verdicts(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Returns verdicts [N], ties where the rewards are close."""
+        return scoring.reward_judge_outcomes(first, second)
+
     def __call__(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> np.ndarray:
-        return scoring.reward_judge_outcomes(
-            self.scores(prompts, first), self.scores(prompts, second)
-        )
+        return self.verdicts(self.scores(prompts, first), self.scores(prompts, second))
 
 
 def judge_for(

@@ -19,13 +19,21 @@ from pit_jax.errors import UserError
 
 _FLAG = "--compare"
 # Classes that decide what a figure of a report means.
-_EVALUATION = ("EvaluationConfig", "ImproveConfig", "SamplingConfig", "DatasetConfig")
+_EVALUATION = (
+    "EvaluationConfig",
+    "EndpointConfig",
+    "ImproveConfig",
+    "SamplingConfig",
+    "DatasetConfig",
+)
 # Settings that may differ: what tells the runs apart, where the data is, what adds rows.
 _FREE = (
     *("RunConfig.model_dir", "RunConfig.seed"),
     *("DatasetConfig.path", "DatasetConfig.test_path", "DatasetConfig.data_dir"),
     *("EvaluationConfig.controls", "EvaluationConfig.ablations", "EvaluationConfig.temperatures"),
     *("EvaluationConfig.sweep", "EvaluationConfig.num_samples"),
+    *("EndpointConfig.url", "EndpointConfig.key_variable", "EndpointConfig.concurrency"),
+    *("EndpointConfig.retries", "EndpointConfig.timeout"),
 )
 _MOST = 8
 

@@ -206,23 +206,21 @@ def difference_rewards(chosen, rejected) -> dict[str, np.ndarray]:
 
 
 def pairwise_outcomes(
-    scores_MN, judge: Callable[..., np.ndarray] = win_lose_tie
+    count: int, judge: Callable[[int, int], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compares every two of M models on N prompts.
 
     Args:
-      scores_MN: a score for each model and prompt.
-      judge: makes verdicts [N] of two score arrays [N]: `win_lose_tie` or `reward_judge_outcomes`.
+      count: M.
+      judge: makes verdicts [N] for the model of the first index against that of the second.
 
     Returns:
       The M(M-1)/2 pairs [Q, 2] of model indices, and the verdicts [Q, N] for the first of each.
     """
-    scores_MN = np.asarray(scores_MN, dtype=np.float64)
-    if scores_MN.ndim != 2 or scores_MN.shape[0] < 2:
-        raise ValueError(f"expected scores of 2 or more models by prompt, got {scores_MN.shape}")
-    pairs = list(itertools.combinations(range(scores_MN.shape[0]), 2))
-    verdicts = [judge(scores_MN[a], scores_MN[b]) for a, b in pairs]
-    return np.array(pairs), np.stack(verdicts)
+    if count < 2:
+        raise ValueError(f"expected 2 or more models, got {count}")
+    pairs = list(itertools.combinations(range(count), 2))
+    return np.array(pairs), np.stack([judge(a, b) for a, b in pairs])
 
 
 def density_histograms(

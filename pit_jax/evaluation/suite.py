@@ -1,6 +1,7 @@
 """Evaluates a run: Tables 1 to 4 and Figures 2 to 5, as far as its judge can tell.
 
-The judge is the exact checker if the data has one, else the run's own R_P. What is compared with
+The judge is the exact checker if the data has one, else the run's own R_P; or a language model, if
+one is configured. What is compared with
 the main models are all other complete stages of their tasks. Everything is measured on one split,
 which is looked at once, with 95% intervals over the groups of examples: those that share a prompt,
 or a dialogue, count as one draw.
@@ -10,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from platform import python_version
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -20,14 +21,18 @@ from pit_jax import __version__
 from pit_jax.checked import at_least, checked
 from pit_jax.data.examples import SPLITS
 from pit_jax.evaluation import curves, scoring, variants
+from pit_jax.evaluation.endpoint import EndpointConfig
 from pit_jax.evaluation.held_out_pairs import HeldOutPairs
-from pit_jax.evaluation.judges import judge_for
+from pit_jax.evaluation.judges import Judge, ScoringJudge, judge_for
+from pit_jax.evaluation.language_judge import LanguageModelJudge
 from pit_jax.evaluation.responses import Responses
-from pit_jax.evaluation.tables import Side, Tables, known
+from pit_jax.evaluation.tables import Side, Tables, mean_score
 from pit_jax.method.improve import Trace
 from pit_jax.method.sampler import Response
 from pit_jax.run import checks, stages
 from pit_jax.run.run import Run
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,7 @@ class EvaluationConfig:
         other complete stages of task `rl_policy` follow by their names.
       ablations: (label, stage) of PIT models compared with the original, Self-Refine and PIT
         (Table 2); the other complete stages that train PIT by PPO follow by their names.
+      judge: a language model that judges, in the place of the data's exact checker or R_P.
     """
 
     split: str = "test"
@@ -65,6 +71,7 @@ class EvaluationConfig:
     gap_model: str = "rm_gap"
     controls: tuple[tuple[str, str], ...] = ()
     ablations: tuple[tuple[str, str], ...] = ()
+    judge: EndpointConfig | None = None
 
     def __post_init__(self):
         at_least(self, 0, "num_prompts", "num_samples")
@@ -92,8 +99,12 @@ class Suite:
         self._config = config
         examples = run.data.examples(config.split)[: config.num_prompts or None]
         self.responses = Responses(run, examples, config.policy, config.gap_model)
-        rewards = functools.partial(self.responses.rewards, config.reward_model)
-        self._judge = judge_for(run.config.dataset, rewards, config.reward_model)
+        self._judge: Judge
+        if config.judge:
+            self._judge = LanguageModelJudge(config.judge, run.directory)
+        else:
+            rewards = functools.partial(self.responses.rewards, config.reward_model)
+            self._judge = judge_for(run.config.dataset, rewards, config.reward_model)
         self._tables = Tables(self.responses, self._judge, run.config.seed)
         self._pairs = HeldOutPairs(run, self.responses, config.split)
         of = functools.partial(variants.others, run)
@@ -108,11 +119,7 @@ class Suite:
         config, run = self._config, self._run
         found = (self._controls, self._ablations, self._reward_models, self._gap_models)
         checks.check_models(run, (stage for models in found for _, stage in models))
-        comparisons, scores = [], []
-        for temperature in config.temperatures:
-            comparisons += self._comparisons(temperature)
-            scores += self._scores(temperature)
-        figure5, supervised_rows = self._supervised_pit()
+        judged = self._with_verdicts(self._judged)
         reward_models, figure2 = self._reward_model_rows()
         versions = {"pit_jax": __version__, "jax": jax.__version__, "python": python_version()}
         return {
@@ -127,18 +134,46 @@ class Suite:
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "data": {"rows": self._data_rows()},
             "stages": [run.result(s.name) for s in run.config.stages if run.is_complete(s.name)],
-            "comparisons": comparisons + supervised_rows,
             "variants": self._variants(),
-            "scores": scores,
-            "iterations": [{"temperature": t, **self._iterations(t)} for t in config.temperatures],
-            "reward_models": reward_models,
+            **judged,
+            "reward_models": reward_models + judged["reward_models"],
             "figure2": figure2,
-            "figure3": self._sweep(),
             "figure4": curves.reward_curves(run, (("PIT", config.pit), *self._ablations)),
-            "figure5": figure5,
             "curves": curves.learning_curves(run),
             "samples": self._samples(),
+            **self._judging(),
         }
+
+    def _judged(self) -> dict[str, Any]:
+        """Makes all that needs verdicts on two responses."""
+        config = self._config
+        comparisons, scores = [], []
+        for temperature in config.temperatures:
+            comparisons += self._comparisons(temperature)
+            scores += self._scores(temperature)
+        figure5, supervised_rows = self._supervised_pit()
+        agreement = []
+        if not isinstance(self._judge, ScoringJudge):
+            agreement = [self._pairs.judge_row(self._judge)]
+        return {
+            "comparisons": comparisons + supervised_rows,
+            "scores": scores,
+            "iterations": [{"temperature": t, **self._iterations(t)} for t in config.temperatures],
+            "reward_models": agreement,
+            "figure3": self._sweep(),
+            "figure5": figure5,
+        }
+
+    def _with_verdicts(self, make: Callable[[], T]) -> T:
+        if isinstance(self._judge, LanguageModelJudge):
+            return self._judge.together(make)
+        return make()
+
+    def _judging(self) -> dict[str, Any]:
+        """What the report says of a judge that is a language model."""
+        if not isinstance(self._judge, LanguageModelJudge):
+            return {}
+        return {"judging": self._judge.counts(), "warnings": self._judge.warnings()}
 
     def judge_generations(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Judges saved generations: compares each iteration's text with the original's.
@@ -152,29 +187,32 @@ class Suite:
         texts = [
             [r["responses"][min(k, len(r["responses"]) - 1)] for r in records] for k in range(depth)
         ]
-        comparisons, scores = [], []
+        scores = []
         for k, each in enumerate(texts):
-            values = self._judge.scores(prompts, each)
-            mean = scoring.mean_interval(values, prompts, self._judge.bounds)
-            interval = {"ci_low": known(mean.ci_low), "ci_high": known(mean.ci_high)}
-            scores.append({"name": f"iteration {k}", "mean_score": mean.mean, **interval})
-            if k:
-                outcomes = self._judge(prompts, each, texts[0])
-                comparisons.append(
-                    {
-                        "name": f"Iteration {k} vs Original",
-                        "first": "iteration",
-                        "second": "original",
-                        "judge": self._judge.name,
-                        "group": "table1",
-                        **dataclasses.asdict(scoring.compare(outcomes, prompts)),
-                    }
-                )
+            if mean := mean_score(self._judge, prompts, each, prompts):
+                scores.append({"name": f"iteration {k}", **mean})
+
+        def comparisons() -> list[dict[str, Any]]:
+            return [
+                {
+                    "name": f"Iteration {k} vs Original",
+                    "first": "iteration",
+                    "second": "original",
+                    "judge": self._judge.name,
+                    "group": "table1",
+                    **dataclasses.asdict(
+                        scoring.compare(self._judge(prompts, texts[k], texts[0]), prompts)
+                    ),
+                }
+                for k in range(1, depth)
+            ]
+
         return {
             "title": "Saved generations",
             "num_prompts": len(prompts),
-            "comparisons": comparisons,
+            "comparisons": self._with_verdicts(comparisons),
             "scores": scores,
+            **self._judging(),
         }
 
     # Responses
@@ -368,13 +406,15 @@ class Suite:
             : self._config.num_samples
         ]:
             texts = self.responses.texts(trace.responses)
-            scores = self._judge.scores([example.prompt] * len(texts), texts)
+            scores: Sequence[float] = ()
+            if isinstance(self._judge, ScoringJudge):
+                scores = self._judge.scores([example.prompt] * len(texts), texts).tolist()
             samples.append(
                 {
                     "prompt": example.prompt,
                     "original": texts[0],
                     "iterations": texts[1:],
-                    "scores": [float(score) for score in scores],
+                    "scores": list(scores),
                     "chosen": example.chosen,
                 }
             )

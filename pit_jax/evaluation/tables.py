@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pit_jax.evaluation import elo, scoring
-from pit_jax.evaluation.judges import ExactJudge, ScoringJudge
+from pit_jax.evaluation.intervals import Groups
+from pit_jax.evaluation.judges import Judge, ScoringJudge
 from pit_jax.evaluation.responses import Responses
 from pit_jax.method.improve import Trace
 from pit_jax.method.sampler import Response
@@ -41,7 +42,7 @@ class Tables:
     """
 
     responses: Responses
-    judge: ScoringJudge
+    judge: Judge
     seed: int
 
     def compare(self, temperature: float, group: str, a: Side, b: Side) -> dict[str, Any]:
@@ -59,15 +60,15 @@ class Tables:
         }
 
     def score(self, name: str, temperature: float, responses: Sequence[Response]) -> dict[str, Any]:
-        """Takes the mean score of responses, how many of them ended, and their mean length."""
-        values = self._scores(responses)
-        mean = scoring.mean_interval(values, self.responses.groups, self.judge.bounds, self.seed)
+        """Takes the mean score of responses, how many of them ended, and their mean length.
+
+        There is no mean score by a judge that has verdicts alone.
+        """
+        prompts, groups = self.responses.prompts, self.responses.groups
         return {
             "name": name,
             "temperature": temperature,
-            "mean_score": mean.mean,
-            "ci_low": known(mean.ci_low),
-            "ci_high": known(mean.ci_high),
+            **mean_score(self.judge, prompts, self._texts(responses), groups, self.seed),
             "eos_rate": float(np.mean([r.ended for r in responses])),
             "mean_length": float(np.mean([len(r.tokens) for r in responses])),
         }
@@ -76,6 +77,8 @@ class Tables:
         self, pit: Sequence[Trace], self_refine: Sequence[Trace], count: int
     ) -> dict[str, Any]:
         """Rates the original and its improvements against each other (Table 3).
+
+        There are no mean scores by a judge that has verdicts alone.
 
         Args:
           pit: the improvements of the original by PIT.
@@ -88,25 +91,31 @@ class Tables:
         """
         methods = [traces for traces in (pit, self_refine) if traces]
         entries = [(pit, 0)] + [(traces, k) for traces in methods for k in range(1, count + 1)]
-        scores_MN = np.stack([self._scores([t.responses[k] for t in ts]) for ts, k in entries])
-        verdict: Callable[[np.ndarray, np.ndarray], np.ndarray] = scoring.win_lose_tie
-        if not isinstance(self.judge, ExactJudge):
-            verdict = scoring.reward_judge_outcomes
-        groups = self.responses.groups
-        pairs, outcomes = scoring.pairwise_outcomes(scores_MN, verdict)
+        texts = [self._texts([t.responses[k] for t in ts]) for ts, k in entries]
+        judge, prompts, groups = self.judge, self.responses.prompts, self.responses.groups
+        scores: list[np.ndarray] = []
+        if isinstance(judge, ScoringJudge):
+            scores = [judge.scores(prompts, each) for each in texts]
+
+        def verdicts(a: int, b: int) -> np.ndarray:
+            if isinstance(judge, ScoringJudge):
+                return judge.verdicts(scores[a], scores[b])
+            return judge(prompts, texts[a], texts[b])
+
+        pairs, outcomes = scoring.pairwise_outcomes(len(entries), verdicts)
         ratings = elo.elo_ratings(pairs, outcomes, groups, seed=self.seed)
         rows = []
         for m, (traces, k) in enumerate(entries):
             row = {
                 "iteration": k,
-                "mean_score": float(scores_MN[m].mean()),
+                **({"mean_score": float(scores[m].mean())} if scores else {}),
                 "elo": float(ratings.rating[m]),
                 "elo_low": known(ratings.low[m]),
                 "elo_high": known(ratings.high[m]),
                 "rank": int(ratings.rank[m]),
             }
             if k:
-                delta = scoring.compare(verdict(scores_MN[m], scores_MN[0]), groups)
+                delta = scoring.compare(verdicts(m, 0), groups)
                 changed = [t.responses[k].tokens != t.responses[k - 1].tokens for t in traces]
                 row |= {
                     "delta_vs_original": delta.delta,
@@ -122,8 +131,24 @@ class Tables:
     def _texts(self, responses: Sequence[Response]) -> list[str]:
         return self.responses.texts(responses)
 
-    def _scores(self, responses: Sequence[Response]) -> np.ndarray:
-        return self.judge.scores(self.responses.prompts, self._texts(responses))
+
+def mean_score(
+    judge: Judge, prompts: Sequence[str], texts: Sequence[str], groups: Groups, seed: int = 0
+) -> dict[str, float | None]:
+    """Takes the mean score of texts, with its interval; nothing of a judge without scores.
+
+    Args:
+      judge: the judge.
+      prompts: x of each text.
+      texts: the texts.
+      groups: the group of each; see `intervals.group_numbers`.
+      seed: of the interval.
+    """
+    if not isinstance(judge, ScoringJudge):
+        return {}
+    mean = scoring.mean_interval(judge.scores(prompts, texts), groups, judge.bounds, seed)
+    ends = {"ci_low": known(mean.ci_low), "ci_high": known(mean.ci_high)}
+    return {"mean_score": mean.mean, **ends}
 
 
 def known(value: float) -> float | None:

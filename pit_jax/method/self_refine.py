@@ -28,21 +28,19 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from etils import epath
 
-from pit_jax import files
 from pit_jax.data.examples import Turns, turns_of
 from pit_jax.data.files import turns
-from pit_jax.data.files.json_values import json_object, shown
 from pit_jax.data.layouts import Layout
 from pit_jax.data.vocabularies.base import HUMAN
 from pit_jax.errors import UserError
+from pit_jax.method import prompt_files
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.prompt_files import Step
 from pit_jax.method.sampler import Response, Sampler, Tokens
 
 # The prompts that come with the package; a file's name without `.json` stands for it.
@@ -53,25 +51,6 @@ _FIELDS = {
     "feedback": ("prompt", "response"),
     "refine": ("prompt", "response", "feedback"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """Holds what M_P is asked once.
-
-    Attributes:
-      user: what the user says, with fields in braces.
-      system: what the system says before; empty for no such turn.
-      opening: how the assistant's answer begins; empty where it is sampled from its first token on.
-    """
-
-    user: str
-    system: str = ""
-    opening: str = ""
-
-    def says(self, texts: Mapping[str, str]) -> str:
-        """Returns what the user says, with texts in the place of the fields."""
-        return self.user.format(**texts).strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,21 +84,13 @@ def read(name: str) -> Prompts:
     Raises:
       UserError: if there is no such file, or it isn't as this module's docstring says.
     """
-    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}
-    path = epath.Path(shipped.get(name, name))
-    known = ", ".join(shipped)
-    with files.reported(path, f"{_SETTING}: can't read {path}"):
-        if not path.exists():
-            raise UserError(
-                f"{_SETTING}: got {name!r}, expected one of {known}, or the path of a file"
-            )
-        content = path.read_bytes()
-    try:
-        found = json_object(content)
-        _check_keys(found, "the file", tuple(_FIELDS), tuple(_FIELDS))
-        return Prompts(**{step: _step(step, found[step]) for step in _FIELDS})
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+
+    def made(found: dict[str, Any]) -> Prompts:
+        prompt_files.check_keys(found, "the file", tuple(_FIELDS), tuple(_FIELDS))
+        steps = {step: prompt_files.step(step, found[step], _FIELDS[step]) for step in _FIELDS}
+        return Prompts(**steps)
+
+    return prompt_files.read(_SETTING, SHIPPED, name, made)
 
 
 class SelfRefine:
@@ -187,7 +158,7 @@ class SelfRefine:
         """
         decode = self._layout.vocabulary.decode
         given = [
-            {"prompt": _as_text(x), "response": decode(response.tokens)}
+            {"prompt": as_text(x), "response": decode(response.tokens)}
             for x, response in zip(prompts, responses, strict=True)
         ]
 
@@ -223,53 +194,7 @@ class SelfRefine:
         return dataclasses.replace(answer, tokens=tokens[:window], ended=ended)
 
 
-def _as_text(x: str) -> str:
+def as_text(x: str) -> str:
     """Returns x as a part of a prompt; that a dialogue begins with the user is said there too."""
     said = [role for role, _ in turns_of(x) if role != "system"]
     return (HUMAN if len(said) > 1 else "") + x.strip()
-
-
-def _step(name: str, value: Any) -> Step:
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: got {shown(value)}, expected an object with 'user'")
-    _check_keys(value, name, ("user",), tuple(field.name for field in dataclasses.fields(Step)))
-    for key, text in value.items():
-        if not isinstance(text, str):
-            raise ValueError(f"{name}.{key}: got {shown(text)}, expected text")
-    step = Step(value["user"], value.get("system", "").strip(), value.get("opening", ""))
-    expected = [f"{{{field}}}" for field in _FIELDS[name]]
-    got = _fields(step.user)
-    problems = [field for field in got if field not in expected]
-    problems += [f"no {field}" for field in expected if field not in got]
-    if problems:
-        raise ValueError(
-            f"{name}.user: got {problems[0]}, expected the fields {', '.join(expected)}, and other "
-            "braces doubled"
-        )
-    for key in ("system", "opening"):
-        if misplaced := [field for field in expected if field in getattr(step, key)]:
-            raise ValueError(f"{name}.{key}: got {misplaced[0]}, expected fields in 'user' alone")
-    return step
-
-
-def _fields(text: str) -> list[str]:
-    """Returns the fields of a text as they are written, braces included."""
-    try:
-        parts = list(string.Formatter().parse(text))
-    except ValueError:
-        return ["a single brace"]
-    return [
-        "{" + name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "") + "}"
-        for _, name, form, conversion in parts
-        if name is not None
-    ]
-
-
-def _check_keys(
-    found: Mapping[str, Any], what: str, needed: Sequence[str], known: Sequence[str]
-) -> None:
-    missing = [f"no {key!r}" for key in needed if key not in found]
-    unknown = [shown(key) for key in found if key not in known]
-    if problems := unknown + missing:
-        expected = ", ".join(map(repr, known))
-        raise ValueError(f"{what}: got {problems[0]}, expected the keys {expected}")

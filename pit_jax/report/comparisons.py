@@ -48,30 +48,32 @@ def quality(results: Results, drawings: Drawings) -> Section:
         "HH-RLHF (HH) and OpenAI/Summary by DeBERTa."
     )
     blocks = _comparison_blocks(results, "table1", drawings, source)
-    scores = results.get("scores")
-    if scores:
-        cells = [
-            [
-                row["name"],
-                number(row.get("temperature"), 1),
-                with_interval(
-                    number(row["mean_score"], 3),
-                    row.get("ci_low"),
-                    row.get("ci_high"),
-                    three_digits,
-                ),
-                share(row.get("eos_rate")),
-                number(row.get("mean_length"), 1),
-            ]
-            for row in scores
-        ]
-        columns = ["Responses", "Temperature", "Mean score [95% interval]", "Ended %", "Tokens"]
-        caption = (
-            f"Mean checker score (0 to 1) of each model’s responses to {held_out(results)}, the "
-            f"share that ended within the window, and their mean length. {INTERVALS}"
-        )
-        blocks.append(Table(columns, cells, caption))
+    if scores := results.get("scores"):
+        blocks.append(_score_table(results, scores))
     return Section("Quality of the responses", blocks)
+
+
+def _score_table(results: Results, scores: Sequence[Mapping[str, Any]]) -> Table:
+    scored = any(known(row.get("mean_score")) for row in scores)
+    cells = []
+    for row in scores:
+        cells.append([row["name"], number(row.get("temperature"), 1)])
+        if scored:
+            mean, low, high = (row.get(key) for key in ("mean_score", "ci_low", "ci_high"))
+            cells[-1].append(with_interval(number(mean, 3), low, high, three_digits))
+        cells[-1] += [share(row.get("eos_rate")), number(row.get("mean_length"), 1)]
+    columns = ["Responses", "Temperature", "Mean score [95% interval]", "Ended %", "Tokens"]
+    caption = (
+        f"Mean checker score (0 to 1) of each model’s responses to {held_out(results)}, the "
+        f"share that ended within the window, and their mean length. {INTERVALS}"
+    )
+    if not scored:
+        columns.remove("Mean score [95% interval]")
+        caption = (
+            f"Share of each model’s responses to {held_out(results)} that ended within the "
+            "window, and their mean length."
+        )
+    return Table(columns, cells, caption)
 
 
 def curriculum(results: Results, drawings: Drawings) -> Section:
@@ -141,10 +143,13 @@ def iterations(results: Results, drawings: Drawings) -> Section:
     refined = any(group.get("self_refine") for group in groups)
     if groups:
         drawings["iterations"] = plots.iterations(groups)
-        caption = "Mean checker score, Δ against the original response and ELO; shaded: intervals."
+        scored = any("mean_score" in row for group in groups for row in group["rows"])
+        caption = "Mean checker score, " * scored
+        caption += "Δ against the original response and ELO; shaded: intervals."
         if refined:
             caption += " Dashed: Self-Refine."
-        blocks.append(Figure("iterations", "Score, delta and ELO by iteration", caption))
+        alt = "Score, delta and ELO by iteration" if scored else "Delta and ELO by iteration"
+        blocks.append(Figure("iterations", alt, caption))
     for group in groups:
         methods = "PIT and Self-Refine, each" if group.get("self_refine") else "PIT"
         caption = (
@@ -168,6 +173,7 @@ def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
     rows = [(f"PIT{NO_BREAK}" if refined else "", "pit", row) for row in group["rows"]]
     rows += [(f"Self\u2011Refine{NO_BREAK}", "self_refine", row) for row in refined]
     ranked = any(known(row.get("rank")) for _, _, row in rows)
+    scored = any(known(row.get("mean_score")) for _, _, row in rows)
     cells: list[list[str | Cell]] = []
     for label, method, row in rows:
         low, high = row.get("ci_low"), row.get("ci_high")
@@ -176,7 +182,7 @@ def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
         cells.append(
             [
                 f"{label}{row['iteration']}" if row["iteration"] else "Original",
-                three_digits(row.get("mean_score")),
+                *([three_digits(row.get("mean_score"))] if scored else []),
                 Cell(delta, tone(row)),
                 with_interval(elo, row.get("elo_low"), row.get("elo_high"), whole),
                 *([whole(row.get("rank"))] if ranked else []),
@@ -185,7 +191,8 @@ def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
                 paper.elo(row["iteration"], method) or NONE,
             ]
         )
-    columns = ["Iteration", "Mean score", "Δ vs original", "ELO", *(["Rank"] if ranked else [])]
+    columns = ["Iteration", *(["Mean score"] if scored else []), "Δ vs original", "ELO"]
+    columns += ["Rank"] if ranked else []
     return Table([*columns, "Changed %", "Mean r_gap", "Paper’s ELO"], cells, caption)
 
 

@@ -142,13 +142,15 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def iterations(groups: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean score, delta against the original and ELO by iteration, a line for each temperature.
 
+    Without mean scores, as of a judge that has none, two panels are left.
     Self-Refine's lines are dashed and start at the same original.
     """
     panels = [
-        ("mean_score", "", "", "Mean score"),
         ("delta_vs_original", "ci_low", "ci_high", "Δ vs original (points)"),
         ("elo", "elo_low", "elo_high", "ELO"),
     ]
+    if any("mean_score" in row for group in groups for row in group["rows"]):
+        panels.insert(0, ("mean_score", "", "", "Mean score"))
     lines = []
     for index, group in enumerate(groups):
         name, colour = f"T = {group['temperature']:g}", CYCLE[index % len(CYCLE)]

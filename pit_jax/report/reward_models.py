@@ -33,6 +33,8 @@ def section(results: Results, drawings: Drawings) -> Section:
             "pairs; brackets: 95% intervals over prompts. A gap model prefers it when "
             "r(chosen, rejected) > r(rejected, chosen). Paper: Table 4, in percent."
         )
+        if results.get("judging"):
+            caption += " The last row is the judge; a tie of it doesn’t agree."
         columns = ["Reward model", "Accuracy % [95% interval]", "Pairs", "Paper’s accuracy"]
         blocks.append(Table(columns, cells, caption))
         blocks += table_of(results, "reward_models")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pit_jax.report import choices, comparisons, plots, reward_models
+from pit_jax.report import choices, comparisons, judging, plots, reward_models
 from pit_jax.report.blocks import (
     Block,
     Code,
@@ -50,6 +50,7 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
         comparisons.supervised,
         reward_models.section,
         comparisons.controls,
+        judging.section,
         _samples,
         choices.section,
         _training,
@@ -85,7 +86,8 @@ def _samples(results: Results, drawings: Drawings) -> Section:
     for sample in results.get("samples", ()):
         texts = [sample["original"], *sample["iterations"]]
         responses = []
-        for step, (text, score) in enumerate(zip(texts, sample["scores"], strict=True)):
+        scores = sample["scores"] or [None] * len(texts)
+        for step, (text, score) in enumerate(zip(texts, scores, strict=True)):
             label = f"Iteration {step}" if step else "Original"
             if known(score):
                 label += f" · score {score:.2f}"

@@ -143,9 +143,10 @@ def _comparisons(results: Results, group: str, drawings: Drawings) -> list[Block
 
 
 def _scores(results: Results) -> list[Block]:
-    if not results["scores"]:
+    rows = [row for row in results["scores"] if "mean_score" in row]
+    if not rows:
         return []
-    columns, named = seed_tables.with_temperatures("Responses", results["scores"])
+    columns, named = seed_tables.with_temperatures("Responses", rows)
     caption = (
         f"Mean score of each model’s responses to {held_out(results)}, by the {results['judge']}."
     )
@@ -219,6 +220,8 @@ def _iterations(results: Results, drawings: Drawings) -> list[Block]:
         ("delta_vs_original", "Δ vs original (points)"),
         ("elo", "ELO"),
     ):
+        if not any(key in row for row in rows):
+            continue
         series = []
         for (method, temperature), name in lines.items():
             points_ = [

@@ -23,6 +23,8 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   figure5        as figure3
   curves         [{stage, metric, steps, values}]
   samples        [{prompt, original, iterations, scores, chosen}]
+  judging        {name, comparisons, agreed, answers, first, second, tie, none, cut, prompt_tokens,
+                  completion_tokens}: counts of a judge that is a language model
   choices        [{stage, and all that run/choosing.py records}]
   warnings       [text]
 
@@ -40,7 +42,8 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   pit_sft, self_refine_sft  improvements of it by an M_PIT^SFT; by Self-Refine with M_P^SFT
 
 `scores` of a sample are those of the original and then of each iteration; `chosen` is the response
-of the data.
+of the data. Of a judge that has verdicts alone there is no `mean_score`, and `scores` of a sample
+are empty.
 """
 
 from __future__ import annotations
@@ -149,6 +152,7 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
             _interval(s, three_digits),
         ]
         for s in plain.get("scores", ())
+        if known(s.get("mean_score"))
     ]
     rows = plain.get("comparisons", ())
     comparisons = [
@@ -174,12 +178,25 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         for label, part in (("", "rows"), ("Self-Refine ", "self_refine"))
         for row in group.get(part, ())
     ]
+    judges = [
+        [
+            found["name"],
+            count(found["comparisons"]),
+            *(count(found[key]) for key in ("agreed", "first", "second", "tie", "none")),
+            f"{found['prompt_tokens']:,}",
+            f"{found['completion_tokens']:,}",
+        ]
+        for found in [plain.get("judging")]
+        if found
+    ]
+    verdicts = ["orders agree", "A", "B", "tie", "no verdict"]
     return [
         (["stage", "steps", "time", "parameters"], stages),
         (["reward model", "accuracy %", "95% interval", "pairs"], models),
         (["responses", "temp", "mean score", "95% interval"], scores),
         (["temp", "iteration", "mean score", "delta", "elo", "changed %"], iterations),
         (["comparison", "win %", "lose %", "tie %", "delta", "95% interval", "n"], comparisons),
+        (["judge", "comparisons", *verdicts, "tokens read", "written"], judges),
     ]
 
 

@@ -32,9 +32,13 @@ def test_elo_of_one_match_by_hand():
     assert np.isnan([elo.low, elo.high]).all() and elo.rating[0] > 1002
 
 
+def _outcomes(scores, verdicts):
+    return scoring.pairwise_outcomes(len(scores), lambda a, b: verdicts(scores[a], scores[b]))
+
+
 def test_elo_against_matches_played_one_at_a_time():
     scores = np.random.default_rng(2).normal(size=(3, 30)) + np.array([[0.0], [0.4], [1.0]])
-    pairs, outcomes = scoring.pairwise_outcomes(scores)
+    pairs, outcomes = _outcomes(scores, scoring.win_lose_tie)
     np.testing.assert_array_equal(pairs, [[0, 1], [0, 2], [1, 2]])
     elo = elo_ratings(pairs, outcomes, shuffles=200)
 
@@ -90,7 +94,7 @@ def test_split_variance_is_unbiased():
 @given(st.integers(2, 4), st.integers(1, 8), st.integers(0, 2**31))
 def test_elo_conserves_points_and_is_seeded(models, prompts, seed):
     scores = np.random.default_rng(seed).integers(3, size=(models, prompts))
-    pairs, outcomes = scoring.pairwise_outcomes(scores, scoring.reward_judge_outcomes)
+    pairs, outcomes = _outcomes(scores, scoring.reward_judge_outcomes)
     elo = elo_ratings(pairs, outcomes, shuffles=5, seed=seed)
     assert elo.rating.mean() == pytest.approx(1000)
     np.testing.assert_array_equal(

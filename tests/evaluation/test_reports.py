@@ -118,6 +118,19 @@ def test_another_setting_of_evaluation(folders, before, after, message):
     assert f"{folders[2]}: {message} as in {folders[0]}" in refused(folders)
 
 
+def test_how_a_language_model_is_asked_may_differ_but_not_what(folders):
+    fields = {"url": "'http://a/v1'", "concurrency": 8, "prompts": "'dialogue'", "max_tokens": 9}
+    lines = "".join(f"endpoint.EndpointConfig.{key} = {value}\n" for key, value in fields.items())
+    before = "suite.EvaluationConfig.iterations = 1\n"
+    for folder in folders:
+        configure(folder, before, before + lines)
+    configure(folders[1], "http://a/v1", "http://b/v1")
+    configure(folders[1], "concurrency = 8", "concurrency = 1")
+    assert reports.warnings(reports.read(folders)) == []
+    configure(folders[1], "max_tokens = 9", "max_tokens = 7")
+    assert "EndpointConfig.max_tokens is '7', expected '9'" in refused(folders)
+
+
 def test_settings_that_add_rows_may_differ(folders):
     configure(folders[2], "('First RL only', 'rl_pit_first_only'),", "")
     assert reports.warnings(reports.read(folders)) == []

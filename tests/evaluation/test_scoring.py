@@ -231,14 +231,17 @@ def test_a_difference_of_two_rewards_by_hand():
 
 
 def test_pairwise_outcomes_are_for_the_first_of_each_pair():
-    pairs, verdicts = scoring.pairwise_outcomes([[1.0, 0.0], [0.5, 0.0], [2.0, -1.0]])
+    scores = [[1.0, 0.0], [0.5, 0.0], [2.0, -1.0]]
+    pairs, verdicts = scoring.pairwise_outcomes(
+        3, lambda a, b: scoring.win_lose_tie(scores[a], scores[b])
+    )
     np.testing.assert_array_equal(pairs, [[0, 1], [0, 2], [1, 2]])
     np.testing.assert_array_equal(verdicts, [[1, 0], [-1, 1], [-1, 1]])
 
 
 def test_pairwise_outcomes_reject():
     with pytest.raises(ValueError, match="2 or more models"):
-        scoring.pairwise_outcomes(np.zeros((1, 4)))
+        scoring.pairwise_outcomes(1, lambda a, b: np.zeros(4))
 
 
 def test_density_histograms_share_bins_and_integrate_to_one():

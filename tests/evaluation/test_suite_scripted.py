@@ -61,11 +61,12 @@ class Improver:
         return [Trace([response] * 3, [0.0, 0.0]) for response in responses]
 
 
-def suite_of(config=CONFIG, more=(), complete=()):
+def suite_of(config=CONFIG, more=(), complete=(), directory=None):
     """A suite of a run with some more stages, of which these are complete."""
     sampler, improved = Sampler(), []
     whole = tiny_runs.with_stages(tiny_runs.config("unused"), *more)
     run = types.SimpleNamespace(
+        directory=directory,
         config=dataclasses.replace(whole, improve=IMPROVE),
         data=types.SimpleNamespace(
             examples=lambda split: [

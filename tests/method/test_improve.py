@@ -13,8 +13,9 @@ from pit_jax.data.vocabularies.words import WordVocabulary
 from pit_jax.method import improve
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Improver, Trace
+from pit_jax.method.prompt_files import Step
 from pit_jax.method.sampler import Reflecting, Response
-from pit_jax.method.self_refine import Prompts, SelfRefine, Step
+from pit_jax.method.self_refine import Prompts, SelfRefine
 
 WORDS = WordVocabulary(["Human:", "Assistant:", "p", "q", "a", "b", "c", "d", "advice"])
 LAYOUT = Layout(WORDS)

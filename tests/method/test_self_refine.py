@@ -16,8 +16,9 @@ from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
 from pit_jax.errors import UserError
 from pit_jax.method import self_refine
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.prompt_files import Step
 from pit_jax.method.sampler import Response
-from pit_jax.method.self_refine import Prompts, SelfRefine, Step
+from pit_jax.method.self_refine import Prompts, SelfRefine
 from tests.tiny_chats import make_chats
 
 BYTES = ByteVocabulary()

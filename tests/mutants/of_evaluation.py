@@ -112,14 +112,14 @@ MUTANTS = {
     "evaluation/judges.py": [
         (
             "a reward model as judge has no ties",
-            "        return scoring.reward_judge_outcomes(\n",
-            "        return scoring.win_lose_tie(\n",
+            "return scoring.reward_judge_outcomes(first, second)",
+            "return scoring.win_lose_tie(first, second)",
             "evaluation/test_judges.py::test_reward_judge_ties_close_rewards",
         ),
         (
             "the checker judges the second response",
-            "scoring.win_lose_tie(self.scores(prompts, first), self.scores(prompts, second))",
-            "scoring.win_lose_tie(self.scores(prompts, second), self.scores(prompts, first))",
+            "return scoring.win_lose_tie(first, second)",
+            "return scoring.win_lose_tie(second, first)",
             "evaluation/test_judges.py::test_exact_judge_compares_checker_scores",
         ),
     ],
@@ -180,8 +180,8 @@ MUTANTS = {
         ),
         (
             "verdicts of pairs are for the second model",
-            "judge(scores_MN[a], scores_MN[b])",
-            "judge(scores_MN[b], scores_MN[a])",
+            "np.stack([judge(a, b) for a, b in pairs])",
+            "np.stack([judge(b, a) for a, b in pairs])",
             "evaluation/test_scoring.py::test_pairwise_outcomes_are_for_the_first_of_each_pair",
         ),
         (
@@ -195,6 +195,79 @@ MUTANTS = {
             "np.histogram(values, bins=edges, density=True)",
             "np.histogram(values, bins=bins, density=True)",
             "evaluation/test_scoring.py::test_density_histograms_share_bins_and_integrate_to_one",
+        ),
+    ],
+    "evaluation/endpoint.py": [
+        (
+            "the key follows a redirection",
+            "build_opener(_NoRedirection)",
+            "build_opener()",
+            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
+        ),
+        (
+            "an answer keeps the key",
+            "return self._without_key(response.read())",
+            "return response.read().decode()",
+            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
+        ),
+        (
+            "waits don't double",
+            "_FIRST_WAIT * 2**attempt",
+            "_FIRST_WAIT",
+            "evaluation/test_endpoint.py::"
+            "test_what_may_pass_is_asked_again_after_waits_that_double",
+        ),
+        (
+            "what the API says of a wrong key is shown",
+            "if error.code not in _ABOUT_KEYS:",
+            "if True:",
+            "evaluation/test_endpoint.py::test_a_refused_request_is_one_line_without_the_key",
+        ),
+    ],
+    "evaluation/answers.py": [
+        (
+            "an answer goes on a damaged line",
+            'not self._content.endswith(b"\\n")',
+            "False",
+            "evaluation/test_language_judge.py::test_answers_come_back_from_their_file",
+        ),
+        (
+            "answers wait in memory",
+            "            self._file.flush()\n",
+            "",
+            "evaluation/test_language_judge.py::test_answers_come_back_from_their_file",
+        ),
+    ],
+    "evaluation/language_judge.py": [
+        (
+            "the first verdict of an answer counts",
+            "found[-1] if found",
+            "found[0] if found",
+            "evaluation/test_language_judge.py::test_the_last_verdict_of_an_answer_counts",
+        ),
+        (
+            "one order decides",
+            '{("A", "B"): 1, ("B", "A"): -1}.get(orders, 0)',
+            '{"A": 1, "B": -1}.get(orders[0], 0)',
+            "evaluation/test_language_judge.py::test_verdicts_of_both_orders_by_hand",
+        ),
+        (
+            "the API is no part of what names a request",
+            "json.dumps([self._endpoint.url, body], sort_keys=True)",
+            "json.dumps([body], sort_keys=True)",
+            "evaluation/test_language_judge.py::test_what_an_answer_depends_on_is_asked_anew",
+        ),
+        (
+            "known answers are asked for again",
+            "if (key := self._digests[each]) not in self._answers",
+            "if (key := self._digests[each])",
+            "evaluation/test_language_judge.py::test_no_request_is_sent_twice",
+        ),
+        (
+            "verdicts are asked for table by table",
+            "        self._ask(list(self._digests))\n",
+            "",
+            "evaluation/test_language_judge.py::test_all_that_is_needed_is_asked_for_together",
         ),
     ],
     "evaluation/held_out_pairs.py": [
@@ -283,8 +356,8 @@ MUTANTS = {
         ),
         (
             "delta is of the original against an iteration",
-            "scoring.compare(verdict(scores_MN[m], scores_MN[0]), groups)",
-            "scoring.compare(verdict(scores_MN[0], scores_MN[m]), groups)",
+            "scoring.compare(verdicts(m, 0), groups)",
+            "scoring.compare(verdicts(0, m), groups)",
             "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
         ),
         (
@@ -300,10 +373,11 @@ MUTANTS = {
             "evaluation/test_suite_scripted.py::test_self_refine_is_rated_beside_pit",
         ),
         (
-            "iterations judged by a reward model have no ties",
-            "            verdict = scoring.reward_judge_outcomes\n",
-            "            pass\n",
-            "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
+            "a judge of verdicts is asked for the other order",
+            "return judge(prompts, texts[a], texts[b])",
+            "return judge(prompts, texts[b], texts[a])",
+            "evaluation/test_language_judge.py::"
+            "test_a_judge_of_verdicts_makes_the_same_table_3_as_the_checker",
         ),
     ],
     "evaluation/variants.py": [

@@ -15,7 +15,7 @@ from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.method.improve import ImproveConfig
-from pit_jax.method.self_refine import Step
+from pit_jax.method.prompt_files import Step
 from pit_jax.run import pipeline
 from pit_jax.run import run as runs
 from pit_jax.runtime.partitioning import MeshConfig

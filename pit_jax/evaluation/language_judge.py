@@ -1,0 +1,294 @@
+"""Judges by a language model, as the paper does by GPT-4 (section 4.3, Appendix E.2).
+
+The model is shown a prompt and two responses, A and B, and ends its answer with a verdict: [[A]],
+[[B]] or [[C]] for a tie. Every pair is asked in both orders. A response is better only where both
+orders say so; all else is a tie, and so is an answer without a verdict. What the model is asked
+stands in a JSON file of one step, `judge`:
+
+    {
+      "judge": {
+        "system": "You compare what assistants write. End with [[A]], [[B]] or [[C]] for a tie.",
+        "user": "{prompt}\\n\\nA:\\n{first}\\n\\nB:\\n{second}"
+      }
+    }
+
+`user` has to have the three fields, and its other braces are doubled; `system` may be left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import queue
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from etils import epath
+
+from pit_jax import files
+from pit_jax.errors import UserError
+from pit_jax.evaluation.answers import Answers
+from pit_jax.evaluation.endpoint import Answer, Body, Endpoint, EndpointConfig
+from pit_jax.method import prompt_files
+from pit_jax.method.prompt_files import Step
+from pit_jax.method.self_refine import as_text
+from pit_jax.runtime import processes
+
+T = TypeVar("T")
+# A prompt, and the responses that are shown as A and as B.
+Shown = tuple[str, str, str]
+
+# The prompts that come with the package; a file's name without `.json` stands for it.
+SHIPPED = pathlib.Path(__file__).with_name("prompts")
+# In the run directory.
+FILE = "judge_answers.jsonl"
+_PROGRESS_SECONDS = 30.0
+
+
+def read(name: str) -> Step:
+    """Reads what the judge is asked.
+
+    Args:
+      name: of prompts that come with the package, such as `dialogue`, or the path of a file.
+
+    Raises:
+      UserError: if there is no such file, or it isn't as this module's docstring says.
+    """
+
+    def made(found: dict[str, Any]) -> Step:
+        prompt_files.check_keys(found, "the file", ("judge",), ("judge",))
+        fields = ("prompt", "first", "second")
+        return prompt_files.step("judge", found["judge"], fields, keys=("system", "user"))
+
+    return prompt_files.read("EndpointConfig.prompts", SHIPPED, name, made)
+
+
+def verdict(text: str) -> str:
+    """Returns the last verdict in an answer: A, B or C; empty if it has none."""
+    found = re.findall(r"\[\[([ABC])\]\]", text)
+    return found[-1] if found else ""
+
+
+def name_of(config: EndpointConfig) -> str:
+    """Returns the judge's name in tables."""
+    return f"language model {config.model} ({pathlib.PurePath(config.prompts).stem})"
+
+
+class LanguageModelJudge:
+    """Judges by what a language model answers; it has verdicts and no scores.
+
+    Where several processes run, the first one asks, and the others take all for ties: it alone
+    prints and writes.
+
+    Args:
+      config: which model, and how it is asked.
+      directory: the run directory, which keeps the answers.
+
+    Attributes:
+      name: the judge's name in tables.
+
+    Raises:
+      UserError: if the prompts or the API's key aren't there, or are wrong.
+    """
+
+    def __init__(self, config: EndpointConfig, directory: epath.Path):
+        self.name = name_of(config)
+        self._step = read(config.prompts)
+        self._config = config
+        self._endpoint = Endpoint(config)
+        files.check_folder(directory, "judge")
+        self._answers = Answers(directory / FILE)
+        # The digest of the request of all that was compared so far, in both orders.
+        self._digests: dict[Shown, str] = {}
+        self._collects = False
+
+    def __call__(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> np.ndarray:
+        """Returns verdicts [N] for the first responses, int8; asks for what isn't known yet.
+
+        Raises:
+          ValueError: if there aren't two responses to each prompt.
+          UserError: if the API gives no answers.
+        """
+        if not len(prompts) == len(first) == len(second):
+            raise ValueError(
+                f"expected two responses to each of {len(prompts)} prompts, got {len(first)} and "
+                f"{len(second)}"
+            )
+        rows = list(zip(prompts, first, second, strict=True))
+        # Equal responses tie: both orders of them are the same request.
+        shown = [each for x, a, b in rows if a != b for each in ((x, a, b), (x, b, a))]
+        for each in shown:
+            self._digests.setdefault(each, self._digest(self._body(each)))
+        if self._collects:
+            return np.zeros(len(rows), np.int8)
+        self._ask(shown)
+        return np.array([self._outcome(*row) for row in rows], np.int8)
+
+    def together(self, make: Callable[[], T]) -> T:
+        """Returns what `make` makes of verdicts, all of which are asked for at once.
+
+        Args:
+          make: is called twice, first with ties in the place of all verdicts: it has to ask for
+            the same ones.
+
+        Raises:
+          UserError: if the API gives no answers.
+        """
+        self._collects = True
+        try:
+            make()
+        finally:
+            self._collects = False
+        self._ask(list(self._digests))
+        return make()
+
+    def counts(self) -> dict[str, Any]:
+        """Counts the answers of all comparisons so far.
+
+        Returns:
+          name; comparisons of responses that differ, and in how many of them both orders agree;
+          answers, and how many of them have the verdict `first` (A), `second` (B), `tie` (C) and
+          `none`; how many were `cut`; `prompt_tokens` and `completion_tokens`. A judge without
+          position bias prefers A as often as B.
+        """
+        shown = [each for each, key in self._digests.items() if key in self._answers]
+        answers = [self._answers[self._digests[each]] for each in shown]
+        found = Counter(map(self._verdict, shown))
+        pairs = [(self._verdict((x, a, b)), self._verdict((x, b, a))) for x, a, b in shown if a < b]
+        return {
+            "name": self.name,
+            "comparisons": len(self._digests) // 2,
+            "agreed": sum(pair in (("A", "B"), ("B", "A"), ("C", "C")) for pair in pairs),
+            "answers": len(answers),
+            **{key: found[v] for key, v in (("first", "A"), ("second", "B"), ("tie", "C"))},
+            "none": found[""],
+            "cut": sum(answer.cut for answer in answers),
+            "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
+            "completion_tokens": sum(answer.completion_tokens for answer in answers),
+        }
+
+    def warnings(self) -> list[str]:
+        """Says how many of these answers have no verdict, if there are any."""
+        found = self.counts()
+        if not found["none"]:
+            return []
+        cut = f", {found['cut']} were cut at max_tokens" if found["cut"] else ""
+        return [
+            f"{found['none']} of {found['answers']} answers of the {self.name} have no verdict and "
+            f"count as ties{cut}"
+        ]
+
+    # Requests
+
+    def _body(self, shown: Shown) -> Body:
+        prompt, first, second = shown
+        texts = {"prompt": as_text(prompt), "first": first, "second": second}
+        return self._endpoint.body(self._step.system, self._step.says(texts))
+
+    def _digest(self, body: Body) -> str:
+        """Names a request by all that its answer depends on."""
+        text = json.dumps([self._endpoint.url, body], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _ask(self, shown: Sequence[Shown]) -> None:
+        problem = ""
+        if processes.is_first():
+            unknown = {
+                key: each for each in shown if (key := self._digests[each]) not in self._answers
+            }
+            try:
+                if unknown:
+                    self._announce(len(set(shown)), len(unknown))
+                    self._send({key: self._body(each) for key, each in unknown.items()})
+            except UserError as error:
+                problem = str(error)
+        if processes.any_process(bool(problem)):
+            raise UserError(problem or "the judge doesn't answer, and the first process says why")
+
+    def _announce(self, count: int, missing: int) -> None:
+        done = f", {count - missing:,} of them answered before" if missing < count else ""
+        print(
+            f"judge: {count // 2:,} comparisons of different responses in both orders: {count:,} "
+            f"requests to {self._config.model}{done}; asking {missing:,}",
+            flush=True,
+        )
+
+    def _send(self, requests: Mapping[str, Body]) -> None:
+        """Sends requests from several threads, and keeps each answer when it comes."""
+        todo: queue.SimpleQueue[tuple[str, Body]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[str, Answer | Exception]] = queue.SimpleQueue()
+        for request in requests.items():
+            todo.put(request)
+        failed = threading.Event()
+
+        def work() -> None:
+            while not failed.is_set():
+                try:
+                    key, body = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    done.put((key, self._endpoint.ask(body)))
+                except Exception as error:
+                    failed.set()
+                    self._endpoint.stop()
+                    done.put((key, error))
+
+        # Daemons: an interrupted process doesn't wait for answers.
+        count = min(self._config.concurrency, len(requests))
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            self._keep(done, threads, len(requests))
+        finally:
+            failed.set()
+            self._answers.close()
+
+    def _keep(self, done: queue.SimpleQueue, threads: list[threading.Thread], count: int) -> None:
+        problem: Exception | None = None
+        kept, tokens, said = 0, [0, 0], time.monotonic()
+        while kept < count:
+            if problem and not any(thread.is_alive() for thread in threads) and done.empty():
+                break
+            try:
+                key, answer = done.get(timeout=0.1 if problem else None)
+            except queue.Empty:
+                continue
+            if isinstance(answer, Exception):
+                problem = problem or answer
+                continue
+            self._answers.add(key, answer)
+            kept += 1
+            tokens[0] += answer.prompt_tokens
+            tokens[1] += answer.completion_tokens
+            if time.monotonic() - said > _PROGRESS_SECONDS:
+                said = time.monotonic()
+                print(f"judge: {kept:,} of {count:,} answers", flush=True)
+        read, written = tokens
+        print(f"judge: {kept:,} answers; tokens: {read:,} read, {written:,} written", flush=True)
+        if isinstance(problem, UserError):
+            path = self._answers.path
+            raise UserError(f"{problem}; the same command goes on from the answers in {path}")
+        if problem:
+            raise problem
+
+    # Verdicts
+
+    def _verdict(self, shown: Shown) -> str:
+        key = self._digests[shown]  # which has no answer in other processes than the first
+        return verdict(self._answers[key].text) if key in self._answers else ""
+
+    def _outcome(self, prompt: str, first: str, second: str) -> int:
+        if first == second:
+            return 0
+        orders = self._verdict((prompt, first, second)), self._verdict((prompt, second, first))
+        return {("A", "B"): 1, ("B", "A"): -1}.get(orders, 0)

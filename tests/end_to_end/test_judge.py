@@ -1,0 +1,101 @@
+"""A trained run that is judged by a language model, from the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests import tiny_api, tiny_runs
+
+pytestmark = pytest.mark.no_cover  # of the tests, not of the fixtures, which train
+
+KEY = "sk-Very-Secret-0123456789"
+FLAGS = (
+    "--gin_file=gin/judge.gin",
+    "--gin.JUDGE_MODEL=judge-1",
+    "--gin.JUDGE_PROMPTS=instructions",
+    "--gin.EndpointConfig.key_variable=JUDGE_KEY",
+    "--gin.EvaluationConfig.num_prompts=4",
+    "--gin.EvaluationConfig.self_refine=False",
+)
+
+
+def longer(said):
+    """Prefers the answer that has more words."""
+    a, b = re.search(r"Answer A =+\n(.*)\n\n=+ Answer B =+\n(.*)\n=+ End", said, re.S).groups()
+    a, b = len(a.split()), len(b.split())
+    return f"By words: [[{'A' if a > b else 'B' if b > a else 'C'}]]"
+
+
+@pytest.fixture
+def judge(trained, tmp_path, monkeypatch):
+    """Evaluates the run from a directory of its own; returns the status and the API."""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for stage in tiny_runs.config(trained).stages:
+        (folder / stage.name).symlink_to(trained / stage.name)
+    with tiny_api.api(longer) as server:
+
+        def judge(*arguments):
+            url = f"--gin.JUDGE_URL={server.url}"
+            return tiny_runs.command("evaluate", folder, *FLAGS, url, *arguments)
+
+        judge.server, judge.folder = server, folder
+        yield judge
+
+
+def test_a_run_is_judged_by_a_language_model(judge, capsys):
+    assert judge() == 0
+    output, server = capsys.readouterr().out, judge.server
+    folder = judge.folder / "report-language_model_judge-1_instructions"
+    count = len(server.said)
+    assert count and f": {count} requests to judge-1; asking {count}\n" in output
+    assert f"judge: {count} answers; tokens: {10 * count} read, {3 * count} written" in output
+    report = json.loads((folder / "report.json").read_text())
+    name = "language model judge-1 (instructions)"
+    assert report["description"].startswith(f"4 prompts of the test split, judged by the {name};")
+    assert report["subjects"]["judge"] == name
+    assert {row["judge"] for row in report["comparisons"]} == {name}
+    assert report["reward_models"][-1]["name"] == name and report["reward_models"][-1]["n"] == 4
+    assert [row["iteration"] for row in report["iterations"][0]["rows"]] == [0, 1]
+    assert report["judging"]["answers"] == count and report["figure3"]["series"] == {}
+    page = (folder / "report.md").read_text()
+    assert "## The judge" in page and "Mean score" not in page and "Mean checker" not in page
+    assert "Both orders agree, % | 100.0" in page and f"Tokens read | {10 * count}" in page
+    texts = [path.read_text("utf-8", "replace") for path in folder.glob("*.*")] + [output]
+    texts.append((judge.folder / "judge_answers.jsonl").read_text())
+    assert len(texts) == 5 and not any(KEY in text for text in texts)
+
+
+def test_generations_are_judged_by_a_language_model(judge, tmp_path, capsys):
+    path = tmp_path / "given.jsonl"
+    responses = [["x7", "x7 9 +3"], ["x7 9", "x7"]]
+    prompts = [{"prompt": "from 4 do +3 x7", "responses": each} for each in responses]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in prompts))
+    assert judge(f"--generations={path}", f"--output={tmp_path / 'judged'}") == 0
+    output = capsys.readouterr().out
+    assert "judge: 2 comparisons of different responses in both orders: 4 requests" in output
+    assert re.search(r"^language model judge-1 \(instructions\) +2 +2 +2 +2 +0 +0", output, re.M)
+    # Nothing is asked again.
+    assert judge(f"--generations={path}") == 0
+    assert len(judge.server.said) == 4 and "judge: " not in capsys.readouterr().out
+    report = json.loads((tmp_path / "judged" / "report.json").read_text())
+    (row,) = report["comparisons"]
+    assert (row["win"], row["lose"], row["tie"]) == (50, 50, 0)
+    assert "The judge" in (tmp_path / "judged" / "report.html").read_text()
+
+
+def test_a_judge_that_cannot_be_asked_is_refused_in_one_line(judge, tmp_path, monkeypatch, capsys):
+    judge.server.reply = lambda said: (404, {}, b'{"error": {"message": "no such model"}}')
+    path = tmp_path / "given.jsonl"
+    path.write_text('{"prompt": "from 4 do +3 x7", "responses": ["x7", "+3"]}\n')
+    assert judge(f"--generations={path}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{judge.server.url}/chat/completions answers 404 Not Found: no such model; " in line
+    monkeypatch.delenv("JUDGE_KEY")
+    assert judge("--dry_run") == 2
+    assert "the environment variable JUDGE_KEY isn't set" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""A stand-in for an OpenAI-compatible API, in a thread of the test's own process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# Status, headers and content of an answer; a text alone is that of a chat completion.
+Reply = str | tuple[int, dict[str, str], bytes]
+
+
+def completion(text: str | None, reason: str = "stop", **more: Any) -> Reply:
+    """A whole answer: 10 tokens were read and 3 written."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
+    found = {"choices": [{**choice, "finish_reason": reason}], "usage": usage, **more}
+    return 200, {}, json.dumps(found).encode()
+
+
+class Api(ThreadingHTTPServer):
+    """Answers as `reply(what the user said)`; it keeps paths, headers and bodies."""
+
+    daemon_threads = True
+
+    def __init__(self, reply: Callable[[str], Reply]):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.reply = reply
+        self.paths: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.most_at_once = self._at_once = 0
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    @property
+    def said(self) -> list[str]:
+        """What the user said in each request."""
+        return [body["messages"][-1]["content"] for body in self.bodies]
+
+    @contextlib.contextmanager
+    def counted(self, path, headers, body) -> Iterator[None]:
+        with self._lock:
+            self.paths.append(path)
+            self.headers.append(dict(headers))
+            self.bodies.append(body)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Api
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.counted(self.path, self.headers, body):
+            found = self.server.reply(body["messages"][-1]["content"])
+        status, headers, content = completion(found) if isinstance(found, str) else found
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(content)
+
+    def do_GET(self):  # where a redirection would lead
+        self.server.paths.append(f"GET {self.path}")
+        self.send_error(404)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def api(reply: Callable[[str], Reply]) -> Iterator[Api]:
+    """Serves until the block ends."""
+    with Api(reply) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
