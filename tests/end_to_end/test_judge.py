@@ -48,6 +48,7 @@ def judge(trained, tmp_path, monkeypatch):
         yield judge
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_by_a_language_model(judge, capsys):
     assert judge() == 0
     output, server = capsys.readouterr().out, judge.server
