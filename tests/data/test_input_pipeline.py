@@ -1,5 +1,6 @@
 """From examples to batches: contents by the layouts, order, restarts, hosts, references, counts."""
 
+import dataclasses
 import itertools
 import json
 
@@ -374,7 +375,7 @@ def test_reflection_is_part_of_the_target_and_has_its_window(pipeline):
     lengths = Lengths(prompt=12, reference=14, response=19, reflection=6)
     reflecting = InputPipeline(CONFIG, WORDS, lengths)
     rows = whole(reflecting, "sft_pit_reflection")
-    assert rows["decoder_input_tokens"].shape[1] == 12 + 14 + 2 + 6 + 19
+    assert reflecting.feature_lengths("sft_pit_reflection")["targets"] == 6 + 19
     everything = pipeline.examples("train", "sft")
     examples = [e for e in everything if len(e.reflection.split()) <= 5]
     for inputs, targets, weights, e in zip(*sft_columns(rows), examples, strict=True):
@@ -387,7 +388,8 @@ def test_reflection_is_part_of_the_target_and_has_its_window(pipeline):
     assert bounds == {reflecting.config.name: (len(examples), len(examples))}
     # No other task looks at reflections.
     assert everything == reflecting.examples("train", "sft")
-    same(whole(reflecting, "sft_pit"), whole(pipeline, "sft_pit"))
+    plain = InputPipeline(CONFIG, WORDS, dataclasses.replace(lengths, reflection=0))
+    same(whole(reflecting, "sft_pit"), whole(plain, "sft_pit"))
     assert reflecting.report()["dropped"] == {}
 
 

@@ -1,5 +1,6 @@
 """How many rows a task has: bounds that are known at once, and evaluation of exactly so many."""
 
+import dataclasses
 import json
 
 import pytest
@@ -103,9 +104,9 @@ def test_row_bounds_measure_no_more_than_enough(tmp_path):
     measured = []
 
     class Counting(InputPipeline):
-        def _fitting_sizes(self, e):
+        def _fitting_sizes(self, e, task=""):
             measured.append(e)
-            return super()._fitting_sizes(e)
+            return super()._fitting_sizes(e, task)
 
     pipeline = Counting(dataset(tmp_path, "a", 800, dev=0), BYTES, LENGTHS)
     assert not measured
@@ -119,12 +120,13 @@ def test_row_bounds_measure_no_more_than_enough(tmp_path):
 
 def test_bounds_of_packed_rows_hold(tmp_path):
     batching = BatchingConfig(packed_length=96)
-    pipeline = InputPipeline(dataset(tmp_path, "a", 80), BYTES, LENGTHS, batching)
+    lengths = dataclasses.replace(LENGTHS, reflection=1)  # of none and <<Improved>>
+    pipeline = InputPipeline(dataset(tmp_path, "a", 80), BYTES, lengths, batching)
     for task in FEATURES:
         exact = pipeline.num_rows(task, "train")
         ((least, most),) = pipeline.row_bounds(task, "train", enough=10_000).values()
         assert 0 < least <= exact <= most
-        assert (least == most) == (task not in ("pretrain", "sft_policy", "sft_pit"))
+        assert (least == most) == ("inputs" not in FEATURES[task])
 
 
 def test_row_bounds_of_a_mixture_tell_of_each_part(tmp_path):

@@ -89,5 +89,5 @@ def test_a_plan_needs_windows(tmp_path):
 
 def test_windows_are_all_from_the_data_or_none():
     assert FROM_DATA.from_data and not Lengths(1, 1, 2).from_data
-    with pytest.raises(ValueError, match="or 0 for all three"):
+    with pytest.raises(ValueError, match="or 0 for prompt, reference and response"):
         Lengths(0, 5, 6)
