@@ -17,6 +17,7 @@ from tests import fake_bucket, tiny_runs
 pytestmark = pytest.mark.no_cover
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(trained, tmp_path, monkeypatch, capsys):
     fake_bucket.install(monkeypatch, tmp_path)
     folder = tmp_path / "bucket" / "run"

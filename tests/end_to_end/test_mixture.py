@@ -30,6 +30,7 @@ def write_comparisons(path):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+@pytest.mark.slow
 def test_stages_learn_from_both(tmp_path, capsys):
     write_dialogues(tmp_path / "dialogues.jsonl.gz")
     write_comparisons(tmp_path / "comparisons.json")
