@@ -197,6 +197,9 @@ def test_predictions_start_from_the_prompt_of_a_padded_row(pit):
     }
     expected = [[0, 0, 7, 8], [9, 6, 4, 2]]
     np.testing.assert_array_equal(models._prompts(batch, 3), expected)
+    # A target that is to be unlikely, whose weight is -1, has a prompt too.
+    unlikely = batch | {"decoder_loss_weights": -batch["decoder_loss_weights"]}
+    np.testing.assert_array_equal(models._prompts(unlikely, 3), expected)
     prompts = {"prompt_tokens": jnp.array([[0, 7]])}
     np.testing.assert_array_equal(models._prompts(prompts, 3), [[0, 7]])
 
@@ -220,6 +223,9 @@ def test_predictions_and_scores_are_pit_jaxs(pit):
     total, _ = jax.jit(model.loss_fn)(params, batch)
     weight = batch["decoder_loss_weights"].sum()
     assert float(-log_probs_B.sum() / weight) == pytest.approx(float(total), rel=1e-5)
+    # The likelihood of a target that is to be unlikely, whose weight is -1, is its likelihood.
+    unlikely = batch | {"decoder_loss_weights": -batch["decoder_loss_weights"]}
+    np.testing.assert_array_equal(jax.jit(model.score_batch)(params, unlikely), log_probs_B)
 
 
 def prompts_of(batch):

@@ -122,7 +122,7 @@ class SupervisedModel(_Model):
         logits_BTV = self._compute_logits(params, batch)
         targets_BT = batch["decoder_target_tokens"]
         log_probs_BT, _ = losses.token_log_probs(logits_BTV, targets_BT)
-        token_scores_BT = log_probs_BT * batch["decoder_loss_weights"]
+        token_scores_BT = log_probs_BT * jnp.abs(batch["decoder_loss_weights"])
         scores_B = jnp.sum(token_scores_BT, axis=1)
         if return_intermediates:
             return scores_B, {"decoder": {"token_scores": (token_scores_BT,)}}
@@ -243,7 +243,7 @@ def _prompts(batch: Batch, width: int) -> jax.Array:
         return batch["prompt_tokens"]
     tokens_BT = batch["decoder_input_tokens"]
     # The first target's weight stands at the prompt's last token.
-    length_B = jnp.argmax(batch["decoder_loss_weights"] > 0, axis=1) + 1
+    length_B = jnp.argmax(batch["decoder_loss_weights"] != 0, axis=1) + 1
     P = tokens_BT.shape[1] - width
     column_BP = jnp.arange(P)[None] - (P - length_B)[:, None]
     moved_BP = jnp.take_along_axis(tokens_BT, jnp.maximum(column_BP, 0), axis=1)
