@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -256,6 +257,16 @@ def reward_regions(means: Mapping[str, float]) -> tuple[float, float] | None:
     if not means["lw"] < min(alike) or not means["wl"] > max(alike):
         return None
     return low, high
+
+
+def regions_of(reward_models: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Returns the `reward_regions` of the first row of a report's reward models that has means."""
+    for row in reward_models:
+        means = row.get("means") or {}
+        values = [means.get(pair) for pair in GAP_PAIRS]
+        if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            return reward_regions(means)
+    return None
 
 
 def region_of(reward: float, regions: tuple[float, float]) -> str:

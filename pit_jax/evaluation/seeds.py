@@ -144,7 +144,7 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
         "eos_rate": (False, _SHARE),
         "mean_length": (False, None),
     }
-    regions = [_regions(report) for report in reports]
+    regions = [scoring.regions_of(report.get("reward_models", ())) for report in reports]
     known = [each for each in regions if each]
     return {
         "variants": _combined([r.get("variants", ()) for r in reports], {}),
@@ -242,14 +242,6 @@ def _sweep(report: Report, figure: str) -> list[Row]:
             row = {"name": name, "temperature": temperature, "delta": delta}
             rows.append({**row, "ci_low": low, "ci_high": high})
     return rows
-
-
-def _regions(report: Report) -> Interval | None:
-    for row in report.get("reward_models", ()):
-        means = row.get("means") or {}
-        if all(_number(means.get(pair)) is not None for pair in scoring.GAP_PAIRS):
-            return scoring.reward_regions(means)
-    return None
 
 
 def _curves(parts: Sequence[Sequence[Row]], regions: Sequence[Interval | None]) -> list[Row]:

@@ -111,8 +111,9 @@ def _supervised(
     )
     if isinstance(stage, RewardStage):
         evaluations = stage.steps // stage.loop.eval_every if stage.loop.eval_every else 1
-        lengths = _lengths(config, stage.task)
-        batch = dict.fromkeys(lengths, ((B, width := lengths["tokens"]), jnp.int32))
+        lengths = _lengths(config, stage.task)  # of all scores, whichever the loss reads
+        width = lengths["tokens"]
+        batch = dict.fromkeys(lengths, ((B, width), jnp.int32))
         weighted = _batch(batch | {"weight": ((B,), jnp.float32)}, partitioner)
         yield Program(
             "evaluation",

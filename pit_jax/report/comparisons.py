@@ -24,7 +24,6 @@ from pit_jax.report.formatting import (
     whole,
     with_interval,
 )
-from pit_jax.report.reward_models import regions_of
 from pit_jax.report.variants import table_of
 
 # The figure of each group of comparisons.
@@ -43,11 +42,7 @@ def group_of(results: Results, name: str) -> list[Mapping[str, Any]]:
 
 def quality(results: Results, drawings: Drawings) -> Section:
     """Table 1, and the mean score of each model."""
-    source = (
-        "Paper: Table 1, temperature 1; synthetic data judged by GPT-4, "
-        "HH-RLHF (HH) and OpenAI/Summary by DeBERTa."
-    )
-    blocks = _comparison_blocks(results, "table1", drawings, source)
+    blocks = _comparison_blocks(results, "table1", drawings, paper.TABLE_1)
     if scores := results.get("scores"):
         blocks.append(_score_table(results, scores))
     return Section("Quality of the responses", blocks)
@@ -78,15 +73,11 @@ def _score_table(results: Results, scores: Sequence[Mapping[str, Any]]) -> Table
 
 def curriculum(results: Results, drawings: Drawings) -> Section:
     """Table 2, and the gap reward during reinforcement learning (Figure 4)."""
-    source = (
-        "Paper: Table 2, HH-RLHF, judged by DeBERTa; where the comparison here is the other way "
-        "round, with the sign turned."
-    )
-    blocks = _comparison_blocks(results, "table2", drawings, source)
+    blocks = _comparison_blocks(results, "table2", drawings, paper.TABLE_2)
     blocks += table_of(results, "table2")
     rounds = results.get("figure4")
     if rounds:
-        regions = regions_of(results)
+        regions = scoring.regions_of(results.get("reward_models", ()))
         drawings["rewards"] = plots.rewards_by_step(rounds, regions)
         caption = (
             "Gap reward of a response against its reference during reinforcement learning, by "
@@ -105,10 +96,7 @@ def curriculum(results: Results, drawings: Drawings) -> Section:
                 "between the reward model’s means for worse, equal and better held-out pairs. "
                 + _endings(rounds, regions)
             )
-        caption += (
-            " Paper (Figure 4): trained by the second round alone the model stays in Similar; "
-            "after the first round it breaks through to Better."
-        )
+        caption += f" {paper.FIGURE_4}"
         blocks.append(Figure("rewards", "Gap reward against training step, by round", caption))
     return Section("The curriculum", blocks)
 
@@ -160,9 +148,7 @@ def iterations(results: Results, drawings: Drawings) -> Section:
             caption += (
                 " Changed: responses that differ from those of the iteration before; r_gap: reward "
                 "of the step. ELO is averaged over orders of all comparisons, and its interval is "
-                "that of the average. Brackets: 95% intervals over prompts. Paper: Table 3, judged "
-                "by DeBERTa, each method at its best temperature; on HH-RLHF its rating pool holds "
-                "Self-Refine too, as here where there are rows of it."
+                f"that of the average. Brackets: 95% intervals over prompts. {paper.TABLE_3}"
             )
         blocks.append(_iteration_table(group, caption))
     return Section("Improvement iterations", blocks)

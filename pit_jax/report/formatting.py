@@ -12,6 +12,8 @@ NO_BREAK = "\u00a0"
 INTERVALS = (
     "Brackets: 95% intervals over prompts; all of the same prompt or dialogue count as one draw."
 )
+# What a tone says of a comparison's first model.
+VERDICTS = {"up": "clearly better", "down": "clearly worse", "": "no clear difference"}
 
 
 def known(value: Any) -> bool:

@@ -9,6 +9,24 @@ from collections.abc import Mapping
 
 from pit_jax.report.formatting import NO_BREAK
 
+# What the paper's figures are of, for captions.
+TABLE_1 = (
+    "Paper: Table 1, temperature 1; synthetic data judged by GPT-4, HH-RLHF (HH) and "
+    "OpenAI/Summary by DeBERTa."
+)
+TABLE_2 = (
+    "Paper: Table 2, HH-RLHF, judged by DeBERTa; where the comparison here is the other way round, "
+    "with the sign turned."
+)
+TABLE_3 = (
+    "Paper: Table 3, judged by DeBERTa, each method at its best temperature; on HH-RLHF its rating "
+    "pool holds Self-Refine too, as here where there are rows of it."
+)
+FIGURE_4 = (
+    "Paper (Figure 4): trained by the second round alone the model stays in Similar; after the "
+    "first round it breaks through to Better."
+)
+
 # Tables 1 and 2: delta in percent of the first kind of responses against the second; the kinds are
 # those of a comparison in the results. 'synthetic' is judged by GPT-4; 'HH' and 'Summary' by
 # DeBERTa.

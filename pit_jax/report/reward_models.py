@@ -8,7 +8,7 @@ from typing import Any
 from pit_jax.evaluation import scoring
 from pit_jax.report import paper, plots
 from pit_jax.report.blocks import Block, Drawings, Figure, Results, Section, Table
-from pit_jax.report.formatting import NONE, count, known, number, share, with_interval
+from pit_jax.report.formatting import NONE, count, number, share, with_interval
 from pit_jax.report.variants import table_of
 
 
@@ -53,15 +53,6 @@ def section(results: Results, drawings: Drawings) -> Section:
         alt = "Densities of the gap reward for four kinds of pair"
         blocks.append(Figure("reward_distributions", alt, caption))
     return Section("Reward models", blocks)
-
-
-def regions_of(results: Results) -> tuple[float, float] | None:
-    """Bounds Figure 4's Similar region by the means of R_PIT, the first row that has them."""
-    for row in results.get("reward_models", ()):
-        means = row.get("means") or {}
-        if all(known(means.get(pair)) for pair in scoring.GAP_PAIRS):
-            return scoring.reward_regions(means)
-    return None
 
 
 def _inequality_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -26,6 +26,7 @@ from pit_jax.report.blocks import (
 )
 from pit_jax.report.formatting import (
     NONE,
+    VERDICTS,
     comparison_labels,
     count,
     duration,
@@ -66,13 +67,8 @@ def _headline(results: Results, drawings: Drawings) -> Section:
     tiles = []
     rows = comparisons.group_of(results, "table1")[:_HEADLINES]
     for row, label in zip(rows, comparison_labels(rows), strict=True):
-        verdict = {
-            "up": "clearly better",
-            "down": "clearly worse",
-            "": "no clear difference",
-        }[tone(row)]
         low, high = points(row.get("ci_low")), points(row.get("ci_high"))
-        note = f"95% interval {low} to {high}, {count(row.get('n'))} prompts: {verdict}"
+        note = f"95% interval {low} to {high}, {count(row.get('n'))} prompts: {VERDICTS[tone(row)]}"
         tiles.append(Tile(label, f"Δ {points(row['delta'])}", note, tone(row)))
     if tiles:
         blocks.append(Tiles(tiles))

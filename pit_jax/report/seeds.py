@@ -28,6 +28,7 @@ from pit_jax.report.blocks import (
 )
 from pit_jax.report.formatting import (
     NONE,
+    VERDICTS,
     comparison_labels,
     duration,
     held_out,
@@ -44,18 +45,7 @@ Row = Mapping[str, Any]
 
 _HEADLINES = 4
 # Where the paper's figures beside each group of comparisons are from.
-_SOURCES = {
-    "table1": (
-        "Paper: Table 1, temperature 1; synthetic data judged by GPT-4, HH-RLHF (HH) and "
-        "OpenAI/Summary by DeBERTa."
-    ),
-    "table2": (
-        "Paper: Table 2, HH-RLHF, judged by DeBERTa; where the comparison here is the other way "
-        "round, with the sign turned."
-    ),
-    "figure5": "",
-    "control": "",
-}
+_SOURCES = {"table1": paper.TABLE_1, "table2": paper.TABLE_2, "figure5": "", "control": ""}
 _INTERVALS = (
     "A seed’s brackets are its 95% interval over prompts: what that one trained model would show "
     "on other prompts like these. Those of the mean are its 95% interval over seeds (Student’s t): "
@@ -103,11 +93,11 @@ def _headline(results: Results) -> Section:
         delta = row["delta"]
         low, high = delta["both"] or (None, None)
         mark = tone({"ci_low": low, "ci_high": high})
-        verdict = {"up": "clearly better", "down": "clearly worse", "": "no clear difference"}[mark]
         note = "seeds " + ", ".join(points(value) for value in delta["values"])
         if delta["both"]:
             note += (
-                f"; 95% interval over seeds and prompts {points(low)} to {points(high)}: {verdict}"
+                f"; 95% interval over seeds and prompts {points(low)} to {points(high)}: "
+                f"{VERDICTS[mark]}"
             )
         tiles.append(Tile(label, f"Δ {points(delta['mean'])}", note, mark))
     blocks: list[Block] = [Tiles(tiles)] if tiles else []
@@ -179,8 +169,7 @@ def _rewards_by_step(results: Results, drawings: Drawings) -> list[Block]:
     columns = ["Round", *(f"Seed {seed}" for seed in results["seeds"]), "Mean [over seeds]"]
     note = (
         "Mean gap reward of the last tenth of a round, and the region that it lies in by the "
-        "seed’s own reward model. Paper (Figure 4): trained by the second round alone the model "
-        "stays in Similar; after the first round it breaks through to Better."
+        f"seed’s own reward model. {paper.FIGURE_4}"
     )
     picture = Figure("rewards", "Gap reward against training step, by round and seed", caption)
     return [picture, Table(columns, rows, note)]
@@ -242,10 +231,7 @@ def _iterations(results: Results, drawings: Drawings) -> list[Block]:
             f"over seeds, and beside it the values of seeds {_listed(results['seeds'])}."
         )
         if temperature == temperatures[-1]:
-            note += (
-                " Paper: Table 3, judged by DeBERTa, each method at its best temperature; on "
-                "HH-RLHF its rating pool holds Self-Refine too, as here where there are rows of it."
-            )
+            note += f" {paper.TABLE_3}"
         there = [row for row in rows if row["temperature"] == temperature]
         blocks.append(_iteration_table(there, note))
     return blocks
