@@ -224,7 +224,8 @@ def make_collect(
         shape = B, P, critic_prompt_BQ.shape[1], environment.response_length, config
         works = flops.ppo_collect(*shape, written, environment.difference)
         works += flops.ppo_update(*shape)
-        metrics["model_flops"] = (flops.total(works, network), 1.0)
+        done = flops.total(works, network, reward_network=reward_network)
+        metrics["model_flops"] = (done, 1.0)
         return experience, beta, moments, metrics, generation
 
     return collect
