@@ -59,7 +59,6 @@ class Work:
         `tokens`.
       cache: for decoding, how many further columns the cache has.
       times: how often the pass is done.
-      of_reward: whether a PPO stage's reward model does it, or the critic that starts as it.
     """
 
     rows: int
@@ -70,7 +69,6 @@ class Work:
     steps: Any = None
     cache: int = 0
     times: int = 1
-    of_reward: bool = False
 
     def flops(self, network: NetworkConfig, rematerialised: bool = False) -> float:
         """Counts floating-point operations, with `rematerialised` those that are repeated too."""
@@ -136,15 +134,9 @@ def _triangle(tokens: Any, window: int) -> Any:
     return tokens * tokens / 2 - beyond * beyond / 2
 
 
-def total(
-    works: Iterable[Work],
-    network: NetworkConfig,
-    rematerialised: bool = False,
-    reward_network: NetworkConfig | None = None,
-) -> float:
-    """Adds up the floating-point operations of several passes, also `of_reward` networks."""
-    networks = network, reward_network or network
-    return sum(work.flops(networks[work.of_reward], rematerialised) for work in works)
+def total(works: Iterable[Work], network: NetworkConfig, rematerialised: bool = False) -> float:
+    """Adds up the floating-point operations of several passes."""
+    return sum(work.flops(network, rematerialised) for work in works)
 
 
 def training_step(rows: int, width: int, logits: bool, microbatches: int = 1) -> tuple[Work, ...]:
@@ -191,8 +183,8 @@ def ppo_collect(
     return (
         *sampling(rows, P, R, written),
         Work(rows // parts, P + R, R, times=2 * parts),
-        Work(rows // parts, Q + R, times=parts, of_reward=config.critic_start == "reward"),
-        Work(rows, Q + R, times=1 + config.subtract_chosen + difference, of_reward=True),
+        Work(rows // parts, Q + R, times=parts),
+        Work(rows, Q + R, times=1 + config.subtract_chosen + difference),
     )
 
 
@@ -201,5 +193,5 @@ def ppo_update(rows: int, P: int, Q: int, R: int, config: PPOConfig) -> tuple[Wo
     part, updates = rows // config.parts, config.parts * config.epochs
     return (
         Work(part, P + R, R, backward=True, checkpointed=True, times=updates),
-        Work(part, Q + R, backward=True, times=updates, of_reward=config.critic_start == "reward"),
+        Work(part, Q + R, backward=True, times=updates),
     )
