@@ -56,7 +56,7 @@ _ACCEPTED: Mapping[str, tuple[Any, ...]] = {
     # Other ways to begin change the base model too.
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
-_NOTHING = (None, False, 0, [], {}, "")
+_NOTHING: tuple[Any, ...] = (None, False, 0, [], {}, "")
 
 
 class Adapter(NamedTuple):

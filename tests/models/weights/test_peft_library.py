@@ -104,7 +104,7 @@ def test_we_compute_with_an_adapter_of_peft_what_it_computes(base, scalar, tmp_p
     model = get_peft_model(loaded(kind, folder), config).eval()
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn_like(parameter) / 5)
     model.save_pretrained(tmp_path)
