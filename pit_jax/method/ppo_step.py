@@ -34,6 +34,7 @@ from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method import flops, ppo
 from pit_jax.method.decode import Generation, SamplingConfig, generate, is_end, row_keys
 from pit_jax.method.forward import response_log_probs, response_scores, response_values
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
 from pit_jax.method.ppo import Experience, PPOConfig
 from pit_jax.models.config import NetworkConfig
@@ -71,7 +72,7 @@ class RLState(flax.struct.PyTreeNode):
     """Holds everything that a PPO step changes.
 
     Attributes:
-      train: TrainState of {'actor', 'critic'}.
+      train: TrainState of {'actor', 'critic'}; of a model with adapters it has what is trained.
       beta: float32 [], weight of the KL penalty.
       moments: moments of the scores of all responses that ended, so far.
     """
@@ -104,7 +105,8 @@ def make_passes(
       log_probs(actor params, Experience) -> log_probs_BR, entropy_BR; and
       values(critic params, Experience) -> values_BR.
     """
-    actor, critic = LanguageModel(network), ScalarModel(reward_network)
+    of_critic = network if config.critic_start == "actor" else reward_network
+    actor, critic = LanguageModel(network), ScalarModel(of_critic)
     # A critic that starts as the reward model at the last token estimates scores without anchor.
     starts_as_score = config.critic_start == "reward" and environment.pooling == "last"
     offset = environment.anchor if starts_as_score and not config.subtract_chosen else 0.0
@@ -145,27 +147,27 @@ def make_collect(
 
     Args:
       network: network of the actor (policy or PIT) and its KL reference.
-      reward_network: network of the reward model and the critic.
+      reward_network: network of the reward model, and of a critic that starts as it.
       config: PPO's settings.
       environment: how episodes end and score.
 
     Returns:
       collect(state, frozen, batch, key) -> Experience, new beta, new moments, metrics, Generation.
-      `frozen` holds the parameters {'reference', 'reward'}; `batch` is a batch of RL prompts.
+      `frozen` is a Frozen; `batch` is a batch of RL prompts.
     """
     log_probs, values = make_passes(network, reward_network, config, environment)
     actor, reward_model = LanguageModel(network), ScalarModel(reward_network)
 
     def score(frozen, batch, response_BR, mask_BR):
         rows = batch["reward_prompt_tokens"], response_BR, mask_BR
-        return response_scores(reward_model, frozen["reward"], *rows, environment.pooling)
+        return response_scores(reward_model, frozen.model("reward"), *rows, environment.pooling)
 
     def score_of(name, frozen, batch):
         tokens_BR = batch[f"{name}_tokens"]
         return score(frozen, batch, tokens_BR, tokens_BR != PAD_ID)
 
-    def collect(state: RLState, frozen, batch, key):
-        params = state.train.params
+    def collect(state: RLState, frozen: Frozen, batch, key):
+        params = {role: frozen.model(role, own) for role, own in state.train.params.items()}
         prompt_BP = batch["prompt_tokens"]
         critic_prompt_BQ = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
         B, P = prompt_BP.shape
@@ -183,7 +185,7 @@ def make_collect(
         bare = Experience(prompt_BP, critic_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
         log_probs_BR, _ = in_parts(lambda part: log_probs(params["actor"], part), bare, config)
         values_BR = in_parts(lambda part: values(params["critic"], part), bare, config)
-        reference = frozen["reference"]
+        reference = frozen.model("reference")
         ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
 
         ends_BR = is_end(response_BR, environment.ends) & generation.mask_BR
@@ -382,22 +384,31 @@ def make_programs(
     config: PPOConfig,
     environment: Environment,
     partitioner: Partitioner,
+    reward_network: NetworkConfig | None = None,
 ) -> tuple[Callable, Callable]:
-    """Makes the two jitted programs of a PPO step on a mesh, for one architecture of all models.
+    """Makes the two jitted programs of a PPO step on a mesh.
+
+    For the arguments see `make_collect`; the reward model has the actor's network by default.
 
     Returns:
       `collect` of `make_collect`, whose metric `model_flops` counts both programs; and
-      `update(state, experience, key)` -> new state, metrics, which donates the state.
+      `update(state, frozen, experience, key)` -> new state, metrics, which donates the state and
+      takes `Frozen.of_trained`.
     """
-    collect = make_collect(network, network, config, environment)
-    passes = make_passes(network, network, config, environment)
+    networks = network, reward_network or network
+    collect = make_collect(*networks, config, environment)
+    log_probs, values = make_passes(*networks, config, environment)
 
     # The state's parameters aren't among its results, which would be a copy of them.
-    def collect_episodes(state: RLState, frozen, batch, key):
+    def collect_episodes(state: RLState, frozen: Frozen, batch, key):
         *results, generation = collect(state, frozen, batch, key)
         return *results, constrain_rows(generation)
 
-    def update_state(state: RLState, experience: Experience, key):
+    def update_state(state: RLState, frozen: Frozen, experience: Experience, key):
+        passes = (
+            lambda own, part: log_probs(frozen.model("actor", own), part),
+            lambda own, part: values(frozen.model("critic", own), part),
+        )
         train, metrics = update(state.train, experience, key, config, *passes)
         return state.replace(train=train), metrics
 
@@ -409,32 +420,34 @@ def make_step(
     config: PPOConfig,
     environment: Environment,
     partitioner: Partitioner,
-    frozen: Callable[[jax.Array], dict[str, Any]],
+    frozen: Callable[[jax.Array], Frozen],
     key: jax.Array,
     decode: Callable[[Any], str],
+    reward_network: NetworkConfig | None = None,
 ) -> Callable[[RLState, Any, int], tuple[RLState, Metrics, Callable[[], dict[str, str]]]]:
     """Makes a PPO step for `loop.fit`, which collects episodes and then updates on them.
 
     Args:
-      network: network of all models.
+      network: network of the actor and its KL reference.
       config: PPO's settings.
       environment: how episodes end and score.
       partitioner: what puts the programs on devices.
-      frozen: gives the parameters of `reference` and `reward`; its argument is ready once the
-        last update doesn't need the memory any more.
+      frozen: gives the models that aren't trained; its argument is ready once the last update
+        doesn't need the memory any more.
       key: base key of the stage; step i uses fold_in(key, i).
       decode: makes text of ids, for the samples that are logged.
+      reward_network: network of the reward model; the same one by default.
     """
-    collect, update = make_programs(network, config, environment, partitioner)
+    collect, update = make_programs(network, config, environment, partitioner, reward_network)
 
     def step(state: RLState, batch, number: int):
         rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
         models = frozen(state.train.step)
         placed = partitioner.shard_batch(batch)
         experience, beta, moments, metrics, generation = collect(state, models, placed, rollout_key)
-        del models  # those that wait on the hosts leave the devices before the update
+        models = models.of_trained  # others that wait on the hosts leave the devices
         state = state.replace(beta=beta, moments=moments)
-        state, update_metrics = update(state, experience, update_key)
+        state, update_metrics = update(state, models, experience, update_key)
         return state, {**metrics, **update_metrics}, lambda: texts(batch, generation)
 
     def texts(batch, generation: Generation) -> dict[str, str]:

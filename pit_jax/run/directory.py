@@ -33,7 +33,7 @@ from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
 from pit_jax.models.config import NetworkConfig
 from pit_jax.run.config import RunConfig
-from pit_jax.run.stages import Stage
+from pit_jax.run.stages import Stage, network_of
 from pit_jax.runtime import processes
 
 _SHOWN = 6  # changed settings that a message lists
@@ -45,6 +45,7 @@ _MODELS = ("initial", "reference", "reward_model")
 def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[str, str]:
     """Returns what determines a stage's result: its own settings and those it builds on."""
     names = ("seed", "network", "dataset", "batching")
+    config = dataclasses.replace(config, network=network_of(stage, config.network))
     found = {name: _text(getattr(config, name), _result_counts) for name in names}
     found["lengths"] = _text(config.lengths.of_task(stage.task), _result_counts)
     found |= _of_vocabulary(vocabulary)

@@ -23,13 +23,11 @@ from pit_jax.errors import UserError
 from pit_jax.method import flops, self_refine
 from pit_jax.method.improve import Improver
 from pit_jax.method.sampler import Sampler
-from pit_jax.models.network import in_compute_type
 from pit_jax.run import directory as run_directory
-from pit_jax.run import hugging_face, stages, t5x_checkpoints
+from pit_jax.run import hugging_face, loading, stages, t5x_checkpoints
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import RewardStage, Stage
 from pit_jax.runtime import profiling
-from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import Partitioner
 from pit_jax.runtime.signals import Signals
 
@@ -62,6 +60,8 @@ class Run:
       peak: operations a second of all devices; 0 where it isn't known.
       sampler: what samples and scores in batches.
       signals: the signals that end the training of a stage early; the command line enters it.
+      backbones: the backbones of models with adapters that are loaded, see run/loading.py.
+      quantisation_errors: relative errors of those that are int8, by their folders.
     """
 
     def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
@@ -120,6 +120,8 @@ class Run:
         """Moves the run to a mesh."""
         config = self.config
         self.partitioner = partitioner
+        self.backbones: dict[Any, Any] = {}
+        self.quantisation_errors: dict[str, float] = {}
         self.peak = flops.peak(device.device_kind for device in partitioner.mesh.devices.flat)
         response = self.layout.widths(config.lengths).response
         allowed_V = self.vocabulary.sampled_ids(config.network.vocab_size)
@@ -180,7 +182,7 @@ class Run:
             model = self._abstract(stages.init_language_model)
             hugging_face.check(self.folder(name), self.config.network, self.vocabulary, model)
             return {"task": "pretrain", "model_step": 0}
-        checkpoint = self._t5x_checkpoint(name)
+        checkpoint = self.t5x_checkpoint(name)
         if checkpoint is None:
             path = self.folder(name) / "result.json"
             raise UserError(f"{path}: not found; train stage {name!r} first")
@@ -263,24 +265,17 @@ class Run:
         Raises:
           UserError: if the stage isn't trained, or its model doesn't fit this run.
         """
-        folder, network = self.folder(name), self.config.network
-        inits = stages.init_language_model, stages.init_scalar_model
-        if hugging_face.is_model(folder):
-            model = self._abstract(stages.init_language_model)
-            return hugging_face.load(folder, network, self.vocabulary, model)
-        if checkpoint := self._t5x_checkpoint(name, step):
-            return t5x_checkpoints.load(checkpoint, network, *map(self._abstract, inits))
-        step, task = step or self.result(name)["model_step"], self.task_of(name)
-        run_directory.check_identity(folder, self.identity())
-        checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-        init = inits[task in stages.REWARD_TASKS]
-        params = checkpoints.restore_model(self._abstract(init), step)
-        checkpoints.close()
-        return params
+        return loading.load(self, name, step, self.kind)
+
+    @property
+    def kind(self) -> loading.Kind:
+        """What the parameters of the run's models mean."""
+        return loading.Kind(self.config.network, self.vocabulary)
 
     def _abstract(self, init: Callable) -> Any:
         """The shapes and shardings of the parameters that `init(network)` makes."""
-        return stages.abstract_model(init(self.config.network), self.partitioner)
+        network = self.config.network.without_adapters
+        return stages.abstract_model(init(network), self.partitioner)
 
     def anchor(self, reward_stage: str) -> float:
         """The score of a reward stage's model that counts as 0, see stage_training."""
@@ -291,8 +286,11 @@ class Run:
         return self.result(reward_stage)["pooling"]
 
     def load_frozen(self, name: str, step: int | None = None) -> Any:
-        """Loads the parameters of `load` in the compute type, for a model that isn't trained."""
-        return in_compute_type(self.load(name, step), self.config.network)
+        """Loads the parameters of `load` in the compute type, for a model that isn't trained.
+
+        Models with adapters on the same backbone share its arrays.
+        """
+        return loading.load_frozen(self, name, step, self.kind)
 
     def reflects(self, name: str) -> bool:
         """Returns whether a stage's model writes a reflection before its response (Appendix K).
@@ -335,9 +333,9 @@ class Run:
 
     def is_from_t5x(self, name: str) -> bool:
         """Returns whether T5X has trained a stage."""
-        return self._t5x_checkpoint(name) is not None
+        return self.t5x_checkpoint(name) is not None
 
-    def _t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
+    def t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
         """Finds the newest checkpoint, or that of `step`, of a stage that T5X trained."""
         return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
 

@@ -14,8 +14,10 @@ from pit_jax.data.input_pipeline import DATA_REFERENCES
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
+from pit_jax.method.frozen import Frozen
+from pit_jax.models import adapters
 from pit_jax.run import directory as run_directory
-from pit_jax.run import stages
+from pit_jax.run import loading, stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage
 from pit_jax.runtime import loop, processes, profiling
@@ -85,6 +87,9 @@ def restore(run: Run, stage: Stage, step: int) -> Any:
 
 def start_from(run: Run, stage: Stage, state: Any) -> Any:
     """Returns the starting state with the parameters of the stages that it builds on."""
+    network = stages.network_of(stage, run.config.network)
+    if network.lora:
+        return _start_adapters(run, stage, state)
     if not stage.initial:
         return state
     initial = run.load(stage.initial)
@@ -102,24 +107,70 @@ def start_from(run: Run, stage: Stage, state: Any) -> Any:
     return state.replace(train=state.train.replace(params=params))
 
 
+def _start_adapters(run: Run, stage: Stage, state: Any) -> Any:
+    """The same for a stage that trains adapters, whose state has only what is trained."""
+    _, initial = loading.start_of(run, stage, stage.initial, run.kind)
+    if isinstance(stage, SupervisedStage):
+        return state if initial is None else state.replace(params=initial)
+    if isinstance(stage, RewardStage):
+        if initial is None:
+            return state
+        return state.replace(params=stages.reward_from_language_model(state.params, initial))
+    actor, critic = state.train.params["actor"], state.train.params["critic"]
+    actor = actor if initial is None else initial
+    if stage.ppo.critic_start == "reward":
+        pooling = run.pooling(stage.reward_model)
+        _, reward = loading.start_of(run, stage, stage.reward_model, run.kind)
+        if reward is None:
+            reward = {**critic, "head": run.load(stage.reward_model)["head"]}
+        critic = stages.critic_from_reward_model(reward, pooling)
+    else:
+        critic = stages.own_copy(stages.critic_from_actor(critic, actor))
+    params = {"actor": actor, "critic": critic}
+    return state.replace(train=state.train.replace(params=params))
+
+
+def backbones(run: Run, stage: Stage) -> dict[str, str]:
+    """Returns the name of the backbone of each model that a stage trains; none without adapters.
+
+    The models are `actor` and `critic` of a PPO stage, and `model` of any other.
+    """
+    if not stages.network_of(stage, run.config.network).lora:
+        return {}
+    own = loading.backbone_of(run, stage.initial)
+    if not isinstance(stage, RLStage):
+        return {"model": own}
+    from_actor = stage.ppo.critic_start == "actor"
+    critic = own if from_actor else loading.backbone_of(run, stage.reward_model)
+    return {"actor": own, "critic": critic}
+
+
+def backbone(run: Run, stage: Stage, model: str) -> Any:
+    """Returns the backbone of a model that a stage trains, see `backbones`; None for none."""
+    name = backbones(run, stage).get(model)
+    return None if name is None else loading.backbone(run, name, run.kind)
+
+
 def _train_supervised(
     run: Run, stage: SupervisedStage | RewardStage, state, fit: Callable, progress
 ) -> Any:
-    network, partitioner = run.config.network, run.partitioner
+    network, partitioner = stages.network_of(stage, run.config.network), run.partitioner
     loss = stages.objective(stage, network)
     step = supervised_step.make_step(loss, partitioner, stage.microbatches)
+    frozen = backbone(run, stage, "model")
     held_out = None
     if isinstance(stage, RewardStage):
         jitted = partitioner.jit(stages.held_out_objective(stage, network))
 
         def held_out(state):
             batches = held_out_batches(run, stage, "dev", stage.held_out)
-            return supervised_step.evaluate(jitted, state.params, batches, partitioner)
+            params = adapters.on(frozen, state.params)
+            return supervised_step.evaluate(jitted, params, batches, partitioner)
 
     def placed(state, batch, number):
         del number
         batch = partitioner.shard_batch(batch)
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, frozen)
         rows, width = jax.tree.leaves(batch)[0].shape
         is_text = isinstance(stage, SupervisedStage)
         work = flops.training_step(rows, width, is_text, stage.microbatches)
@@ -169,20 +220,29 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
     for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
         references = DATA_REFERENCES
         if round_.is_sampled:
-            references = sample_references(run, stage, number, round_, state.train.params["actor"])
+            actor = adapters.on(backbone(run, stage, "actor"), state.train.params["actor"])
+            references = sample_references(run, stage, number, round_, actor)
         batches = train_batches(run, stage, progress.step - first, number, references)
         with run.signals.training():
             state = fit(state, step, batches, stop=last)
     return state
 
 
-def frozen(run: Run, stage: RLStage) -> Callable[[Any], dict[str, Any]]:
-    """Returns a function that gives the parameters of KL reference and reward model on devices."""
+def frozen(run: Run, stage: RLStage) -> Callable[[Any], Frozen]:
+    """Returns a function that gives a PPO stage's models that it doesn't train, on devices.
+
+    Where they are offloaded, backbones stay on the devices: the update needs them too.
+    """
     models = {
         "reference": run.load_frozen(stage.reference),
         "reward": run.load_frozen(stage.reward_model),
     }
-    return OnHost(models) if stage.offload_frozen else lambda after: models
+    trained = {model: backbone(run, stage, model) for model in ("actor", "critic")}
+    shared = Frozen.share(models, trained)
+    if not stage.offload_frozen:
+        return lambda after: shared
+    waiting = OnHost(shared.models)
+    return lambda after: shared.replace(models=waiting(after))
 
 
 def sample_references(run: Run, stage: RLStage, number: int, round_: Round, actor: Any) -> str:
@@ -288,7 +348,9 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
     """Writes the stage's result, for all processes to read."""
     processes.wait()  # the first one has closed the metrics
     records = metrics_lib.read_jsonl(run.folder(stage.name) / "metrics.jsonl")
-    params = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
+    model = "actor" if isinstance(stage, RLStage) else "model"
+    trained = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
+    params = adapters.on(backbone(run, stage, model), trained)
     seconds = max(progress.seconds, 1e-9)
     result = {
         "name": stage.name,
@@ -297,10 +359,12 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
         "seconds": progress.seconds,
         "tokens": progress.tokens,
         **loop.rates(progress.tokens, progress.flops, seconds, run.peak),
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": adapters.count(params),
         "model_step": int(progress.best.get("step", progress.step)),
         "final": {k: v for k, v in records[-1].items() if isinstance(v, float) and v == v},
     }
+    if name := backbones(run, stage).get(model):
+        result |= loading.record(run, name, trained)
     if isinstance(stage, RewardStage):
         result["pooling"] = stage.reward.pooling
         result["anchor"] = anchor(stage, progress.best)

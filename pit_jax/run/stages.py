@@ -33,6 +33,7 @@ from pit_jax.method.curriculum import Round
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import Moments, PPOConfig, make_optimizer
 from pit_jax.method.ppo_step import RLState
+from pit_jax.models import adapters
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel, in_compute_type
@@ -271,11 +272,34 @@ def _init(model: nn.Module) -> Callable[[jax.Array], Any]:
     return init
 
 
+def network_of(stage: Stage, network: NetworkConfig) -> NetworkConfig:
+    """Returns the network that a stage trains, which for a warm-up has no adapters."""
+    return network.without_adapters if stage.task == "pretrain" else network
+
+
+def critic_network(stage: RLStage, network: NetworkConfig, reward: NetworkConfig) -> NetworkConfig:
+    """Returns the network of a PPO stage's critic: that of the model which it starts from."""
+    return network if stage.ppo.critic_start == "actor" else reward
+
+
+def trained_part(init: Callable, network: NetworkConfig) -> Callable[[jax.Array], Any]:
+    """Returns a function: key -> what is trained of the parameters that `init(network)` makes."""
+    make = init(network)
+    return (lambda key: adapters.split(make(key))[1]) if network.lora else make
+
+
 def create_state(
-    stage: Stage, network: NetworkConfig, partitioner: Partitioner, key: jax.Array
+    stage: Stage,
+    network: NetworkConfig,
+    partitioner: Partitioner,
+    key: jax.Array,
+    reward_network: NetworkConfig | None = None,
 ) -> TrainState | RLState:
-    """Makes a stage's random starting state on the mesh; parameters are float32."""
-    create = starting_state(stage, network)
+    """Makes a stage's random starting state on the mesh; parameters are float32.
+
+    For the arguments see `starting_state`.
+    """
+    create = starting_state(stage, network, reward_network)
     shardings = partitioner.tree_shardings(jax.eval_shape(create, key))
     return partitioner.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
 
@@ -288,20 +312,28 @@ def optimizer(stage: Stage) -> optax.GradientTransformation:
 
 
 def starting_state(
-    stage: Stage, network: NetworkConfig
+    stage: Stage, network: NetworkConfig, reward_network: NetworkConfig | None = None
 ) -> Callable[[jax.Array], TrainState | RLState]:
-    """Returns a function: key -> the starting state, its parameters boxed with logical axes."""
+    """Returns a function: key -> the starting state, its parameters boxed with logical axes.
+
+    Args:
+      stage: the stage.
+      network: the network of its model; if it has adapters, the state has what is trained only.
+      reward_network: the network of a PPO stage's reward model; the same one by default.
+    """
     rule = optimizer(stage)
+    network = network_of(stage, network)
 
     def create(key):
         if isinstance(stage, SupervisedStage):
-            return TrainState.create(init_language_model(network)(key), rule)
+            return TrainState.create(trained_part(init_language_model, network)(key), rule)
         if isinstance(stage, RewardStage):
-            return TrainState.create(init_scalar_model(network)(key), rule)
+            return TrainState.create(trained_part(init_scalar_model, network)(key), rule)
         actor_key, critic_key = jax.random.split(key)
+        of_critic = critic_network(stage, network, reward_network or network)
         params = {
-            "actor": init_language_model(network)(actor_key),
-            "critic": init_scalar_model(network)(critic_key),
+            "actor": trained_part(init_language_model, network)(actor_key),
+            "critic": trained_part(init_scalar_model, of_critic)(critic_key),
         }
         train = TrainState.create(params, rule)
         return RLState(train, jnp.float32(stage.ppo.beta), Moments.zero())
@@ -310,28 +342,16 @@ def starting_state(
 
 
 def abstract_state(
-    stage: Stage, network: NetworkConfig, partitioner: Partitioner
+    stage: Stage,
+    network: NetworkConfig,
+    partitioner: Partitioner,
+    reward_network: NetworkConfig | None = None,
 ) -> TrainState | RLState:
-    """Returns the shapes and shardings of a stage's state; nothing is computed."""
-    return _abstract(starting_state(stage, network), partitioner)
+    """Returns the shapes and shardings of a stage's state; nothing is computed.
 
-
-def least_memory(
-    stage: Stage, state: TrainState | RLState, network: NetworkConfig, partitioner: Partitioner
-) -> int:
-    """Returns the bytes over all devices of a stage's state, gradients and frozen models.
-
-    Args:
-      stage: the stage.
-      state: its state, or the shapes of it.
-      network: the network of every model.
-      partitioner: the mesh.
+    For the arguments see `starting_state`.
     """
-    held: list[Any] = [state, state.train.params]
-    if isinstance(stage, RLStage):
-        inits = init_language_model(network), init_scalar_model(network)
-        held += [abstract_frozen(init, network, partitioner) for init in inits]
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
+    return _abstract(starting_state(stage, network, reward_network), partitioner)
 
 
 def abstract_model(init: Callable, partitioner: Partitioner) -> Any:
@@ -360,7 +380,12 @@ def _abstract(create: Callable, partitioner: Partitioner) -> Any:
 
 
 def reward_from_language_model(scalar: Any, language_model: Any) -> Any:
-    """Makes a reward model's parameters: a language model's decoder with the head of `scalar`."""
+    """Makes a reward model's parameters: a language model's decoder with the head of `scalar`.
+
+    With adapters this makes what is trained of the one of what is trained of the other.
+    """
+    if "decoder" not in scalar:  # no adapter but one of the output projection
+        return scalar
     decoder = {name: language_model["decoder"][name] for name in scalar["decoder"]}
     return {**scalar, "decoder": decoder}
 

@@ -10,6 +10,7 @@ from etils import epath
 from pit_jax.run.config import RunConfig
 from pit_jax.run.run import Run
 from pit_jax.run.stages import rows_of
+from pit_jax.run.t5x_checkpoints import check_network
 from pit_jax.runtime import partitioning
 
 
@@ -21,6 +22,7 @@ class Setup(Run):
     """
 
     def __init__(self, config: RunConfig, stage: str):
+        check_network(config.network)
         self._model_dir = epath.Path(config.model_dir)
         directory = str(self._model_dir.parent)
         super().__init__(
