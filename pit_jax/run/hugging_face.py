@@ -22,7 +22,7 @@ from pit_jax.data.vocabularies import tokenizer_files
 from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
-from pit_jax.files import write_whole
+from pit_jax.files import absolute, write_whole
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.weights import configs, gguf_files, hugging_face
 from pit_jax.models.weights.rows import flatten, nest
@@ -342,6 +342,13 @@ def network_gin(network: NetworkConfig, path: epath.Path) -> str:
         if field.default is dataclasses.MISSING or value != field.default:
             lines.append(f"    {field.name} = {value!r}")
     return "\n".join(lines) + "\n"
+
+
+def source_of(name: str, there: epath.Path) -> str:
+    """Returns what to call a model: its name on the hub, or else the whole path of its folder."""
+    if there.suffix == ".gguf":
+        return ""  # its weights are no Hugging Face model's
+    return str(absolute(there)) if epath.Path(name).expanduser().exists() else name
 
 
 def found(name: str, flag: str = "--input", more: tuple[str, ...] = ()) -> epath.Path:

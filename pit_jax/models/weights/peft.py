@@ -218,7 +218,7 @@ def describe(folder: epath.Path, family: Family) -> Adapter:
     # The names of our modules need no escaping.
     lora = LoraConfig(
         rank=config["r"],
-        alpha=config["lora_alpha"],
+        alpha=float(config["lora_alpha"]),
         targets="|".join(ours),
         rslora=bool(config.get("use_rslora")),
     )
@@ -228,23 +228,24 @@ def describe(folder: epath.Path, family: Family) -> Adapter:
 
 def _targets(where: str, names: Iterable[str], rows: tuple[Row, ...]) -> list[str]:
     """Our modules that have adapters, such as `attention/query`."""
-    table: dict[str, list[Row]] = {}
-    for row in rows:
-        table.setdefault(row.theirs, []).append(row)
-    found: dict[str, None] = {}
+    known, there = {row.theirs for row in rows}, set()
     for name in sorted(names):
         layerless = ".".join("{}" if part.isdigit() else part for part in name.split("."))
-        if layerless not in table:
+        if layerless not in known:
             raise UserError(
                 f"{where}: {name}: got something else than lora_A and lora_B of a matrix in "
                 "attention or MLP, expected only these"
             )
-        for row in table[layerless]:
-            if not row.ours.startswith("head/"):
-                found[row.ours.rpartition("/")[0].removeprefix("layers/")] = None
+        there.add(layerless)
+    modules = [
+        row.ours.removeprefix("layers/").rpartition("/")[0]
+        for row in rows
+        if row.theirs in there and not row.ours.startswith("head/")
+    ]
+    found = list(dict.fromkeys(modules))
     if not found:
         raise UserError(f"{where}: got no lora_A and lora_B")
-    return list(found)
+    return found
 
 
 def read(folder: epath.Path, family: Family, abstract: Any) -> Any:
