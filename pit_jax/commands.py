@@ -148,7 +148,7 @@ def _check_bases(kind: str, options) -> None:
 def convert(run, evaluation, options) -> None:
     """Writes the model of the stage that STAGE names as transformers, PEFT or T5X loads it."""
     del evaluation
-    from pit_jax.run import exports, stage_training, stages, t5x_checkpoints
+    from pit_jax.run import exports, stage_training, t5x_checkpoints
 
     _check_bases(options.to, options)
     stage = run.stage(options.stage)
@@ -163,7 +163,7 @@ def convert(run, evaluation, options) -> None:
         base = exports.take_out_adapter(run, stage.name, output, dtype, options.base, with_base)
         print(f"{stage.name}, step {step}: {options.output}, adapters of {base}")
         return
-    t5x_checkpoints.check_network(stages.network_of(stage, run.config.network))
+    t5x_checkpoints.check_network(run.config.networks(stage).actor)
     state = stage_training.restore(run, stage, step)
     path = t5x_checkpoints.save(output, step, state)
     print(f"{stage.name}, step {step}: {path}")
@@ -342,14 +342,15 @@ def describe(run, evaluation, options) -> None:
     )
     most = (0.0, "")
     for stage in run.config.stages:
-        state = stages.abstract_state(stage, run.config.network, run.partitioner)
+        of_stage = run.config.networks(stage)
+        state = stages.abstract_state(stage, of_stage, run.partitioner)
         count = sum(x.size for x in jax.tree.leaves(state.train.params))
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / 1e6
         print(
             f"{stage.name:24}{stage.task:12}{stage.steps:>8}{stage.batch_size:>8}{count:>16,}"
             f"{size:>12,.1f}  {run.progress(stage.name)}"
         )
-        least = shapes.least_memory(stage, state, run.config.network, run.partitioner)
+        least = shapes.least_memory(stage, state, of_stage, run.partitioner)
         most = max(most, (least / 1e6, stage.name))
     print(
         f"\nmemory         at least {most[0]:,.1f} MB over all devices, in {most[1]}: state, "

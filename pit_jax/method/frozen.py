@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -56,6 +57,10 @@ class Frozen(flax.struct.PyTreeNode):
         """Returns the parameters of a role's model; of a trained one, `own` is what is trained."""
         own = self.models[role] if own is None else own
         return adapters.on(self.backbones.get(dict(self.backbone_of).get(role, "")), own)
+
+    def of_own(self, role: str, function: Callable) -> Callable:
+        """Returns a function of a trained role's model as one of what is trained of it."""
+        return lambda own, *rest: function(self.model(role, own), *rest)
 
     @property
     def of_trained(self) -> Frozen:

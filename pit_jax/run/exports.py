@@ -6,7 +6,6 @@ the library PEFT.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from etils import epath
@@ -14,6 +13,7 @@ from etils import epath
 from pit_jax.data.vocabularies.export import piece_ids, write_tokenizer
 from pit_jax.errors import UserError
 from pit_jax.files import write_whole
+from pit_jax.models import adapters
 from pit_jax.models.weights import configs, peft
 from pit_jax.run import hugging_face, loading, stages
 from pit_jax.run.run import Run
@@ -43,9 +43,11 @@ def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") ->
         read as transformers reads one, or no family computes what its network does.
     """
     _check(run, name)
-    kind = _kind(run, None)
-    params = loading.load(run, name, None, kind)
-    architecture = hugging_face.save(folder, params, kind.network, run.vocabulary, dtype)
+    role, lora = run.role_of(name), loading.lora_of(run, name, run.role_name(name))
+    params = run.load(name)
+    params = adapters.merged(params, lora) if lora else params
+    network = role.network.without_adapters
+    architecture = hugging_face.save(folder, params, network, role.vocabulary, dtype)
     auto = "SequenceClassification" if "head" in params else "CausalLM"
     lines = [f"It is a `{architecture}`; `AutoModelFor{auto}.from_pretrained` loads it."]
     _write_rest(run, name, folder, ["library_name: transformers"], lines)
@@ -79,22 +81,24 @@ def take_out_adapter(
         that one lacks rows of ids.
     """
     result = run.result(name)
-    lora = loading.lora_of(run, name)
+    role, lora = run.role_of(name), loading.lora_of(run, name, run.role_name(name))
     if lora is None:
         raise UserError(f"{name}: got a model without adapters, expected one; --to=hf takes it out")
     _check(run, name)
-    kind = _kind(run, lora)
-    network = kind.network.without_adapters
+    network = role.network.without_adapters
     model_type = configs.model_type_of(network)
-    params = loading.load(run, name, None, kind)
+    params = run.load(name)
+    if not isinstance(params, adapters.Adapted):
+        raise UserError(f"{name}: got adapters {lora}, expected NetworkConfig.lora of this run")
     if with_base is None:
-        _check_ids(run.vocabulary, name, result["task"], "unembed" in params.own.get("decoder", {}))
+        unembed = "unembed" in params.own.get("decoder", {})
+        _check_ids(role.vocabulary, name, result["task"], unembed)
         base = base or _source(run, name)
     else:
-        hugging_face.save(with_base, params.backbone, network, run.vocabulary, dtype)
-        _write_tokenizer(run, with_base, improver=False)
+        hugging_face.save(with_base, params.backbone, network, role.vocabulary, dtype)
+        _write_tokenizer(run, name, with_base, improver=False)
         base = str(with_base)
-    own = hugging_face.in_their_order(params.own, run.vocabulary)
+    own = hugging_face.in_their_order(params.own, role.vocabulary)
     kept = ("task", "pooling", "anchor")
     notes = {field: result[field] for field in kept if field in result}
     peft.write(folder, own, lora, model_type, base, dtype, notes)
@@ -116,17 +120,12 @@ def take_out_adapter(
     return base
 
 
-def _kind(run: Run, lora: Any) -> loading.Kind:
-    """What the run's models are, with these adapters."""
-    return dataclasses.replace(run.kind, network=dataclasses.replace(run.kind.network, lora=lora))
-
-
 def _check(run: Run, name: str) -> None:
     """Refuses a tokenizer, or a way to read scores, that transformers doesn't have."""
-    result = run.result(name)
-    if run.config.vocabulary.partition(":")[0] != "tokenizer":
+    result, model = run.result(name), run.config.of_role(run.role_name(name))
+    if model.vocabulary.partition(":")[0] != "tokenizer":
         raise UserError(
-            f"{name}: got vocabulary {run.config.vocabulary!r}, expected 'tokenizer:PATH', whose "
+            f"{name}: got vocabulary {model.vocabulary!r}, expected 'tokenizer:PATH', whose "
             "tokenizer.json transformers loads"
         )
     if result["task"] in stages.REWARD_TASKS and result["pooling"] != "last":
@@ -161,7 +160,7 @@ def _check_ids(vocabulary: Any, name: str, task: str, unembed: bool) -> None:
 
 def _source(run: Run, name: str) -> str:
     """What the backbone of a stage is called elsewhere."""
-    backbone = loading.backbone_of(run, name)
+    backbone = loading.backbone_of(run, name, run.role_name(name))
     folder = run.folder(backbone)
     if hugging_face.is_model(folder):
         source = hugging_face.source_of(str(folder), folder)
@@ -176,27 +175,27 @@ def _source(run: Run, name: str) -> str:
 
 
 def _write_tokenizer(
-    run: Run, folder: epath.Path, improver: bool, added: bool = True
+    run: Run, name: str, folder: epath.Path, improver: bool, added: bool = True
 ) -> dict[str, str]:
-    source = epath.Path(run.config.vocabulary.partition(":")[2])
-    template = run.config.chat_template
-    return write_tokenizer(source, folder, run.vocabulary, template, improver, added)
+    role = run.role_name(name)
+    model, vocabulary = run.config.of_role(role), run.role(role).vocabulary
+    source = epath.Path(model.vocabulary.partition(":")[2])
+    return write_tokenizer(source, folder, vocabulary, model.chat_template, improver, added)
 
 
 def _write_rest(
     run: Run, name: str, folder: epath.Path, head: list[str], lines: list[str], added: bool = True
 ) -> None:
     """Writes tokenizer and card of a stage; for `added` see `write_tokenizer`."""
-    result = run.result(name)
+    result, role = run.result(name), run.role_of(name)
     task = result["task"]
-    pieces = _write_tokenizer(run, folder, task in _PIT_TASKS, added)
+    pieces = _write_tokenizer(run, name, folder, task in _PIT_TASKS, added)
     if not processes.is_first():
         return
     anchor = run.anchor(name) if task in stages.REWARD_TASKS else None
-    text = _given(run.vocabulary, task, pieces)
+    text = _given(role.vocabulary, task, pieces)
     if run.reflects(name):
-        window = run.layout.widths(run.config.lengths).reflected
-        text += _written(pieces["improved"], run.vocabulary, window)
+        text += _written(pieces["improved"], role.vocabulary, role.widths.reflected)
     write_whole(folder / "README.md", _card(name, result, head, lines, text, anchor))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from pit_jax.method.environment import Networks
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo_step import RLState
 from pit_jax.models import adapters
@@ -48,15 +49,12 @@ def shardings(abstract: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, abstract)
 
 
-def abstract_models(
-    stage: RLStage,
-    network: NetworkConfig,
-    partitioner: Partitioner,
-    reward_network: NetworkConfig | None = None,
-) -> Frozen:
-    """Returns the shapes and shardings of a PPO stage's models that aren't trained.
+def abstract_models(networks: Networks, partitioner: Partitioner) -> Frozen:
+    """Returns those of a PPO stage's models that aren't trained; equal networks share a backbone.
 
-    Equal networks share their backbone. For the arguments see `starting_state`.
+    Args:
+      networks: the networks of its models.
+      partitioner: the mesh.
     """
     backbones: dict[NetworkConfig, Any] = {}
 
@@ -68,39 +66,32 @@ def abstract_models(
         return backbones[network]
 
     def model(init, network):
-        own = stages.abstract_frozen(stages.trained_part(init, network), network, partitioner)
-        return adapters.on(backbone(network), own)
+        make = stages.trained_part(init, network)
+        return adapters.on(backbone(network), stages.abstract_frozen(make, network, partitioner))
 
-    reward_network = reward_network or network
     return Frozen.share(
         {
-            "reference": model(stages.init_language_model, network),
-            "reward": model(stages.init_scalar_model, reward_network),
+            "reference": model(stages.init_language_model, networks.actor),
+            "reward": model(stages.init_scalar_model, networks.reward),
         },
-        {
-            "actor": backbone(network),
-            "critic": backbone(stages.critic_network(stage, network, reward_network)),
-        },
+        {"actor": backbone(networks.actor), "critic": backbone(networks.critic)},
     )
 
 
 def least_memory(
-    stage: Stage,
-    state: TrainState | RLState,
-    network: NetworkConfig,
-    partitioner: Partitioner,
-    reward_network: NetworkConfig | None = None,
+    stage: Stage, state: TrainState | RLState, networks: Networks, partitioner: Partitioner
 ) -> int:
     """Returns the bytes over all devices of a stage's state, gradients and frozen models.
 
     Args:
       stage: the stage.
       state: its state, or the shapes of it.
-      network, partitioner, reward_network: as of `abstract_state`.
+      networks: the networks of its models.
+      partitioner: the mesh.
     """
     held: list[Any] = [state, state.train.params]
     if isinstance(stage, RLStage):
-        held.append(abstract_models(stage, network, partitioner, reward_network))
-    elif stages.network_of(stage, network).lora:
-        held.append(abstract_backbone(network, partitioner))
+        held.append(abstract_models(networks, partitioner))
+    elif networks.actor.lora:
+        held.append(abstract_backbone(networks.actor, partitioner))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))

@@ -27,9 +27,10 @@ import optax
 from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.layouts import TREES, UNLIKELY
 from pit_jax.errors import UserError
-from pit_jax.method import objectives
+from pit_jax.method import objectives, roles
 from pit_jax.method.choice import Choice
 from pit_jax.method.curriculum import Round
+from pit_jax.method.environment import Networks
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import Moments, PPOConfig, make_optimizer
 from pit_jax.method.ppo_step import RLState
@@ -48,6 +49,15 @@ REWARD_TASKS = ("rm_policy", "rm_gap")
 REWARD_TASK_OF = {"rl_policy": "rm_policy", "rl_pit": "rm_gap", "rl_pit_difference": "rm_policy"}
 RL_TASKS = tuple(REWARD_TASK_OF)
 PIT_RL = ("rl_pit", "rl_pit_difference")
+# Task -> the role of its model; a warm-up's is M_P's, or what the stage says.
+ROLE_OF = {
+    "pretrain": roles.POLICY,
+    "sft_policy": roles.POLICY,
+    "rl_policy": roles.POLICY,
+    **dict.fromkeys((*PIT_SUPERVISED, *PIT_RL), roles.PIT),
+    "rm_policy": roles.POLICY_REWARD,
+    "rm_gap": roles.GAP_REWARD,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +74,8 @@ class SupervisedStage:
       initial: the stage to start from, or the path of its folder; if empty, weights are random.
       microbatches: number of parts of a batch, whose gradients are added up.
       loop: how often to log, evaluate and checkpoint.
+      role: the role whose network a warm-up trains, one of method.roles.ROLES; other tasks have
+        their own.
     """
 
     name: str
@@ -74,9 +86,15 @@ class SupervisedStage:
     initial: UserPath = ""
     microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
+    role: str = dataclasses.field(default="", metadata={"variation": True})
 
     def __post_init__(self):
         _check_task(self.name, self.task, SUPERVISED_TASKS)
+        if self.role and (self.task != "pretrain" or self.role not in roles.ROLES):
+            raise ValueError(
+                f"stage {self.name}: got role={self.role!r}, expected one of {roles.ROLES} for a "
+                "warm-up, and none for other tasks"
+            )
         _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
 
     @property
@@ -205,6 +223,16 @@ def rows_of(stage: Stage) -> str:
     return stage.task
 
 
+def reward_role(stage: RLStage) -> str:
+    """Returns the role of an RL stage's reward model."""
+    return ROLE_OF[REWARD_TASK_OF[stage.task]]
+
+
+def role_of(stage: Stage) -> str:
+    """Returns the role of a stage's model, one of method.roles.ROLES."""
+    return getattr(stage, "role", "") or ROLE_OF[stage.task]
+
+
 def _check_task(name: str, task: str, choices: tuple[str, ...]) -> None:
     if task not in choices:
         raise ValueError(f"stage {name}: got task={task!r}, expected one of {choices}")
@@ -277,11 +305,6 @@ def network_of(stage: Stage, network: NetworkConfig) -> NetworkConfig:
     return network.without_adapters if stage.task == "pretrain" else network
 
 
-def critic_network(stage: RLStage, network: NetworkConfig, reward: NetworkConfig) -> NetworkConfig:
-    """Returns the network of a PPO stage's critic: that of the model which it starts from."""
-    return network if stage.ppo.critic_start == "actor" else reward
-
-
 def trained_part(init: Callable, network: NetworkConfig) -> Callable[[jax.Array], Any]:
     """Returns a function: key -> what is trained of the parameters that `init(network)` makes."""
     make = init(network)
@@ -289,17 +312,10 @@ def trained_part(init: Callable, network: NetworkConfig) -> Callable[[jax.Array]
 
 
 def create_state(
-    stage: Stage,
-    network: NetworkConfig,
-    partitioner: Partitioner,
-    key: jax.Array,
-    reward_network: NetworkConfig | None = None,
+    stage: Stage, networks: Networks, partitioner: Partitioner, key: jax.Array
 ) -> TrainState | RLState:
-    """Makes a stage's random starting state on the mesh; parameters are float32.
-
-    For the arguments see `starting_state`.
-    """
-    create = starting_state(stage, network, reward_network)
+    """Makes a stage's random starting state on the mesh; parameters are float32."""
+    create = starting_state(stage, networks)
     shardings = partitioner.tree_shardings(jax.eval_shape(create, key))
     return partitioner.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
 
@@ -311,18 +327,15 @@ def optimizer(stage: Stage) -> optax.GradientTransformation:
     return stage.optimizer.build()
 
 
-def starting_state(
-    stage: Stage, network: NetworkConfig, reward_network: NetworkConfig | None = None
-) -> Callable[[jax.Array], TrainState | RLState]:
+def starting_state(stage: Stage, networks: Networks) -> Callable[[jax.Array], TrainState | RLState]:
     """Returns a function: key -> the starting state, its parameters boxed with logical axes.
 
     Args:
       stage: the stage.
-      network: the network of its model; if it has adapters, the state has what is trained only.
-      reward_network: the network of a PPO stage's reward model; the same one by default.
+      networks: of PPO's models; for another stage `actor` is its own model's. The state has what
+        is trained only, of a network with adapters.
     """
-    rule = optimizer(stage)
-    network = network_of(stage, network)
+    rule, network = optimizer(stage), networks.actor
 
     def create(key):
         if isinstance(stage, SupervisedStage):
@@ -330,10 +343,9 @@ def starting_state(
         if isinstance(stage, RewardStage):
             return TrainState.create(trained_part(init_scalar_model, network)(key), rule)
         actor_key, critic_key = jax.random.split(key)
-        of_critic = critic_network(stage, network, reward_network or network)
         params = {
             "actor": trained_part(init_language_model, network)(actor_key),
-            "critic": trained_part(init_scalar_model, of_critic)(critic_key),
+            "critic": trained_part(init_scalar_model, networks.critic)(critic_key),
         }
         train = TrainState.create(params, rule)
         return RLState(train, jnp.float32(stage.ppo.beta), Moments.zero())
@@ -342,16 +354,10 @@ def starting_state(
 
 
 def abstract_state(
-    stage: Stage,
-    network: NetworkConfig,
-    partitioner: Partitioner,
-    reward_network: NetworkConfig | None = None,
+    stage: Stage, networks: Networks, partitioner: Partitioner
 ) -> TrainState | RLState:
-    """Returns the shapes and shardings of a stage's state; nothing is computed.
-
-    For the arguments see `starting_state`.
-    """
-    return _abstract(starting_state(stage, network, reward_network), partitioner)
+    """Returns the shapes and shardings of a stage's state; nothing is computed."""
+    return _abstract(starting_state(stage, networks), partitioner)
 
 
 def abstract_model(init: Callable, partitioner: Partitioner) -> Any:

@@ -212,7 +212,7 @@ def test_reserved_pieces_need_no_base_model(place, tmp_path):
         "RunConfig.pad_token": "<|r2|>",
     }
     run = the_run(*(f"--gin.{name}={value!r}" for name, value in more.items()))
-    exports._check_ids(run.vocabulary, "rm_gap", "rm_gap", False)
+    exports._check_ids(run.role("policy").vocabulary, "rm_gap", "rm_gap", False)
     stage = epath.Path(tmp_path) / "rm_gap"
     stage.mkdir()
     result = {"task": "rm_gap", "backbone": f"{place}/hub/tiny", "lora": dataclasses.asdict(LORA)}
@@ -230,7 +230,7 @@ def test_an_adapter_of_the_output_projection_has_the_ids_order(place):
     run = the_run(stage="unembed")
     b = np.asarray(run.load("base/unembed").own["decoder"]["unembed"]["lora_b"])
     theirs = own["decoder"]["unembed"]["lora_b"]
-    end = run.vocabulary.tokenizer_ids[1]
+    end = run.role("policy").vocabulary.tokenizer_ids[1]
     np.testing.assert_array_equal(b[:, 1], theirs[:, end])
     np.testing.assert_allclose(b[:, 0], theirs[:, : size - 4].mean(axis=1), rtol=1e-5, atol=1e-7)
     with pytest.raises(UserError, match="got an adapter of unembed, which has a column for each"):
@@ -307,4 +307,4 @@ def test_a_backbone_that_was_trained_here_is_no_base_model_elsewhere(place, tmp_
     (tmp_path / "policy" / "result.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match="whose Hugging Face folder isn't known, expected --with_"):
         exports._source(run, f"{tmp_path}/policy")
-    assert json.loads(base.read_text())["source"] and loading.lora_of(run, "base/sft_policy")
+    assert json.loads(base.read_text())["source"] and loading.lora_of(run, "base/sft_policy", "policy")
