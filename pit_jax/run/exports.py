@@ -100,7 +100,10 @@ def take_out_adapter(
         base = str(with_base)
     own = hugging_face.in_their_order(params.own, role.vocabulary)
     kept = ("task", "pooling", "anchor")
-    notes = {field: result[field] for field in kept if field in result}
+    notes: dict[str, Any] = {field: result[field] for field in kept if field in result}
+    if with_base is None:
+        model = run.config.of_role(run.role_name(name))
+        notes["tokens"] = {field: getattr(model, field) for field in hugging_face.TOKENS}
     peft.write(folder, own, lora, model_type, base, dtype, notes)
     head = ["library_name: peft", f"base_model: {base}"]
     scalar = "head" in own

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -45,6 +46,8 @@ _FREE = ("vocab_size", "dtype", "remat", "attention", "lora")
 # A multiple of it are the rows of ids that we make, which a mesh can split and a TPU has no
 # remainder of.
 _ROWS = 128
+# The settings that say which pieces of a tokenizer are used for what.
+TOKENS = ("control_tokens", "eos_token", "pad_token")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -274,6 +277,7 @@ def bring_in(
     dtype: str = "bfloat16",
     chat_template: str = tokenizer_files.NO_TEMPLATE,
     source: str = "",
+    tokens: Mapping[str, Any] = {},
 ) -> NetworkConfig:
     """Writes a Hugging Face model as `gin/stages/paper.gin` expects a base model.
 
@@ -285,6 +289,7 @@ def bring_in(
       chat_template: that of the runs that start from it, which settles what ends a response.
       source: what to call the model in adapters that are trained on it, its name on the hub or its
         folder.
+      tokens: those runs' settings of TOKENS; the defaults where there are none.
 
     Returns:
       the network.
@@ -299,7 +304,8 @@ def bring_in(
     for name in _TOKENIZER_FILES:
         if (beside / name).exists():
             write_whole(output / "tokenizer" / name, (beside / name).read_bytes())
-    vocabulary = load_vocabulary(f"tokenizer:{output / 'tokenizer'}", chat_template=chat_template)
+    tokenizer = f"tokenizer:{output / 'tokenizer'}"
+    vocabulary = load_vocabulary(tokenizer, chat_template=chat_template, **tokens)
     network = network_of(path, vocabulary, dtype)
     partitioner = Partitioner(MeshConfig())
     abstract = stages.abstract_model(stages.init_language_model(network), partitioner)

@@ -68,12 +68,14 @@ def bring_in(
     there = hugging_face.found(base, "--base")
     family = configs.family_of(hugging_face.config_of(there))
     adapter = peft.describe(path, family)
+    tokens = adapter.notes.pop("tokens", {})  # of the run that trained it
     if (output / _BASE / "result.json").exists():
         _check_base(output / _BASE, hugging_face.source_of(base, there))
     else:
         source = hugging_face.source_of(base, there)
-        hugging_face.bring_in(there, output, dtype, chat_template, source)
-    vocabulary = load_vocabulary(f"tokenizer:{output / 'tokenizer'}", chat_template=chat_template)
+        hugging_face.bring_in(there, output, dtype, chat_template, source, tokens)
+    tokenizer = f"tokenizer:{output / 'tokenizer'}"
+    vocabulary = load_vocabulary(tokenizer, chat_template=chat_template, **tokens)
     network = hugging_face.network_of(there, vocabulary, dtype)
     run_directory.check_identity(output / _BASE, run_directory.identity(network, vocabulary))
     network = dataclasses.replace(network, lora=adapter.lora)

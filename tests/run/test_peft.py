@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from etils import epath
 from safetensors.numpy import load_file
@@ -24,9 +25,12 @@ from pit_jax.models.network import LanguageModel
 from pit_jax.models.weights import hugging_face as weights
 from pit_jax.models.weights import peft
 from pit_jax.models.weights.rows import flatten
+from pit_jax.run import directory as run_directory
 from pit_jax.run import exports, hugging_face, loading
 from pit_jax.run.config import RunConfig
+from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
+from pit_jax.runtime.train_state import TrainState
 from tests import tiny_runs, tiny_tokenizers
 from tests.models.weights import tiny_adapters
 from tests.run.test_hugging_face import NETWORK, TEMPLATE, random_params
@@ -212,12 +216,27 @@ def test_reserved_pieces_need_no_base_model(place, tmp_path):
         "RunConfig.pad_token": "<|r2|>",
     }
     run = the_run(*(f"--gin.{name}={value!r}" for name, value in more.items()))
-    exports._check_ids(run.role("policy").vocabulary, "rm_gap", "rm_gap", False)
+    network = run.config.network
     stage = epath.Path(tmp_path) / "rm_gap"
-    stage.mkdir()
-    result = {"task": "rm_gap", "backbone": f"{place}/hub/tiny", "lora": dataclasses.asdict(LORA)}
-    (stage / "result.json").write_text(json.dumps(result | {"model_step": 0, "steps": 0}))
-    assert exports._source(run, str(stage)) == f"{place}/hub/tiny"
+    own = tiny_adapters.own(network, scalar=True)
+    result = STAGES["rm_gap"] | {"model_step": 0, "steps": 0, "lora": dataclasses.asdict(LORA)}
+    run_directory.claim(stage, {}, run_directory.identity(network, run.role("pit").vocabulary))
+    run_directory.write_json(stage / "result.json", result | {"backbone": f"{place}/hub/tiny"})
+    checkpoints = Checkpoints(stage / "checkpoints")
+    checkpoints.save(0, TrainState.create(jax.tree.map(jnp.array, own), optax.identity()), {})
+    checkpoints.close()
+    out = epath.Path(tmp_path) / "out"
+    assert exports.take_out_adapter(run, str(stage), out) == f"{place}/hub/tiny"
+    assert "<<" not in (out / "tokenizer.json").read_text()
+    assert json.loads((out / "tokenizer_config.json").read_text())["pad_token"] == "<|r2|>"
+    slot = "<|r0|>{{ candidate }}<|r1|>"
+    assert slot in (out / "chat_template.jinja").read_text()
+    # It comes in again for runs with the same pieces.
+    assert cli.main(bring(out, tmp_path / "again")) == 0
+    again = epath.Path(tmp_path) / "again"
+    before, after = (run_directory.read_json(x / "stage.json") for x in (stage, again / "out"))
+    assert before["model"]["vocabulary"] == after["model"]["vocabulary"]
+    assert run_directory.read_json(again / "out" / "result.json")["task"] == "rm_gap"
 
 
 def test_an_adapter_of_the_output_projection_has_the_ids_order(place):
@@ -307,4 +326,48 @@ def test_a_backbone_that_was_trained_here_is_no_base_model_elsewhere(place, tmp_
     (tmp_path / "policy" / "result.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match="whose Hugging Face folder isn't known, expected --with_"):
         exports._source(run, f"{tmp_path}/policy")
-    assert json.loads(base.read_text())["source"] and loading.lora_of(run, "base/sft_policy", "policy")
+    assert json.loads(base.read_text())["source"] and loading.lora_of(
+        run, "base/sft_policy", "policy"
+    )
+
+
+# --- against PEFT -------------------------------------------------------------------------------
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("sft_policy", []),
+        ("sft_pit", ["--with_base=out/their_base"]),
+        ("rm_gap", ["--with_base=out/their_base"]),
+    ],
+)
+def test_peft_computes_on_the_base_model_what_we_compute(name, flags, place):
+    import peft as library
+    import torch
+    import transformers
+
+    out = f"out/for_{name}"
+    assert cli.main(argv(name, out, "--to=peft", *flags)) == 0
+    run, kind = the_run(), "SequenceClassification" if name == "rm_gap" else "CausalLM"
+    base = json.loads((place / out / "adapter_config.json").read_text())["base_model_name_or_path"]
+    labels = {"num_labels": 1} if name == "rm_gap" else {}
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(base, **labels)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model = library.PeftModel.from_pretrained(model, out).eval()
+    tokens = jnp.arange(2, 26).reshape(2, 12)
+    ours = outputs(run.config.network, run.load(f"base/{name}"))
+    vocabulary = run.role_of(f"base/{name}").vocabulary
+    ids = vocabulary.tokenizer_ids[np.asarray(tokens)]
+    with torch.no_grad():
+        theirs = model(torch.tensor(ids)).logits.numpy()
+    if name == "rm_gap":
+        np.testing.assert_allclose(ours[:, -1], theirs[:, 0], atol=1e-4)
+        return
+    # Our columns in the order of the tokenizer, for all that it has itself.
+    own = np.arange(2, 300)
+    np.testing.assert_allclose(
+        ours[..., own], theirs[..., vocabulary.tokenizer_ids[own]], atol=1e-4
+    )
