@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from pit_jax.data.reference_store import ReferenceStore
-from pit_jax.method.roles import ROLES
-from pit_jax.run.run import Run
+from pit_jax.data.vocabularies.load import load
 from tests import tiny_runs, tiny_tokenizers
+
+WINDOWS = ("prompt", "reference", "response")
+
+pytestmark = pytest.mark.slow
 
 NETWORKS = {
     "pit": "vocab_size = 264, embed_dim = 24, head_dim = 6, num_heads = 4, norm = 'layer', "
@@ -67,9 +69,6 @@ def roles_gin(folder) -> str:
     return "\n".join(lines) + "\n"
 
 
-WINDOWS = ("prompt", "reference", "response")
-
-
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """The folder of a run of all stages and its report, and its gin file."""
@@ -83,6 +82,50 @@ def test_all_stages_train_and_the_report_is_written(mixed):
     folder, _ = mixed
     report = json.loads((folder / "report.json").read_text())
     names = {row["name"] for row in report["comparisons"]}
-    assert {"PIT vs Original", "RL vs SFT"} <= names
-    assert len(report["stages"]) == 10
-    assert report["stages"][0]["parameters"] != report["stages"][1]["parameters"]
+    assert {"PIT vs Original", "RL vs SFT", "Self-Refine vs Original"} <= names
+    sizes = {row["name"]: row["parameters"] for row in report["stages"]}
+    assert sizes["sft_policy"] == sizes["rl_policy"] == sizes["pretrain"]
+    assert sizes["sft_pit"] == sizes["rl_pit"] == sizes["pretrain_pit"]
+    models = ("rl_policy", "rl_pit", "rm_policy", "rm_gap")
+    assert len({sizes[model] for model in models}) == 4
+
+
+def test_references_go_from_policy_to_pit_as_text(mixed):
+    """Of words that M_P writes, M_PIT's references are the bytes."""
+    folder, _ = mixed
+    store = ReferenceStore(str(folder / "rl_pit/references/round-1"))
+    records = list(store)
+    assert len(records) > 10 and any(record["text"] for record in records)
+    for record in records:
+        text = record["text"].encode()
+        assert len(record["reference_tokens"]) == len(text)
+        offset = {t - b for t, b in zip(record["reference_tokens"], text, strict=True)}
+        assert len(offset) <= 1
+
+
+def test_improve_passes_text_from_model_to_model(mixed, tmp_path, capsys):
+    folder, gin = mixed
+    rows = [{"prompt": "x2 ? from 3"}, {"prompt": "x2 ? from 3", "response": "from 3"}]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = (f"--input={source}", f"--output={target}", "--gin.ImproveConfig.iterations=2")
+    assert tiny_runs.command("improve", folder, *flags, gin=gin) == 0
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [len(line["responses"]) for line in lines] == [3, 3]
+    assert lines[1]["responses"][0] == "from 3" and len(lines[0]["gaps"]) == 2
+    words = load("words:drafts")
+    assert words.decode(words.encode(lines[0]["responses"][0])) == lines[0]["responses"][0]
+
+
+def test_windows_of_another_role_are_a_change(mixed, capsys):
+    folder, gin = mixed
+    changed = gin + "pit/run_config.RoleConfig.lengths = @pit/layouts.Lengths()\n"
+    changed += "pit/layouts.Lengths:\n    prompt = 60\n    reference = 90\n    response = 91\n"
+    (folder / "rl_policy/result.json").rename(folder / "rl_policy/kept.json")
+    try:
+        flags = ("--gin.STAGE='rl_policy'",)
+        assert tiny_runs.command("train", folder, *flags, gin=changed) == 2
+    finally:
+        (folder / "rl_policy/kept.json").rename(folder / "rl_policy/result.json")
+    told = capsys.readouterr().err
+    assert "was started with other settings" in told and "lengths of pit.prompt" in told
