@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from pit_jax import files
 from pit_jax.errors import UserError
 from pit_jax.runtime import processes
 
@@ -124,7 +125,7 @@ def bring_in(options) -> None:
     output, dtype = epath.Path(options.output), options.dtype or "bfloat16"
     if options.source == "peft":
         path = hugging_face.found(options.input, more=peft.FILES)
-        name = options.input.rstrip("/").rpartition("/")[2]
+        name = hugging_face.source_of(options.input, path).rpartition("/")[2]
         lora = peft.bring_in(path, output, name, options.base, dtype, options.chat_template)
         print(f"{options.input}: rank {lora.rank} -> {output}/{name}, {output}/{name}.gin")
         return
@@ -143,6 +144,8 @@ def _check_bases(kind: str, options) -> None:
             raise UserError(f"--{flag}: got it with {kind}, expected it with peft alone")
     if options.with_base and (options.base or options.source):
         raise UserError("--with_base: expected it with --to=peft and without --base")
+    if options.with_base:
+        files.check_folder(options.with_base, "--with_base")
 
 
 def convert(run, evaluation, options) -> None:

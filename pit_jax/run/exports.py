@@ -149,10 +149,9 @@ def _check_ids(vocabulary: Any, name: str, task: str, unembed: bool) -> None:
     if added:
         settings = " and ".join(sorted({f"RunConfig.{_SETTINGS[each]}" for each in added}))
         raise UserError(
-            f"{name}: got {len(added)} ids in its prompts that were added to the tokenizer "
-            f"({', '.join(added)}), expected ids that the base model has rows for: add "
-            "--with_base=DIR, which writes the base model with rows for them, or train with "
-            f"{settings} set to reserved pieces of the tokenizer"
+            f"{name}: got ids that were added to the tokenizer ({', '.join(added)}), expected ones "
+            "that the base model has rows for: add --with_base=DIR, which writes the base model "
+            f"with rows for them, or train with {settings} set to reserved pieces of the tokenizer"
         )
     if unembed:
         raise UserError(

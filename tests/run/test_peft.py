@@ -170,8 +170,10 @@ def test_merged_it_computes_what_the_adapter_does(place):
         merged = hugging_face.in_our_order(merged, as_written(vocabulary, network), plain)
         found = outputs(network.without_adapters, merged)
         np.testing.assert_allclose(found, outputs(network, like), atol=1e-5, rtol=1e-5)
-        without = outputs(network.without_adapters, {**like.own, **like.backbone})
-        assert np.abs(found - without).max() > 0.1
+        one, other = (load_file(f / "model.safetensors") for f in (folder, place / "hub/tiny"))
+        moved = [each for each in one.keys() & other.keys() if each.startswith("model.layers")]
+        moved = [each for each in moved if not np.array_equal(one[each], other[each])]
+        assert sorted(each.split(".")[-2] for each in moved) == ["o_proj", "q_proj", "up_proj"]
 
 
 def as_written(vocabulary, network):
@@ -311,9 +313,27 @@ def test_another_base_model_is_not_mixed_in(place, capsys):
     assert result["task"] == "pretrain"  # nobody says more of it
 
 
-def test_a_model_without_adapters_has_none_to_take_out(place):
+def test_what_has_no_adapters_that_could_go_out(place):
     with pytest.raises(UserError, match="base/model: got a model without adapters, expected one"):
         exports.take_out_adapter(the_run(), "base/model", place / "out/none")
+    other = the_run("--gin.LoraConfig.rank=5")
+    with pytest.raises(UserError, match=r"got adapters LoraConfig\(rank=2.*, expected NetworkConf"):
+        exports.take_out_adapter(other, "base/sft_policy", place / "out/none")
+
+
+def test_an_adapter_of_the_hub_is_called_as_there(place, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def fetch(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(place / "theirs/sft_policy")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert cli.main(bring("who/polite")) == 0
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {*asked["who/polite"]}
+    assert (place / "base/polite/result.json").exists()
 
 
 def test_a_backbone_that_was_trained_here_is_no_base_model_elsewhere(place, tmp_path):
