@@ -191,6 +191,11 @@ def _measured(
     }
 
 
+def _kept(program: Program) -> int:
+    """Returns the bytes on a chip of all that is in memory before the program adds to it."""
+    return size_on_a_chip(program.arguments) + sum(map(size_on_a_chip, program.beside.values()))
+
+
 def _fits(peak: float, chip: chips.Chip) -> dict[str, Any]:
     return {"peak": peak, "share": peak / chip.hbm, "fits": peak / chip.hbm <= SHARE}
 
@@ -308,9 +313,11 @@ def propose(
     """
     failing = {(row["stage"], row["program"]) for row in plan["programs"] if not row["fits"]}
     for flags, other in proposals(config, {stage for stage, _ in failing}, len(devices)):
-        say(f"trying {flags}")
         partitioner = Partitioner(other.mesh, devices)
         found = [p for p in programs(other, partitioner) if (p.stage, p.name) in failing]
+        if any(_kept(program) > SHARE * slice_.chip.hbm for program in found):
+            continue  # whatever the program adds to it
+        say(f"trying {flags}")
         rows = _measure(found, other, partitioner, slice_, lambda text: None)
         if all(row["fits"] for row in rows):
             return {"flags": flags, "peak": max(row["peak"] for row in rows)}

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import pytest
 
 from pit_jax import cli
 from pit_jax.errors import UserError
-from pit_jax.plan import chips, planner, text
+from pit_jax.plan import chips, host, planner, text
 from pit_jax.plan.programs import Program
 from tests import tiny_runs
 
@@ -107,6 +108,13 @@ def test_what_nothing_helps(config):
     assert "take more chips" in text.advice(None)
 
 
+def test_what_is_too_large_already_is_not_compiled(config, plan, monkeypatch):
+    monkeypatch.setattr(planner, "_measure", lambda *_: pytest.fail("compiled"))
+    failing = {"programs": [row | {"fits": False} for row in plan["programs"][:1]]}
+    only = dataclasses.replace(config, stages=config.stages[:1])
+    assert planner.propose(only, small(1000.0), jax.devices()[:4], failing, print) is None
+
+
 def test_proposals_are_tried_the_mildest_first(config):
     """As far as rows and heads go: 8 episodes in 2 minibatches, 2 heads of keys."""
     network = dataclasses.replace(config.network, remat="none")
@@ -125,35 +133,15 @@ def test_proposals_are_tried_the_mildest_first(config):
     assert last.stages[0] == config.stages[0]  # it fits as it is
 
 
-def test_a_machine_with_gpus(config):
-    """As many simulated devices in their place: sizes are those of float32 on the processor."""
-    only = dataclasses.replace(config, stages=config.stages[:1])
-    found = planner.make_plan(only, chips.parse("h100-8"), jax.devices(), lambda text: None)
-    (row,) = found["programs"]
-    assert (found["chip"], found["chips"], found["fits"]) == ("h100", 8, True)
-    assert row["estimate"]["launches"] > 10 * 3e-6
-    assert row["seconds"] == pytest.approx(
-        sum(row["estimate"][part] for part in ("passes", "communication", "launches"))
-    )
-    assert row["share"] == row["peak"] / (79.1 * 2**30)
-    assert row["mfu"] == pytest.approx(row["flops"] / row["seconds"] / 8 / (989e12 / 2))
-    written = text.to_text(found)
-    assert "40% of 494.5 TFLOP/s (TF32), 70% of 3,350 GB/s of memory, 70% of 450 GB" in written
-    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in written and "\nEstimated: " in written
-    one = text.assumptions(chips.parse("l4-1"), only.network, 0.95)["assumed"]
-    assert "links" not in one  # a single one has none
-
-
-def test_this_machine(config, monkeypatch):
-    chip = chips.Chip("2 cores", 2**34, 1e11, 4e10, 4e10, platform="cpu", float32=2.0)
-    only = dataclasses.replace(config, stages=config.stages[:1])
-    found = planner.make_plan(only, chips.Slice("cpu", chip, (8, 1, 1)), jax.devices(), print)
-    (row,) = found["programs"]
-    assert row["estimate"]["launches"] == 0
-    assert row["mfu"] == pytest.approx(row["flops"] / row["seconds"] / 8 / 2e11)
-    written = text.to_text(found)
-    assert written.startswith("cpu: 8 x 2 cores with 16 GiB, mesh slice 1 x data 8 x model 1\n")
-    assert "200 GFLOP/s in float32 and 40 GB/s of memory a device" in written
+def test_what_a_plan_for_gpus_says():
+    network = dataclasses.replace(tiny_runs.NETWORK, dtype="bfloat16")
+    said = text.assumptions(chips.parse("h100-8"), network, 0.95)
+    assert "40% of 989.0 TFLOP/s (bfloat16), 70% of 3,350 GB/s" in said["assumed"]
+    assert "70% of 450 GB/s of links" in said["assumed"] and "estimated" in said
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in said["assumed"]
+    said = text.assumptions(chips.parse("l4-1"), tiny_runs.NETWORK, 0.95)
+    assert "40% of 60.5 TFLOP/s (TF32)" in said["assumed"]
+    assert "links" not in said["assumed"]  # a single one has none
 
 
 def test_which_models_share_a_backbone(config, plan):
@@ -174,8 +162,7 @@ def test_the_compiler_for_cuda_compiles_a_run(config):
     peaks = []
     for name in ("h100-1", "h100-8"):
         slice_ = chips.parse(name)
-        folder: list[str] = []
-        found = planner.make_plan(only, slice_, chips.devices(slice_), folder.append)
+        found = planner.make_plan(only, slice_, chips.devices(slice_), lambda text: None)
         peaks.append(found["programs"][0]["peak"])
     assert peaks[1] < peaks[0]
 
@@ -191,17 +178,31 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     file.write_text(
         f"{tiny_runs.GIN}\n{only}BATCH_SIZE = 64\nconfig.NetworkConfig.remat = 'full'\n"
     )
-    monkeypatch.setattr(chips, "devices", lambda slice_: jax.devices()[:4])
-    argv = ["plan", f"--gin_file={file}", "--gin.MODEL_DIR='none'", "--topology=v4-8"]
-    assert cli.main([*argv, "--explain=nothing"]) == 2
+    four = jax.devices()[:4]
+    monkeypatch.setattr(chips, "devices", lambda slice_: four)
+    monkeypatch.setattr(host, "devices", lambda: four)
+    monkeypatch.setattr(host, "meter", lambda *_: lambda: host.Machine(4e11, 1.6e11, 1.0))
+    argv = ["plan", f"--gin_file={file}", "--gin.MODEL_DIR='none'"]
+    assert cli.main([*argv, "--topology=cpu", "--explain=nothing"]) == 2
     assert "expected part of one of sft_policy: training step" in capsys.readouterr().err
-    assert cli.main([*argv, "--explain=training", f"--save={tmp_path}/saved"]) == 0
+    saved = f"--save={tmp_path}/saved"
+    assert cli.main([*argv, "--topology=cpu", "--explain=training", saved]) == 0
     out, err = capsys.readouterr()
     assert err == "compiling sft_policy: training step …\n"
-    assert "All stages: 0.0 hours" in out and "  optimizer " in out
+    assert out.startswith(f"cpu: 4 x {os.cpu_count()} cores with ")
+    assert "100 GFLOP/s in float32 and 40 GB/s of memory a device" in out
+    assert "All stages: 0.0 minutes" in out and "  optimizer " in out
     assert (tmp_path / "saved" / "sft_policy-training-step.hlo.txt").exists()
-    assert cli.main([*argv, "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)["programs"]
+    assert cli.main([*argv, "--topology=h100-4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["programs"]
+    assert (found["chip"], found["chips"], found["disk"][0]["checkpoints"]) == ("h100", 4, 1)
+    assert row["share"] == row["peak"] / (79.1 * 2**30)
+    parts = row["estimate"]
+    assert parts["launches"] > 100 * 3e-6
+    assert row["seconds"] == parts["passes"] + parts["communication"] + parts["launches"]
+    assert row["mfu"] == pytest.approx(row["flops"] / row["seconds"] / 4 / (989e12 / 2))
+    argv.append("--topology=v4-8")
     monkeypatch.setattr(chips, "parse", lambda name: small(row["peak"] / 0.96))
     assert cli.main(argv) == 1
     out = capsys.readouterr().out

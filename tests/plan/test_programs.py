@@ -9,6 +9,7 @@ import pytest
 from pit_jax.method.choice import Choice
 from pit_jax.method.flops import Work
 from pit_jax.plan import chips, planner, storage
+from pit_jax.plan import programs as plan_programs
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.hlo import Collective
 from pit_jax.plan.programs import Program, programs, size_on_a_chip
@@ -160,14 +161,12 @@ def test_the_choice_of_a_checkpoint(run):
     assert measured["kl"].shape == (8,)
     assert len(program.work) == 4  # a prefill, its decoding, two log-probabilities, a score
     # All of a split of 20; M_PIT answers both y_l and y_w where no reference is sampled.
+    models = program.roles["measured and frozen models"]
     every = dataclasses.replace(stage, choice=Choice(num_prompts=0))
-    *_, program = programs(dataclasses.replace(config, stages=(every,)), run.partitioner)
-    assert program.runs == 2 * 3
-    pit = dataclasses.replace(
-        run.stage("rl_pit"), rounds=run.stage("rl_pit").rounds[:1], keep_every=2, choice=Choice()
-    )
-    *_, program = programs(dataclasses.replace(config, stages=(pit,)), run.partitioner)
-    assert program.runs == 1 * 5  # 40 responses
+    pit = run.stage("rl_pit")
+    pit = dataclasses.replace(pit, rounds=pit.rounds[:1], keep_every=2, choice=Choice())
+    for changed, runs in ((every, 2 * 3), (pit, 1 * 5)):
+        assert plan_programs._choice(config, changed, models, run.partitioner).runs == runs
 
 
 def test_checkpoints_that_stay(run):
