@@ -23,13 +23,13 @@ from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.method.curriculum import Round
 from pit_jax.method.environment import Networks
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.roles import Role
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.run import stage_training
 from pit_jax.run.run import key_for
 from pit_jax.runtime.loop import LoopConfig, Progress
-from pit_jax.runtime.partitioning import OnHost
 from pit_jax.runtime.signals import Signals
 from pit_jax.runtime.train_state import TrainState
 from tests import tiny_runs
@@ -141,7 +141,7 @@ def test_frozen_models_are_those_that_the_stage_names(run):
     asked = []
     run.load_frozen = lambda name, role="": asked.append((name, role)) or name
     models = stage_training.frozen(run, stage)
-    assert models(None) == {"reference": "sft", "reward": "judge"}
+    assert models(None) == Frozen({"reference": "sft", "reward": "judge"})
     assert asked == [("sft", "pit"), ("judge", "")]  # by its task a reward model is of its role
 
 
@@ -149,8 +149,9 @@ def test_frozen_models_may_wait_in_the_hosts_memory(run):
     run.load_frozen = lambda name, role="": {"w": jnp.arange(3.0) + len(name)}
     stays = stage_training.frozen(run, RL)
     waits = stage_training.frozen(run, dataclasses.replace(RL, offload_frozen=True))
-    assert isinstance(waits, OnHost) and not isinstance(stays, OnHost)
     jax.tree.map(np.testing.assert_array_equal, stays(None), waits(None))
+    assert stays(None) is stays(None)  # the others are brought anew
+    assert waits(None).models["reward"]["w"] is not waits(None).models["reward"]["w"]
 
 
 def test_each_kind_of_stage_starts_from_the_stage_that_it_names(run):
