@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pit_jax.data import batching, datasets, layouts, seqio_tasks, tables, windows
+from pit_jax.data import batching, datasets, layouts, tables, windows
 from pit_jax.data.batching import Batch, BatchingConfig
 from pit_jax.data.examples import FOLDS, SPLITS, Example, digest, of_fold
 from pit_jax.data.layouts import (
@@ -29,7 +29,7 @@ from pit_jax.data.layouts import (
 )
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
-from pit_jax.errors import UserError
+from pit_jax.errors import UserError, quiet_stderr
 
 DATA_REFERENCES = "data"
 _ALL = "all"
@@ -326,7 +326,7 @@ class InputPipeline:
     def _register(self) -> None:
         """Registers the seqio tasks of each dataset, once."""
         if not self._tasks:
-            with seqio_tasks.quiet_stderr():
+            with quiet_stderr():
                 from pit_jax.data.seqio_tasks import sources, tasks
             names = [each.name for each in self._datasets]
             self._tasks = tasks.register_tasks(
