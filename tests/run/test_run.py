@@ -16,7 +16,7 @@ from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.method.improve import ImproveConfig
 from pit_jax.method.prompt_files import Step
-from pit_jax.run import pipeline
+from pit_jax.run import loading, pipeline
 from pit_jax.run import run as runs
 from pit_jax.runtime.partitioning import MeshConfig
 from tests import tiny_runs
@@ -41,8 +41,10 @@ def made(monkeypatch):
         }
         return vocabulary
 
-    def pipeline(dataset, vocabulary, lengths, batching):
+    def pipeline(dataset, vocabulary, lengths, batching, beside):
+        assert beside == []  # nobody else's windows
         seen["data"] = {"dataset": dataset, "lengths": lengths, "batching": batching}
+        return types.SimpleNamespace(beside=beside)
 
     def sampler(network, partitioner, response_length, batch_size, allowed_V, ends):
         seen["sampler"] = {
@@ -178,7 +180,7 @@ def restored(monkeypatch):
             restore_model=lambda model, step: (folder.parent.name, step), close=lambda: None
         )
 
-    monkeypatch.setattr(runs, "Checkpoints", checkpoints)
+    monkeypatch.setattr(loading, "Checkpoints", checkpoints)
 
 
 def test_a_model_is_that_of_its_result_or_of_the_step_asked_for(run, restored):
@@ -188,7 +190,7 @@ def test_a_model_is_that_of_its_result_or_of_the_step_asked_for(run, restored):
 
 @pytest.mark.parametrize("what", ["vocabulary", "network"])
 def test_a_model_with_another_meaning_is_not_read(run, restored, what):
-    identity = run.identity() | {what: "another"}
+    identity = loading.identity(run, "gap_reward", None) | {what: "another"}
     (run.folder("rm_gap") / "stage.json").write_text(json.dumps({"model": identity}))
     with pytest.raises(UserError, match=f"rm_gap: was trained with another {what}: .*another"):
         run.load("rm_gap")
@@ -210,6 +212,7 @@ def test_a_stage_reflects_by_its_task(run):
         run.reflects("thinking")
     lengths = dataclasses.replace(run.config.lengths, reflection=9)
     run.config = dataclasses.replace(run.config, lengths=lengths)
+    run.place(run.partitioner)
     assert run.reflects("thinking") and not run.reflects("plain")
     assert run.improver("M_PIT", reflects=True).reflects and not run.improver("M_PIT").reflects
 

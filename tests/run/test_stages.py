@@ -94,7 +94,8 @@ def test_steps_of_all_rounds():
 )
 def test_starting_states(stage):
     state = jax.eval_shape(
-        lambda key: stages.create_state(stage, TINY, ONE_DEVICE, key), jax.random.key(0)
+        lambda key: stages.create_state(stage, Networks.same(TINY), ONE_DEVICE, key),
+        jax.random.key(0),
     )
     train = state.train if isinstance(state, RLState) else state
     shapes = {
@@ -122,7 +123,7 @@ def test_ppo_starts_with_its_beta_and_an_optimizer_for_actor_and_critic(monkeypa
         monkeypatch.setattr(stages, name, lambda network: lambda key: jnp.zeros(2))
     ppo = dataclasses.replace(tiny_runs.PPO, beta=0.25, critic_warmup=1)
     stage = tiny_runs.rl("rl_policy", NO_REFERENCE, ppo=ppo)
-    state = stages.starting_state(stage, TINY)(jax.random.key(0))
+    state = stages.starting_state(stage, Networks.same(TINY))(jax.random.key(0))
     assert float(state.beta) == 0.25
     grads = {"actor": jnp.ones(2), "critic": jnp.ones(2)}
     train, _ = state.train.apply_gradients(grads, jnp.float32(0))
@@ -284,7 +285,7 @@ def test_ppo_starts_with_its_beta_and_a_key_for_each_network(monkeypatch):
     monkeypatch.setattr(stages, "init_scalar_model", init)
     for beta in (0.125, 0.5):
         ppo = dataclasses.replace(tiny_runs.PPO, beta=beta)
-        create = stages.starting_state(dataclasses.replace(KINDS[2], ppo=ppo), TINY)
+        create = stages.starting_state(dataclasses.replace(KINDS[2], ppo=ppo), Networks.same(TINY))
         one, other = create(jax.random.key(0)), create(jax.random.key(1))
         assert float(one.beta) == beta and float(one.moments.count) == 0
         drawn = [tuple(x.tolist()) for s in (one, other) for x in s.train.params.values()]
