@@ -67,6 +67,10 @@ EXTRAS_REQUIRE = {
     "plan": [
         "jax[tpu]>=0.10,<0.11",  # libtpu as this jax wants it: compiling for TPUs without one
     ],
+    "plan-gpu": [
+        "jax-cuda12-plugin>=0.10,<0.11",  # XLA for CUDA: compiling for GPUs without one
+        "nvidia-cudnn-cu12>=9.8,<10",  # its version, by which JAX calls its attention
+    ],
     "tpu": [
         "jax[tpu]>=0.10,<0.11",  # on the machine that has one
         "google-cloud-storage>=2.10",  # with which orbax removes old checkpoints from gs://

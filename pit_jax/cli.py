@@ -48,7 +48,7 @@ _EXAMPLES = {
 _SUMMARIES = {
     "run": "run a whole pipeline, stage after stage, then evaluate it and write the report",
     "data": "show what became of every example: counts, lengths, padding, tokens; train nothing",
-    "plan": "compile a run for a TPU that isn't there: memory, collectives, time; no data needed",
+    "plan": "compile a run for TPUs or GPUs that aren't there: memory, disk, time; no data needed",
     "train": "train one stage, the one that STAGE names",
     "convert": "bring a base model in, or write the model of the stage that STAGE names for "
     "another framework",
@@ -257,7 +257,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             command.add_argument("--output", help="folder to write data.json and lengths.png to")
         if name == "plan":
             command.add_argument(
-                "--topology", required=True, metavar="NAME", help="v4-128, v5e-16, 2xv5p-256, …"
+                "--topology",
+                required=True,
+                metavar="NAME",
+                help="v4-128, 2xv5p-256, h100-1, l4-8, cpu, …",
             )
             command.add_argument("--json", action="store_true", help="print JSON")
             command.add_argument("--explain", metavar="PROGRAM", help="all about some programs")

@@ -81,11 +81,11 @@ def data(run, evaluation, options) -> None:
 
 
 def plan(config, options) -> int:
-    """Compiles every program of a run for a TPU; returns exit status 1 if it doesn't fit."""
-    from pit_jax.plan import chips, planner
+    """Compiles every program of a run for a machine; returns 1 if it doesn't fit there, else 0."""
+    from pit_jax.plan import chips, planner, text
 
-    def say(text: str) -> None:
-        sys.stderr.write(f"{text} …\n")  # whole, also from several threads
+    def say(what: str) -> None:
+        sys.stderr.write(f"{what} …\n")  # whole, also from several threads
         sys.stderr.flush()
 
     slice_ = chips.parse(options.topology)
@@ -95,15 +95,15 @@ def plan(config, options) -> int:
         raise UserError("--explain: the JSON has it all, expected one of --json and --explain")
     found = planner.make_plan(config, slice_, devices, say, save, options.explain)
     if not options.json:
-        print(planner.to_text(found))
+        print(text.to_text(found))
         if options.explain:
-            print("\n" + planner.explain(found, options.explain))
+            print("\n" + text.explain(found, options.explain))
     if not found["fits"]:
         found["proposal"] = planner.propose(config, slice_, devices, found, say)
     if options.json:
         print(json.dumps(found, indent=1))
     elif not found["fits"]:
-        print(planner.advice(found["proposal"]))
+        print(text.advice(found["proposal"]))
     return 0 if found["fits"] else 1
 
 
