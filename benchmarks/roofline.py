@@ -148,7 +148,7 @@ def calls(config: RunConfig, partitioner: Partitioner) -> Iterator[tuple[Program
         return lambda: run(language, batch, key)
 
     for stage in config.stages:
-        held["state"] = stages.create_state(stage, config.network, partitioner, key)
+        held["state"] = stages.create_state(stage, config.networks(stage), partitioner, key)
         for program in programs(config, partitioner):
             if program.stage == stage.name:
                 yield program, call(program)
