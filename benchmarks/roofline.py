@@ -27,6 +27,7 @@ from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.layouts import Lengths
 from pit_jax.data.synthetic.drafts import DraftsConfig
 from pit_jax.method.curriculum import Round
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.config import NetworkConfig
 from pit_jax.plan import host
@@ -122,7 +123,7 @@ def calls(config: RunConfig, partitioner: Partitioner) -> Iterator[tuple[Program
         if program.name == "PPO: update":
 
             def update():
-                held["state"], metrics = run(held["state"], held["episodes"], key)
+                held["state"], metrics = run(held["state"], Frozen({}), held["episodes"], key)
                 return held["state"], metrics
 
             return update
@@ -137,7 +138,7 @@ def calls(config: RunConfig, partitioner: Partitioner) -> Iterator[tuple[Program
         if program.name == "PPO: sample and score":
 
             def collect():
-                frozen = {"reference": language, "reward": scalar}
+                frozen = Frozen({"reference": language, "reward": scalar})
                 held["episodes"], *rest = run(held["state"], frozen, batch, key)
                 return held["episodes"], rest
 
@@ -147,7 +148,7 @@ def calls(config: RunConfig, partitioner: Partitioner) -> Iterator[tuple[Program
         return lambda: run(language, batch, key)
 
     for stage in config.stages:
-        held["state"] = stages.create_state(stage, config.network, partitioner, key)
+        held["state"] = stages.create_state(stage, config.networks(stage), partitioner, key)
         for program in programs(config, partitioner):
             if program.stage == stage.name:
                 yield program, call(program)
@@ -171,7 +172,7 @@ def main() -> None:
         rows = []
         for _ in range(options.runs):
             machine = measure()
-            cost = estimate(program, config.network, [], machine, devices=1, model_axis=1)
+            cost = estimate(program, [], machine, devices=1, model_axis=1)
             took, least = seconds(call), cost.seconds
             speeds = machine.flops / 1e9, machine.bandwidth / 1e9
             rows.append((*speeds, cost.compute, cost.memory, least, took, took / least))

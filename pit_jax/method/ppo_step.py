@@ -20,7 +20,6 @@ The mathematics of each is in `ppo` and `losses`, and where references come from
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,10 +32,11 @@ import numpy as np
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method import flops, ppo
 from pit_jax.method.decode import Generation, SamplingConfig, generate, is_end, row_keys
+from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.forward import response_log_probs, response_scores, response_values
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
 from pit_jax.method.ppo import Experience, PPOConfig
-from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.metrics import Metrics
@@ -45,33 +45,11 @@ from pit_jax.runtime.partitioning import Partitioner, constrain_rows
 from pit_jax.runtime.train_state import TrainState
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Environment:
-    """How an episode ends and what it scores.
-
-    Attributes:
-      response_length: R, the most tokens of a response, EOS included.
-      pooling: how the reward model's score is read.
-      anchor: the reward model's score that counts as 0: its losses leave that open, so a constant
-        added to the model adds to both and changes nothing.
-      difference: whether the gap is the score less that of y_ref (Appendix C); `anchor` is then 0.
-      allowed_V: bool, ids that may be sampled; None allows all.
-      ends: the ids that end a response; the reward model reads each as EOS, which it has learned.
-    """
-
-    response_length: int
-    pooling: str
-    anchor: float = 0.0
-    difference: bool = False
-    allowed_V: np.ndarray | None = None
-    ends: tuple[int, ...] = (EOS_ID,)
-
-
 class RLState(flax.struct.PyTreeNode):
     """Holds everything that a PPO step changes.
 
     Attributes:
-      train: TrainState of {'actor', 'critic'}.
+      train: TrainState of {'actor', 'critic'}; of a model with adapters it has what is trained.
       beta: float32 [], weight of the KL penalty.
       moments: moments of the scores of all responses that ended, so far.
     """
@@ -93,10 +71,7 @@ class RLState(flax.struct.PyTreeNode):
 
 
 def make_passes(
-    network: NetworkConfig,
-    reward_network: NetworkConfig,
-    config: PPOConfig,
-    environment: Environment,
+    networks: Networks, config: PPOConfig, environment: Environment
 ) -> tuple[Callable, Callable]:
     """Makes the two forward passes that collecting and updating share.
 
@@ -104,7 +79,7 @@ def make_passes(
       log_probs(actor params, Experience) -> log_probs_BR, entropy_BR; and
       values(critic params, Experience) -> values_BR.
     """
-    actor, critic = LanguageModel(network), ScalarModel(reward_network)
+    actor, critic = LanguageModel(networks.actor), ScalarModel(networks.critic)
     # A critic that starts as the reward model at the last token estimates scores without anchor.
     starts_as_score = config.critic_start == "reward" and environment.pooling == "last"
     offset = environment.anchor if starts_as_score and not config.subtract_chosen else 0.0
@@ -135,60 +110,72 @@ def make_passes(
 # --- Collecting episodes -------------------------------------------------------------------------
 
 
-def make_collect(
-    network: NetworkConfig,
-    reward_network: NetworkConfig,
-    config: PPOConfig,
-    environment: Environment,
-) -> Callable:
-    """Makes the first half of a PPO step, which collects episodes for prompts.
+def make_sample(networks: Networks, config: PPOConfig, environment: Environment) -> Callable:
+    """Makes what samples a response to each prompt: (actor params, batch, key) -> Generation."""
+    actor = LanguageModel(networks.actor)
 
-    Args:
-      network: network of the actor (policy or PIT) and its KL reference.
-      reward_network: network of the reward model and the critic.
-      config: PPO's settings.
-      environment: how episodes end and score.
-
-    Returns:
-      collect(state, frozen, batch, key) -> Experience, new beta, new moments, metrics, Generation.
-      `frozen` holds the parameters {'reference', 'reward'}; `batch` is a batch of RL prompts.
-    """
-    log_probs, values = make_passes(network, reward_network, config, environment)
-    actor, reward_model = LanguageModel(network), ScalarModel(reward_network)
-
-    def score(frozen, batch, response_BR, mask_BR):
-        rows = batch["reward_prompt_tokens"], response_BR, mask_BR
-        return response_scores(reward_model, frozen["reward"], *rows, environment.pooling)
-
-    def score_of(name, frozen, batch):
-        tokens_BR = batch[f"{name}_tokens"]
-        return score(frozen, batch, tokens_BR, tokens_BR != PAD_ID)
-
-    def collect(state: RLState, frozen, batch, key):
-        params = state.train.params
+    def sample(params, batch, key):
         prompt_BP = batch["prompt_tokens"]
-        critic_prompt_BQ = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
-        B, P = prompt_BP.shape
-        generation = generate(
+        return generate(
             actor,
-            params["actor"],
+            params,
             prompt_BP,
-            row_keys(key, jnp.arange(B)),
+            row_keys(key, jnp.arange(len(prompt_BP))),
             environment.response_length,
             SamplingConfig(temperature=config.temperature),
             environment.allowed_V,
             environment.ends,
         )
+
+    return sample
+
+
+def make_collect(networks: Networks, config: PPOConfig, environment: Environment) -> Callable:
+    """Makes the first half of a PPO step, which collects episodes for prompts.
+
+    Args:
+      networks: the networks of all models.
+      config: PPO's settings.
+      environment: how episodes end and score.
+
+    Returns:
+      collect(state, frozen, batch, key) -> Experience, new beta, new moments, metrics, Generation.
+      `frozen` is a Frozen; `batch` is a batch of RL prompts. Where the reward model's vocabulary
+      isn't the actor's, the batch has the `generation` too, and what the reward model reads of it,
+      `reward_response_tokens` and `reward_response_mask`.
+    """
+    log_probs, values = make_passes(networks, config, environment)
+    sample, reward_model = make_sample(networks, config, environment), ScalarModel(networks.reward)
+
+    def score(frozen, batch, response_BR, mask_BR):
+        rows = batch["reward_prompt_tokens"], response_BR, mask_BR
+        return response_scores(reward_model, frozen.model("reward"), *rows, environment.pooling)
+
+    def score_of(name, frozen, batch):
+        tokens_BR = batch[f"{name}_tokens"]
+        return score(frozen, batch, tokens_BR, tokens_BR != PAD_ID)
+
+    def collect(state: RLState, frozen: Frozen, batch, key):
+        params = {role: frozen.model(role, own) for role, own in state.train.params.items()}
+        prompt_BP = batch["prompt_tokens"]
+        critic_prompt_BQ = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
+        B, P = prompt_BP.shape
+        generation = batch.get("generation")
+        if generation is None:
+            generation = sample(params["actor"], batch, key)
         response_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
         bare = Experience(prompt_BP, critic_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
         log_probs_BR, _ = in_parts(lambda part: log_probs(params["actor"], part), bare, config)
         values_BR = in_parts(lambda part: values(params["critic"], part), bare, config)
-        reference = frozen["reference"]
+        reference = frozen.model("reference")
         ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
 
         ends_BR = is_end(response_BR, environment.ends) & generation.mask_BR
         reference_B = score_of("reference", frozen, batch) if environment.difference else 0.0
-        raw_B = score(frozen, batch, jnp.where(ends_BR, EOS_ID, response_BR), mask_BR) - reference_B
+        rows = jnp.where(ends_BR, EOS_ID, response_BR), mask_BR
+        if "reward_response_tokens" in batch:
+            rows = batch["reward_response_tokens"], batch["reward_response_mask"]
+        raw_B = score(frozen, batch, *rows) - reference_B
         zero_B = jnp.full(B, environment.anchor)
         if config.subtract_chosen:
             zero_B = score_of("chosen", frozen, batch) - reference_B
@@ -221,8 +208,13 @@ def make_collect(
         written = jnp.sum(jnp.any(generation.mask_BR, axis=0).astype(jnp.float32))
         shape = B, P, critic_prompt_BQ.shape[1], environment.response_length, config
         works = flops.ppo_collect(*shape, written, environment.difference)
-        works += flops.ppo_update(*shape)
-        metrics["model_flops"] = (flops.total(works, network), 1.0)
+        actor, critic = flops.ppo_update(*shape)
+        metrics["model_flops"] = (
+            flops.total((*works[:-2], actor), networks.actor)
+            + flops.total((works[-2], critic), networks.critic)
+            + flops.total(works[-1:], networks.reward),
+            1.0,
+        )
         return experience, beta, moments, metrics, generation
 
     return collect
@@ -378,26 +370,24 @@ def loss(params, part, weight, config: PPOConfig, log_probs: Callable, values: C
 
 
 def make_programs(
-    network: NetworkConfig,
-    config: PPOConfig,
-    environment: Environment,
-    partitioner: Partitioner,
+    networks: Networks, config: PPOConfig, environment: Environment, partitioner: Partitioner
 ) -> tuple[Callable, Callable]:
-    """Makes the two jitted programs of a PPO step on a mesh, for one architecture of all models.
+    """Makes the two jitted programs of a PPO step on a mesh.
 
     Returns:
       `collect` of `make_collect`, whose metric `model_flops` counts both programs; and
-      `update(state, experience, key)` -> new state, metrics, which donates the state.
+      `update(state, Frozen.of_trained, episodes, key)` -> new state, metrics, donating the state.
     """
-    collect = make_collect(network, network, config, environment)
-    passes = make_passes(network, network, config, environment)
+    collect = make_collect(networks, config, environment)
+    log_probs, values = make_passes(networks, config, environment)
 
     # The state's parameters aren't among its results, which would be a copy of them.
-    def collect_episodes(state: RLState, frozen, batch, key):
+    def collect_episodes(state: RLState, frozen: Frozen, batch, key):
         *results, generation = collect(state, frozen, batch, key)
         return *results, constrain_rows(generation)
 
-    def update_state(state: RLState, experience: Experience, key):
+    def update_state(state: RLState, frozen: Frozen, experience: Experience, key):
+        passes = frozen.of_own("actor", log_probs), frozen.of_own("critic", values)
         train, metrics = update(state.train, experience, key, config, *passes)
         return state.replace(train=train), metrics
 
@@ -405,36 +395,46 @@ def make_programs(
 
 
 def make_step(
-    network: NetworkConfig,
+    networks: Networks,
     config: PPOConfig,
     environment: Environment,
     partitioner: Partitioner,
-    frozen: Callable[[jax.Array], dict[str, Any]],
+    frozen: Callable[[jax.Array], Frozen],
     key: jax.Array,
     decode: Callable[[Any], str],
+    translate: Callable[[Generation], dict[str, np.ndarray]] | None = None,
 ) -> Callable[[RLState, Any, int], tuple[RLState, Metrics, Callable[[], dict[str, str]]]]:
     """Makes a PPO step for `loop.fit`, which collects episodes and then updates on them.
 
     Args:
-      network: network of all models.
+      networks: the networks of all models.
       config: PPO's settings.
       environment: how episodes end and score.
       partitioner: what puts the programs on devices.
-      frozen: gives the parameters of `reference` and `reward`; its argument is ready once the
-        last update doesn't need the memory any more.
+      frozen: gives the models that aren't trained; its argument is ready once the last update
+        doesn't need the memory any more.
       key: base key of the stage; step i uses fold_in(key, i).
       decode: makes text of ids, for the samples that are logged.
+      translate: makes of a Generation what the reward model reads of it, see `make_collect`; None
+        where its vocabulary is the actor's.
     """
-    collect, update = make_programs(network, config, environment, partitioner)
+    collect, update = make_programs(networks, config, environment, partitioner)
+    sample = make_sample(networks, config, environment)
+    sample = partitioner.jit(sample, out_shardings=partitioner.replicated)
 
     def step(state: RLState, batch, number: int):
         rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
         models = frozen(state.train.step)
         placed = partitioner.shard_batch(batch)
+        if translate is not None:
+            own = state.train.params["actor"]
+            generation = sample(models.model("actor", own), placed, rollout_key)
+            read = partitioner.shard_batch(translate(jax.device_get(generation)))
+            placed = placed | read | {"generation": generation}
         experience, beta, moments, metrics, generation = collect(state, models, placed, rollout_key)
-        del models  # those that wait on the hosts leave the devices before the update
+        models = models.of_trained  # others that wait on the hosts leave the devices
         state = state.replace(beta=beta, moments=moments)
-        state, update_metrics = update(state, experience, update_key)
+        state, update_metrics = update(state, models, experience, update_key)
         return state, {**metrics, **update_metrics}, lambda: texts(batch, generation)
 
     def texts(batch, generation: Generation) -> dict[str, str]:

@@ -28,12 +28,12 @@ def kept(stage: Stage) -> list[int]:
 def checkpoints(config: RunConfig, partitioner: Partitioner) -> list[dict[str, Any]]:
     """Returns for each stage its name, the number of `checkpoints` and the `bytes` of one.
 
-    A checkpoint has all that a stage trains: parameters, optimizer state and counters. What orbax
-    saves by compression isn't known before.
+    A checkpoint has all that a stage trains: parameters or adapters, optimizer state and counters.
+    What orbax saves by compression isn't known before.
     """
     rows = []
     for stage in config.stages:
-        state = stages.abstract_state(stage, config.network, partitioner)
+        state = stages.abstract_state(stage, config.networks(stage), partitioner)
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         rows.append({"stage": stage.name, "checkpoints": len(kept(stage)), "bytes": size})
     return rows

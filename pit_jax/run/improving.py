@@ -29,6 +29,7 @@ from pit_jax.data.files.json_values import shown
 from pit_jax.data.files.records import Record
 from pit_jax.errors import NotFiniteError, UserError
 from pit_jax.method.improve import ImproveConfig, Trace
+from pit_jax.method.roles import GAP_REWARD, PIT, POLICY, Role
 from pit_jax.method.sampler import Response, Tokens
 from pit_jax.run.run import Run
 from pit_jax.run.shards import Shards
@@ -36,7 +37,8 @@ from pit_jax.runtime import metrics, processes
 
 ON_ERROR = ("stop", "skip")
 OK = "ok"
-ROLES = ("policy", "pit", "gap_model")
+_ROLES = {"policy": POLICY, "pit": PIT, "gap_model": GAP_REWARD}
+ROLES = tuple(_ROLES)
 # What a line of the output has beside the keys of its input.
 FIELDS = (
     "responses",
@@ -157,13 +159,20 @@ class Job:
         self._source = source
         self._output = epath.Path(os.path.expanduser(output))
         self._load = functools.cache(run.load_frozen)
+        self._writer = run.role(POLICY)
+        pit = run.config.improve.method == "pit"
+        self._role = run.role(PIT) if pit else self._writer
+        readers = (self._writer, self._role, run.role(GAP_REWARD))
+        self._readers: list[Role] = list(dict.fromkeys(readers))
         self._check_output()
         self.found = self._first_pass(on_error)
         self._improver = "pit" if run.config.improve.method == "pit" else "policy"
         roles = {"gap_model", self._improver} if self.found.bad < self.found.rows else set()
         roles |= {"policy"} if self.found.drafts else set()
         self.needed = {role: self._stages[role] for role in ROLES if role in roles}
-        self._results = {role: run.result(stage) for role, stage in self.needed.items()}
+        self._results = {
+            role: run.result(stage, _ROLES[role]) for role, stage in self.needed.items()
+        }
         self._models = {
             role: f"{stage}@{self._results[role]['model_step']}"
             for role, stage in self.needed.items()
@@ -248,14 +257,16 @@ class Job:
 
     def _parse(self, value: dict[str, Any]) -> tuple[str, Tokens, str | None]:
         """Returns x, its prompt's ids, and the response."""
-        run = self._run
-        lengths = run.config.lengths
+        run, lengths = self._run, self._role.lengths
         x = datasets.prompt(run.config.dataset, value)
-        prompt, response = run.layout.policy_prompt(x), value.get("response")
-        if len(prompt) > lengths.prompt:
-            raise ValueError(
-                f"got a prompt of {len(prompt)} tokens, expected at most {lengths.prompt}"
-            )
+        response = value.get("response")
+        prompts = [(role, role.layout.policy_prompt(x)) for role in self._readers]
+        for role, ids in prompts:
+            if len(ids) > role.lengths.prompt:
+                raise ValueError(
+                    f"got a prompt of {len(ids)} tokens, expected at most {role.lengths.prompt}"
+                )
+        prompt = prompts[0][1]
         if not isinstance(response, str | None):
             raise ValueError(f"got {shown(response)}, expected text under 'response'")
         tokens = 0 if response is None else len(self._ids(response))
@@ -276,7 +287,7 @@ class Job:
 
     def _ids(self, response: str) -> Tokens:
         # As in training, where white space around responses is removed.
-        return self._run.vocabulary.encode(response.strip())
+        return self._role.vocabulary.encode(response.strip())
 
     def _depends_on(self, on_error: str) -> dict[str, str]:
         """Returns all that the output's lines depend on, and which of them make a shard."""
@@ -295,11 +306,23 @@ class Job:
                 for field in dataclasses.fields(improve)
             },
             "prompts of Self-Refine": _hash(dataclasses.asdict(self._run.self_refine.prompts)),
-            "lengths": repr(config.lengths),
-            "dtype": config.network.dtype,
-            **self._run.identity(),
+            "lengths": repr(self._role.lengths),
+            "dtype": self._role.network.dtype,
+            **self._run.identity(POLICY),
+            **self._of_other_roles(),
             "shard_size": str(config.shard_size),
             "on_error": on_error,
+        }
+
+    def _of_other_roles(self) -> dict[str, str]:
+        """What roles with networks, vocabularies or windows of their own add to that."""
+        run, policy = self._run, self._writer
+        others = {name: run.role(name) for name in (PIT, GAP_REWARD)}
+        return {
+            f"{what} of {name}": text
+            for name, role in others.items()
+            if role is not policy
+            for what, text in {**run.identity(name), "lengths": repr(role.lengths)}.items()
         }
 
     def _tell(self, done: int) -> None:
@@ -321,7 +344,8 @@ class Job:
     def _traces(self, rows: list[Row]) -> list[Trace]:
         run, gap_stage = self._run, self._stages["gap_model"]
         model = self._load(self._stages[self._improver])
-        improver = run.improver(model, self._load(gap_stage), gap_stage, self._reflects)
+        role = PIT if self._improver == "pit" else POLICY
+        improver = run.improver(model, self._load(gap_stage), gap_stage, self._reflects, role)
         return improver(
             [row.x for row in rows],
             self._drafts(rows),
@@ -336,27 +360,29 @@ class Job:
         missing = [row for row in rows if row.response is None]
         sampled: Iterator[Response] = iter(())
         if missing:
-            responses = run.sampler.respond(
+            responses = self._writer.respond(
                 self._load(policy),
                 [row.prompt for row in missing],
-                run.layout.widths(run.config.lengths).policy,
+                self._writer.widths.policy,
                 [row.number for row in missing],
                 run.key("improve", policy),
                 run.config.improve.policy_sampling,
             )
             sampled = iter(responses)
         return [
-            next(sampled) if row.response is None else Response(self._ids(row.response), True)
-            for row in rows
+            next(sampled) if row.response is None else self._given(row.response) for row in rows
         ]
+
+    def _given(self, response: str) -> Response:
+        return Response(self._ids(response), True, text=response.strip())
 
     def _line(self, row: Row, trace: Trace) -> dict[str, Any]:
         run = self._run
         if not all(map(math.isfinite, trace.gaps)):
             raise NotFiniteError(f"{row.record.place}: got a gap that isn't finite from the models")
-        texts = [run.vocabulary.decode(response.tokens) for response in trace.responses]
-        window = run.config.lengths.reference
-        cut = any(len(run.vocabulary.encode(text)) > window for text in texts[:-1])
+        texts = [self._role.text(response) for response in trace.responses]
+        encode, window = self._role.vocabulary.encode, self._role.lengths.reference
+        cut = any(len(encode(text)) > window for text in texts[:-1])
         if row.response is not None:
             texts[0] = row.response  # as it was given, whatever the vocabulary makes of it
         line = self._others(row) | {
@@ -374,7 +400,7 @@ class Job:
         }
         if self._reflects:
             improved = trace.responses[1:]
-            line[REFLECTIONS] = [run.vocabulary.decode(each.reflection) for each in improved]
+            line[REFLECTIONS] = [self._role.vocabulary.decode(each.reflection) for each in improved]
         return line
 
     def _skipped(self, row: Row) -> dict[str, Any]:

@@ -8,14 +8,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from pit_jax.data.input_pipeline import DATA_REFERENCES
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
+from pit_jax.method.decode import is_end
+from pit_jax.method.environment import Environment
+from pit_jax.method.frozen import Frozen
+from pit_jax.method.roles import POLICY
+from pit_jax.models import adapters
 from pit_jax.run import directory as run_directory
-from pit_jax.run import stages
+from pit_jax.run import loading, stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage
 from pit_jax.runtime import loop, processes, profiling
@@ -45,13 +51,13 @@ def train(run: Run, stage: Stage) -> None:
 def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
     progress = loop.Progress()
     if checkpoints.latest_step() is not None:
-        abstract = stages.abstract_state(stage, run.config.network, run.partitioner)
+        abstract = stages.abstract_state(stage, run.config.networks(stage), run.partitioner)
         state, extra = checkpoints.restore(abstract)
         progress = loop.Progress(**extra)
         print(f"{stage.name}: continues at step {progress.step}", flush=True)
     else:
         key = run.key("init", stage.task)
-        state = stages.create_state(stage, run.config.network, run.partitioner, key)
+        state = stages.create_state(stage, run.config.networks(stage), run.partitioner, key)
         state = start_from(run, stage, state)
     window = run.profile and run.profile.within(stage.steps - progress.step)
     profiler = profiling.Profiler(window, run.folder(stage.name) / "profile")
@@ -76,7 +82,7 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
 
 def restore(run: Run, stage: Stage, step: int) -> Any:
     """Restores the whole state of a stage of this run from its checkpoint of `step`."""
-    abstract = stages.abstract_state(stage, run.config.network, run.partitioner)
+    abstract = stages.abstract_state(stage, run.config.networks(stage), run.partitioner)
     checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", read_only=True)
     state, _ = checkpoints.restore(abstract, step)
     checkpoints.close()
@@ -85,41 +91,81 @@ def restore(run: Run, stage: Stage, step: int) -> Any:
 
 def start_from(run: Run, stage: Stage, state: Any) -> Any:
     """Returns the starting state with the parameters of the stages that it builds on."""
-    if not stage.initial:
+    if run.config.networks(stage).actor.lora is None and not stage.initial:
         return state
-    initial = run.load(stage.initial)
+    initial = _initial(run, stage, stage.initial, stages.role_of(stage))
     if isinstance(stage, SupervisedStage):
-        return state.replace(params=initial)
+        return state if initial is None else state.replace(params=initial)
     if isinstance(stage, RewardStage):
+        if initial is None:
+            return state
         return state.replace(params=stages.reward_from_language_model(state.params, initial))
-    critic = state.train.params["critic"]
+    actor, critic = state.train.params["actor"], state.train.params["critic"]
+    actor = actor if initial is None else initial
     if stage.ppo.critic_start == "reward":
-        pooling = run.pooling(stage.reward_model)
-        critic = stages.critic_from_reward_model(run.load(stage.reward_model), pooling)
+        reward = _initial(run, stage, stage.reward_model, stages.reward_role(stage))
+        if reward is None:  # fresh adapters on a reward model that was trained whole
+            reward = {**critic, "head": run.load(stage.reward_model)["head"]}
+        critic = stages.critic_from_reward_model(reward, run.pooling(stage.reward_model))
     else:
-        critic = stages.own_copy(stages.critic_from_actor(critic, initial))
-    params = {"actor": initial, "critic": critic}
+        critic = stages.own_copy(stages.critic_from_actor(critic, actor))
+    params = {"actor": actor, "critic": critic}
     return state.replace(train=state.train.replace(params=params))
+
+
+def _initial(run: Run, stage: Stage, name: str, role: str) -> Any:
+    """What a model that is trained starts from; None for fresh adapters on what is named."""
+    network = stages.network_of(stage, run.role(role).network)
+    if network.lora is None:
+        return run.load(name, role=role)
+    return loading.start_of(run, stage, name, role)
+
+
+def backbones(run: Run, stage: Stage) -> dict[str, tuple[str, str]]:
+    """Returns the backbone's name, and the role, of each model that a stage trains by adapters.
+
+    The models are `actor` and `critic` of a PPO stage, and `model` of any other.
+    """
+    networks, role = run.config.networks(stage), stages.role_of(stage)
+    if not isinstance(stage, RLStage):
+        models = {"model": (networks.actor, stage.initial, role)}
+    else:
+        models = {"actor": (networks.actor, stage.initial, role)}
+        reward = networks.critic, stage.reward_model, stages.reward_role(stage)
+        models["critic"] = models["actor"] if stage.ppo.critic_start == "actor" else reward
+    return {
+        model: (loading.backbone_of(run, name, role), role)
+        for model, (network, name, role) in models.items()
+        if network.lora
+    }
+
+
+def backbone(run: Run, stage: Stage, model: str) -> Any:
+    """Returns the backbone of a model that a stage trains, see `backbones`; None for none."""
+    found = backbones(run, stage).get(model)
+    return None if found is None else loading.backbone(run, *found)
 
 
 def _train_supervised(
     run: Run, stage: SupervisedStage | RewardStage, state, fit: Callable, progress
 ) -> Any:
-    network, partitioner = run.config.network, run.partitioner
+    network, partitioner = run.config.networks(stage).actor, run.partitioner
     loss = stages.objective(stage, network)
     step = supervised_step.make_step(loss, partitioner, stage.microbatches)
+    frozen = backbone(run, stage, "model")
     held_out = None
     if isinstance(stage, RewardStage):
         jitted = partitioner.jit(stages.held_out_objective(stage, network))
 
         def held_out(state):
             batches = held_out_batches(run, stage, "dev", stage.held_out)
-            return supervised_step.evaluate(jitted, state.params, batches, partitioner)
+            params = adapters.on(frozen, state.params)
+            return supervised_step.evaluate(jitted, params, batches, partitioner)
 
     def placed(state, batch, number):
         del number
         batch = partitioner.shard_batch(batch)
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, frozen)
         rows, width = jax.tree.leaves(batch)[0].shape
         is_text = isinstance(stage, SupervisedStage)
         work = flops.training_step(rows, width, is_text, stage.microbatches)
@@ -137,30 +183,55 @@ def make_ppo_step(run: Run, stage: RLStage) -> Callable:
       UserError: if a model that it builds on isn't trained.
     """
     return ppo_step.make_step(
-        run.config.network,
+        run.config.networks(stage),
         stage.ppo,
         environment(run, stage),
         run.partitioner,
         frozen(run, stage),
         run.key("ppo", stage.name),
-        run.vocabulary.readable,
+        run.role_of(stage).vocabulary.readable,
+        translation(run, stage),
     )
 
 
-def environment(run: Run, stage: RLStage) -> ppo_step.Environment:
+def translation(run: Run, stage: RLStage) -> Callable[[Any], dict[str, np.ndarray]] | None:
+    """Returns what makes of a Generation on the host what the stage's reward model reads of it.
+
+    It is None where they have one vocabulary.
+    """
+    own, reward = run.role_of(stage), run.role(stages.reward_role(stage))
+    if own.vocabulary == reward.vocabulary:
+        return None
+
+    def translate(generation) -> dict[str, np.ndarray]:
+        pairs = zip(generation.tokens_BR, generation.mask_BR, strict=True)
+        rows = [tokens[mask] for tokens, mask in pairs]
+        texts = [own.vocabulary.decode(row) for row in rows]
+        ended = [bool(is_end(row, own.vocabulary.ends).any()) for row in rows]
+        read = [reward.read(*each) for each in zip(texts, ended, strict=True)]
+        tokens_BR, mask_BR = reward.sampler.scored(read)
+        return {
+            "reward_response_tokens": tokens_BR,
+            "reward_response_mask": mask_BR.astype(np.float32),
+        }
+
+    return translate
+
+
+def environment(run: Run, stage: RLStage) -> Environment:
     """Returns how an episode of a PPO stage ends and what it scores.
 
     Raises:
       UserError: if its reward model isn't trained.
     """
-    difference = stage.task == "rl_pit_difference"
-    return ppo_step.Environment(
-        run.layout.widths(run.config.lengths).response,
+    difference, role = stage.task == "rl_pit_difference", run.role_of(stage)
+    return Environment(
+        role.widths.response,
         run.pooling(stage.reward_model),
         0.0 if difference else run.anchor(stage.reward_model),
         difference,
-        run.vocabulary.sampled_ids(run.config.network.vocab_size),
-        run.vocabulary.ends,
+        role.vocabulary.sampled_ids(role.network.vocab_size),
+        role.vocabulary.ends,
     )
 
 
@@ -169,20 +240,29 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
     for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
         references = DATA_REFERENCES
         if round_.is_sampled:
-            references = sample_references(run, stage, number, round_, state.train.params["actor"])
+            actor = adapters.on(backbone(run, stage, "actor"), state.train.params["actor"])
+            references = sample_references(run, stage, number, round_, actor)
         batches = train_batches(run, stage, progress.step - first, number, references)
         with run.signals.training():
             state = fit(state, step, batches, stop=last)
     return state
 
 
-def frozen(run: Run, stage: RLStage) -> Callable[[Any], dict[str, Any]]:
-    """Returns a function that gives the parameters of KL reference and reward model on devices."""
+def frozen(run: Run, stage: RLStage) -> Callable[[Any], Frozen]:
+    """Returns a function that gives a PPO stage's models that it doesn't train, on devices.
+
+    Where they are offloaded, backbones stay on the devices: the update needs them too.
+    """
     models = {
-        "reference": run.load_frozen(stage.reference),
+        "reference": run.load_frozen(stage.reference, role=stages.role_of(stage)),
         "reward": run.load_frozen(stage.reward_model),
     }
-    return OnHost(models) if stage.offload_frozen else lambda after: models
+    trained = {model: backbone(run, stage, model) for model in ("actor", "critic")}
+    shared = Frozen.share(models, trained)
+    if not stage.offload_frozen:
+        return lambda after: shared
+    waiting = OnHost(shared.models)
+    return lambda after: shared.replace(models=waiting(after))
 
 
 def sample_references(run: Run, stage: RLStage, number: int, round_: Round, actor: Any) -> str:
@@ -202,7 +282,8 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
         round_,
         writer,
         run.data.examples("train", "rl"),
-        policy=run.load_frozen(round_.policy, policy_step),
+        policy=run.load_frozen(round_.policy, policy_step, POLICY),
+        policy_role=run.role(POLICY),
         improver=run.improver(actor),
         key=run.key("references", stage.name, number),
         shard_size=run.config.shard_size,
@@ -235,13 +316,15 @@ def train_batches(
       round_number: number of the round.
       references: directory of the round's reference store, or DATA_REFERENCES.
     """
-    return run.data.batches(
+    role = stages.role_of(stage)
+    return run.data_of(role).batches(
         stages.rows_of(stage),
         "train",
         stage.batch_size,
         seed=zlib.crc32(f"{run.config.seed} {stage.name} {round_number}".encode()),
         start_batch=start_batch,
         references=references,
+        reward=run.reward_data(stage),
     )
 
 
@@ -250,7 +333,7 @@ def held_out_batches(run: Run, stage: Stage, split: str, limit: int) -> Iterator
 
     Rows that only fill up the last batch have weight 0.
     """
-    return run.data.batches(
+    return run.data_of(stages.role_of(stage)).batches(
         stage.task, split, stage.batch_size, shuffle=False, num_epochs=1, limit=limit
     )
 
@@ -288,7 +371,9 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
     """Writes the stage's result, for all processes to read."""
     processes.wait()  # the first one has closed the metrics
     records = metrics_lib.read_jsonl(run.folder(stage.name) / "metrics.jsonl")
-    params = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
+    model = "actor" if isinstance(stage, RLStage) else "model"
+    trained = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
+    params = adapters.on(backbone(run, stage, model), trained)
     seconds = max(progress.seconds, 1e-9)
     result = {
         "name": stage.name,
@@ -297,10 +382,12 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
         "seconds": progress.seconds,
         "tokens": progress.tokens,
         **loop.rates(progress.tokens, progress.flops, seconds, run.peak),
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": adapters.count(params),
         "model_step": int(progress.best.get("step", progress.step)),
         "final": {k: v for k, v in records[-1].items() if isinstance(v, float) and v == v},
     }
+    if found := backbones(run, stage).get(model):
+        result |= loading.record(run, *found, trained)
     if isinstance(stage, RewardStage):
         result["pooling"] = stage.reward.pooling
         result["anchor"] = anchor(stage, progress.best)

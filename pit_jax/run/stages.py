@@ -27,12 +27,14 @@ import optax
 from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.layouts import TREES, UNLIKELY
 from pit_jax.errors import UserError
-from pit_jax.method import objectives
+from pit_jax.method import objectives, roles
 from pit_jax.method.choice import Choice
 from pit_jax.method.curriculum import Round
+from pit_jax.method.environment import Networks
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import Moments, PPOConfig, make_optimizer
 from pit_jax.method.ppo_step import RLState
+from pit_jax.models import adapters
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel, in_compute_type
@@ -47,6 +49,15 @@ REWARD_TASKS = ("rm_policy", "rm_gap")
 REWARD_TASK_OF = {"rl_policy": "rm_policy", "rl_pit": "rm_gap", "rl_pit_difference": "rm_policy"}
 RL_TASKS = tuple(REWARD_TASK_OF)
 PIT_RL = ("rl_pit", "rl_pit_difference")
+# Task -> the role of its model; a warm-up's is M_P's, or what the stage says.
+ROLE_OF = {
+    "pretrain": roles.POLICY,
+    "sft_policy": roles.POLICY,
+    "rl_policy": roles.POLICY,
+    **dict.fromkeys((*PIT_SUPERVISED, *PIT_RL), roles.PIT),
+    "rm_policy": roles.POLICY_REWARD,
+    "rm_gap": roles.GAP_REWARD,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +74,8 @@ class SupervisedStage:
       initial: the stage to start from, or the path of its folder; if empty, weights are random.
       microbatches: number of parts of a batch, whose gradients are added up.
       loop: how often to log, evaluate and checkpoint.
+      role: the role whose network a warm-up trains, one of method.roles.ROLES; other tasks have
+        their own.
     """
 
     name: str
@@ -73,9 +86,15 @@ class SupervisedStage:
     initial: UserPath = ""
     microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
+    role: str = dataclasses.field(default="", metadata={"variation": True})
 
     def __post_init__(self):
         _check_task(self.name, self.task, SUPERVISED_TASKS)
+        if self.role and (self.task != "pretrain" or self.role not in roles.ROLES):
+            raise ValueError(
+                f"stage {self.name}: got role={self.role!r}, expected one of {roles.ROLES} for a "
+                "warm-up, and none for other tasks"
+            )
         _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
 
     @property
@@ -204,6 +223,16 @@ def rows_of(stage: Stage) -> str:
     return stage.task
 
 
+def reward_role(stage: RLStage) -> str:
+    """Returns the role of an RL stage's reward model."""
+    return ROLE_OF[REWARD_TASK_OF[stage.task]]
+
+
+def role_of(stage: Stage) -> str:
+    """Returns the role of a stage's model, one of method.roles.ROLES."""
+    return getattr(stage, "role", "") or ROLE_OF[stage.task]
+
+
 def _check_task(name: str, task: str, choices: tuple[str, ...]) -> None:
     if task not in choices:
         raise ValueError(f"stage {name}: got task={task!r}, expected one of {choices}")
@@ -271,11 +300,22 @@ def _init(model: nn.Module) -> Callable[[jax.Array], Any]:
     return init
 
 
+def network_of(stage: Stage, network: NetworkConfig) -> NetworkConfig:
+    """Returns the network that a stage trains, which for a warm-up has no adapters."""
+    return network.without_adapters if stage.task == "pretrain" else network
+
+
+def trained_part(init: Callable, network: NetworkConfig) -> Callable[[jax.Array], Any]:
+    """Returns a function: key -> what is trained of the parameters that `init(network)` makes."""
+    make = init(network)
+    return (lambda key: adapters.split(make(key))[1]) if network.lora else make
+
+
 def create_state(
-    stage: Stage, network: NetworkConfig, partitioner: Partitioner, key: jax.Array
+    stage: Stage, networks: Networks, partitioner: Partitioner, key: jax.Array
 ) -> TrainState | RLState:
     """Makes a stage's random starting state on the mesh; parameters are float32."""
-    create = starting_state(stage, network)
+    create = starting_state(stage, networks)
     shardings = partitioner.tree_shardings(jax.eval_shape(create, key))
     return partitioner.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
 
@@ -287,21 +327,25 @@ def optimizer(stage: Stage) -> optax.GradientTransformation:
     return stage.optimizer.build()
 
 
-def starting_state(
-    stage: Stage, network: NetworkConfig
-) -> Callable[[jax.Array], TrainState | RLState]:
-    """Returns a function: key -> the starting state, its parameters boxed with logical axes."""
-    rule = optimizer(stage)
+def starting_state(stage: Stage, networks: Networks) -> Callable[[jax.Array], TrainState | RLState]:
+    """Returns a function: key -> the starting state, its parameters boxed with logical axes.
+
+    Args:
+      stage: the stage.
+      networks: of PPO's models; for another stage `actor` is its own model's. The state has what
+        is trained only, of a network with adapters.
+    """
+    rule, network = optimizer(stage), networks.actor
 
     def create(key):
         if isinstance(stage, SupervisedStage):
-            return TrainState.create(init_language_model(network)(key), rule)
+            return TrainState.create(trained_part(init_language_model, network)(key), rule)
         if isinstance(stage, RewardStage):
-            return TrainState.create(init_scalar_model(network)(key), rule)
+            return TrainState.create(trained_part(init_scalar_model, network)(key), rule)
         actor_key, critic_key = jax.random.split(key)
         params = {
-            "actor": init_language_model(network)(actor_key),
-            "critic": init_scalar_model(network)(critic_key),
+            "actor": trained_part(init_language_model, network)(actor_key),
+            "critic": trained_part(init_scalar_model, networks.critic)(critic_key),
         }
         train = TrainState.create(params, rule)
         return RLState(train, jnp.float32(stage.ppo.beta), Moments.zero())
@@ -310,28 +354,10 @@ def starting_state(
 
 
 def abstract_state(
-    stage: Stage, network: NetworkConfig, partitioner: Partitioner
+    stage: Stage, networks: Networks, partitioner: Partitioner
 ) -> TrainState | RLState:
     """Returns the shapes and shardings of a stage's state; nothing is computed."""
-    return _abstract(starting_state(stage, network), partitioner)
-
-
-def least_memory(
-    stage: Stage, state: TrainState | RLState, network: NetworkConfig, partitioner: Partitioner
-) -> int:
-    """Returns the bytes over all devices of a stage's state, gradients and frozen models.
-
-    Args:
-      stage: the stage.
-      state: its state, or the shapes of it.
-      network: the network of every model.
-      partitioner: the mesh.
-    """
-    held: list[Any] = [state, state.train.params]
-    if isinstance(stage, RLStage):
-        inits = init_language_model(network), init_scalar_model(network)
-        held += [abstract_frozen(init, network, partitioner) for init in inits]
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
+    return _abstract(starting_state(stage, networks), partitioner)
 
 
 def abstract_model(init: Callable, partitioner: Partitioner) -> Any:
@@ -360,7 +386,12 @@ def _abstract(create: Callable, partitioner: Partitioner) -> Any:
 
 
 def reward_from_language_model(scalar: Any, language_model: Any) -> Any:
-    """Makes a reward model's parameters: a language model's decoder with the head of `scalar`."""
+    """Makes a reward model's parameters: a language model's decoder with the head of `scalar`.
+
+    With adapters this makes what is trained of the one of what is trained of the other.
+    """
+    if "decoder" not in scalar:  # no adapter but one of the output projection
+        return scalar
     decoder = {name: language_model["decoder"][name] for name in scalar["decoder"]}
     return {**scalar, "decoder": decoder}
 

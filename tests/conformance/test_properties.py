@@ -17,6 +17,8 @@ import pytest
 from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.data.vocabularies.base import PAD_ID as PAD
 from pit_jax.method import forward, ppo, ppo_step
+from pit_jax.method.environment import Environment, Networks
+from pit_jax.method.frozen import Frozen
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -76,7 +78,7 @@ def frozen(constant=0.0, scale=1.0):
     reward = jax.tree.map(lambda x: x, draw(ScalarModel, 4))
     reward["head"]["kernel"] *= scale
     reward = {"model": reward, "constant": jnp.float32(constant)}
-    return {"reference": draw(LanguageModel, 3), "reward": reward}
+    return Frozen({"reference": draw(LanguageModel, 3), "reward": reward})
 
 
 def prompts(rows=B, padding=0):
@@ -89,8 +91,8 @@ def prompts(rows=B, padding=0):
 
 @functools.cache
 def collector(response_length, anchor=0.0):
-    environment = ppo_step.Environment(response_length, "last", anchor)
-    return jax.jit(ppo_step.make_collect(NETWORK, NETWORK, CONFIG, environment))
+    environment = Environment(response_length, "last", anchor)
+    return jax.jit(ppo_step.make_collect(Networks.same(NETWORK), CONFIG, environment))
 
 
 def collect(state=None, models=None, batch=None, response_length=R, seed=12, anchor=0.0):
@@ -101,7 +103,7 @@ def collect(state=None, models=None, batch=None, response_length=R, seed=12, anc
 
 @functools.cache
 def improver():
-    passes = ppo_step.make_passes(NETWORK, NETWORK, CONFIG, ppo_step.Environment(R, "last"))
+    passes = ppo_step.make_passes(Networks.same(NETWORK), CONFIG, Environment(R, "last"))
     return jax.jit(lambda train, *rest: ppo_step.update(train, *rest, CONFIG, *passes))
 
 

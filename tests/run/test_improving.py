@@ -202,20 +202,22 @@ def test_the_models_of_a_run_say_the_same_in_shards_of_any_size(trained, tmp_pat
     assert found[0] == found[1] == found[2] and "data" not in vars(run)
 
     numbers = list(range(6))
-    drafts = run.sampler.respond(
+    drafts = run.role("policy").sampler.respond(
         run.load_frozen("rl_policy"),
-        [run.layout.policy_prompt(x) for x in prompts],
+        [run.role("policy").layout.policy_prompt(x) for x in prompts],
         8,
         numbers,
         run.key("improve", "rl_policy"),
         run.config.improve.policy_sampling,
     )
-    drafts[3] = Response(run.vocabulary.encode("x7 ? from 4"), True)
+    drafts[3] = Response(run.role("policy").vocabulary.encode("x7 ? from 4"), True)
     improver = run.improver(run.load_frozen("rl_pit"), run.load_frozen("rm_gap"), "rm_gap")
     key = run.key("improve", "pit")
     traces = improver(prompts, drafts, numbers, key, run.config.improve)
     for line, trace in zip(found[0], traces, strict=True):
-        assert line["responses"] == [run.vocabulary.decode(r.tokens) for r in trace.responses]
+        assert line["responses"] == [
+            run.role("policy").vocabulary.decode(r.tokens) for r in trace.responses
+        ]
         assert line["gaps"] == trace.gaps and line["best"] == trace.best
         assert line["ended"] == [r.ended for r in trace.responses]
 
@@ -296,7 +298,7 @@ def test_prompts_are_those_of_training_on_the_dataset(models):
     turns = [{"role": "user", "content": "x7"}]
     prompts = ["x7", turns, "Human: x7\n\nAssistant:", "\n\nHuman: x7\n\nAssistant:"]
     lines = run(*({"prompt": prompt} for prompt in prompts))
-    assert asked == [run.layout.policy_prompt("x7")] * 4
+    assert asked == [run.role("policy").layout.policy_prompt("x7")] * 4
     assert [line["prompt"] for line in lines] == prompts
 
 
