@@ -144,13 +144,12 @@ def test_what_a_plan_for_gpus_says():
     assert "links" not in said["assumed"]  # a single one has none
 
 
-def test_which_models_share_a_backbone(config, plan):
-    shared = {"backbone of actor, critic, reference, reward": None}
-    programs = [Program("p", "s", None, (), roles, {}, (), 1, 1) for roles in ({}, shared)]
-    names = planner.sharing(programs)
-    assert names == ["actor", "critic", "reference", "reward"]
-    written = text.to_text(plan | {"shared": {"rl_policy": names}})
-    assert "rl_policy   backbone shared by actor, critic, reference, reward" in written
+def test_which_models_share_a_backbone(plan):
+    roles = {"backbone of actor, critic": 0, "backbone of reward": 0, "parameters": 0}
+    programs = [Program("p", "s", None, (), of, {}, (), 1, 1) for of in ({}, roles)]
+    assert planner.sharing(programs) == [["actor", "critic"]]
+    written = text.to_text(plan | {"shared": {"rl_policy": [["actor", "critic"]]}})
+    assert "\nrl_policy   backbone shared by actor, critic\n" in written
     assert planner.sharing(programs[:1]) == [] and plan["shared"] == {"rl_policy": []}
 
 
