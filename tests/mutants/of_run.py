@@ -84,13 +84,13 @@ MUTANTS = {
         ),
         (
             "another seed isn't refused",
-            '("seed", "network", "dataset", "batching")',
-            '("network", "dataset", "batching")',
+            'found = {"seed": _text(config.seed, _result_counts)}',
+            "found: dict[str, str] = {}",
             "run/test_directory.py::test_settings_hold_all_that_a_stage_builds_on",
         ),
         (
             "another vocabulary isn't refused",
-            "    found |= _of_vocabulary(vocabulary)\n",
+            "    found |= _of_vocabulary(vocabularies[own])\n",
             "",
             "run/test_directory.py::test_settings_hold_all_that_a_stage_builds_on",
         ),
@@ -115,13 +115,21 @@ MUTANTS = {
             "run/test_pipeline.py::test_all_stages_are_checked_before_the_first_is_trained",
         ),
     ],
-    "run/run.py": [
+    "run/loading.py": [
         (
             "the newest checkpoint is loaded in place of the best",
-            'step or self.result(name)["model_step"]',
+            'step or run.result(name, role)["model_step"]',
             "step",
             "run/test_run.py::test_a_model_is_that_of_its_result_or_of_the_step_asked_for",
         ),
+        (
+            "a model of another vocabulary is loaded",
+            "    check(run, name, role)\n    init =",
+            "    init =",
+            "run/test_run.py::test_a_model_with_another_meaning_is_not_read",
+        ),
+    ],
+    "run/run.py": [
         (
             "a key depends on its last purpose only",
             "key = jax.random.fold_in(key, number)",
@@ -142,15 +150,9 @@ MUTANTS = {
         ),
         (
             "a run samples from all ids",
-            "            allowed_V,\n            self.vocabulary.ends,",
-            "            None,\n            self.vocabulary.ends,",
+            "            vocabulary.sampled_ids(model.network.vocab_size),\n",
+            "            None,\n",
             "run/test_run.py::test_each_field_reaches_what_it_is_of",
-        ),
-        (
-            "a model of another vocabulary is loaded",
-            "        run_directory.check_identity(folder, self.identity())\n",
-            "",
-            "run/test_run.py::test_a_model_with_another_meaning_is_not_read",
         ),
     ],
     "run/stage_training.py": [
@@ -216,8 +218,8 @@ MUTANTS = {
         ),
         (
             "the KL refers to where PPO started",
-            "run.load_frozen(stage.reference)",
-            "run.load_frozen(stage.initial)",
+            "run.load_frozen(stage.reference, ",
+            "run.load_frozen(stage.initial, ",
             "run/test_stage_training.py::test_frozen_models_are_those_that_the_stage_names",
         ),
         (
@@ -228,8 +230,8 @@ MUTANTS = {
         ),
         (
             "a checkpoint's references are those of the last one",
-            "policy=run.load_frozen(round_.policy, policy_step)",
-            "policy=run.load_frozen(round_.policy)",
+            "policy=run.load_frozen(round_.policy, policy_step, POLICY)",
+            "policy=run.load_frozen(round_.policy, role=POLICY)",
             "run/test_stage_training.py::test_references_come_from_the_policy_and_the_step_that_the_round_names",
         ),
         (
@@ -258,8 +260,8 @@ MUTANTS = {
         ),
         (
             "a critic that starts as the actor shares its buffers",
-            "stages.own_copy(stages.critic_from_actor(critic, initial))",
-            "stages.critic_from_actor(critic, initial)",
+            "stages.own_copy(stages.critic_from_actor(critic, actor))",
+            "stages.critic_from_actor(critic, actor)",
             "run/test_stage_training.py::test_a_critic_that_starts_as_the_actor_has_buffers_of_its_own",
         ),
         (
