@@ -82,14 +82,14 @@ def data(run, evaluation, options) -> None:
 
 def plan(config, options) -> int:
     """Compiles every program of a run for a machine; returns 1 if it doesn't fit there, else 0."""
-    from pit_jax.plan import chips, planner, text
+    from pit_jax.plan import machines, planner, text
 
     def say(what: str) -> None:
         sys.stderr.write(f"{what} …\n")  # whole, also from several threads
         sys.stderr.flush()
 
-    slice_ = chips.parse(options.topology)
-    devices = chips.devices(slice_)
+    slice_ = machines.find(options.topology)
+    devices = machines.devices(slice_)
     save = pathlib.Path(options.save) if options.save else None
     if options.json and options.explain:
         raise UserError("--explain: the JSON has it all, expected one of --json and --explain")
