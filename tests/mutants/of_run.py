@@ -365,6 +365,33 @@ MUTANTS = {
             "run/test_improving.py::test_an_input_that_changes_while_it_is_read_is_refused",
         ),
     ],
+    "run/client.py": [
+        (
+            "the key follows a redirection",
+            "build_opener(_NoRedirection)",
+            "build_opener()",
+            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
+        ),
+        (
+            "an answer keeps the key",
+            "return self._without_key(response.read())",
+            "return response.read().decode()",
+            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
+        ),
+        (
+            "waits don't double",
+            "_FIRST_WAIT * 2**attempt",
+            "_FIRST_WAIT",
+            "evaluation/test_endpoint.py::"
+            "test_what_may_pass_is_asked_again_after_waits_that_double",
+        ),
+        (
+            "what the API says of a wrong key is shown",
+            "if error.code not in _ABOUT_KEYS:",
+            "if True:",
+            "evaluation/test_endpoint.py::test_a_refused_request_is_one_line_without_the_key",
+        ),
+    ],
     "run/shards.py": [
         (
             "shards after a gap are taken for done later",
