@@ -241,10 +241,11 @@ def improve(run, evaluation, options) -> None:
 
 
 def _improving(run, evaluation, options):
-    from pit_jax.run import improving
+    from pit_jax.run import improver, improving
 
-    stages = {name: getattr(evaluation, name) for name in improving.ROLES}
-    return improving.Job(run, stages, options.input, options.output, options.on_error)
+    stages = {name: getattr(evaluation, name) for name in improver.ROLES}
+    made = improver.RunImprover(run, stages)
+    return improving.Job(made, options.input, options.output, options.on_error)
 
 
 def _evaluate_generations(run, evaluation, options) -> None:
