@@ -158,7 +158,7 @@ class Pit:
         except UserError:
             raise
         except ValueError as error:
-            raise ValueError(f"a[{str(error).replace(':', ']:', 1)}") from None
+            raise ValueError(f"a{error}") from None
 
     def _config(self, iterations: Any, temperature: Any, keep: Any) -> ImproveConfig:
         base = self._run.config.improve

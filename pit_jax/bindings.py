@@ -6,6 +6,7 @@ What each of them reaches is found by `reach`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import io
@@ -116,6 +117,42 @@ def configured(cls: type) -> Any:
     """Returns an instance of a configuration class with its bindings."""
     with errors():
         return gin.get_configurable(cls)()
+
+
+def read(file: str, roots: Sequence[type]) -> list[Any]:
+    """Returns the configurations that a gin file makes, and leaves gin as it was.
+
+    Args:
+      file: a gin file, such as `whole` makes it.
+      roots: the configurations.
+
+    Raises:
+      UserError: for what `parse` refuses.
+    """
+    with _kept():
+        parse([file], "", (), roots, takes_stage=False)
+        return [configured(root) for root in roots]
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """Brings all that gin knows of configurations back to what it is now."""
+    tables = (gin_config._CONFIG, gin_config._OPERATIVE_CONFIG)
+    before = [{key: dict(values) for key, values in table.items()} for table in tables]
+    others = (gin_config._IMPORTS, gin_config._SINGLETONS, gin_config._LOCATION_PREFIXES)
+    imports, singletons, prefixes = map(copy.copy, others)
+    locked = gin.config_is_locked()
+    try:
+        with gin.config_scope(None):
+            yield
+    finally:
+        gin.clear_config()
+        for table, values in zip(tables, before, strict=True):
+            table.update(values)
+        gin_config._IMPORTS.update(imports)
+        gin_config._SINGLETONS.update(singletons)
+        gin_config._LOCATION_PREFIXES[:] = prefixes
+        gin_config._set_config_is_locked(locked)
 
 
 def stage(names: Iterable[str]) -> str:

@@ -131,15 +131,18 @@ class RunImprover:
           UserError: if the model isn't trained or doesn't fit the run.
         """
         run, stage = self.run, self.stages[GAP_MODEL]
+        window = run.config.lengths.response
         for number, text in enumerate(better):
             try:
-                self._check(text, run.config.lengths.response - 1, "responses")
+                self._check(text, window, "responses")
             except ValueError as error:
-                raise ValueError(f"{number}: {error}") from None
+                raise ValueError(f"[{number}]: {error}") from None
+        # One that fills the window has no room for its end, as if it had been sampled.
+        given = map(self._given, better)
+        improved = [dataclasses.replace(y, ended=len(y.tokens) < window) for y in given]
         improver = run.improver(None, self.load(stage), stage, False)
         current = [self._given(each.response or "") for each in asked]
-        scores = improver.gaps([each.x for each in asked], list(map(self._given, better)), current)
-        return scores.tolist()
+        return improver.gaps([each.x for each in asked], improved, current).tolist()
 
     def check(self, trace: Trace, place: str) -> None:
         """Refuses a gap that isn't finite.

@@ -427,9 +427,8 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(models):
         ("/proc/out.jsonl", "--output: can't write /proc/out.jsonl: No such file"),
     ):
         with pytest.raises(UserError, match=told):
-            improving.Job(
-                RunImprover(run, STAGES), str(run.folder / "in.jsonl"), str(output), "stop"
-            )()
+            improver = RunImprover(run, STAGES)
+            improving.Job(improver, str(run.folder / "in.jsonl"), str(output), "stop")()
     with pytest.raises(UserError, match="got '-', expected a file, since it is read twice"):
         improving.Job(RunImprover(run, STAGES), "-", str(run.folder / "out"), "stop")
     assert run.loaded == []
