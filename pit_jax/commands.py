@@ -321,14 +321,15 @@ def describe(run, evaluation, options) -> None:
     )
     most = (0.0, "")
     for stage in run.config.stages:
-        state = stages.abstract_state(stage, run.config.network, run.partitioner)
+        of_stage = run.config.networks(stage)
+        state = stages.abstract_state(stage, of_stage, run.partitioner)
         count = sum(x.size for x in jax.tree.leaves(state.train.params))
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / 1e6
         print(
             f"{stage.name:24}{stage.task:12}{stage.steps:>8}{stage.batch_size:>8}{count:>16,}"
             f"{size:>12,.1f}  {run.progress(stage.name)}"
         )
-        least = stages.least_memory(stage, state, run.config.network, run.partitioner)
+        least = stages.least_memory(stage, state, of_stage, run.partitioner)
         most = max(most, (least / 1e6, stage.name))
     print(
         f"\nmemory         at least {most[0]:,.1f} MB over all devices, in {most[1]}: state, "

@@ -71,9 +71,12 @@ def test_repeated_calls_load_and_compile_nothing(pit, monkeypatch, caplog):
 def test_models_are_loaded_when_they_are_needed(trained, monkeypatch):
     loaded = []
     load = Run.load
-    monkeypatch.setattr(
-        Run, "load", lambda run, name, *a: loaded.append(name) or load(run, name, *a)
-    )
+
+    def noted(run, name, *more, **named):
+        loaded.append(name)
+        return load(run, name, *more, **named)
+
+    monkeypatch.setattr(Run, "load", noted)
     pit = pit_jax.load(str(trained), batch_size=9)
     assert loaded == [] and pit._run.config.sampling_batch == 16  # two rows for each device
     pit.improve(PROMPTS[:1], ["+1 ? from 2"], gaps=False)
@@ -100,10 +103,11 @@ def test_scores_are_gaps_without_the_anchor(pit, monkeypatch):
     a, b = ["x7 9 +3 7 from 4", "+1 3 from 2"], [" x7 ? +3 7 from 4", ""]
     found = pit.score(PROMPTS[:2], a, b)
     run = pit._run
-    encode, width = run.vocabulary.encode, run.layout.widths(run.config.lengths).gap
-    built = [run.layout.gap_prompt(x, encode(y.strip())) for x, y in zip(PROMPTS, b)]
+    judge = run.role("gap_reward")
+    encode, width = judge.vocabulary.encode, judge.widths.gap
+    built = [judge.layout.gap_prompt(x, encode(y.strip())) for x, y in zip(PROMPTS, b)]
     texts = [Response(encode(text), True) for text in a]
-    raw = run.sampler.score(run.load_frozen("rm_gap"), built, width, texts, "sum")
+    raw = judge.sampler.score(run.load_frozen("rm_gap"), built, width, texts, "sum")
     assert found == pytest.approx([float(score) - run.anchor("rm_gap") for score in raw], abs=1e-5)
     monkeypatch.setattr(run, "anchor", lambda stage: 100.0)
     assert pit.score(PROMPTS[:2], a, b) == pytest.approx([s - 100 for s in raw.tolist()], abs=1e-4)

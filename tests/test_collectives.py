@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from pit_jax.method import decode, supervised_step
+from pit_jax.method.environment import Networks
 from pit_jax.models.network import LanguageModel
 from pit_jax.plan import chips, hlo
 from pit_jax.run import stages
@@ -150,7 +151,7 @@ def training(**mesh) -> str:
     batch = {f"decoder_{name}": rows(partitioner, (B, T)) for name in names}
     batch["decoder_loss_weights"] = rows(partitioner, (B, T), jnp.float32)
     step = supervised_step.make_step(stages.objective(stage, NETWORK), partitioner)
-    state = stages.abstract_state(stage, NETWORK, partitioner)
+    state = stages.abstract_state(stage, Networks.same(NETWORK), partitioner)
     return step.lower(state, batch).compile().as_text()
 
 

@@ -216,7 +216,7 @@ def test_a_paper_run_has_the_papers_windows_and_a_tokenizer():
     run, _ = resolved(file="gin/runs/hh_8b.gin")
     windows = run.lengths
     assert (windows.prompt, windows.reference, windows.response) == (512, 512, 513)  # 512 and EOS
-    assert run.vocabulary == "tokenizer:base/tokenizer"
+    assert run.role("policy").vocabulary == "tokenizer:base/tokenizer"
 
 
 def test_epsilon_is_that_of_the_stage():

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class InputPipeline:
       lengths: the windows, those that suit the data if they are to come from it; what is longer is
         in neither batches nor `examples`.
       batching: how examples of different lengths share batches.
+      beside: (vocabulary, windows) of other models that the examples have to fit too.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class InputPipeline:
         vocabulary: Vocabulary,
         lengths: Lengths,
         batching: BatchingConfig = BatchingConfig(),
+        beside: Sequence[tuple[Vocabulary, Lengths]] = (),
     ):
         """Reads or generates the dataset.
 
@@ -64,6 +66,7 @@ class InputPipeline:
           vocabulary: what vocabularies.load returns.
           lengths: the windows.
           batching: packing and length buckets.
+          beside: see the attribute.
 
         Raises:
           UserError: if the dataset can't be read.
@@ -72,8 +75,11 @@ class InputPipeline:
         self.vocabulary = vocabulary
         self.lengths = lengths
         self.batching = batching
-        self._layout = Layout(vocabulary)
-        check = self._check if vocabulary.has_template else None
+        self.beside = list(beside)
+        self._layouts = [Layout(each) for each in (vocabulary, *(v for v, _ in beside))]
+        self._layout = self._layouts[0]
+        templates = any(layout.vocabulary.has_template for layout in self._layouts)
+        check = self._check if templates else None
         if lengths.from_data:
             found = windows.from_data(datasets.load(config, check=check), self._layout)
             self.lengths = dataclasses.replace(found, reflection=lengths.reflection)
@@ -104,6 +110,7 @@ class InputPipeline:
         num_epochs: int | None = None,
         references: str = DATA_REFERENCES,
         limit: int = 0,
+        reward: InputPipeline | None = None,
     ) -> Iterator[Batch]:
         """Batches of a task; their keys and shapes are in the docstrings of feature_converters.py.
 
@@ -125,11 +132,13 @@ class InputPipeline:
           num_epochs: number of epochs; None never ends.
           references: for `rl_pit`: `data`, or the directory of a reference store.
           limit: for data in order, how many rows to go through; 0 takes all.
+          reward: of PPO's prompts, the pipeline of the reward model, where that reads other ids;
+            the critic's prompt is then in the ids of this one.
 
         Raises:
           UserError: if there is less than one batch of examples, or the store isn't sound.
         """
-        table = self._table(task, split, fold, references)
+        table = self.table(task, split, fold, references)
         size = sum(table.sources)
         evaluating = not shuffle and num_epochs == 1
         if limit and not evaluating:
@@ -157,7 +166,12 @@ class InputPipeline:
             start_batch=start_batch,
             num_epochs=num_epochs,
         )
-        return (table.batch(numbers) for numbers in order)
+        if reward is None:
+            return (table.batch(numbers) for numbers in order)
+        other = reward.table(task, split, fold, references, as_text=True)
+        if other.sources != table.sources:
+            raise ValueError(f"{task}: got {other.sources} rows, expected {table.sources}")
+        return (_read_by(table.batch(numbers), other.batch(numbers)) for numbers in order)
 
     def register(self, task: str) -> str:
         """Returns the name of the task, or of its Mixture, in seqio's registry."""
@@ -183,7 +197,7 @@ class InputPipeline:
         self, task: str, split: str, fold: str | None = None, references: str = DATA_REFERENCES
     ) -> int:
         """Counts the rows of an epoch of `batches` (packed rows if packing)."""
-        return sum(self._table(task, split, fold, references).sources)
+        return sum(self.table(task, split, fold, references).sources)
 
     def row_bounds(
         self, task: str, split: str, enough: int, *, fold: str | None = None, sampled: bool = False
@@ -222,10 +236,13 @@ class InputPipeline:
 
     def _check(self, e: Example) -> None:
         """Raises ValueError if a chat template refuses the prompt, or a response has no target."""
-        self._layout.policy_prompt(e.prompt)
-        for name in ("chosen", "rejected"):
-            if not self.vocabulary.encode(getattr(e, name)):
-                raise ValueError(f"got a {name} response without a token, expected some to learn")
+        for layout in self._layouts:
+            layout.policy_prompt(e.prompt)
+            for name in ("chosen", "rejected"):
+                if not layout.vocabulary.encode(getattr(e, name)):
+                    raise ValueError(
+                        f"got a {name} response without a token, expected some to learn"
+                    )
 
     def _fitting_sizes(self, e: Example, task: str = "") -> dict[str, int]:
         """The tokens of each field of an example that is learned from; nothing if it isn't."""
@@ -233,12 +250,18 @@ class InputPipeline:
         return {} if left_out else sizes
 
     def _measure(self, e: Example, task: str = "") -> tuple[dict[str, int], int]:
-        """The tokens of each field, and what preprocessors.mark_left_out would mark it with."""
-        lengths = self.lengths.of_task(task)
-        target = e.reflection if lengths.reflection else None
-        chosen, rejected = map(self.vocabulary.encode, (e.chosen, e.rejected))
-        sizes = self._layout.sizes(e.prompt, chosen, rejected, target)
-        return sizes, lengths.left_out(sizes, chosen == rejected)
+        """The tokens of each field, and what preprocessors.mark_left_out would mark it with.
+
+        What doesn't fit the windows of another model is marked too.
+        """
+        sizes, left_out = windows.measured(e, self._layout, self.lengths.of_task(task))
+        return sizes, left_out or self._left_out_beside(e)
+
+    def _left_out_beside(self, e: Example) -> int:
+        for layout, (_, lengths) in zip(self._layouts[1:], self.beside, strict=True):
+            if left_out := windows.measured(e, layout, lengths.of_task(""))[1]:
+                return left_out
+        return 0
 
     def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, list[Example]]]:
         """The name and the examples of each source of a split's batches, too long ones as well."""
@@ -342,65 +365,42 @@ class InputPipeline:
             }
         return self._counts[split]
 
-    def padding(self, task: str, batch_size: int) -> dict[str, Any]:
-        """Counts what an epoch of a task's training batches is made of.
-
-        Returns:
-          `rows` and `batches` of an epoch, `widths` of the batches, `real_tokens`, `tokens` and
-          `real_share`; and `examples`, `window_width` and `window_share`, for rows of a single
-          example that are as wide as all their windows together.
-
-        Raises:
-          UserError: if there is less than one batch of examples.
-        """
-        table = self._table(task, "train", None, DATA_REFERENCES)
-        lengths = self.feature_lengths(task)
-        name, width = {
-            "inputs": ("decoder_segment_ids", lengths.get("inputs", 0) + lengths.get("targets", 0)),
-            "tokens": ("blocks", lengths.get("tokens", 0)),
-            "prompt": ("prompt_tokens", lengths.get("prompt", 0)),
-        }[next(iter(lengths))]
-        ids = table.rows[name]
-        packed = name == "decoder_segment_ids"
-        examples = int(ids.max(axis=1, initial=0).sum()) if packed else len(ids)
-        batches = self.batches(task, "train", batch_size, num_epochs=1)
-        shapes: collections.Counter[tuple[int, int]] = collections.Counter()
-        real = 0
-        for batch in batches:
-            shapes[batch[name].shape] += 1
-            real += int(np.sum(batch[name] > 0))
-        tokens = sum(rows * columns * count for (rows, columns), count in shapes.items())
-        return {
-            "rows": len(ids),
-            "batches": sum(shapes.values()),
-            "widths": sorted(columns for _, columns in shapes),
-            "real_tokens": real,
-            "tokens": tokens,
-            "real_share": real / tokens,
-            "examples": examples,
-            "window_width": width,
-            "window_share": float(np.sum(ids > 0) / (examples * width)),
-        }
-
     def _left_out(self, split: str) -> np.ndarray:
         if split not in self._marks:  # much sooner than TensorFlow could start
             examples = sorted((e for _, p in self._parts(split) for e in p), key=lambda e: e.index)
             self._marks[split] = np.array([self._measure(e)[1] for e in examples], np.int32)
         return self._marks[split]
 
-    def _table(self, task: str, split: str, fold: str | None, references: str) -> tables.Table:
+    def table(
+        self,
+        task: str,
+        split: str,
+        fold: str | None = None,
+        references: str = DATA_REFERENCES,
+        as_text: bool = False,
+    ) -> tables.Table:
+        """Holds every row of `batches`; `as_text` says that references are read as text.
+
+        Their ids in a store are of M_PIT's vocabulary, which a reward model may not have.
+        """
         fold = _fold(task, split, fold)
         store = None
         if references != DATA_REFERENCES:
             if not task.startswith("rl_pit"):
                 raise ValueError(f"references: got {references!r} for {task}, expected rl_pit")
             store = ReferenceStore(references)
-        key = (task, split, fold, store and store.fingerprint)
+        key = (task, split, fold, store and store.fingerprint, as_text)
         if key not in self._tables:
             converter, lengths = self.feature_converter(task), self.feature_lengths(task)
+            parts = self._parts(split, fold)
+            if self.beside:
+                parts = [
+                    (name, [e for e in examples if not self._left_out_beside(e)])
+                    for name, examples in parts
+                ]
             rows = [
                 tables.materialise(part, converter, lengths)
-                for part in self._seqio_tasks(task, self._parts(split, fold), store)
+                for part in self._seqio_tasks(task, parts, store, as_text)
             ]
             if len(self._tables) == _KEPT_TABLES:
                 self._tables.pop(next(iter(self._tables)))
@@ -408,7 +408,11 @@ class InputPipeline:
         return self._tables[key]
 
     def _seqio_tasks(
-        self, task: str, parts: list[tuple[str, list[Example]]], store: ReferenceStore | None
+        self,
+        task: str,
+        parts: list[tuple[str, list[Example]]],
+        store: ReferenceStore | None,
+        as_text: bool,
     ) -> Iterator[Any]:
         """Yields a seqio Task for each source, over the source's own part of a store."""
         from pit_jax.data.seqio_tasks import sources
@@ -424,7 +428,8 @@ class InputPipeline:
         for name, examples in parts:
             source: Any = sources.ExampleSource({tables.SPLIT: examples})
             if store is not None:
-                source = sources.ReferenceSource(store, examples, self.vocabulary)
+                window = self.lengths.reference if as_text else 0
+                source = sources.ReferenceSource(store, examples, self.vocabulary, window)
             yield registered.replace(name=f"{name}_{task}_rows", source=source)
 
 
@@ -440,6 +445,14 @@ def _quiet_stderr():
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _read_by(batch: Batch, reward: Batch) -> Batch:
+    """A batch of PPO's prompts of which the reward model reads ids of its own."""
+    critic = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
+    own = ("prompt_tokens", "example_index")
+    read = {name: ids for name, ids in reward.items() if name not in own}
+    return {**batch, **read, "critic_prompt_tokens": critic}
 
 
 def _fold(task: str, split: str, fold: str | None) -> str:

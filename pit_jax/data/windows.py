@@ -1,4 +1,4 @@
-"""Finds windows that suit the lengths of the examples."""
+"""Measures examples, and finds windows that suit their lengths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pit_jax.data.datasets import Dataset
-from pit_jax.data.examples import stable_hash
+from pit_jax.data.examples import Example, stable_hash
 from pit_jax.data.layouts import GAP_TREE, Layout, Lengths
 from pit_jax.errors import UserError
 
@@ -71,3 +71,20 @@ def from_data(datasets: Sequence[Dataset], layout: Layout) -> Lengths:
     prompt_N = np.array([size["prompt"] for size in sizes])
     response_N = np.array([max(size["chosen"], size["rejected"]) for size in sizes])
     return Lengths(**windows_for(prompt_N, response_N, _LONGEST_ROW))
+
+
+def measured(e: Example, layout: Layout, lengths: Lengths) -> tuple[dict[str, int], int]:
+    """Measures an example in the ids of one model.
+
+    Args:
+      e: the example.
+      layout: of the model's vocabulary.
+      lengths: its windows.
+
+    Returns:
+      the tokens of each field, and what preprocessors.mark_left_out would mark the example with.
+    """
+    target = e.reflection if lengths.reflection else None
+    chosen, rejected = map(layout.vocabulary.encode, (e.chosen, e.rejected))
+    sizes = layout.sizes(e.prompt, chosen, rejected, target)
+    return sizes, lengths.left_out(sizes, chosen == rejected)

@@ -9,6 +9,7 @@ from pit_jax.data import datasets
 from pit_jax.data.files.json_values import shown
 from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
+from pit_jax.method.roles import POLICY_REWARD
 from pit_jax.run import improving
 from pit_jax.run.run import Run
 
@@ -57,7 +58,7 @@ def read(run: Run, source: str, on_error: str) -> Generations:
     if unimproved:
         notes.append(f"{unimproved} rows are left out: improve has skipped them")
     if long:
-        window = run.config.lengths.response
+        window = run.role(POLICY_REWARD).lengths.response
         notes.append(f"{long} responses are judged by their first {window} tokens, the window")
     if not kept:
         raise UserError(f"{source}: has no row to judge: {'; '.join(notes)}")
@@ -72,12 +73,13 @@ def _generation(run: Run, value: dict[str, Any]) -> tuple[str, list[str], int] |
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         got = shown(texts if "responses" in value else list(value))
         raise ValueError(f"got {got}, expected a list of one text or more under 'responses'")
-    dataset, lengths = run.config.dataset, run.config.lengths
+    dataset, role = run.config.dataset, run.role(POLICY_REWARD)
+    lengths = role.lengths
     x = datasets.prompt(dataset, value)
     if isinstance(dataset, datasets.DatasetConfig) and dataset.kind == "instructions":
         instructions.check(dataset.family, x, texts[0])
         return x, texts, 0
-    prompt = run.layout.policy_prompt(x)
+    prompt = role.layout.policy_prompt(x)
     if len(prompt) > lengths.prompt:
         raise ValueError(f"got a prompt of {len(prompt)} tokens, expected at most {lengths.prompt}")
-    return x, texts, sum(len(run.layout.response(text)) > lengths.response for text in texts)
+    return x, texts, sum(len(role.layout.response(text)) > lengths.response for text in texts)

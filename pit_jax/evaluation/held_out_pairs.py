@@ -15,6 +15,7 @@ from pit_jax.evaluation.judges import Judge
 from pit_jax.evaluation.responses import Responses
 from pit_jax.method.forward import tree_scores
 from pit_jax.method.losses import reference_moves_score
+from pit_jax.method.roles import GAP_REWARD
 from pit_jax.models.heads import ScalarModel
 from pit_jax.run.run import Run
 
@@ -68,7 +69,9 @@ class HeldOutPairs:
         run, score = self._run, self._program(self._run.pooling(stage))
         batch_size = run.stage(stage).batch_size
         found: dict[str, list[np.ndarray]] = {pair: [] for pair in scoring.GAP_PAIRS}
-        batches = run.data.batches("rm_gap", self._split, batch_size, shuffle=False, num_epochs=1)
+        batches = run.data_of(GAP_REWARD).batches(
+            "rm_gap", self._split, batch_size, shuffle=False, num_epochs=1
+        )
         for batch in batches:
             real = batch.pop("weight") > 0
             scores = score(self._responses.model(stage), run.partitioner.shard_batch(batch))
@@ -78,7 +81,7 @@ class HeldOutPairs:
         return {pair: np.concatenate(values)[:count] for pair, values in found.items()}
 
     def _gap_program(self, pooling: str) -> Callable:
-        model = ScalarModel(self._run.config.network)
+        model = ScalarModel(self._run.role(GAP_REWARD).network)
         return self._run.partitioner.jit(
             lambda params, batch: tree_scores(model, params, batch, GAP_TREE, pooling),
             out_shardings=self._run.partitioner.replicated,

@@ -11,6 +11,7 @@ import numpy as np
 from pit_jax.data.examples import Example
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import Trace
+from pit_jax.method.roles import PIT, POLICY, POLICY_REWARD
 from pit_jax.method.sampler import Response
 from pit_jax.run.run import Run
 
@@ -49,10 +50,9 @@ class Responses:
         key = (stage, temperature, draw)
         if key not in self._sampled:
             run = self._run
-            self._sampled[key] = run.sampler.respond(
+            self._sampled[key] = run.role(POLICY).answers(
                 self.model(stage),
-                [run.layout.policy_prompt(prompt) for prompt in self.prompts],
-                run.layout.widths(run.config.lengths).policy,
+                self.prompts,
                 self.rows,
                 run.key("evaluation", stage, draw),
                 dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature),
@@ -80,6 +80,7 @@ class Responses:
                 gap_model,
                 self._gap_model,
                 reflects=self._reflects(stage, method),
+                role=_role(method),
             )
             # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are.
             improver = dataclasses.replace(improver, anchor=0.0)
@@ -103,7 +104,8 @@ class Responses:
         key = (stage, temperature, policy, method)
         if key not in self._sampled:
             run = self._run
-            improver = run.improver(self.model(stage), reflects=self._reflects(stage, method))
+            reflects = self._reflects(stage, method)
+            improver = run.improver(self.model(stage), reflects=reflects, role=_role(method))
             purposes = () if method == "pit" else (method,)
             draw = run.key("evaluation", stage, "sweep", *purposes)
             original = self.policy(policy, 1.0)
@@ -111,10 +113,6 @@ class Responses:
             traces = improver(self.prompts, original, self.rows, draw, config)
             self._sampled[key] = [trace.responses[1] for trace in traces]
         return self._sampled[key]
-
-    def texts(self, responses: Sequence[Response]) -> list[str]:
-        """Decodes responses."""
-        return [self._run.vocabulary.decode(r.tokens) for r in responses]
 
     def rewards(self, stage: str, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """Scores N texts by an R_P, float32 [N], each list of them once.
@@ -127,15 +125,12 @@ class Responses:
         known = (stage, *prompts, *texts)
         if known not in self._rewards:
             run = self._run
-            widths, eos = run.layout.widths(run.config.lengths), run.vocabulary.eos_id
-            encoded = [run.layout.response(text)[: widths.response] for text in texts]
-            responses = [
-                Response(row[:-1] if row[-1] == eos else row, row[-1] == eos) for row in encoded
-            ]
-            built = [run.layout.reward_prompt(prompt) for prompt in prompts]
+            role = run.role(POLICY_REWARD)
+            read = [role.read(text) for text in texts]
+            built = [role.layout.reward_prompt(prompt) for prompt in prompts]
             model, pooling = self.model(stage), run.pooling(stage)
-            self._rewards[known] = run.sampler.score(
-                model, built, widths.reward, responses, pooling
+            self._rewards[known] = role.sampler.score(
+                model, built, role.widths.reward, read, pooling
             )
         return self._rewards[known]
 
@@ -155,3 +150,15 @@ class Responses:
             time_budget=0.0,
             method=method,
         )
+
+
+def _role(method: str) -> str:
+    """The role of the model that improves by a method."""
+    return PIT if method == "pit" else POLICY
+
+
+def texts(responses: Sequence[Response]) -> list[str]:
+    """Returns what responses say, each of which has its text."""
+    said = [response.text for response in responses]
+    assert None not in said
+    return [text for text in said if text is not None]

@@ -20,7 +20,7 @@ import jax
 from pit_jax import __version__
 from pit_jax.checked import at_least, checked
 from pit_jax.data.examples import SPLITS
-from pit_jax.evaluation import curves, scoring, variants
+from pit_jax.evaluation import curves, responses, scoring, variants
 from pit_jax.evaluation.endpoint import EndpointConfig
 from pit_jax.evaluation.held_out_pairs import HeldOutPairs
 from pit_jax.evaluation.judges import Judge, ScoringJudge, judge_for
@@ -242,12 +242,11 @@ class Suite:
 
     def _comparisons(self, temperature: float) -> list[dict[str, Any]]:
         config = self._config
-        encode = self._run.vocabulary.encode
         original = Side("original", "Original", self.policy(config.policy, temperature))
         pit = Side("pit", "PIT", self._pit(config.pit, temperature))
         sft = Side("sft", "SFT", self.policy(config.sft, temperature))
         examples = self.responses.examples
-        chosen = Side("chosen", "y_w", [Response(encode(e.chosen), True) for e in examples])
+        chosen = Side("chosen", "y_w", [Response([], True, text=e.chosen) for e in examples])
         again = self.policy(config.policy, temperature, draw=1)
         rows = [
             ("table1", dataclasses.replace(original, label="RL"), sft),
@@ -405,7 +404,7 @@ class Suite:
         for example, trace in list(zip(self.responses.examples, traces, strict=True))[
             : self._config.num_samples
         ]:
-            texts = self.responses.texts(trace.responses)
+            texts = responses.texts(trace.responses)
             scores: Sequence[float] = ()
             if isinstance(self._judge, ScoringJudge):
                 scores = self._judge.scores([example.prompt] * len(texts), texts).tolist()

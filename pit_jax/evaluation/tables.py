@@ -11,7 +11,7 @@ import numpy as np
 from pit_jax.evaluation import elo, scoring
 from pit_jax.evaluation.intervals import Groups
 from pit_jax.evaluation.judges import Judge, ScoringJudge
-from pit_jax.evaluation.responses import Responses
+from pit_jax.evaluation.responses import Responses, texts
 from pit_jax.method.improve import Trace
 from pit_jax.method.sampler import Response
 
@@ -47,7 +47,7 @@ class Tables:
 
     def compare(self, temperature: float, group: str, a: Side, b: Side) -> dict[str, Any]:
         """Compares two sides, as a row of a group of comparisons."""
-        first, second = self._texts(a.responses), self._texts(b.responses)
+        first, second = texts(a.responses), texts(b.responses)
         outcomes = self.judge(self.responses.prompts, first, second)
         return {
             "name": f"{a.label} vs {b.label}",
@@ -68,7 +68,7 @@ class Tables:
         return {
             "name": name,
             "temperature": temperature,
-            **mean_score(self.judge, prompts, self._texts(responses), groups, self.seed),
+            **mean_score(self.judge, prompts, texts(responses), groups, self.seed),
             "eos_rate": float(np.mean([r.ended for r in responses])),
             "mean_length": float(np.mean([len(r.tokens) for r in responses])),
         }
@@ -91,16 +91,16 @@ class Tables:
         """
         methods = [traces for traces in (pit, self_refine) if traces]
         entries = [(pit, 0)] + [(traces, k) for traces in methods for k in range(1, count + 1)]
-        texts = [self._texts([t.responses[k] for t in ts]) for ts, k in entries]
+        said = [texts([t.responses[k] for t in ts]) for ts, k in entries]
         judge, prompts, groups = self.judge, self.responses.prompts, self.responses.groups
         scores: list[np.ndarray] = []
         if isinstance(judge, ScoringJudge):
-            scores = [judge.scores(prompts, each) for each in texts]
+            scores = [judge.scores(prompts, each) for each in said]
 
         def verdicts(a: int, b: int) -> np.ndarray:
             if isinstance(judge, ScoringJudge):
                 return judge.verdicts(scores[a], scores[b])
-            return judge(prompts, texts[a], texts[b])
+            return judge(prompts, said[a], said[b])
 
         pairs, outcomes = scoring.pairwise_outcomes(len(entries), verdicts)
         ratings = elo.elo_ratings(pairs, outcomes, groups, seed=self.seed)
@@ -116,7 +116,7 @@ class Tables:
             }
             if k:
                 delta = scoring.compare(verdicts(m, 0), groups)
-                changed = [t.responses[k].tokens != t.responses[k - 1].tokens for t in traces]
+                changed = [t.responses[k].text != t.responses[k - 1].text for t in traces]
                 row |= {
                     "delta_vs_original": delta.delta,
                     "ci_low": delta.ci_low,
@@ -127,9 +127,6 @@ class Tables:
             rows.append(row)
         table = {"rows": rows[: count + 1]}
         return table | ({"self_refine": rows[count + 1 :]} if self_refine else {})
-
-    def _texts(self, responses: Sequence[Response]) -> list[str]:
-        return self.responses.texts(responses)
 
 
 def mean_score(

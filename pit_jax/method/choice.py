@@ -24,10 +24,10 @@ from pit_jax.checked import at_least, checked
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.errors import UserError
 from pit_jax.method.decode import SamplingConfig, generate, is_end, row_keys
+from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.forward import response_scores
 from pit_jax.method.ppo import Experience, PPOConfig
-from pit_jax.method.ppo_step import Environment, in_parts, make_passes
-from pit_jax.models.config import NetworkConfig
+from pit_jax.method.ppo_step import in_parts, make_passes
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 
@@ -171,13 +171,32 @@ def mean_and_error(values: np.ndarray, groups: Sequence[str]) -> tuple[float, fl
     return float(mean), float(error)
 
 
+def make_sample(networks: Networks, environment: Environment) -> Callable:
+    """Makes what samples a response to each row: (parameters, batch, key) -> Generation."""
+    policy = LanguageModel(networks.actor)
+
+    def sample(params, batch, key):
+        return generate(
+            policy,
+            params,
+            batch["prompts"],
+            row_keys(key, batch["rows"]),
+            environment.response_length,
+            SamplingConfig(),
+            environment.allowed_V,
+            environment.ends,
+        )
+
+    return sample
+
+
 def make_measure(
-    network: NetworkConfig, config: PPOConfig, environment: Environment
+    networks: Networks, config: PPOConfig, environment: Environment
 ) -> Callable[[dict[str, Any], dict[str, jax.Array], jax.Array], dict[str, jax.Array]]:
     """Makes what samples and measures responses as a PPO step does, but all at temperature 1.
 
     Args:
-      network: network of all models.
+      networks: the networks of the models.
       config: PPO's settings; of them the size of the parts counts in which rows pass.
       environment: how a response ends and is scored.
 
@@ -185,13 +204,14 @@ def make_measure(
       measure(models, batch, key). `models` holds the parameters of `policy`, `reference` and
       `reward`; `batch` has prompts [B, P] of the policy and reward_prompts [B, Q] of the reward
       model, padded on the left, rows [B], numbers that name the rows for their draws, and for a
-      difference references [B, F], which end with EOS. It returns kl [B], `log π(y|x) −
+      difference references [B, F], which end with EOS; where the reward model's vocabulary isn't
+      the policy's, also what `ppo_step.make_collect` asks for. It returns kl [B], `log π(y|x) −
       log π_ref(y|x)`, and score [B], above the anchor or that of y_ref, both float32; ended [B],
       tokens [B, R] and their mask [B, R].
     """
     at_one = dataclasses.replace(config, temperature=1.0)
-    log_probs, _ = make_passes(network, network, at_one, environment)
-    policy, reward_model = LanguageModel(network), ScalarModel(network)
+    log_probs, _ = make_passes(networks, at_one, environment)
+    sample, reward_model = make_sample(networks, environment), ScalarModel(networks.reward)
 
     def score(params, batch, response_BR, mask_BR):
         prompt_BQ, pooling = batch["reward_prompts"], environment.pooling
@@ -204,16 +224,9 @@ def make_measure(
 
     def measure(models, batch, key):
         prompt_BP, reward = batch["prompts"], models["reward"]
-        generation = generate(
-            policy,
-            models["policy"],
-            prompt_BP,
-            row_keys(key, batch["rows"]),
-            environment.response_length,
-            SamplingConfig(),
-            environment.allowed_V,
-            environment.ends,
-        )
+        generation = batch.get("generation")
+        if generation is None:
+            generation = sample(models["policy"], batch, key)
         tokens_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
         prompts = prompt_BP, batch["reward_prompts"]
         episodes = Experience(*prompts, tokens_BR, mask_BR, *([mask_BR] * 3))
@@ -222,7 +235,10 @@ def make_measure(
             for name in ("policy", "reference")
         )
         ends_BR = is_end(tokens_BR, environment.ends) & generation.mask_BR
-        score_B = score(reward, batch, jnp.where(ends_BR, EOS_ID, tokens_BR), mask_BR)
+        rows = jnp.where(ends_BR, EOS_ID, tokens_BR), mask_BR
+        if "reward_response_tokens" in batch:
+            rows = batch["reward_response_tokens"], batch["reward_response_mask"]
+        score_B = score(reward, batch, *rows)
         return {
             "kl": jnp.sum(own_BR - reference_BR, axis=1),
             "score": score_B - zero(reward, batch),

@@ -19,6 +19,7 @@ from pit_jax.data.examples import Example
 from pit_jax.data.reference_store import ReferenceWriter
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Improver
+from pit_jax.method.roles import Role
 
 SOURCES = ("none", "data", "policy", "checkpoint", "pit")
 
@@ -77,6 +78,7 @@ def sample_references(
     writer: ReferenceWriter,
     examples: Sequence[Example],
     policy: Any,
+    policy_role: Role,
     improver: Improver,
     key: jax.Array,
     shard_size: int,
@@ -90,18 +92,16 @@ def sample_references(
       writer: what writes the round's store.
       examples: the examples; for each prompt of theirs a reference is sampled.
       policy: parameters of M_P.
+      policy_role: how M_P reads and writes.
       improver: Algorithm 2 with M_PIT as it is when the round begins.
       key: the round's key.
       shard_size: number of references sampled between two writes.
     """
-    layout = improver.layout
-    width = layout.widths(improver.lengths).policy
     for start in range(writer.next_record, len(examples), shard_size):
         part = examples[start : start + shard_size]
         rows = [example.index for example in part]
         prompts = [example.prompt for example in part]
-        built = [layout.policy_prompt(prompt) for prompt in prompts]
-        responses = improver.sampler.respond(policy, built, width, rows, key, round_.sampling)
+        responses = policy_role.answers(policy, prompts, rows, key, round_.sampling)
         if round_.source == "pit":
             config = ImproveConfig(iterations=round_.improvements, sampling=round_.pit_sampling)
             improve_key = jax.random.fold_in(key, 1)
@@ -110,8 +110,8 @@ def sample_references(
         writer.add(
             {
                 "index": example.index,
-                "reference_tokens": (reference := improver.reference(response)),
-                "text": improver.decode(reference),
+                "reference_tokens": (reference := improver.role.reference(response)),
+                "text": improver.role.vocabulary.decode(reference),
                 "ended": response.ended,
             }
             for example, response in zip(part, responses, strict=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from pit_jax.checked import UserPath, at_least, checked
-from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.method.decode import SamplingConfig
-from pit_jax.method.sampler import Reflecting, Response, Sampler, Tokens
+from pit_jax.method.roles import Role
+from pit_jax.method.sampler import Reflecting, Response
 from pit_jax.method.self_refine import SelfRefine
 from pit_jax.runtime import processes
 
@@ -96,12 +96,9 @@ class Improver:
     """Runs Algorithm 2 over lists of prompts.
 
     Attributes:
-      sampler: decodes and scores.
-      layout: builds prompts.
-      lengths: the windows.
-      encode: text to ids of plain text.
-      decode: sampled ids to text.
+      role: how M_PIT reads and writes; M_P for Self-Refine.
       model: parameters of M_PIT; of M_P for Self-Refine.
+      judge: how R_PIT reads; if None, as `role` does.
       gap_model: parameters of R_PIT, if gaps are wanted.
       pooling: how R_PIT's score is read.
       anchor: the score of R_PIT that counts as a gap of 0.
@@ -110,12 +107,9 @@ class Improver:
       refine: what asks M_P by Self-Refine; only that method needs it.
     """
 
-    sampler: Sampler
-    layout: Layout
-    lengths: Lengths
-    encode: Callable[[str], Tokens]
-    decode: Callable[[Sequence[int]], str]
+    role: Role
     model: Any
+    judge: Role | None = None
     gap_model: Any = None
     pooling: str = "last"
     anchor: float = 0.0
@@ -167,15 +161,16 @@ class Improver:
 
     def improve_once(self, prompts, current, rows, key, config: ImproveConfig) -> list[Response]:
         """Samples `y_{k+1} ~ M_PIT(x, y_k)` for each prompt (3.5)."""
+        role = self.role
         built = [
-            self.layout.pit_prompt(prompt, self.reference(response))
+            role.layout.pit_prompt(prompt, role.reference(response))
             for prompt, response in zip(prompts, current, strict=True)
         ]
-        widths, sampling = self.layout.widths(self.lengths), config.sampling
+        widths, sampling = role.widths, config.sampling
         if not self.reflects:
-            return self.sampler.respond(self.model, built, widths.pit, rows, key, sampling)
-        reflecting = Reflecting(widths.reflected, self.layout.control.improved)
-        texts = self.sampler.respond(self.model, built, widths.pit, rows, key, sampling, reflecting)
+            return role.respond(self.model, built, widths.pit, rows, key, sampling)
+        reflecting = Reflecting(widths.reflected, role.layout.control.improved)
+        texts = role.respond(self.model, built, widths.pit, rows, key, sampling, reflecting)
         return [self.read_out(text) for text in texts]
 
     def read_out(self, text: Response) -> Response:
@@ -186,38 +181,37 @@ class Improver:
         is empty and didn't end. A response that is longer than the window of responses is cut to
         it, as if it had been sampled alone.
         """
-        improved, window = self.layout.control.improved, self.lengths.response
-        tokens, reflection = self.layout.final_response(text.tokens), text.tokens
+        role = self.role
+        improved, window = role.layout.control.improved, role.lengths.response
+        tokens, reflection = role.layout.final_response(text.tokens), text.tokens
         if improved in text.tokens:
             reflection = text.tokens[: -len(tokens) - 1]
         elif text.ended:
             reflection = []
         else:
             tokens = []
-        return Response(tokens[:window], text.ended and len(tokens) < window, reflection)
+        tokens, ended = tokens[:window], text.ended and len(tokens) < window
+        return Response(tokens, ended, reflection, role.vocabulary.decode(tokens))
 
     def self_refine(self, prompts, current, rows, key, config: ImproveConfig) -> list[Response]:
         """Samples feedback and then a refinement, both from M_P (Madaan et al., 2023)."""
         assert self.refine is not None, "an Improver for Self-Refine needs its prompts"
-        return self.refine(self.sampler, self.model, prompts, current, rows, key, config.sampling)
+        return self.refine(self.role, self.model, prompts, current, rows, key, config.sampling)
 
     def gaps(self, prompts, improved, current) -> np.ndarray:
         """Computes r_gap(x, y_{k+1}, y_k), float32 [n]."""
+        judge = self.judge or self.role
         built = [
-            self.layout.gap_prompt(prompt, self.reference(response))
+            judge.layout.gap_prompt(prompt, judge.reference(self._spoken(response)))
             for prompt, response in zip(prompts, current, strict=True)
         ]
-        width = self.layout.widths(self.lengths).gap
-        scores = self.sampler.score(self.gap_model, built, width, improved, self.pooling)
+        read = [judge.reading(response, self.role) for response in improved]
+        scores = judge.sampler.score(self.gap_model, built, judge.widths.gap, read, self.pooling)
         return scores - np.float32(self.anchor)
 
-    def reference(self, response: Response) -> Tokens:
-        """Makes a y_ref of a response: the ids of its text, cut to the reference window.
-
-        A model may sample a text in other pieces than a tokenizer splits it into. From one model
-        to the next goes the text, as whoever serves them passes it on.
-        """
-        return self.encode(self.decode(response.tokens))[: self.lengths.reference]
+    def _spoken(self, response: Response) -> Response:
+        """A response with its text, which other roles need."""
+        return dataclasses.replace(response, text=self.role.text(response))
 
     def _find_best(self, traces, active, prompts, improved, gaps) -> None:
         """Makes a new response the best one where its gap to the best so far is above 0."""
@@ -245,7 +239,7 @@ class Improver:
                 trace.stop_reason = "gap"
                 continue
             trace.last = len(trace.responses) - 1
-            if config.stop_unchanged and self.decode(new.tokens) == self.decode(old.tokens):
+            if config.stop_unchanged and self.role.text(new) == self.role.text(old):
                 trace.stop_reason = "unchanged"
                 continue
             going_on.append(i)

@@ -20,7 +20,6 @@ The mathematics of each is in `ppo` and `losses`, and where references come from
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,38 +32,16 @@ import numpy as np
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method import flops, ppo
 from pit_jax.method.decode import Generation, SamplingConfig, generate, is_end, row_keys
+from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.forward import response_log_probs, response_scores, response_values
 from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
 from pit_jax.method.ppo import Experience, PPOConfig
-from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.metrics import Metrics
 from pit_jax.runtime.microbatches import accumulate, split
 from pit_jax.runtime.partitioning import Partitioner, constrain_rows
 from pit_jax.runtime.train_state import TrainState
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Environment:
-    """How an episode ends and what it scores.
-
-    Attributes:
-      response_length: R, the most tokens of a response, EOS included.
-      pooling: how the reward model's score is read.
-      anchor: the reward model's score that counts as 0: its losses leave that open, so a constant
-        added to the model adds to both and changes nothing.
-      difference: whether the gap is the score less that of y_ref (Appendix C); `anchor` is then 0.
-      allowed_V: bool, ids that may be sampled; None allows all.
-      ends: the ids that end a response; the reward model reads each as EOS, which it has learned.
-    """
-
-    response_length: int
-    pooling: str
-    anchor: float = 0.0
-    difference: bool = False
-    allowed_V: np.ndarray | None = None
-    ends: tuple[int, ...] = (EOS_ID,)
 
 
 class RLState(flax.struct.PyTreeNode):
@@ -93,10 +70,7 @@ class RLState(flax.struct.PyTreeNode):
 
 
 def make_passes(
-    network: NetworkConfig,
-    reward_network: NetworkConfig,
-    config: PPOConfig,
-    environment: Environment,
+    networks: Networks, config: PPOConfig, environment: Environment
 ) -> tuple[Callable, Callable]:
     """Makes the two forward passes that collecting and updating share.
 
@@ -104,7 +78,7 @@ def make_passes(
       log_probs(actor params, Experience) -> log_probs_BR, entropy_BR; and
       values(critic params, Experience) -> values_BR.
     """
-    actor, critic = LanguageModel(network), ScalarModel(reward_network)
+    actor, critic = LanguageModel(networks.actor), ScalarModel(networks.critic)
     # A critic that starts as the reward model at the last token estimates scores without anchor.
     starts_as_score = config.critic_start == "reward" and environment.pooling == "last"
     offset = environment.anchor if starts_as_score and not config.subtract_chosen else 0.0
@@ -135,26 +109,42 @@ def make_passes(
 # --- Collecting episodes -------------------------------------------------------------------------
 
 
-def make_collect(
-    network: NetworkConfig,
-    reward_network: NetworkConfig,
-    config: PPOConfig,
-    environment: Environment,
-) -> Callable:
+def make_sample(networks: Networks, config: PPOConfig, environment: Environment) -> Callable:
+    """Makes what samples a response to each prompt: (actor params, batch, key) -> Generation."""
+    actor = LanguageModel(networks.actor)
+
+    def sample(params, batch, key):
+        prompt_BP = batch["prompt_tokens"]
+        return generate(
+            actor,
+            params,
+            prompt_BP,
+            row_keys(key, jnp.arange(len(prompt_BP))),
+            environment.response_length,
+            SamplingConfig(temperature=config.temperature),
+            environment.allowed_V,
+            environment.ends,
+        )
+
+    return sample
+
+
+def make_collect(networks: Networks, config: PPOConfig, environment: Environment) -> Callable:
     """Makes the first half of a PPO step, which collects episodes for prompts.
 
     Args:
-      network: network of the actor (policy or PIT) and its KL reference.
-      reward_network: network of the reward model and the critic.
+      networks: the networks of all models.
       config: PPO's settings.
       environment: how episodes end and score.
 
     Returns:
       collect(state, frozen, batch, key) -> Experience, new beta, new moments, metrics, Generation.
-      `frozen` holds the parameters {'reference', 'reward'}; `batch` is a batch of RL prompts.
+      `frozen` holds the parameters {'reference', 'reward'}; `batch` is a batch of RL prompts. Where
+      the reward model's vocabulary isn't the actor's, the batch has the `generation` too, and what
+      the reward model reads of it, `reward_response_tokens` and `reward_response_mask`.
     """
-    log_probs, values = make_passes(network, reward_network, config, environment)
-    actor, reward_model = LanguageModel(network), ScalarModel(reward_network)
+    log_probs, values = make_passes(networks, config, environment)
+    sample, reward_model = make_sample(networks, config, environment), ScalarModel(networks.reward)
 
     def score(frozen, batch, response_BR, mask_BR):
         rows = batch["reward_prompt_tokens"], response_BR, mask_BR
@@ -169,16 +159,9 @@ def make_collect(
         prompt_BP = batch["prompt_tokens"]
         critic_prompt_BQ = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
         B, P = prompt_BP.shape
-        generation = generate(
-            actor,
-            params["actor"],
-            prompt_BP,
-            row_keys(key, jnp.arange(B)),
-            environment.response_length,
-            SamplingConfig(temperature=config.temperature),
-            environment.allowed_V,
-            environment.ends,
-        )
+        generation = batch.get("generation")
+        if generation is None:
+            generation = sample(params["actor"], batch, key)
         response_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
         bare = Experience(prompt_BP, critic_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
         log_probs_BR, _ = in_parts(lambda part: log_probs(params["actor"], part), bare, config)
@@ -188,7 +171,10 @@ def make_collect(
 
         ends_BR = is_end(response_BR, environment.ends) & generation.mask_BR
         reference_B = score_of("reference", frozen, batch) if environment.difference else 0.0
-        raw_B = score(frozen, batch, jnp.where(ends_BR, EOS_ID, response_BR), mask_BR) - reference_B
+        rows = jnp.where(ends_BR, EOS_ID, response_BR), mask_BR
+        if "reward_response_tokens" in batch:
+            rows = batch["reward_response_tokens"], batch["reward_response_mask"]
+        raw_B = score(frozen, batch, *rows) - reference_B
         zero_B = jnp.full(B, environment.anchor)
         if config.subtract_chosen:
             zero_B = score_of("chosen", frozen, batch) - reference_B
@@ -221,8 +207,13 @@ def make_collect(
         written = jnp.sum(jnp.any(generation.mask_BR, axis=0).astype(jnp.float32))
         shape = B, P, critic_prompt_BQ.shape[1], environment.response_length, config
         works = flops.ppo_collect(*shape, written, environment.difference)
-        works += flops.ppo_update(*shape)
-        metrics["model_flops"] = (flops.total(works, network), 1.0)
+        actor, critic = flops.ppo_update(*shape)
+        metrics["model_flops"] = (
+            flops.total((*works[:-2], actor), networks.actor)
+            + flops.total((works[-2], critic), networks.critic)
+            + flops.total(works[-1:], networks.reward),
+            1.0,
+        )
         return experience, beta, moments, metrics, generation
 
     return collect
@@ -378,19 +369,19 @@ def loss(params, part, weight, config: PPOConfig, log_probs: Callable, values: C
 
 
 def make_programs(
-    network: NetworkConfig,
+    networks: Networks,
     config: PPOConfig,
     environment: Environment,
     partitioner: Partitioner,
 ) -> tuple[Callable, Callable]:
-    """Makes the two jitted programs of a PPO step on a mesh, for one architecture of all models.
+    """Makes the two jitted programs of a PPO step on a mesh.
 
     Returns:
       `collect` of `make_collect`, whose metric `model_flops` counts both programs; and
       `update(state, experience, key)` -> new state, metrics, which donates the state.
     """
-    collect = make_collect(network, network, config, environment)
-    passes = make_passes(network, network, config, environment)
+    collect = make_collect(networks, config, environment)
+    passes = make_passes(networks, config, environment)
 
     # The state's parameters aren't among its results, which would be a copy of them.
     def collect_episodes(state: RLState, frozen, batch, key):
@@ -405,18 +396,19 @@ def make_programs(
 
 
 def make_step(
-    network: NetworkConfig,
+    networks: Networks,
     config: PPOConfig,
     environment: Environment,
     partitioner: Partitioner,
     frozen: Callable[[jax.Array], dict[str, Any]],
     key: jax.Array,
     decode: Callable[[Any], str],
+    translate: Callable[[Generation], dict[str, np.ndarray]] | None = None,
 ) -> Callable[[RLState, Any, int], tuple[RLState, Metrics, Callable[[], dict[str, str]]]]:
     """Makes a PPO step for `loop.fit`, which collects episodes and then updates on them.
 
     Args:
-      network: network of all models.
+      networks: the networks of all models.
       config: PPO's settings.
       environment: how episodes end and score.
       partitioner: what puts the programs on devices.
@@ -424,13 +416,22 @@ def make_step(
         last update doesn't need the memory any more.
       key: base key of the stage; step i uses fold_in(key, i).
       decode: makes text of ids, for the samples that are logged.
+      translate: makes of a Generation what the reward model reads of it, see `make_collect`; None
+        where its vocabulary is the actor's.
     """
-    collect, update = make_programs(network, config, environment, partitioner)
+    collect, update = make_programs(networks, config, environment, partitioner)
+    sample = partitioner.jit(
+        make_sample(networks, config, environment), out_shardings=partitioner.replicated
+    )
 
     def step(state: RLState, batch, number: int):
         rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
         models = frozen(state.train.step)
         placed = partitioner.shard_batch(batch)
+        if translate is not None:
+            generation = sample(state.train.params["actor"], placed, rollout_key)
+            read = partitioner.shard_batch(translate(jax.device_get(generation)))
+            placed = placed | read | {"generation": generation}
         experience, beta, moments, metrics, generation = collect(state, models, placed, rollout_key)
         del models  # those that wait on the hosts leave the devices before the update
         state = state.replace(beta=beta, moments=moments)

@@ -33,11 +33,13 @@ class Response:
       tokens: the ids before the one that ended it.
       ended: whether an end came within the window.
       reflection: the ids of the reflection that was written before it; none without one.
+      text: what it says; None where that hasn't been decoded.
     """
 
     tokens: Tokens
     ended: bool
     reflection: Tokens = dataclasses.field(default_factory=list)
+    text: str | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +141,21 @@ class Sampler:
         scores = []
         for start in range(0, len(prompts), self._batch_size):
             chosen = self._fill(start, len(prompts))
-            rows = [_scored(responses[i]) for i in chosen]
-            lengths = np.array([len(row) for row in rows])
+            tokens_BR, mask_BR = self.scored([responses[i] for i in chosen])
             batch = {
                 "prompts": pad_left([prompts[i] for i in chosen], width),
-                "responses": pad_right(rows, self._response_length),
-                "mask": (np.arange(self._response_length)[None] < lengths[:, None]),
+                "responses": tokens_BR,
+                "mask": mask_BR,
             }
             scores.append(np.asarray(run(params, self._partitioner.shard_batch(batch))))
         return np.concatenate(scores)[: len(prompts)] if scores else np.zeros(0, np.float32)
+
+    def scored(self, responses: Sequence[Response]) -> tuple[np.ndarray, np.ndarray]:
+        """Makes what a reward model reads of responses: int32 tokens [n, R] and their mask."""
+        rows = [_scored(response) for response in responses]
+        lengths = np.array([len(row) for row in rows])
+        mask_BR = np.arange(self._response_length)[None] < lengths[:, None]
+        return pad_right(rows, self._response_length), mask_BR
 
     def respond_program(
         self, sampling: SamplingConfig, reflecting: Reflecting | None = None

@@ -41,7 +41,8 @@ from pit_jax.errors import UserError
 from pit_jax.method import prompt_files
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.prompt_files import Step
-from pit_jax.method.sampler import Response, Sampler, Tokens
+from pit_jax.method.roles import Role
+from pit_jax.method.sampler import Response, Tokens
 
 # The prompts that come with the package; a file's name without `.json` stands for it.
 SHIPPED = pathlib.Path(__file__).with_name("prompts")
@@ -137,7 +138,7 @@ class SelfRefine:
 
     def __call__(
         self,
-        sampler: Sampler,
+        role: Role,
         model: Any,
         prompts: Sequence[str],
         responses: Sequence[Response],
@@ -148,7 +149,7 @@ class SelfRefine:
         """Samples feedback on each response and then a better response, both from M_P.
 
         Args:
-          sampler: decodes.
+          role: how M_P reads and writes.
           model: parameters of M_P.
           prompts: x, as text; a dialogue of several turns is given to M_P as one text.
           responses: what is improved.
@@ -156,9 +157,8 @@ class SelfRefine:
           key: the key of both draws.
           sampling: temperature and filters.
         """
-        decode = self._layout.vocabulary.decode
         given = [
-            {"prompt": as_text(x), "response": decode(response.tokens)}
+            {"prompt": as_text(x), "response": role.text(response)}
             for x, response in zip(prompts, responses, strict=True)
         ]
 
@@ -166,12 +166,12 @@ class SelfRefine:
             built = [self.prompt(step, texts) for texts in given]
             # In steps, so that few widths are compiled.
             width = -(-max(map(len, built)) // 32) * 32
-            sampled = sampler.respond(model, built, width, rows, key, sampling)
+            sampled = role.respond(model, built, width, rows, key, sampling)
             return [self._goes_on(answer) for answer in sampled] if step.opening else sampled
 
         feedback_key, refine_key = jax.random.split(key)
         for texts, advice in zip(given, answers(self.prompts.feedback, feedback_key), strict=True):
-            texts["feedback"] = decode(advice.tokens).strip()
+            texts["feedback"] = role.text(advice).strip()
         return answers(self.prompts.refine, refine_key)
 
     def _takes(self, system: str) -> bool:
@@ -191,7 +191,8 @@ class SelfRefine:
         tokens = vocabulary.encode(text.lstrip())
         window = self._window - answer.ended
         ended = answer.ended and len(tokens) <= window
-        return dataclasses.replace(answer, tokens=tokens[:window], ended=ended)
+        tokens = tokens[:window]
+        return Response(tokens, ended, text=vocabulary.decode(tokens))
 
 
 def as_text(x: str) -> str:

@@ -15,7 +15,9 @@ from pit_jax.data.examples import FOLDS
 from pit_jax.errors import UserError
 from pit_jax.method import flops, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.environment import Environment
 from pit_jax.method.flops import Work
+from pit_jax.method.roles import GAP_REWARD, POLICY, ROLES
 from pit_jax.method.sampler import Sampler
 from pit_jax.run import stages
 from pit_jax.run.config import RunConfig
@@ -64,13 +66,13 @@ class Program:
 
 def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
     """Yields the programs of every stage, in the order in which they run."""
-    if config.lengths.from_data:
+    if any(config.of_role(role).windows.from_data for role in ROLES):
         raise UserError(
             "Lengths: got windows that come from the data, which a plan doesn't read; expected "
             "those that `data` shows, such as --gin.Lengths.prompt=512"
         )
     for stage in config.stages:
-        stages.check_mesh(stage, config.network, partitioner)
+        stages.check_mesh(stage, config.networks(stage).actor, partitioner)
         if isinstance(stage, RLStage):
             yield from _rl(config, stage, partitioner)
         else:
@@ -80,8 +82,10 @@ def programs(config: RunConfig, partitioner: Partitioner) -> Iterator[Program]:
 def _supervised(
     config: RunConfig, stage: SupervisedStage | RewardStage, partitioner: Partitioner
 ) -> Iterator[Program]:
-    network, lengths = config.network, _lengths(config, stages.rows_of(stage))
-    state: Any = stages.abstract_state(stage, network, partitioner)
+    role = stages.role_of(stage)
+    networks, lengths = config.networks(stage), _lengths(config, role, stages.rows_of(stage))
+    network = networks.actor
+    state: Any = stages.abstract_state(stage, networks, partitioner)
     loss = stages.objective(stage, network)
     B = stage.batch_size
     if isinstance(stage, RewardStage):
@@ -111,7 +115,7 @@ def _supervised(
     )
     if isinstance(stage, RewardStage):
         evaluations = stage.steps // stage.loop.eval_every if stage.loop.eval_every else 1
-        lengths = _lengths(config, stage.task)  # of all scores, whichever the loss reads
+        lengths = _lengths(config, role, stage.task)  # of all scores, whichever the loss reads
         width = lengths["tokens"]
         batch = dict.fromkeys(lengths, ((B, width), jnp.int32))
         weighted = _batch(batch | {"weight": ((B,), jnp.float32)}, partitioner)
@@ -129,24 +133,19 @@ def _supervised(
 
 
 def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator[Program]:
-    network, lengths = config.network, _lengths(config, stage.task)
+    networks, lengths = config.networks(stage), _lengths(config, stages.role_of(stage), stage.task)
     B, P, R = stage.batch_size, lengths["prompt"], lengths["chosen"]
     Q = lengths.get("critic_prompt", lengths["reward_prompt"])
-    models = {
-        "reference": stages.abstract_frozen(
-            stages.init_language_model(network), network, partitioner
-        ),
-        "reward": stages.abstract_frozen(stages.init_scalar_model(network), network, partitioner),
-    }
-    state: Any = stages.abstract_state(stage, network, partitioner)
+    models = stages.abstract_models(networks, partitioner)
+    state: Any = stages.abstract_state(stage, networks, partitioner)
     resident = {"parameters": state.train.params, "optimizer": state.train.opt_state}
     waiting = {} if stage.offload_frozen else {"frozen models": models}
     if any(round_.is_sampled for round_ in stage.rounds):
         yield from _sampling(config, stage, models, resident | waiting, partitioner)
     collect, update = ppo_step.make_programs(
-        network,
+        networks,
         stage.ppo,
-        ppo_step.Environment(R, "last", difference=stage.task == "rl_pit_difference"),
+        Environment(R, "last", difference=stage.task == "rl_pit_difference"),
         partitioner,
     )
     batch = _batch(
@@ -197,9 +196,10 @@ def _sampling(
     aren't read here, as many as its steps use are counted. No stage runs the scoring: evaluations
     and the `improve` command do.
     """
-    widths = layouts.widths(config.lengths, _SPACE)
-    B, P, Q, R = config.sampling_batch, widths.policy, widths.gap, widths.response
-    sampler = Sampler(config.network, partitioner, R, B)
+    policy, gap = config.of_role(POLICY), config.of_role(GAP_REWARD)
+    widths, read = (layouts.widths(each.windows, _SPACE) for each in (policy, gap))
+    B, P, Q, R = config.sampling_batch, widths.policy, read.gap, widths.response
+    sampler = Sampler(policy.network, partitioner, R, B)
     fold = getattr(config.dataset, "train_size", 0) // len(FOLDS)
     sampled = [fold or r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
     batches = sum(-(-rows // B) for rows in sampled)
@@ -229,9 +229,9 @@ def _sampling(
     )
 
 
-def _lengths(config: RunConfig, task: str) -> dict[str, int]:
-    """Width of each feature of a task."""
-    return layouts.feature_lengths(task, layouts.widths(config.lengths, _SPACE))
+def _lengths(config: RunConfig, role: str, task: str) -> dict[str, int]:
+    """Width of each feature of a task, in the ids of a role."""
+    return layouts.feature_lengths(task, layouts.widths(config.of_role(role).windows, _SPACE))
 
 
 def _batch(shapes: Mapping[str, tuple[tuple[int, ...], Any]], partitioner: Partitioner) -> Any:

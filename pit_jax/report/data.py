@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import pathlib
@@ -56,13 +57,54 @@ def gather(data: InputPipeline, stages: Sequence[Stage], num_examples: int = 0) 
         seen.add((task, stage.batch_size))
         row: dict[str, Any] = {"task": task, "batch_size": stage.batch_size}
         try:
-            row |= data.padding(task, stage.batch_size)
+            row |= _padding(data, task, stage.batch_size)
         except UserError as error:
             row["error"] = str(error).partition(";")[0]
         found["batches"].append(row)
     for task in dict.fromkeys(map(rows_of, stages)):
         found["rows"] += itertools.islice(_rows(data, task), num_examples)
     return found
+
+
+def _padding(data: InputPipeline, task: str, batch_size: int) -> dict[str, Any]:
+    """Counts what an epoch of a task's training batches is made of.
+
+    Returns:
+      `rows` and `batches` of an epoch, `widths` of the batches, `real_tokens`, `tokens` and
+      `real_share`; and `examples`, `window_width` and `window_share`, for rows of a single
+      example that are as wide as all their windows together.
+
+    Raises:
+      UserError: if there is less than one batch of examples.
+    """
+    table = data.table(task, "train")
+    lengths = data.feature_lengths(task)
+    name, width = {
+        "inputs": ("decoder_segment_ids", lengths.get("inputs", 0) + lengths.get("targets", 0)),
+        "tokens": ("blocks", lengths.get("tokens", 0)),
+        "prompt": ("prompt_tokens", lengths.get("prompt", 0)),
+    }[next(iter(lengths))]
+    ids = table.rows[name]
+    packed = name == "decoder_segment_ids"
+    examples = int(ids.max(axis=1, initial=0).sum()) if packed else len(ids)
+    batches = data.batches(task, "train", batch_size, num_epochs=1)
+    shapes: collections.Counter[tuple[int, int]] = collections.Counter()
+    real = 0
+    for batch in batches:
+        shapes[batch[name].shape] += 1
+        real += int(np.sum(batch[name] > 0))
+    tokens = sum(rows * columns * count for (rows, columns), count in shapes.items())
+    return {
+        "rows": len(ids),
+        "batches": sum(shapes.values()),
+        "widths": sorted(columns for _, columns in shapes),
+        "real_tokens": real,
+        "tokens": tokens,
+        "real_share": real / tokens,
+        "examples": examples,
+        "window_width": width,
+        "window_share": float(np.sum(ids > 0) / (examples * width)),
+    }
 
 
 def _overlap(data: InputPipeline) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pit_jax import files
 from pit_jax.data.datasets import MixtureConfig
 from pit_jax.data.layouts import TASK_FOLDS, UNLIKELY
 from pit_jax.errors import UserError
+from pit_jax.method.roles import POLICY
 from pit_jax.run import directory as run_directory
 from pit_jax.run import stages
 from pit_jax.run.run import Run
@@ -62,7 +63,8 @@ def check_models(run: Run, names: Iterable[str]) -> None:
     for name in dict.fromkeys(names):
         result = run.result(name)
         if run.is_complete(name):
-            run_directory.check_identity(run.folder(name), run.identity())
+            identity = run.identity(run.role_name(name))
+            run_directory.check_identity(run.folder(name), identity)
             checkpoints = Checkpoints(run.folder(name) / "checkpoints", read_only=True)
             checkpoints.check_step(result["model_step"])
             checkpoints.close()
@@ -103,7 +105,7 @@ def _is_run(folder: epath.Path) -> bool:
 
 
 def _check_rows(run: Run, stage: Stage) -> None:
-    stages.check_mesh(stage, run.config.network, run.partitioner)
+    stages.check_mesh(stage, run.role_of(stage).network, run.partitioner)
     rows = run.partitioner.row_shards
     if run.config.sampling_batch % rows:
         raise UserError(
@@ -114,10 +116,10 @@ def _check_rows(run: Run, stage: Stage) -> None:
 
 def _check_data(run: Run, stage: Stage) -> None:
     """Refuses a stage whose fold doesn't fill a batch, or that has nothing to be evaluated on."""
-    task = stages.rows_of(stage)
+    task, data = stages.rows_of(stage), run.data_of(stages.role_of(stage))
     rounds = stage.rounds if isinstance(stage, RLStage) else ()
     for sampled in {round_.is_sampled for round_ in rounds if round_.steps} or {False}:
-        bounds = run.data.row_bounds(task, "train", stage.batch_size, sampled=sampled)
+        bounds = data.row_bounds(task, "train", stage.batch_size, sampled=sampled)
         rows = sum(most for _, most in bounds.values())
         if rows < stage.batch_size:
             raise UserError(
@@ -129,9 +131,9 @@ def _check_data(run: Run, stage: Stage) -> None:
         if empty and isinstance(mixture, MixtureConfig) and mixture.rates:
             why = f"the mixture draws from {empty[0]}, which has no rows"
             raise UserError(f"stage {stage.name}: {why}")
-    packed, widths = run.data.batching.packed_length, run.data.feature_lengths(task)
+    packed, widths = data.batching.packed_length, data.feature_lengths(task)
     if "inputs" in widths and 0 < packed < widths["inputs"] + widths["targets"]:
-        run.data.num_rows(task, "train")  # refuses rows for a longer example
+        data.num_rows(task, "train")  # refuses rows for a longer example
     if task == "sft_pit_reflection":
         _check_reflections(run, stage)
     if isinstance(stage, RewardStage):
@@ -140,7 +142,7 @@ def _check_data(run: Run, stage: Stage) -> None:
 
 def _check_reflections(run: Run, stage: Stage) -> None:
     """Refuses to learn reflections without a window for them, or from examples that have none."""
-    if not run.config.lengths.reflection:
+    if not run.role_of(stage).lengths.reflection:
         raise UserError(
             f"stage {stage.name}: got Lengths.reflection=0, expected the most tokens of a "
             "reflection and <<Improved>>"
@@ -180,6 +182,7 @@ def _builds_on(stage: Stage) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def _check_model(run: Run, stage: Stage, field: str, other: str, tasks: tuple[str, ...]) -> None:
+    role = POLICY if field.startswith("policy") else stages.role_of(stage)
     names = [each.name for each in run.config.stages]
     if other in names and not run.is_complete(other) and not run.is_from_t5x(other):
         task = run.stage(other).task
@@ -191,7 +194,7 @@ def _check_model(run: Run, stage: Stage, field: str, other: str, tasks: tuple[st
     elif other not in names and run.is_from_t5x(other):
         return  # T5X's checkpoints don't say which task they are of
     elif other in names or "/" in other:
-        task = run.task_of(other)
+        task = run.task_of(other, role)
     else:
         raise UserError(
             f"stage {stage.name}: {field} is {other!r}, expected a stage of the run "

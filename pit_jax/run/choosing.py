@@ -30,11 +30,12 @@ from pit_jax.errors import UserError
 from pit_jax.method import choice as choice_lib
 from pit_jax.method import curriculum
 from pit_jax.method.choice import Choice, Measured
-from pit_jax.method.sampler import Tokens, pad_left, pad_right
+from pit_jax.method.roles import POLICY, Role
+from pit_jax.method.sampler import Response, Tokens, pad_left, pad_right
 from pit_jax.run import directory as run_directory
 from pit_jax.run.run import Run
-from pit_jax.run.stage_training import environment
-from pit_jax.run.stages import RLStage, Stage
+from pit_jax.run.stage_training import environment, translation
+from pit_jax.run.stages import RLStage, Stage, role_of
 from pit_jax.runtime import processes
 from pit_jax.runtime.checkpoints import Checkpoints
 
@@ -46,12 +47,12 @@ class Row:
     Attributes:
       number: names the row's draws.
       example: the example of the dev split.
-      reference: the ids of y_ref; None for a policy.
+      reference: y_ref; None for a policy.
     """
 
     number: int
     example: Example
-    reference: Tokens | None = None
+    reference: Response | None = None
 
 
 def is_due(run: Run, stage: Stage) -> bool:
@@ -170,9 +171,9 @@ def _make(run: Run, stage: RLStage, choice: Choice, steps: list[int]) -> dict[st
         "samples": [
             {
                 "prompt": row.example.prompt,
-                "reference": None if row.reference is None else _decode(run, row.reference),
+                "reference": _reference(run, stage, row),
                 "responses": [
-                    _sample(run, step, found[step], place) for step in decision.candidates
+                    _sample(run, stage, step, found[step], place) for step in decision.candidates
                 ],
             }
             for place, row in enumerate(rows[: choice.samples])
@@ -182,20 +183,31 @@ def _make(run: Run, stage: RLStage, choice: Choice, steps: list[int]) -> dict[st
 
 def _results(run: Run, stage: RLStage, rows: list[Row], steps: list[int]):
     """Yields what each checkpoint's responses to the rows are: arrays with rows first."""
-    measure = run.partitioner.jit(
-        choice_lib.make_measure(run.config.network, stage.ppo, environment(run, stage)),
-        out_shardings=run.partitioner.replicated,
+    found_networks, where = run.config.networks(stage), environment(run, stage)
+    measure, sample = (
+        run.partitioner.jit(program, out_shardings=run.partitioner.replicated)
+        for program in (
+            choice_lib.make_measure(found_networks, stage.ppo, where),
+            choice_lib.make_sample(found_networks, where),
+        )
     )
-    reference, reward = run.load_frozen(stage.reference), run.load_frozen(stage.reward_model)
+    translate = translation(run, stage)
+    role = role_of(stage)
+    reference = run.load_frozen(stage.reference, role=role)
+    reward = run.load_frozen(stage.reward_model)
     batches = list(_batches(run, stage, rows))
     key = run.key("choice", stage.name)
     for step in steps:
         models = {"policy": run.load_frozen(stage.name, step)}
         models |= {"reference": reference, "reward": reward}
-        found = [
-            jax.tree.map(np.asarray, measure(models, run.partitioner.shard_batch(batch), key))
-            for batch in batches
-        ]
+        found = []
+        for batch in batches:
+            placed = run.partitioner.shard_batch(batch)
+            if translate is not None:
+                generation = sample(models["policy"], placed, key)
+                read = run.partitioner.shard_batch(translate(jax.device_get(generation)))
+                placed = placed | read | {"generation": generation}
+            found.append(jax.tree.map(np.asarray, measure(models, placed, key)))
         del models  # before the next one is loaded
         result = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         yield {name: values[: len(rows)] for name, values in result.items()}
@@ -208,69 +220,76 @@ def rows_of(run: Run, stage: RLStage, choice: Choice) -> list[Row]:
         return [Row(example.index, example) for example in examples]
     *_, (number, round_, _, _) = curriculum.locate(stage.rounds, 0)
     if not round_.is_sampled:
-        encode = run.vocabulary.encode
         return [
-            Row(2 * example.index + place, example, encode(text))
+            Row(2 * example.index + place, example, Response([], True, text=text))
             for example in examples
             for place, text in enumerate((example.rejected, example.chosen))
         ]
     step = round_.policy_step or run.result(round_.policy)["model_step"]
-    policy = run.load_frozen(round_.policy, step)
-    responses = run.sampler.respond(
-        policy,
-        [run.layout.policy_prompt(example.prompt) for example in examples],
-        run.layout.widths(run.config.lengths).policy,
+    responses = run.role(POLICY).answers(
+        run.load_frozen(round_.policy, step, POLICY),
+        [example.prompt for example in examples],
         [example.index for example in examples],
         run.key("choice", stage.name, "references", number),
         round_.sampling,
     )
-    reference = run.improver(policy).reference
     return [
-        Row(example.index, example, reference(response))
+        Row(example.index, example, response)
         for example, response in zip(examples, responses, strict=True)
     ]
 
 
 def _batches(run: Run, stage: RLStage, rows: list[Row]):
     """Yields batches of the stage's size; the last one is filled up with its last row."""
-    layout, widths = run.layout, run.layout.widths(run.config.lengths)
+    own, reward = run.role_of(stage), run.role_of(stage.reward_model)
     for start in range(0, len(rows), stage.batch_size):
         part = rows[start : start + stage.batch_size]
         part += [part[-1]] * (stage.batch_size - len(part))
-        xs = [row.example.prompt for row in part]
-        pairs = [(row.example.prompt, row.reference) for row in part]
         batch = {"rows": np.asarray([row.number for row in part], np.int32)}
-        if stage.task == "rl_policy":
-            batch["prompts"] = pad_left([layout.policy_prompt(x) for x in xs], widths.policy)
-        else:
-            batch["prompts"] = pad_left([layout.pit_prompt(*pair) for pair in pairs], widths.pit)
-        if stage.task == "rl_pit":
-            prompts = [layout.gap_prompt(*pair) for pair in pairs]
-            batch["reward_prompts"] = pad_left(prompts, widths.gap)
-        else:
-            prompts = [layout.reward_prompt(x) for x in xs]
-            batch["reward_prompts"] = pad_left(prompts, widths.reward)
+        batch["prompts"] = _prompts(own, part, "policy" if stage.task == "rl_policy" else "pit")
+        kind = "gap" if stage.task == "rl_pit" else "reward"
+        batch["reward_prompts"] = _prompts(reward, part, kind)
         if stage.task == "rl_pit_difference":
-            references = [layout.response(row.reference) for row in part]
-            batch["references"] = pad_right(references, widths.reference)
+            references = [reward.layout.response(each) for each in _references(reward, part)]
+            batch["references"] = pad_right(references, reward.widths.reference)
         yield batch
 
 
-def _sample(run: Run, step: int, result: dict[str, np.ndarray], place: int) -> dict[str, Any]:
+def _prompts(role: Role, rows: list[Row], kind: str) -> np.ndarray:
+    """Prompts of a layout, `policy`, `pit`, `reward` or `gap`, as wide as its window."""
+    make = getattr(role.layout, f"{kind}_prompt")
+    given: list[tuple[Any, ...]] = [(row.example.prompt,) for row in rows]
+    if kind in ("pit", "gap"):
+        pairs = zip(given, _references(role, rows), strict=True)
+        given = [(*x, reference) for x, reference in pairs]
+    return pad_left([make(*each) for each in given], getattr(role.widths, kind))
+
+
+def _references(role: Role, rows: list[Row]) -> list[Tokens]:
+    return [role.reference(row.reference) for row in rows if row.reference is not None]
+
+
+def _reference(run: Run, stage: RLStage, row: Row) -> str | None:
+    """A row's y_ref as `choice.json` has it: as the model reads it."""
+    if row.reference is None:
+        return None
+    role = run.role_of(stage)
+    return role.vocabulary.decode(role.reference(row.reference))
+
+
+def _sample(
+    run: Run, stage: RLStage, step: int, result: dict[str, np.ndarray], place: int
+) -> dict[str, Any]:
     """A response as `choice.json` has it."""
     tokens = result["tokens"][place][result["mask"][place]].tolist()
     ended = bool(result["ended"][place])
-    text = _decode(run, tokens[: len(tokens) - ended])
+    text = run.role_of(stage).vocabulary.decode(tokens[: len(tokens) - ended])
     return {
         "step": step,
         "text": text,
         "reward": _known(float(result["score"][place])),
         "ended": ended,
     }
-
-
-def _decode(run: Run, tokens: Tokens) -> str:
-    return run.vocabulary.decode(tokens)
 
 
 def _known(value: float) -> float | None:

@@ -22,7 +22,7 @@ import ast
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -31,9 +31,10 @@ from pit_jax import files
 from pit_jax.data.layouts import Lengths
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
+from pit_jax.method.roles import ROLES
 from pit_jax.models.config import NetworkConfig
 from pit_jax.run.config import RunConfig
-from pit_jax.run.stages import Stage
+from pit_jax.run.stages import Stage, role_of
 from pit_jax.runtime import processes
 
 _SHOWN = 6  # changed settings that a message lists
@@ -42,12 +43,30 @@ _WIDTH = 60  # characters of a value that it shows
 _MODELS = ("initial", "reference", "reward_model")
 
 
-def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[str, str]:
-    """Returns what determines a stage's result: its own settings and those it builds on."""
-    names = ("seed", "network", "dataset", "batching")
-    found = {name: _text(getattr(config, name), _result_counts) for name in names}
-    found["lengths"] = _text(config.lengths.of_task(stage.task), _result_counts)
-    found |= _of_vocabulary(vocabulary)
+def settings(
+    config: RunConfig, stage: Stage, vocabularies: Mapping[str, Vocabulary]
+) -> dict[str, str]:
+    """Returns what determines a stage's result: its own settings and those it builds on.
+
+    Args:
+      config: the run's configuration.
+      stage: the stage.
+      vocabularies: the vocabulary of each role.
+    """
+    own = role_of(stage)
+    model = config.of_role(own)
+    found = {"seed": _text(config.seed, _result_counts)}
+    found["network"] = _text(model.network, _result_counts)
+    for name in ("dataset", "batching"):
+        found[name] = _text(getattr(config, name), _result_counts)
+    found["lengths"] = _text(model.windows.of_task(stage.task), _result_counts)
+    found |= _of_vocabulary(vocabularies[own])
+    for role in ROLES:  # the windows of all roles say which examples there are
+        other = config.of_role(role)
+        if other != model:
+            found[f"lengths of {role}"] = _text(other.windows.of_task(""), _result_counts)
+            of_vocabulary = _of_vocabulary(vocabularies[role])
+            found |= {f"{name} of {role}": text for name, text in of_vocabulary.items()}
     table = {each.name: each for each in config.stages}
     todo, seen = [stage.name], set()
     while todo:
@@ -57,6 +76,9 @@ def settings(config: RunConfig, stage: Stage, vocabulary: Vocabulary) -> dict[st
         seen.add(name)
         each = table[name]
         found[name] = _text(each, _result_counts)
+        if (other := config.of_role(role_of(each))) != model:
+            network = _text(other.network, _result_counts)
+            found[f"network of {role_of(each)}"] = network
         todo += [getattr(each, field, "") for field in _MODELS]
         todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]
     return found
@@ -109,16 +131,23 @@ def with_choices(
     return found
 
 
-def lengths(directory: epath.Path) -> Lengths | None:
-    """Returns the windows that a run's stages were started with; None if none was.
+def lengths(directory: epath.Path, config: RunConfig, role: str) -> Lengths | None:
+    """Returns the windows that a role's stages were started with; None if none was.
 
-    They are those of the run from then on, where the data gives them (data/windows.py).
+    They are those of the role from then on, where the data gives them (data/windows.py).
+
+    Args:
+      directory: the run directory.
+      config: the run's configuration.
+      role: the role.
 
     Raises:
       UserError: for a damaged `stage.json`.
     """
+    model = config.of_role(role)
+    others = {each.name for each in config.stages if config.of_role(role_of(each)) != model}
     for folder in sorted(directory.iterdir()) if directory.is_dir() else ():
-        if (folder / "stage.json").exists():
+        if folder.name not in others and (folder / "stage.json").exists():
             text = read_json(folder / "stage.json").get("settings", {}).get("lengths", "")
             if found := re.findall(r"(\w+)=(\d+)", text):
                 return Lengths(**{name: int(tokens) for name, tokens in found})

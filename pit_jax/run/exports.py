@@ -35,10 +35,12 @@ def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") ->
         read as transformers reads one, or no family computes what its network does.
     """
     result = run.result(name)
-    kind, _, source = run.config.vocabulary.partition(":")
+    role = run.role_name(name)
+    own, model = run.role(role), run.config.of_role(role)
+    kind, _, source = model.vocabulary.partition(":")
     if kind != "tokenizer":
         raise UserError(
-            f"{name}: got vocabulary {run.config.vocabulary!r}, expected 'tokenizer:PATH', whose "
+            f"{name}: got vocabulary {model.vocabulary!r}, expected 'tokenizer:PATH', whose "
             "tokenizer.json transformers loads"
         )
     scalar = result["task"] in stages.REWARD_TASKS
@@ -47,18 +49,15 @@ def take_out(run: Run, name: str, folder: epath.Path, dtype: str = "float32") ->
             f"{name}: got pooling={result['pooling']!r}, expected 'last': transformers reads "
             "the score at the last token"
         )
-    architecture = hugging_face.save(
-        folder, run.load(name), run.config.network, run.vocabulary, dtype
-    )
+    architecture = hugging_face.save(folder, run.load(name), own.network, own.vocabulary, dtype)
     improver = result["task"] in _PIT_TASKS
-    template = run.config.chat_template
-    pieces = write_tokenizer(epath.Path(source), folder, run.vocabulary, template, improver)
+    template = model.chat_template
+    pieces = write_tokenizer(epath.Path(source), folder, own.vocabulary, template, improver)
     if processes.is_first():
         anchor = run.anchor(name) if scalar else None
-        text = _given(run.vocabulary, result["task"], pieces)
+        text = _given(own.vocabulary, result["task"], pieces)
         if run.reflects(name):
-            window = run.layout.widths(run.config.lengths).reflected
-            text += _written(pieces["improved"], run.vocabulary, window)
+            text += _written(pieces["improved"], own.vocabulary, own.widths.reflected)
         write_whole(folder / "README.md", _card(name, result, architecture, text, anchor))
     return architecture
 

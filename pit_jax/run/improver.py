@@ -15,10 +15,14 @@ from pit_jax.data import datasets
 from pit_jax.data.files.json_values import shown
 from pit_jax.errors import NotFiniteError
 from pit_jax.method.improve import ImproveConfig, Trace
-from pit_jax.method.sampler import Response, Tokens
+from pit_jax.method.roles import GAP_REWARD, PIT, POLICY, Role
+from pit_jax.method.sampler import Response
 from pit_jax.run.run import Run, key_for
 
-POLICY, PIT, GAP_MODEL = ROLES = ("policy", "pit", "gap_model")
+GAP_MODEL = "gap_model"
+# What stands in the output for a role of method/roles.py.
+ROLE_OF = {POLICY: POLICY, PIT: PIT, GAP_MODEL: GAP_REWARD}
+ROLES = tuple(ROLE_OF)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +31,10 @@ class Asked:
 
     Attributes:
       x: the prompt, as text.
-      prompt: the ids of `Layout.policy_prompt`.
       response: the text that is improved, None to sample it.
     """
 
     x: str
-    prompt: Tokens
     response: str | None = None
 
 
@@ -42,12 +44,24 @@ class RunImprover:
     Args:
       run: the run, whose configuration says how to improve.
       stages: the stages of ROLES; without one of `gap_model` there are no gaps.
+
+    Attributes:
+      load: returns the model of one of ROLES, which it loads once.
     """
 
     def __init__(self, run: Run, stages: Mapping[str, str]):
         self.run = run
         self.stages = dict(stages)
-        self.load = functools.cache(run.load_frozen)
+        self.load = functools.cache(self._load)
+        readers = (run.role(ROLE_OF[role]) for role in ROLES if role in self.stages)
+        self._readers = list(dict.fromkeys(readers))
+
+    def _load(self, role: str) -> Any:
+        return self.run.load_frozen(self.stages[role], role=ROLE_OF[role])
+
+    def role(self, config: ImproveConfig) -> Role:
+        """Returns how the model reads and writes that improves."""
+        return self.run.role(_improving(config))
 
     @property
     def has_gaps(self) -> bool:
@@ -76,18 +90,17 @@ class RunImprover:
           ValueError: if it can't be used; the message says what was got and what was expected.
         """
         run, response = self.run, record.get("response")
-        lengths = run.config.lengths
         x = datasets.prompt(run.config.dataset, record)
-        prompt = run.layout.policy_prompt(x)
-        if len(prompt) > lengths.prompt:
-            raise ValueError(
-                f"got a prompt of {len(prompt)} tokens, expected at most {lengths.prompt}"
-            )
+        for role in self._readers:
+            tokens, window = len(role.layout.policy_prompt(x)), role.lengths.prompt
+            if tokens > window:
+                raise ValueError(f"got a prompt of {tokens} tokens, expected at most {window}")
         if not isinstance(response, str | None):
             raise ValueError(f"got {shown(response)}, expected text under 'response'")
         if response is not None:
-            self._check(response, lengths.reference, "references")
-        return Asked(x, prompt, response)
+            role = self.role(run.config.improve)
+            _check(response, role, role.lengths.reference, "references")
+        return Asked(x, response)
 
     def __call__(
         self,
@@ -110,10 +123,11 @@ class RunImprover:
         run, gap_stage = self.run, self.stages.get(GAP_MODEL, "")
         key = functools.partial(key_for, run.config.seed if seed is None else seed)
         improver = run.improver(
-            self.load(self.stages[_improving(config)]),
-            self.load(gap_stage) if gap_stage else None,
+            self.load(_improving(config)),
+            self.load(GAP_MODEL) if gap_stage else None,
             gap_stage,
             self.reflects(config),
+            _improving(config),
         )
         return improver(
             [each.x for each in asked],
@@ -131,17 +145,16 @@ class RunImprover:
           UserError: if the model isn't trained or doesn't fit the run.
         """
         run, stage = self.run, self.stages[GAP_MODEL]
-        window = run.config.lengths.response
+        judge = run.role(GAP_REWARD)
         for number, text in enumerate(better):
             try:
-                self._check(text, window, "responses")
+                _check(text, judge, judge.lengths.response, "responses")
             except ValueError as error:
                 raise ValueError(f"[{number}]: {error}") from None
         # One that fills the window has no room for its end, as if it had been sampled.
-        given = map(self._given, better)
-        improved = [dataclasses.replace(y, ended=len(y.tokens) < window) for y in given]
-        improver = run.improver(None, self.load(stage), stage, False)
-        current = [self._given(each.response or "") for each in asked]
+        improved = [judge.read(text.strip()) for text in better]
+        improver = run.improver(None, self.load(GAP_MODEL), stage, role=GAP_REWARD)
+        current = [_given(each.response or "", judge) for each in asked]
         return improver.gaps([each.x for each in asked], improved, current).tolist()
 
     def check(self, trace: Trace, place: str) -> None:
@@ -155,51 +168,54 @@ class RunImprover:
 
     def texts(self, trace: Trace, asked: Asked) -> list[str]:
         """Returns the texts of all responses of a trace, the first as it was given."""
-        texts = [self.run.vocabulary.decode(response.tokens) for response in trace.responses]
+        texts = [self.role(self.run.config.improve).text(each) for each in trace.responses]
         return [texts[0] if asked.response is None else asked.response, *texts[1:]]
 
     def reflections(self, trace: Trace) -> list[str]:
         """Returns the texts of the reflections of a trace's iterations."""
-        return [self.run.vocabulary.decode(each.reflection) for each in trace.responses[1:]]
+        vocabulary = self.run.role(PIT).vocabulary
+        return [vocabulary.decode(each.reflection) for each in trace.responses[1:]]
 
     def is_truncated(self, trace: Trace) -> bool:
         """Returns whether a window cut a response, or cut one that the next was made of."""
-        vocabulary, window = self.run.vocabulary, self.run.config.lengths.reference
-        made_of = (vocabulary.decode(response.tokens) for response in trace.responses[:-1])
-        cut = any(len(vocabulary.encode(text)) > window for text in made_of)
+        role = self.role(self.run.config.improve)
+        encode, window = role.vocabulary.encode, role.lengths.reference
+        cut = any(len(encode(role.text(each))) > window for each in trace.responses[:-1])
         return cut or not all(response.ended for response in trace.responses)
 
     def _drafts(
         self, asked: Sequence[Asked], rows: Sequence[int], key: Any, config: ImproveConfig
     ) -> list[Response]:
         """Returns each y_0, and samples those that aren't given."""
-        run = self.run
         missing = [n for n, each in enumerate(asked) if each.response is None]
         sampled: Iterator[Response] = iter(())
         if missing:
-            responses = run.sampler.respond(
-                self.load(self.stages[POLICY]),
-                [asked[n].prompt for n in missing],
-                run.layout.widths(run.config.lengths).policy,
+            responses = self.run.role(POLICY).answers(
+                self.load(POLICY),
+                [asked[n].x for n in missing],
                 [rows[n] for n in missing],
                 key,
                 config.policy_sampling,
             )
             sampled = iter(responses)
+        role = self.role(config)
         return [
-            next(sampled) if each.response is None else self._given(each.response) for each in asked
+            next(sampled) if each.response is None else _given(each.response, role)
+            for each in asked
         ]
 
-    def _given(self, text: str) -> Response:
-        # As in training, where white space around responses is removed.
-        return Response(self.run.vocabulary.encode(text.strip()), True)
 
-    def _check(self, text: str, window: int, of: str) -> None:
-        tokens = len(self._given(text).tokens)
-        if tokens > window:
-            raise ValueError(
-                f"got a response of {tokens} tokens, expected at most {window}, the window of {of}"
-            )
+def _given(text: str, role: Role) -> Response:
+    # As in training, where white space around responses is removed.
+    return Response(role.vocabulary.encode(text.strip()), True, text=text.strip())
+
+
+def _check(text: str, role: Role, window: int, of: str) -> None:
+    tokens = len(_given(text, role).tokens)
+    if tokens > window:
+        raise ValueError(
+            f"got a response of {tokens} tokens, expected at most {window}, the window of {of}"
+        )
 
 
 def _improving(config: ImproveConfig) -> str:

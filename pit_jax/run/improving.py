@@ -25,7 +25,7 @@ from pit_jax.data.files import records
 from pit_jax.data.files.records import Record
 from pit_jax.errors import UserError
 from pit_jax.method.improve import ImproveConfig, Trace
-from pit_jax.run.improver import PIT, POLICY, Asked, RunImprover
+from pit_jax.run.improver import GAP_MODEL, PIT, POLICY, ROLE_OF, Asked, RunImprover
 from pit_jax.run.shards import Shards
 from pit_jax.runtime import metrics, processes
 
@@ -150,7 +150,9 @@ class Job:
         if self.found.bad < self.found.rows:
             self.needed = improver.needed(self._config, self.found.drafts > 0)
         run = improver.run
-        self._results = {role: run.result(stage) for role, stage in self.needed.items()}
+        self._results = {
+            role: run.result(stage, ROLE_OF[role]) for role, stage in self.needed.items()
+        }
         self._models = {
             role: f"{stage}@{self._results[role]['model_step']}"
             for role, stage in self.needed.items()
@@ -179,8 +181,8 @@ class Job:
         if begin:
             print(f"improve: continues at row {begin + 1} of {total}")
         if shard < self._count:
-            for stage in self.needed.values():
-                self._improver.load(stage)
+            for role in self.needed:
+                self._improver.load(role)
         digest, started = hashlib.sha256(), time.monotonic()
         numbered = enumerate(_hashed(records.records(self._source), digest))
         collections.deque(itertools.islice(numbered, begin), maxlen=0)
@@ -243,7 +245,7 @@ class Job:
 
     def _depends_on(self, on_error: str) -> dict[str, str]:
         """Returns all that the output's lines depend on, and which of them make a shard."""
-        config = self._run.config
+        config, improver = self._run.config, self._improver
         improve = self._config
         return {
             "input": f"{self.found.rows} rows, hash {self.found.digest[:12]}",
@@ -251,18 +253,31 @@ class Job:
                 role: f"{name}, result {_hash(self._results[role])}"
                 for role, name in self._models.items()
             },
-            "stage of the policy": self._improver.stages[POLICY],  # the key of drafts is made of it
+            "stage of the policy": improver.stages[POLICY],  # the key of drafts is made of it
             "seed": str(config.seed),
             **{
                 f"improve.{field.name}": repr(getattr(improve, field.name))
                 for field in dataclasses.fields(improve)
             },
             "prompts of Self-Refine": _hash(dataclasses.asdict(self._run.self_refine.prompts)),
-            "lengths": repr(config.lengths),
-            "dtype": config.network.dtype,
-            **self._run.identity(),
+            "lengths": repr(improver.role(self._config).lengths),
+            "dtype": improver.role(self._config).network.dtype,
+            **self._run.identity(POLICY),
+            **self._of_other_roles(),
             "shard_size": str(config.shard_size),
             "on_error": on_error,
+        }
+
+    def _of_other_roles(self) -> dict[str, str]:
+        """What roles with networks, vocabularies or windows of their own add to that."""
+        run = self._run
+        policy = run.role(POLICY)
+        others = {name: run.role(name) for name in (PIT, ROLE_OF[GAP_MODEL])}
+        return {
+            f"{what} of {name}": text
+            for name, role in others.items()
+            if role is not policy
+            for what, text in {**run.identity(name), "lengths": repr(role.lengths)}.items()
         }
 
     def _tell(self, done: int) -> None:

@@ -44,7 +44,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
     for model in () if complete else run_directory.models_of(stage):
         if run.is_complete(model):
             run.result(model)  # refuses one whose checkpoint isn't chosen yet
-    run_directory.claim(run.folder(name), run.settings(stage), run.identity(), run.data.digest)
+    identity = run.identity(run.role_name(stage))
+    run_directory.claim(run.folder(name), run.settings(stage), identity, run.data.digest)
     due = choosing.is_due(run, stage)
     if complete and not due:
         print(f"{name}: complete, skipped", flush=True)

@@ -7,27 +7,27 @@ A run directory holds one folder per stage with `stage.json` (what it was starte
 from __future__ import annotations
 
 import dataclasses
-import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
 from pit_jax.data.input_pipeline import InputPipeline
-from pit_jax.data.layouts import Layout
+from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
-from pit_jax.method import flops, self_refine
+from pit_jax.method import flops, roles, self_refine
 from pit_jax.method.improve import Improver
+from pit_jax.method.roles import ROLES, Role
 from pit_jax.method.sampler import Sampler
 from pit_jax.models.network import in_compute_type
 from pit_jax.run import directory as run_directory
 from pit_jax.run import hugging_face, stages, t5x_checkpoints
-from pit_jax.run.config import RunConfig
-from pit_jax.run.stages import RewardStage, Stage
+from pit_jax.run.config import RoleConfig, RunConfig
+from pit_jax.run.stages import RewardStage, RLStage, Stage
 from pit_jax.runtime import profiling
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import Partitioner
@@ -52,15 +52,12 @@ class Run:
     Attributes:
       config: the run's configuration.
       directory: the run directory.
-      vocabulary: the vocabulary of the data and the models.
-      layout: the token layouts of the models' inputs.
       self_refine: what asks M_P by Self-Refine.
       finds_windows: whether the windows come from the data; `config` has what was found.
       partitioner: the mesh.
       config_text: a gin file of the whole configuration, kept as `config.gin`; empty for none.
       profile: the steps of each stage to trace, None for none.
       peak: operations a second of all devices; 0 where it isn't known.
-      sampler: what samples and scores in batches.
       signals: the signals that end the training of a stage early; the command line enters it.
     """
 
@@ -75,62 +72,119 @@ class Run:
           UserError: if vocabulary and network don't fit each other, or the prompts of Self-Refine
             can't be read or rendered.
         """
-        self.config = config
         self.directory = epath.Path(config.model_dir)
+        self.finds_windows = any(config.of_role(name).windows.from_data for name in ROLES)
         prompts = self_refine.read(config.improve.self_refine)
-        self.vocabulary: Vocabulary = load_vocabulary(
-            config.vocabulary,
-            prompts.words,
-            config.control_tokens,
-            config.eos_token,
-            config.pad_token,
-            config.chat_template,
-        )
-        if self.vocabulary.vocab_size > config.network.vocab_size:
-            raise UserError(
-                f"network: got vocab_size={config.network.vocab_size}, expected at least "
-                f"{self.vocabulary.vocab_size}, the size of vocabulary {config.vocabulary!r} with "
-                "its ids for padding and control tokens"
-            )
-        self.layout = Layout(self.vocabulary)
-        self.finds_windows = config.lengths.from_data
-        if self.finds_windows:
-            lengths = run_directory.lengths(self.directory) or self.data.lengths
-            lengths = dataclasses.replace(lengths, reflection=config.lengths.reflection)
-            self.config = config = dataclasses.replace(config, lengths=lengths)
-        window = self.layout.widths(config.lengths).response
-        self.self_refine = self_refine.SelfRefine(prompts, self.layout, window)
+        self._layouts: dict[RoleConfig, Layout] = {}
+        self._pipelines: dict[tuple[Vocabulary, Lengths], InputPipeline] = {}
+        for name in ROLES:
+            model = dataclasses.replace(config.of_role(name), lengths=None)
+            if model not in self._layouts:
+                self._layouts[model] = Layout(_vocabulary(model, prompts.words))
+        self.config = self._with_windows(config)
         self.place(Partitioner(config.mesh, devices))
+        policy = self.role(roles.POLICY)
+        self.self_refine = self_refine.SelfRefine(prompts, policy.layout, policy.widths.response)
         self.config_text = ""
         self.profile: profiling.Window | None = None
         self.signals = Signals()
         self._stages = {stage.name: stage for stage in config.stages}
 
-    @functools.cached_property
+    def _layout(self, name: str) -> Layout:
+        return self._layouts[dataclasses.replace(self.config.of_role(name), lengths=None)]
+
+    def _with_windows(self, config: RunConfig) -> RunConfig:
+        """The configuration with the windows of the data where it says 0.
+
+        They are those that the run's stages were started with, if any was.
+        """
+        self.config = config
+        found: dict[str, Any] = {}
+        for name in ROLES:
+            own = config.of_role(name).windows
+            if not own.from_data:
+                continue
+            windows = run_directory.lengths(self.directory, config, name)
+            if windows is None:
+                layout = self._layout(name)
+                key = layout.vocabulary, own
+                if key not in self._pipelines:
+                    dataset, batching = config.dataset, config.batching
+                    self._pipelines[key] = InputPipeline(dataset, *key, batching)
+                windows = self._pipelines[key].lengths
+                self._pipelines[layout.vocabulary, windows] = self._pipelines[key]
+            windows = dataclasses.replace(windows, reflection=own.reflection)
+            if getattr(config, name) is None:
+                found["lengths"] = windows
+            else:
+                found[name] = dataclasses.replace(getattr(config, name), lengths=windows)
+        return dataclasses.replace(config, **found)
+
+    def place(self, partitioner: Partitioner) -> None:
+        """Moves the run to a mesh."""
+        self.partitioner = partitioner
+        self.peak = flops.peak(device.device_kind for device in partitioner.mesh.devices.flat)
+        self._roles: dict[RoleConfig, Role] = {}
+        for name in ROLES:
+            model = self.config.of_role(name)
+            if model not in self._roles:
+                self._roles[model] = self._make_role(model, self._layout(name))
+
+    def _make_role(self, model: RoleConfig, layout: Layout) -> Role:
+        vocabulary = layout.vocabulary
+        sampler = Sampler(
+            model.network,
+            self.partitioner,
+            layout.widths(model.windows).response,
+            self.config.sampling_batch,
+            vocabulary.sampled_ids(model.network.vocab_size),
+            vocabulary.ends,
+        )
+        return Role(model.network, layout, model.windows, sampler)
+
+    def role(self, name: str) -> Role:
+        """Returns how the models of a role read and write, one of method.ROLES."""
+        return self._roles[self.config.of_role(name)]
+
+    def role_of(self, stage: Stage | str) -> Role:
+        """Returns that of a stage's model, or of a trained stage by its name or path."""
+        return self.role(self.role_name(stage))
+
+    def role_name(self, stage: Stage | str) -> str:
+        """Returns the role of a stage's model, or of a trained stage by its name or path."""
+        if isinstance(stage, str) and stage in self._stages:
+            stage = self._stages[stage]
+        if isinstance(stage, str):
+            return stages.ROLE_OF[self.task_of(stage)]
+        return stages.role_of(stage)
+
+    @property
     def data(self) -> InputPipeline:
-        """The dataset's batches and texts, loaded when they are first asked for.
+        """The dataset's batches and texts, as M_P reads them, loaded when first asked for.
 
         Raises:
           UserError: if the dataset can't be read.
         """
-        config = self.config
-        return InputPipeline(config.dataset, self.vocabulary, config.lengths, config.batching)
+        return self.data_of(roles.POLICY)
 
-    def place(self, partitioner: Partitioner) -> None:
-        """Moves the run to a mesh."""
-        config = self.config
-        self.partitioner = partitioner
-        self.peak = flops.peak(device.device_kind for device in partitioner.mesh.devices.flat)
-        response = self.layout.widths(config.lengths).response
-        allowed_V = self.vocabulary.sampled_ids(config.network.vocab_size)
-        self.sampler = Sampler(
-            config.network,
-            partitioner,
-            response,
-            config.sampling_batch,
-            allowed_V,
-            self.vocabulary.ends,
-        )
+    def data_of(self, name: str) -> InputPipeline:
+        """The same as a role reads them: examples that fit the windows of every role."""
+        readers = {role: (self.role(role).vocabulary, self.role(role).lengths) for role in ROLES}
+        mine = readers[name]
+        beside = [reader for reader in dict.fromkeys(readers.values()) if reader != mine]
+        if mine not in self._pipelines or beside != self._pipelines[mine].beside:
+            config = self.config
+            self._pipelines[mine] = InputPipeline(config.dataset, *mine, config.batching, beside)
+        return self._pipelines[mine]
+
+    def reward_data(self, stage: Stage) -> InputPipeline | None:
+        """The data as a PPO stage's reward model reads it, where that reads other ids."""
+        if not isinstance(stage, RLStage):
+            return None
+        role = stages.reward_role(stage)
+        if self.role(role).vocabulary == self.role_of(stage).vocabulary:
+            return None
+        return self.data_of(role)
 
     def folder(self, name: str) -> epath.Path:
         """Returns the folder of a stage of this run, or of another run's stage by its path."""
@@ -157,8 +211,10 @@ class Run:
         steps = run_directory.steps(self.folder(name))
         return f"step {max(steps)}" if steps else "no"
 
-    def result(self, name: str) -> dict[str, Any]:
+    def result(self, name: str, role: str = roles.POLICY) -> dict[str, Any]:
         """Returns what a completed stage reports: steps, seconds, tokens, metrics, model_step.
+
+        `role` is that of a Hugging Face model, which is checked against it.
 
         For a stage that T5X trained this is its task, model_step and a reward model's pooling, as
         the stage of this run has them that is named like the folder. A Hugging Face model counts as
@@ -177,8 +233,7 @@ class Run:
                 )
             return result | ({} if step is None else {"model_step": step})
         if hugging_face.is_model(self.folder(name)):
-            model = self._abstract(stages.init_language_model)
-            hugging_face.check(self.folder(name), self.config.network, self.vocabulary, model)
+            self._check_hugging_face(name, role)
             return {"task": "pretrain", "model_step": 0}
         checkpoint = self._t5x_checkpoint(name)
         if checkpoint is None:
@@ -191,14 +246,21 @@ class Run:
             result["pooling"] = stage.reward.pooling
         return result
 
-    def task_of(self, name: str) -> str:
+    def _check_hugging_face(self, name: str, role: str) -> None:
+        own = self.role(role)
+        model = stages.abstract_model(stages.init_language_model(own.network), self.partitioner)
+        hugging_face.check(self.folder(name), own.network, own.vocabulary, model)
+
+    def task_of(self, name: str, role: str = roles.POLICY) -> str:
         """Returns the task of a trained stage, also where its checkpoint isn't chosen yet.
+
+        For `role` see `result`.
 
         Raises:
           UserError: if the stage isn't trained.
         """
         if not self.is_complete(name):
-            return self.result(name)["task"]
+            return self.result(name, role)["task"]
         return run_directory.read_json(self.folder(name) / "result.json")["task"]
 
     def choice(self, name: str) -> dict[str, Any] | None:
@@ -241,7 +303,9 @@ class Run:
             path = self.folder(name) / "result.json"
             return "" if step == run_directory.read_json(path)["model_step"] else str(step)
 
-        found = run_directory.settings(self.config, stage, self.vocabulary)
+        found = run_directory.settings(
+            self.config, stage, {name: self.role(name).vocabulary for name in ROLES}
+        )
         folder = self.folder(stage.name)
         return run_directory.with_choices(found, folder, self.config, stage, chosen)
 
@@ -249,7 +313,7 @@ class Run:
         """Makes a key from the run's seed and what it is for."""
         return key_for(self.config.seed, *purposes)
 
-    def load(self, name: str, step: int | None = None) -> Any:
+    def load(self, name: str, step: int | None = None, role: str = "") -> Any:
         """Loads the float32 parameters that a stage ended with, to train on or to export.
 
         They are those of the stage's last checkpoint, or of the one that was chosen; a reward
@@ -259,28 +323,29 @@ class Run:
           name: a stage of this run, or the path of another run's stage folder, of a checkpoint
             that T5X wrote, or of a Hugging Face model.
           step: the step of another checkpoint to load instead.
+          role: the role that the model is to have; by default that of its task.
 
         Raises:
           UserError: if the stage isn't trained, or its model doesn't fit this run.
         """
-        folder, network = self.folder(name), self.config.network
+        role = role or self.role_name(name)
+        folder, own = self.folder(name), self.role(role)
         inits = stages.init_language_model, stages.init_scalar_model
+
+        def abstract(init):
+            return stages.abstract_model(init(own.network), self.partitioner)
+
         if hugging_face.is_model(folder):
-            model = self._abstract(stages.init_language_model)
-            return hugging_face.load(folder, network, self.vocabulary, model)
+            model = abstract(stages.init_language_model)
+            return hugging_face.load(folder, own.network, own.vocabulary, model)
         if checkpoint := self._t5x_checkpoint(name, step):
-            return t5x_checkpoints.load(checkpoint, network, *map(self._abstract, inits))
+            return t5x_checkpoints.load(checkpoint, own.network, *map(abstract, inits))
         step, task = step or self.result(name)["model_step"], self.task_of(name)
-        run_directory.check_identity(folder, self.identity())
+        run_directory.check_identity(folder, self.identity(role))
         checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-        init = inits[task in stages.REWARD_TASKS]
-        params = checkpoints.restore_model(self._abstract(init), step)
+        params = checkpoints.restore_model(abstract(inits[task in stages.REWARD_TASKS]), step)
         checkpoints.close()
         return params
-
-    def _abstract(self, init: Callable) -> Any:
-        """The shapes and shardings of the parameters that `init(network)` makes."""
-        return stages.abstract_model(init(self.config.network), self.partitioner)
 
     def anchor(self, reward_stage: str) -> float:
         """The score of a reward stage's model that counts as 0, see stage_training."""
@@ -290,9 +355,10 @@ class Run:
         """Returns how a reward stage's score is read: `last` or `sum`."""
         return self.result(reward_stage)["pooling"]
 
-    def load_frozen(self, name: str, step: int | None = None) -> Any:
+    def load_frozen(self, name: str, step: int | None = None, role: str = "") -> Any:
         """Loads the parameters of `load` in the compute type, for a model that isn't trained."""
-        return in_compute_type(self.load(name, step), self.config.network)
+        network = self.role(role or self.role_name(name)).network
+        return in_compute_type(self.load(name, step, role), network)
 
     def reflects(self, name: str) -> bool:
         """Returns whether a stage's model writes a reflection before its response (Appendix K).
@@ -300,8 +366,8 @@ class Run:
         Raises:
           UserError: if the stage isn't trained, or this run has no room for its reflections.
         """
-        reflects = self.result(name)["task"] == "sft_pit_reflection"
-        if reflects and not self.config.lengths.reflection:
+        reflects = self.task_of(name) == "sft_pit_reflection"
+        if reflects and not self.role(roles.PIT).lengths.reflection:
             raise UserError(
                 f"{name}: writes a reflection before its response; got reflection=0 of Lengths, "
                 "expected the window that it was trained with"
@@ -309,23 +375,26 @@ class Run:
         return reflects
 
     def improver(
-        self, model: Any, gap_model: Any = None, gap_stage: str = "", reflects: bool = False
+        self,
+        model: Any,
+        gap_model: Any = None,
+        gap_stage: str = "",
+        reflects: bool = False,
+        role: str = roles.PIT,
     ) -> Improver:
         """Makes what runs Algorithm 2 on this run's mesh.
 
         Args:
-          model: parameters of M_PIT.
+          model: parameters of M_PIT; of M_P for Self-Refine.
           gap_model: parameters of R_PIT, None to score no gaps.
           gap_stage: the stage that trained R_PIT.
           reflects: whether M_PIT writes a reflection before its response, see `reflects`.
+          role: the role of `model`.
         """
         return Improver(
-            sampler=self.sampler,
-            layout=self.layout,
-            lengths=self.config.lengths,
-            encode=self.vocabulary.encode,
-            decode=self.vocabulary.decode,
+            role=self.role(role),
             model=model,
+            judge=self.role(roles.GAP_REWARD),
             gap_model=gap_model,
             pooling=self.pooling(gap_stage) if gap_stage else "last",
             anchor=self.anchor(gap_stage) if gap_stage else 0.0,
@@ -359,6 +428,26 @@ class Run:
         for name in self._stages:
             run_directory.check_data(self.folder(name), digest)
 
-    def identity(self) -> dict[str, str]:
-        """Returns what gives the models' parameters their meaning, as directory.identity has it."""
-        return run_directory.identity(self.config.network, self.vocabulary)
+    def identity(self, role: str) -> dict[str, str]:
+        """Returns what gives a role's parameters their meaning, as directory.identity has it."""
+        own = self.role(role)
+        return run_directory.identity(own.network, own.vocabulary)
+
+
+def _vocabulary(model: RoleConfig, words: Any) -> Vocabulary:
+    """Loads the vocabulary of a role; its network must have rows for all ids."""
+    vocabulary: Vocabulary = load_vocabulary(
+        model.vocabulary,
+        words,
+        model.control_tokens,
+        model.eos_token,
+        model.pad_token,
+        model.chat_template,
+    )
+    if vocabulary.vocab_size > model.network.vocab_size:
+        raise UserError(
+            f"network: got vocab_size={model.network.vocab_size}, expected at least "
+            f"{vocabulary.vocab_size}, the size of vocabulary {model.vocabulary!r} with its ids "
+            "for padding and control tokens"
+        )
+    return vocabulary

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from pit_jax.data.input_pipeline import DATA_REFERENCES
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
+from pit_jax.method.decode import is_end
+from pit_jax.method.environment import Environment
+from pit_jax.method.roles import POLICY
 from pit_jax.run import directory as run_directory
 from pit_jax.run import stages
 from pit_jax.run.run import Run
@@ -45,13 +49,13 @@ def train(run: Run, stage: Stage) -> None:
 def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
     progress = loop.Progress()
     if checkpoints.latest_step() is not None:
-        abstract = stages.abstract_state(stage, run.config.network, run.partitioner)
+        abstract = stages.abstract_state(stage, run.config.networks(stage), run.partitioner)
         state, extra = checkpoints.restore(abstract)
         progress = loop.Progress(**extra)
         print(f"{stage.name}: continues at step {progress.step}", flush=True)
     else:
         key = run.key("init", stage.task)
-        state = stages.create_state(stage, run.config.network, run.partitioner, key)
+        state = stages.create_state(stage, run.config.networks(stage), run.partitioner, key)
         state = start_from(run, stage, state)
     window = run.profile and run.profile.within(stage.steps - progress.step)
     profiler = profiling.Profiler(window, run.folder(stage.name) / "profile")
@@ -76,7 +80,7 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
 
 def restore(run: Run, stage: Stage, step: int) -> Any:
     """Restores the whole state of a stage of this run from its checkpoint of `step`."""
-    abstract = stages.abstract_state(stage, run.config.network, run.partitioner)
+    abstract = stages.abstract_state(stage, run.config.networks(stage), run.partitioner)
     checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", read_only=True)
     state, _ = checkpoints.restore(abstract, step)
     checkpoints.close()
@@ -87,7 +91,8 @@ def start_from(run: Run, stage: Stage, state: Any) -> Any:
     """Returns the starting state with the parameters of the stages that it builds on."""
     if not stage.initial:
         return state
-    initial = run.load(stage.initial)
+    role = stages.role_of(stage)
+    initial = run.load(stage.initial, role=role)
     if isinstance(stage, SupervisedStage):
         return state.replace(params=initial)
     if isinstance(stage, RewardStage):
@@ -105,7 +110,7 @@ def start_from(run: Run, stage: Stage, state: Any) -> Any:
 def _train_supervised(
     run: Run, stage: SupervisedStage | RewardStage, state, fit: Callable, progress
 ) -> Any:
-    network, partitioner = run.config.network, run.partitioner
+    network, partitioner = run.role_of(stage).network, run.partitioner
     loss = stages.objective(stage, network)
     step = supervised_step.make_step(loss, partitioner, stage.microbatches)
     held_out = None
@@ -137,30 +142,55 @@ def make_ppo_step(run: Run, stage: RLStage) -> Callable:
       UserError: if a model that it builds on isn't trained.
     """
     return ppo_step.make_step(
-        run.config.network,
+        run.config.networks(stage),
         stage.ppo,
         environment(run, stage),
         run.partitioner,
         frozen(run, stage),
         run.key("ppo", stage.name),
-        run.vocabulary.readable,
+        run.role_of(stage).vocabulary.readable,
+        translation(run, stage),
     )
 
 
-def environment(run: Run, stage: RLStage) -> ppo_step.Environment:
+def translation(run: Run, stage: RLStage) -> Callable[[Any], dict[str, np.ndarray]] | None:
+    """Returns what makes of a Generation on the host what the stage's reward model reads of it.
+
+    It is None where they have one vocabulary.
+    """
+    own, reward = run.role_of(stage), run.role(stages.reward_role(stage))
+    if own.vocabulary == reward.vocabulary:
+        return None
+
+    def translate(generation) -> dict[str, np.ndarray]:
+        pairs = zip(generation.tokens_BR, generation.mask_BR, strict=True)
+        rows = [tokens[mask] for tokens, mask in pairs]
+        texts = [own.vocabulary.decode(row) for row in rows]
+        ended = [bool(is_end(row, own.vocabulary.ends).any()) for row in rows]
+        read = [reward.read(*each) for each in zip(texts, ended, strict=True)]
+        tokens_BR, mask_BR = reward.sampler.scored(read)
+        return {
+            "reward_response_tokens": tokens_BR,
+            "reward_response_mask": mask_BR.astype(np.float32),
+        }
+
+    return translate
+
+
+def environment(run: Run, stage: RLStage) -> Environment:
     """Returns how an episode of a PPO stage ends and what it scores.
 
     Raises:
       UserError: if its reward model isn't trained.
     """
-    difference = stage.task == "rl_pit_difference"
-    return ppo_step.Environment(
-        run.layout.widths(run.config.lengths).response,
+    difference, role = stage.task == "rl_pit_difference", run.role_of(stage)
+    return Environment(
+        role.widths.response,
         run.pooling(stage.reward_model),
         0.0 if difference else run.anchor(stage.reward_model),
         difference,
-        run.vocabulary.sampled_ids(run.config.network.vocab_size),
-        run.vocabulary.ends,
+        role.vocabulary.sampled_ids(role.network.vocab_size),
+        role.vocabulary.ends,
     )
 
 
@@ -179,7 +209,7 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
 def frozen(run: Run, stage: RLStage) -> Callable[[Any], dict[str, Any]]:
     """Returns a function that gives the parameters of KL reference and reward model on devices."""
     models = {
-        "reference": run.load_frozen(stage.reference),
+        "reference": run.load_frozen(stage.reference, role=stages.role_of(stage)),
         "reward": run.load_frozen(stage.reward_model),
     }
     return OnHost(models) if stage.offload_frozen else lambda after: models
@@ -202,7 +232,8 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
         round_,
         writer,
         run.data.examples("train", "rl"),
-        policy=run.load_frozen(round_.policy, policy_step),
+        policy=run.load_frozen(round_.policy, policy_step, POLICY),
+        policy_role=run.role(POLICY),
         improver=run.improver(actor),
         key=run.key("references", stage.name, number),
         shard_size=run.config.shard_size,
@@ -235,13 +266,15 @@ def train_batches(
       round_number: number of the round.
       references: directory of the round's reference store, or DATA_REFERENCES.
     """
-    return run.data.batches(
+    role = stages.role_of(stage)
+    return run.data_of(role).batches(
         stages.rows_of(stage),
         "train",
         stage.batch_size,
         seed=zlib.crc32(f"{run.config.seed} {stage.name} {round_number}".encode()),
         start_batch=start_batch,
         references=references,
+        reward=run.reward_data(stage),
     )
 
 
@@ -250,7 +283,7 @@ def held_out_batches(run: Run, stage: Stage, split: str, limit: int) -> Iterator
 
     Rows that only fill up the last batch have weight 0.
     """
-    return run.data.batches(
+    return run.data_of(stages.role_of(stage)).batches(
         stage.task, split, stage.batch_size, shuffle=False, num_epochs=1, limit=limit
     )
 

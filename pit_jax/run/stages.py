@@ -27,9 +27,10 @@ import optax
 from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.layouts import TREES, UNLIKELY
 from pit_jax.errors import UserError
-from pit_jax.method import objectives
+from pit_jax.method import objectives, roles
 from pit_jax.method.choice import Choice
 from pit_jax.method.curriculum import Round
+from pit_jax.method.environment import Networks
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import Moments, PPOConfig, make_optimizer
 from pit_jax.method.ppo_step import RLState
@@ -47,6 +48,15 @@ REWARD_TASKS = ("rm_policy", "rm_gap")
 REWARD_TASK_OF = {"rl_policy": "rm_policy", "rl_pit": "rm_gap", "rl_pit_difference": "rm_policy"}
 RL_TASKS = tuple(REWARD_TASK_OF)
 PIT_RL = ("rl_pit", "rl_pit_difference")
+# Task -> the role of its model; a warm-up's is M_P's, or what the stage says.
+ROLE_OF = {
+    "pretrain": roles.POLICY,
+    "sft_policy": roles.POLICY,
+    "rl_policy": roles.POLICY,
+    **dict.fromkeys((*PIT_SUPERVISED, *PIT_RL), roles.PIT),
+    "rm_policy": roles.POLICY_REWARD,
+    "rm_gap": roles.GAP_REWARD,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +73,8 @@ class SupervisedStage:
       initial: the stage to start from, or the path of its folder; if empty, weights are random.
       microbatches: number of parts of a batch, whose gradients are added up.
       loop: how often to log, evaluate and checkpoint.
+      role: the role whose network a warm-up trains, one of method.roles.ROLES; other tasks have
+        their own.
     """
 
     name: str
@@ -73,9 +85,15 @@ class SupervisedStage:
     initial: UserPath = ""
     microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
     loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
+    role: str = dataclasses.field(default="", metadata={"variation": True})
 
     def __post_init__(self):
         _check_task(self.name, self.task, SUPERVISED_TASKS)
+        if self.role and (self.task != "pretrain" or self.role not in roles.ROLES):
+            raise ValueError(
+                f"stage {self.name}: got role={self.role!r}, expected one of {roles.ROLES} for a "
+                "warm-up, and none for other tasks"
+            )
         _check_steps(self.name, self.steps, self.batch_size, self.microbatches)
 
     @property
@@ -204,6 +222,16 @@ def rows_of(stage: Stage) -> str:
     return stage.task
 
 
+def reward_role(stage: RLStage) -> str:
+    """Returns the role of an RL stage's reward model."""
+    return ROLE_OF[REWARD_TASK_OF[stage.task]]
+
+
+def role_of(stage: Stage) -> str:
+    """Returns the role of a stage's model, one of method.roles.ROLES."""
+    return getattr(stage, "role", "") or ROLE_OF[stage.task]
+
+
 def _check_task(name: str, task: str, choices: tuple[str, ...]) -> None:
     if task not in choices:
         raise ValueError(f"stage {name}: got task={task!r}, expected one of {choices}")
@@ -272,10 +300,10 @@ def _init(model: nn.Module) -> Callable[[jax.Array], Any]:
 
 
 def create_state(
-    stage: Stage, network: NetworkConfig, partitioner: Partitioner, key: jax.Array
+    stage: Stage, networks: Networks, partitioner: Partitioner, key: jax.Array
 ) -> TrainState | RLState:
     """Makes a stage's random starting state on the mesh; parameters are float32."""
-    create = starting_state(stage, network)
+    create = starting_state(stage, networks)
     shardings = partitioner.tree_shardings(jax.eval_shape(create, key))
     return partitioner.jit(lambda key: nn.meta.unbox(create(key)), out_shardings=shardings)(key)
 
@@ -287,11 +315,14 @@ def optimizer(stage: Stage) -> optax.GradientTransformation:
     return stage.optimizer.build()
 
 
-def starting_state(
-    stage: Stage, network: NetworkConfig
-) -> Callable[[jax.Array], TrainState | RLState]:
-    """Returns a function: key -> the starting state, its parameters boxed with logical axes."""
-    rule = optimizer(stage)
+def starting_state(stage: Stage, networks: Networks) -> Callable[[jax.Array], TrainState | RLState]:
+    """Returns a function: key -> the starting state, its parameters boxed with logical axes.
+
+    Args:
+      stage: the stage.
+      networks: of PPO's models; for another stage `actor` is its own model's.
+    """
+    rule, network = optimizer(stage), networks.actor
 
     def create(key):
         if isinstance(stage, SupervisedStage):
@@ -301,7 +332,7 @@ def starting_state(
         actor_key, critic_key = jax.random.split(key)
         params = {
             "actor": init_language_model(network)(actor_key),
-            "critic": init_scalar_model(network)(critic_key),
+            "critic": init_scalar_model(networks.critic)(critic_key),
         }
         train = TrainState.create(params, rule)
         return RLState(train, jnp.float32(stage.ppo.beta), Moments.zero())
@@ -310,27 +341,26 @@ def starting_state(
 
 
 def abstract_state(
-    stage: Stage, network: NetworkConfig, partitioner: Partitioner
+    stage: Stage, networks: Networks, partitioner: Partitioner
 ) -> TrainState | RLState:
     """Returns the shapes and shardings of a stage's state; nothing is computed."""
-    return _abstract(starting_state(stage, network), partitioner)
+    return _abstract(starting_state(stage, networks), partitioner)
 
 
 def least_memory(
-    stage: Stage, state: TrainState | RLState, network: NetworkConfig, partitioner: Partitioner
+    stage: Stage, state: TrainState | RLState, networks: Networks, partitioner: Partitioner
 ) -> int:
     """Returns the bytes over all devices of a stage's state, gradients and frozen models.
 
     Args:
       stage: the stage.
       state: its state, or the shapes of it.
-      network: the network of every model.
+      networks: the networks of its models.
       partitioner: the mesh.
     """
     held: list[Any] = [state, state.train.params]
     if isinstance(stage, RLStage):
-        inits = init_language_model(network), init_scalar_model(network)
-        held += [abstract_frozen(init, network, partitioner) for init in inits]
+        held += abstract_models(networks, partitioner).values()
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
 
 
@@ -348,6 +378,15 @@ def abstract_frozen(init: Callable, network: NetworkConfig, partitioner: Partiti
         abstract,
         typed,
     )
+
+
+def abstract_models(networks: Networks, partitioner: Partitioner) -> dict[str, Any]:
+    """Returns those of PPO's frozen models, `reference` and `reward`."""
+    actor, reward = networks.actor, networks.reward
+    return {
+        "reference": abstract_frozen(init_language_model(actor), actor, partitioner),
+        "reward": abstract_frozen(init_scalar_model(reward), reward, partitioner),
+    }
 
 
 def _abstract(create: Callable, partitioner: Partitioner) -> Any:

@@ -277,18 +277,20 @@ def test_predictions_are_pit_jaxs(trained, tmp_path, stage, devices):
     run = run_of(trained(stage))
     examples = run.data.examples("dev")
     if stage == "sft_policy":
-        prompts = [run.layout.policy_prompt(e.prompt) for e in examples]
+        prompts = [run.role("policy").layout.policy_prompt(e.prompt) for e in examples]
     else:
-        prompts = [run.layout.pit_prompt(e.prompt, e.rejected) for e in examples]
+        prompts = [run.role("policy").layout.pit_prompt(e.prompt, e.rejected) for e in examples]
     if stage == "rl_pit":  # each prompt with y_l, then with y_w, as its reference
-        others = [run.layout.pit_prompt(e.prompt, e.chosen) for e in examples]
+        others = [run.role("policy").layout.pit_prompt(e.prompt, e.chosen) for e in examples]
         prompts = [prompt for pair in zip(prompts, others, strict=True) for prompt in pair]
     width = max(map(len, prompts))
     rows, key = list(range(len(prompts))), jax.random.key(0)
     greedy = SamplingConfig(temperature=0.0)
-    responses = run.sampler.respond(run.load_frozen(stage), prompts, width, rows, key, greedy)
+    responses = run.role("policy").sampler.respond(
+        run.load_frozen(stage), prompts, width, rows, key, greedy
+    )
     assert [r["prediction"] for r in records] == [
-        run.vocabulary.decode(r.tokens) for r in responses
+        run.role("policy").vocabulary.decode(r.tokens) for r in responses
     ]
     texts = [record["inputs"]["prompt_pretokenized"] for record in records]
     assert texts[0] == examples[0].prompt and len(set(texts)) == len({e.prompt for e in examples})
@@ -312,12 +314,16 @@ def test_scores_of_reward_models_are_pit_jaxs(trained, tmp_path, stage, tree):
     # And by the separate passes that judge responses.
     if stage == "rm_policy":
         examples = run.data.examples("dev")
-        prompts = [run.layout.reward_prompt(e.prompt) for e in examples]
+        prompts = [run.role("policy").layout.reward_prompt(e.prompt) for e in examples]
         from pit_jax.method.sampler import Response
 
-        chosen = [Response(run.layout.response(e.chosen)[:-1], True) for e in examples]
-        width = run.layout.widths(run.config.lengths).reward
-        separate = run.sampler.score(params, prompts, width, chosen, run.pooling(stage))
+        chosen = [
+            Response(run.role("policy").layout.response(e.chosen)[:-1], True) for e in examples
+        ]
+        width = run.role("policy").layout.widths(run.config.lengths).reward
+        separate = run.role("policy").sampler.score(
+            params, prompts, width, chosen, run.pooling(stage)
+        )
         got = [record["aux"]["chosen"] for record in records]
         np.testing.assert_allclose(got, separate, rtol=1e-4, atol=1e-4)
 
@@ -329,8 +335,10 @@ def test_scores_of_language_models_are_pit_jaxs(trained, tmp_path):
     from pit_jax.method.sampler import pad_left, pad_right
     from pit_jax.models.network import LanguageModel
 
-    prompts = [run.layout.pit_prompt(e.prompt, e.rejected) for e in examples]
-    responses = pad_right([list(run.layout.response(e.chosen)) for e in examples], 13)
+    prompts = [run.role("policy").layout.pit_prompt(e.prompt, e.rejected) for e in examples]
+    responses = pad_right(
+        [list(run.role("policy").layout.response(e.chosen)) for e in examples], 13
+    )
     log_probs_BR, _ = forward.response_log_probs(
         LanguageModel(run.config.network),
         run.load("sft_pit"),

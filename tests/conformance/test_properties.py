@@ -17,6 +17,7 @@ import pytest
 from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.data.vocabularies.base import PAD_ID as PAD
 from pit_jax.method import forward, ppo, ppo_step
+from pit_jax.method.environment import Environment, Networks
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -89,8 +90,8 @@ def prompts(rows=B, padding=0):
 
 @functools.cache
 def collector(response_length, anchor=0.0):
-    environment = ppo_step.Environment(response_length, "last", anchor)
-    return jax.jit(ppo_step.make_collect(NETWORK, NETWORK, CONFIG, environment))
+    environment = Environment(response_length, "last", anchor)
+    return jax.jit(ppo_step.make_collect(Networks.same(NETWORK), CONFIG, environment))
 
 
 def collect(state=None, models=None, batch=None, response_length=R, seed=12, anchor=0.0):
@@ -101,7 +102,7 @@ def collect(state=None, models=None, batch=None, response_length=R, seed=12, anc
 
 @functools.cache
 def improver():
-    passes = ppo_step.make_passes(NETWORK, NETWORK, CONFIG, ppo_step.Environment(R, "last"))
+    passes = ppo_step.make_passes(Networks.same(NETWORK), CONFIG, Environment(R, "last"))
     return jax.jit(lambda train, *rest: ppo_step.update(train, *rest, CONFIG, *passes))
 
 

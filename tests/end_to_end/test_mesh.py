@@ -14,6 +14,7 @@ import pytest
 from pit_jax import cli, commands
 from pit_jax.method import ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
+from pit_jax.method.environment import Environment, Networks
 from pit_jax.run import pipeline, stages
 from pit_jax.run.run import Run
 from pit_jax.runtime.metrics import compute
@@ -89,7 +90,7 @@ def test_a_stage_trained_on_eight_devices_goes_on_on_one(on_mesh):
 def one_supervised_step(run, stage, partitioner):
     """Metrics of one step, and the parameters after it."""
     batch = next(run.data.batches(stage.task, "train", stage.batch_size))
-    state = stages.create_state(stage, NETWORK, partitioner, jax.random.key(0))
+    state = stages.create_state(stage, Networks.same(NETWORK), partitioner, jax.random.key(0))
     loss = stages.objective(stage, NETWORK)
     step = supervised_step.make_step(loss, partitioner, stage.microbatches)
     state, metrics = step(state, partitioner.shard_batch(batch))
@@ -146,15 +147,15 @@ def one_ppo_step(run, name, partitioner):
         "reference": random_model(stages.init_language_model, partitioner, 1),
         "reward": random_model(stages.init_scalar_model, partitioner, 2),
     }
-    state = stages.create_state(stage, NETWORK, partitioner, jax.random.key(0))
+    state = stages.create_state(stage, Networks.same(NETWORK), partitioner, jax.random.key(0))
     step = ppo_step.make_step(
         NETWORK,
         stage.ppo,
-        ppo_step.Environment(run.layout.widths(run.config.lengths).response, "sum"),
+        Environment(run.role("policy").layout.widths(run.config.lengths).response, "sum"),
         partitioner,
         OnHost(frozen),
         jax.random.key(5),
-        run.vocabulary.decode,
+        run.role("policy").vocabulary.decode,
     )
     _, metrics, texts = step(state, batch, 0)
     return compute(metrics), texts()["sample_0"]

@@ -51,7 +51,7 @@ def examples(run):
 
 
 def scores_of(run, examples, responses):
-    texts = [run.vocabulary.decode(response.tokens) for response in responses]
+    texts = [run.role("policy").vocabulary.decode(response.tokens) for response in responses]
     return np.array(
         [instructions.check("drafts", e.prompt, text).score for e, text in zip(examples, texts)]
     )
@@ -143,13 +143,13 @@ def test_gaps_are_scores_of_the_gap_model_as_figures_2_and_4_have_them(
     rows = results["iterations"][0]["rows"]
     traces, reference = suite.improved("rl_pit", 1.0, 2), run.improver(None).reference
     for k in (1, 2):
-        scores = run.sampler.score(
+        scores = run.role("policy").sampler.score(
             run.load_frozen("rm_gap"),
             [
-                run.layout.gap_prompt(e.prompt, reference(t.responses[k - 1]))
+                run.role("policy").layout.gap_prompt(e.prompt, reference(t.responses[k - 1]))
                 for e, t in zip(examples, traces, strict=True)
             ],
-            run.layout.widths(run.config.lengths).gap,
+            run.role("policy").layout.widths(run.config.lengths).gap,
             [trace.responses[k] for trace in traces],
             "sum",
         )
@@ -189,9 +189,9 @@ def test_table_4_reads_both_reward_models(results, run, examples):
     policy, gap, difference = results["reward_models"]
     assert (policy["name"], policy["n"], gap["name"], gap["n"]) == ("R_P", 12, "R_PIT", 12)
 
-    layout = run.layout
+    layout = run.role("policy").layout
     expected = {
-        a + b: run.sampler.score(
+        a + b: run.role("policy").sampler.score(
             run.load_frozen("rm_gap"),
             [layout.gap_prompt(e.prompt, e.chosen if b == "w" else e.rejected) for e in examples],
             layout.widths(run.config.lengths).gap,
@@ -205,11 +205,11 @@ def test_table_4_reads_both_reward_models(results, run, examples):
         assert gap["means"][pair] == pytest.approx(np.asarray(expected[pair]).mean(), abs=1e-4)
     assert gap["accuracy"] == np.mean(np.asarray(expected["wl"]) > np.asarray(expected["lw"]))
 
-    widths = run.layout.widths(run.config.lengths)
+    widths = run.role("policy").layout.widths(run.config.lengths)
     rewards = [
-        run.sampler.score(
+        run.role("policy").sampler.score(
             run.load_frozen("rm_policy"),
-            [run.layout.reward_prompt(e.prompt) for e in examples],
+            [run.role("policy").layout.reward_prompt(e.prompt) for e in examples],
             widths.reward,
             [_response(run, getattr(e, name)) for e in examples],
             "sum",
@@ -229,7 +229,7 @@ def test_table_4_reads_both_reward_models(results, run, examples):
 def _response(run, text):
     from pit_jax.method.sampler import Response
 
-    return Response(run.vocabulary.encode(text), True)
+    return Response(run.role("policy").vocabulary.encode(text), True)
 
 
 def test_figures_show_steps_and_temperatures(results):
@@ -262,7 +262,9 @@ def test_samples_show_every_text_with_its_score(results, suite, run, examples):
         results["samples"], examples, suite.improved("rl_pit", 1.0, 2)
     ):
         assert (sample["prompt"], sample["chosen"]) == (example.prompt, example.chosen)
-        texts = [run.vocabulary.decode(response.tokens) for response in trace.responses]
+        texts = [
+            run.role("policy").vocabulary.decode(response.tokens) for response in trace.responses
+        ]
         assert [sample["original"], *sample["iterations"]] == texts
         expected = [instructions.check("drafts", example.prompt, text).score for text in texts]
         assert sample["scores"] == expected
@@ -288,13 +290,13 @@ def test_data_without_a_checker_is_judged_by_the_reward_model(run, suite, exampl
     # Over the window: cut, and read where it ends.
     long = " ".join(["from"] * 40)
     scores = judge.scores(prompts, [long, *texts[1:]])
-    widths = run.layout.widths(run.config.lengths)
+    widths = run.role("policy").layout.widths(run.config.lengths)
     responses = [_response(run, text) for text in texts]
-    word = run.vocabulary.encode("from")[0]
+    word = run.role("policy").vocabulary.encode("from")[0]
     responses[0] = dataclasses.replace(responses[0], tokens=[word] * widths.response, ended=False)
-    expected = run.sampler.score(
+    expected = run.role("policy").sampler.score(
         run.load_frozen("rm_policy"),
-        [run.layout.reward_prompt(prompt) for prompt in prompts],
+        [run.role("policy").layout.reward_prompt(prompt) for prompt in prompts],
         widths.reward,
         responses,
         "sum",

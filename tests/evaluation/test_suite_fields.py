@@ -52,8 +52,8 @@ class Recorded(Suite):
         self.asked = []
         self.responses._run = types.SimpleNamespace(
             config=run.config,
-            vocabulary=run.vocabulary,
-            layout=run.layout,
+            vocabulary=run.role("policy").vocabulary,
+            layout=run.role("policy").layout,
             key=run.key,
             sampler=types.SimpleNamespace(score=lambda *_: np.arange(4.0), respond=self._respond),
             pooling=lambda name: self.asked.append(("pooling", name)) or "sum",
@@ -61,7 +61,7 @@ class Recorded(Suite):
             improver=lambda *models, reflects: Improving(functools.partial(self._improve, models)),
         )
         self.responses.model = lambda name: name
-        self._same = Response(run.vocabulary.encode("from 4"), True)
+        self._same = Response(run.role("policy").vocabulary.encode("from 4"), True)
 
     def _respond(self, model, prompts, width, rows, key, sampling):
         key = tuple(jax.random.key_data(key).tolist())

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from pit_jax.method import ppo, ppo_step
-from pit_jax.method.ppo_step import Environment, RLState, update
+from pit_jax.method.environment import Environment, Networks
+from pit_jax.method.ppo_step import RLState, update
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 from tests import reference
 from tests.tiny_models import TINY
@@ -177,7 +178,9 @@ def test_a_critic_is_anchored_where_it_starts_as_the_score(
     """Else it starts at 0, or what it learns has no origin: the score of y_w is subtracted."""
     monkeypatch.setattr(ppo_step, "response_values", lambda *given: given[-1])
     config = ppo.PPOConfig(critic_start=critic, subtract_chosen=subtract)
-    _, values = ppo_step.make_passes(TINY, TINY, config, Environment(R, pooling, anchor=0.25))
+    _, values = ppo_step.make_passes(
+        Networks.same(TINY), config, Environment(R, pooling, anchor=0.25)
+    )
     mask = jnp.array([[1.0, 1.0, 0.0]])
     episodes = ppo.Experience(*[mask] * 7)
     np.testing.assert_array_equal(values(None, episodes), [[expected, expected, 0]])

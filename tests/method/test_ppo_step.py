@@ -12,7 +12,8 @@ import pytest
 
 from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.method import ppo, ppo_step
-from pit_jax.method.ppo_step import Environment, RLState, make_collect, make_passes, update
+from pit_jax.method.environment import Environment, Networks
+from pit_jax.method.ppo_step import RLState, make_collect, make_passes, update
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
@@ -74,7 +75,7 @@ def frozen():
 
 @pytest.fixture(scope="module")
 def collect():
-    return jax.jit(make_collect(TINY, TINY, CONFIG, Environment(R, "sum")))
+    return jax.jit(make_collect(Networks.same(TINY), CONFIG, Environment(R, "sum")))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def test_a_gap_may_be_a_difference_of_two_scores(frozen, subtract_chosen):
     critic_prompts = np.concatenate([rows["reward_prompt_tokens"], references[:, :3]], axis=1)
     rows |= {"reference_tokens": references, "critic_prompt_tokens": critic_prompts}
     environment = Environment(R, "sum", difference=True)
-    collect = jax.jit(make_collect(TINY, TINY, config, environment))
+    collect = jax.jit(make_collect(Networks.same(TINY), config, environment))
     experience, _, moments, metrics, _ = collect(start(config), frozen, rows, jax.random.key(20))
     gaps, shaped, ended = [], [], []
     for b, n in enumerate(np.asarray(experience.mask_BR).sum(axis=1).astype(int)):
@@ -210,8 +211,8 @@ def test_the_first_ratio_of_an_update_is_exactly_1():
     network = dataclasses.replace(TINY, vocab_size=64, embed_dim=32, head_dim=8, mlp_dim=64)
     config, environment = ppo.PPOConfig(epochs=1, minibatches=2), Environment(8, "last")
     compiled = functools.partial(jax.jit, compiler_options=AS_IN_RUNS)
-    collect = compiled(make_collect(network, network, config, environment))
-    passes = make_passes(network, network, config, environment)
+    collect = compiled(make_collect(Networks.same(network), config, environment))
+    passes = make_passes(Networks.same(network), config, environment)
     improve = compiled(lambda state, episodes, key: update(state, episodes, key, config, *passes))
     rng = np.random.default_rng(0)
     prompts = rng.integers(2, 64, size=(32, 12))
@@ -238,7 +239,7 @@ def test_the_first_ratio_of_an_update_is_exactly_1():
 def test_the_plain_score_without_options(frozen):
     """The raw score at the last token; one deviation below those of ended rows without EOS."""
     config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=14.0, horizon=80)
-    collect = make_collect(TINY, TINY, config, Environment(R, "last"))
+    collect = make_collect(Networks.same(TINY), config, Environment(R, "last"))
     experience, beta, _, metrics, _ = jax.jit(collect)(
         start(config).replace(beta=jnp.float32(0.5)), frozen, batch(), jax.random.key(20)
     )
@@ -312,7 +313,7 @@ def test_a_constant_added_to_the_reward_model_changes_nothing(pooling, critic, m
         monkeypatch.setattr(ppo_step, "response_values", values)
         environment = Environment(R, pooling, anchor=-9.0 + constant)
         frozen = {"reference": start().train.params["actor"], "reward": None}
-        collect = jax.jit(make_collect(TINY, TINY, config, environment))
+        collect = jax.jit(make_collect(Networks.same(TINY), config, environment))
         experience, _, moments, *_ = collect(start(config), frozen, batch(), jax.random.key(20))
         found.append((experience.rewards_BR, experience.values_BR, moments))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
@@ -345,8 +346,8 @@ def test_scores_that_are_not_finite_change_nothing_but_a_counter(frozen):
     """Not the moments, nor beta: one bad batch would switch rewards off for the rest of the run."""
     config = dataclasses.replace(CONFIG, target_kl=1.0, epochs=5)
     environment = Environment(R, "sum")
-    collect = jax.jit(make_collect(TINY, TINY, config, environment))
-    passes = make_passes(TINY, TINY, config, environment)
+    collect = jax.jit(make_collect(Networks.same(TINY), config, environment))
+    passes = make_passes(Networks.same(TINY), config, environment)
     improve = jax.jit(lambda state, episodes, key: update(state, episodes, key, config, *passes))
     bad, worse = (
         {**frozen, name: jax.tree.map(lambda x: x * np.nan, frozen[name])}
@@ -373,10 +374,10 @@ def test_nothing_is_learned_from_the_first_bad_gradient_on(frozen):
     """A minibatch after it would train from half an epoch."""
     config = ppo.PPOConfig(epochs=1, minibatches=4)
     environment = Environment(R, "sum")
-    experience = jax.jit(make_collect(TINY, TINY, config, environment))(
+    experience = jax.jit(make_collect(Networks.same(TINY), config, environment))(
         start(config), frozen, batch(), jax.random.key(20)
     )[0]
-    passes = make_passes(TINY, TINY, config, environment)
+    passes = make_passes(Networks.same(TINY), config, environment)
 
     def log_probs(params, episodes):
         log_probs_BR, entropy_BR = passes[0](params, episodes)
@@ -396,7 +397,7 @@ def test_nothing_is_learned_from_the_first_bad_gradient_on(frozen):
 
 def test_every_end_ends_an_episode_and_is_scored_as_eos(frozen):
     ends = (EOS, 4, 6, 9)
-    collect = jax.jit(make_collect(TINY, TINY, CONFIG, Environment(R, "sum", ends=ends)))
+    collect = jax.jit(make_collect(Networks.same(TINY), CONFIG, Environment(R, "sum", ends=ends)))
     episodes = collect(start(), frozen, batch(), jax.random.key(20))
     experience, _, _, metrics, _ = episodes
     scores, ended, last = [], [], set()
@@ -420,7 +421,7 @@ def test_ids_outside_of_the_text_are_never_sampled_nor_counted_on(frozen):
     allowed = np.ones(TINY.vocab_size, bool)
     allowed[[0, 2, 3, 5, 14, 15]] = False
     environment = Environment(R, "sum", allowed_V=allowed)
-    collect = jax.jit(make_collect(TINY, TINY, CONFIG, environment))
+    collect = jax.jit(make_collect(Networks.same(TINY), CONFIG, environment))
     actor = start().train.params["actor"]
     for key in range(3):
         experience, _, _, _, generation = collect(start(), frozen, batch(), jax.random.key(key))

@@ -204,7 +204,7 @@ MUTANTS = {
         ),
         (
             "PPO samples from all ids",
-            "        run.vocabulary.sampled_ids(run.config.network.vocab_size),\n",
+            "        role.vocabulary.sampled_ids(role.network.vocab_size),\n",
             "        None,\n",
             "run/test_stage_training.py::test_ppo_has_the_stages_settings_and_a_key_of_its_own",
         ),

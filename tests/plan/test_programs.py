@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pit_jax.method.environment import Networks
 from pit_jax.method.flops import Work
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.hlo import Collective
@@ -67,7 +68,9 @@ def test_arguments_are_those_of_a_run(run, table):
 
 def test_memory_of_a_role_is_that_of_its_shards(run, table):
     stage = run.stage("rl_pit")
-    state = stages.create_state(stage, run.config.network, run.partitioner, jax.random.key(0))
+    state = stages.create_state(
+        stage, Networks.same(run.config.network), run.partitioner, jax.random.key(0)
+    )
     roles = table["rl_pit", "PPO: update"].roles
     for role, tree in (("parameters", state.train.params), ("optimizer", state.train.opt_state)):
         leaves = jax.tree.leaves(tree)

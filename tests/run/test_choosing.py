@@ -18,6 +18,7 @@ from pit_jax.errors import UserError
 from pit_jax.method.choice import Choice
 from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.environment import Networks
 from pit_jax.method.sampler import Response
 from pit_jax.run import choosing, pipeline, stage_training, stages
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -83,7 +84,11 @@ def params_of(run, stage, step):
 
 def one_by_one(run, stage, rows, step):
     """Of each row log π − log π_SFT, its reward and its tokens, in float64 without padding."""
-    config, layout, is_pit = run.config.network, run.layout, stage.task != "rl_policy"
+    config, layout, is_pit = (
+        run.config.network,
+        run.role("policy").layout,
+        stage.task != "rl_policy",
+    )
     policy = params_of(run, stage.name, step)
     in_numpy = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
     own, sft, scalar = (
@@ -100,8 +105,13 @@ def one_by_one(run, stage, rows, step):
         for row in rows
     ]
     numbers, key = [row.number for row in rows], run.key("choice", stage.name)
-    responses = run.sampler.respond(policy, prompts, 40, numbers, key, SamplingConfig())
-    eos, refused = run.vocabulary.eos_id, ~run.vocabulary.sampled_ids(64)
+    responses = run.role("policy").sampler.respond(
+        policy, prompts, 40, numbers, key, SamplingConfig()
+    )
+    eos, refused = (
+        run.role("policy").vocabulary.eos_id,
+        ~run.role("policy").vocabulary.sampled_ids(64),
+    )
 
     def log_prob(params, prompt, y):
         logits = reference.logits(params, config, prompt + y)[len(prompt) - 1 : -1]
@@ -133,13 +143,13 @@ def test_kl_and_reward_are_those_of_one_response_after_another(chosen):
             error = np.std(values, ddof=1) / np.sqrt(5)
             found = row[name], row[f"{name}_error"]
             np.testing.assert_allclose(found, (np.mean(values), error), rtol=1e-4, atol=1e-5)
-        ended = [run.vocabulary.eos_id in y for y in tokens]
+        ended = [run.role("policy").vocabulary.eos_id in y for y in tokens]
         assert row["ended"] == np.mean(ended)
         shown = [sample["responses"][place] for sample in record["samples"]]
         assert len(shown) == 2
         for each, y, reward, end in zip(shown, tokens, rewards, ended, strict=False):
             assert (each["step"], each["ended"]) == (row["step"], end)
-            assert each["text"] == run.vocabulary.decode(y[: len(y) - end])
+            assert each["text"] == run.role("policy").vocabulary.decode(y[: len(y) - end])
             np.testing.assert_allclose(each["reward"], reward, rtol=1e-4)
 
 
@@ -166,12 +176,14 @@ def test_references_are_of_the_source_of_the_last_round(trained, monkeypatch):
 
     def respond(params, prompts, width, rows, key, sampling):
         asked.append((params, prompts, rows, sampling))
-        return [Response(run.vocabulary.encode("wrong back") * 9, True) for _ in prompts]
+        return [
+            Response(run.role("policy").vocabulary.encode("wrong back") * 9, True) for _ in prompts
+        ]
 
-    monkeypatch.setattr(run.sampler, "respond", respond)
+    monkeypatch.setattr(run.role("policy").sampler, "respond", respond)
     monkeypatch.setattr(run, "load_frozen", lambda name, step: (name, step))
     examples, sampling = run.data.examples("dev")[:2], SamplingConfig(temperature=0.5)
-    encode, numbers = run.vocabulary.encode, [e.index for e in examples]
+    encode, numbers = run.role("policy").vocabulary.encode, [e.index for e in examples]
 
     def rows(*rounds):
         stage = dataclasses.replace(run.stage("rl_pit"), rounds=rounds)
@@ -192,7 +204,7 @@ def test_references_are_of_the_source_of_the_last_round(trained, monkeypatch):
         assert [(row.number, row.example) for row in found] == list(
             zip(numbers, examples, strict=True)
         )
-        prompts = [run.layout.policy_prompt(e.prompt) for e in examples]
+        prompts = [run.role("policy").layout.policy_prompt(e.prompt) for e in examples]
         assert asked.pop() == (("rl_policy", step), prompts, numbers, sampling)
 
 
@@ -272,7 +284,9 @@ def test_the_model_of_a_stage_is_the_chosen_one(copy):
         pipeline.train(run, "rl_policy")
         expected = params_of(run, "rl_policy", step)
         further = dataclasses.replace(run.stage("rl_policy"), initial="rl_policy", choice=None)
-        state = stages.create_state(further, run.config.network, run.partitioner, jax.random.key(0))
+        state = stages.create_state(
+            further, Networks.same(run.config.network), run.partitioner, jax.random.key(0)
+        )
         started = stage_training.start_from(run, further, state).train.params["actor"]
         for found in (run.load("rl_policy"), run.load(str(copy / "rl_policy")), started):
             jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -23,6 +23,7 @@ from pit_jax.errors import NotFiniteError, UserError
 from pit_jax.method import self_refine
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Trace
+from pit_jax.method.roles import Role
 from pit_jax.method.sampler import Response
 from pit_jax.run import improving
 from pit_jax.run.improver import RunImprover
@@ -45,25 +46,28 @@ class Models:
         self.config = tiny_runs.config(
             "unused", **({"improve": improve, "shard_size": 2} | changes)
         )
-        self.layout, self.vocabulary = Layout(WORDS), WORDS
-        self.signals, self.sampler = Signals(), self
+        self._role = Role(self.config.network, Layout(WORDS), self.config.lengths, self)
+        self.signals = Signals()
         self.folder, self.loaded, self.drafted, self.improved = folder, [], [], []
         self.results = {name: {"model_step": 4, "task": name} for name in STAGES.values()}
         self.gap, self.ended, self.words = 0.5, True, 3
         self.reflecting = reflecting
         prompts = self_refine.read(self.config.improve.self_refine)
-        self.self_refine = self_refine.SelfRefine(prompts, self.layout, 13)
+        self.self_refine = self_refine.SelfRefine(prompts, self._role.layout, 13)
 
-    def identity(self):
+    def role(self, name):
+        return self._role
+
+    def identity(self, role):
         return {"vocabulary": "drafts", "network": "tiny"}
 
-    def result(self, name):
+    def result(self, name, role):
         return self.results[name]
 
     def reflects(self, name):
         return name in self.reflecting
 
-    def load_frozen(self, name):
+    def load_frozen(self, name, role):
         self.loaded.append(name)
         return name
 
@@ -80,7 +84,7 @@ class Models:
         self.drafted.append((model, list(rows), sampling))
         return [self._say(row, key) for row in rows]
 
-    def improver(self, model, gap_model, gap_stage, reflects):
+    def improver(self, model, gap_model, gap_stage, reflects, role):
         assert reflects == (model in self.reflecting)
 
         def say(row, key):
@@ -203,20 +207,22 @@ def test_the_models_of_a_run_say_the_same_in_shards_of_any_size(trained, tmp_pat
     assert found[0] == found[1] == found[2] and "data" not in vars(run)
 
     numbers = list(range(6))
-    drafts = run.sampler.respond(
+    drafts = run.role("policy").sampler.respond(
         run.load_frozen("rl_policy"),
-        [run.layout.policy_prompt(x) for x in prompts],
+        [run.role("policy").layout.policy_prompt(x) for x in prompts],
         8,
         numbers,
         run.key("improve", "rl_policy"),
         run.config.improve.policy_sampling,
     )
-    drafts[3] = Response(run.vocabulary.encode("x7 ? from 4"), True)
+    drafts[3] = Response(run.role("policy").vocabulary.encode("x7 ? from 4"), True)
     improver = run.improver(run.load_frozen("rl_pit"), run.load_frozen("rm_gap"), "rm_gap")
     key = run.key("improve", "pit")
     traces = improver(prompts, drafts, numbers, key, run.config.improve)
     for line, trace in zip(found[0], traces, strict=True):
-        assert line["responses"] == [run.vocabulary.decode(r.tokens) for r in trace.responses]
+        assert line["responses"] == [
+            run.role("policy").vocabulary.decode(r.tokens) for r in trace.responses
+        ]
         assert line["gaps"] == trace.gaps and line["best"] == trace.best
         assert line["ended"] == [r.ended for r in trace.responses]
 
@@ -297,7 +303,7 @@ def test_prompts_are_those_of_training_on_the_dataset(models):
     turns = [{"role": "user", "content": "x7"}]
     prompts = ["x7", turns, "Human: x7\n\nAssistant:", "\n\nHuman: x7\n\nAssistant:"]
     lines = run(*({"prompt": prompt} for prompt in prompts))
-    assert asked == [run.layout.policy_prompt("x7")] * 4
+    assert asked == [run.role("policy").layout.policy_prompt("x7")] * 4
     assert [line["prompt"] for line in lines] == prompts
 
 

@@ -17,6 +17,7 @@ from pit_jax.errors import UserError
 from pit_jax.method import flops
 from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.method.environment import Networks
 from pit_jax.run import pipeline, stage_training, stages
 from pit_jax.run.run import key_for
 from pit_jax.runtime import loop, metrics
@@ -62,7 +63,7 @@ def interrupted(config, name):
 def whole_state(run, name):
     """Everything in the last checkpoint of a stage, as arrays by name, and its progress."""
     stage = run.stage(name)
-    empty = stages.abstract_state(stage, run.config.network, run.partitioner)
+    empty = stages.abstract_state(stage, Networks.same(run.config.network), run.partitioner)
     checkpoints = Checkpoints(run.directory / name / "checkpoints", read_only=True)
     state, extra = checkpoints.restore(empty)
     checkpoints.close()
@@ -126,7 +127,9 @@ def test_a_reward_model_is_chosen_on_exactly_its_held_out_pairs(tmp_path):
     """10 of them in batches of 8: as if each were evaluated alone, and no eleventh."""
     stage = tiny_runs.reward("rm_gap", initial="", held_out=10)
     run = tiny_runs.on_one_device(tiny_runs.with_stages(tiny_runs.config(tmp_path), stage))
-    state = stages.create_state(stage, run.config.network, run.partitioner, jax.random.key(3))
+    state = stages.create_state(
+        stage, Networks.same(run.config.network), run.partitioner, jax.random.key(3)
+    )
     found = {}
 
     def fit(state, step, batches, stop, held_out):
@@ -195,30 +198,34 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
     assert origins == [("checkpoint", "rl_policy@1"), ("pit", "rl_policy@2")]
 
     examples = run.data.examples("train", "rl")
-    width = run.layout.widths(config.lengths)
+    width = run.role("policy").layout.widths(config.lengths)
     rows = [example.index for example in examples]
 
     def respond(model, prompts, width, key, temperature):
         sampling = SamplingConfig(temperature=temperature)
-        responses = run.sampler.respond(model, prompts, width, rows, key, sampling)
+        responses = run.role("policy").sampler.respond(model, prompts, width, rows, key, sampling)
         cut = config.lengths.reference  # what is used of a response without end
-        return [run.vocabulary.text_ids(response.tokens)[:cut] for response in responses]
+        return [
+            run.role("policy").vocabulary.text_ids(response.tokens)[:cut] for response in responses
+        ]
 
     first = respond(
         run.load_frozen("rl_policy", 1),
-        [run.layout.policy_prompt(example.prompt) for example in examples],
+        [run.role("policy").layout.policy_prompt(example.prompt) for example in examples],
         width.policy,
         run.key("references", "rl_pit", 0),
         0.9,
     )
     assert [record["index"] for record in stores[0]] == rows
     assert [record["reference_tokens"] for record in stores[0]] == first
-    assert [record["text"] for record in stores[0]] == [run.vocabulary.decode(r) for r in first]
+    assert [record["text"] for record in stores[0]] == [
+        run.role("policy").vocabulary.decode(r) for r in first
+    ]
 
     key = run.key("references", "rl_pit", 1)
     drafts = respond(
         run.load_frozen("rl_policy"),
-        [run.layout.policy_prompt(example.prompt) for example in examples],
+        [run.role("policy").layout.policy_prompt(example.prompt) for example in examples],
         width.policy,
         key,
         1.0,
@@ -227,7 +234,7 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
         drafts = respond(
             run.load_frozen("rl_pit", 1),
             [
-                run.layout.pit_prompt(example.prompt, draft)
+                run.role("policy").layout.pit_prompt(example.prompt, draft)
                 for example, draft in zip(examples, drafts)
             ],
             width.pit,

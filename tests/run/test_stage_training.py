@@ -347,9 +347,9 @@ def test_ppo_has_the_stages_settings_and_a_key_of_its_own(run, monkeypatch):
     found = []
     monkeypatch.setattr(stage_training.ppo_step, "make_step", lambda *given: found.append(given))
     monkeypatch.setattr(stage_training, "frozen", lambda run, stage: "frozen")
-    run.layout = types.SimpleNamespace(widths=lambda lengths: lengths)
+    run.role("policy").layout = types.SimpleNamespace(widths=lambda lengths: lengths)
     run.pooling, run.anchor = {"judge": "sum"}.get, {"judge": 2.5}.get
-    run.vocabulary = types.SimpleNamespace(
+    run.role("policy").vocabulary = types.SimpleNamespace(
         sampled_ids=lambda size: f"{size} ids", readable="readable", ends=(1, 7)
     )
     ppo = dataclasses.replace(tiny_runs.PPO, gamma=0.5)

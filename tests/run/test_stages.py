@@ -14,6 +14,7 @@ from pit_jax.data import layouts
 from pit_jax.errors import UserError
 from pit_jax.method import forward, objectives
 from pit_jax.method.curriculum import Round
+from pit_jax.method.environment import Networks
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.method.ppo_step import RLState
@@ -131,7 +132,9 @@ def test_ppo_starts_with_its_beta_and_an_optimizer_for_actor_and_critic(monkeypa
 def test_random_starts_follow_the_key():
     stage = tiny_runs.supervised("pretrain")
     first, again, other = (
-        stages.create_state(stage, tiny_runs.NETWORK, ONE_DEVICE, jax.random.key(seed)).params
+        stages.create_state(
+            stage, Networks.same(tiny_runs.NETWORK), ONE_DEVICE, jax.random.key(seed)
+        ).params
         for seed in (0, 0, 1)
     )
     for one, two in zip(jax.tree.leaves(first), jax.tree.leaves(again)):

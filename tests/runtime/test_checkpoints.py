@@ -13,6 +13,7 @@ import pytest
 from pit_jax.errors import UserError
 from pit_jax.method import ppo
 from pit_jax.method.curriculum import Round
+from pit_jax.method.environment import Networks
 from pit_jax.method.ppo_step import RLState
 from pit_jax.run import stages
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -215,14 +216,14 @@ def test_a_checkpoint_comes_back_on_another_mesh(tmp_path):
         Partitioner(MeshConfig(data, model), jax.devices()[: data * model])
         for data, model in ((4, 2), (1, 1), (1, 2))
     )
-    first = stages.create_state(stage, tiny_runs.NETWORK, mesh, jax.random.key(0))
+    first = stages.create_state(stage, Networks.same(tiny_runs.NETWORK), mesh, jax.random.key(0))
     saved = Checkpoints(tmp_path)
     saved.save(1, first, {})
     saved.wait()
     embedding = first.train.params["actor"]["decoder"]["embed"]["embedding"]
     assert len(embedding.sharding.device_set) == 8 and not embedding.is_fully_replicated
     for mesh in other_meshes:
-        other = stages.abstract_state(stage, tiny_runs.NETWORK, mesh)
+        other = stages.abstract_state(stage, Networks.same(tiny_runs.NETWORK), mesh)
         restored, _ = saved.restore(other)
         for new, old, place in zip(*map(jax.tree.leaves, (restored, first, other))):
             np.testing.assert_array_equal(new, old)

@@ -52,7 +52,7 @@ class _Model(t5x.models.BaseTransformerModel):
         self.stage: Any = setup.trained  # of the kind that the class is for
         self.sampling = sampling
         self.FEATURE_CONVERTER_CLS = setup.data.feature_converter(stages.rows_of(self.stage))
-        vocabulary = setup.vocabulary
+        vocabulary = setup.role_of(self.stage).vocabulary
         super().__init__(
             module=self._module(),
             input_vocabulary=vocabulary,
@@ -95,12 +95,12 @@ class _Model(t5x.models.BaseTransformerModel):
         Returns:
           tokens [B, R], EOS included, and {"scores": log-probability [B]}.
         """
-        width = self.setup.layout.widths(self.setup.config.lengths).response
+        width = self.setup.role_of(self.stage).widths.response
         prompt_BP = _prompts(batch, width)
         rng = jax.random.key(0) if rng is None else rng
         keys = row_keys(rng, jnp.arange(len(prompt_BP)))
         actor = params.get("actor", params)
-        ends = self.setup.vocabulary.ends
+        ends = self.setup.role_of(self.stage).vocabulary.ends
         generation = generate(self.module, actor, prompt_BP, keys, width, self.sampling, ends=ends)
         return generation.tokens_BR, {"scores": jnp.sum(generation.log_probs_BR, axis=1)}
 
@@ -173,7 +173,7 @@ class PPOModel(_Model):
         return self._start(key).train.params
 
     def _start(self, key: jax.Array) -> Any:
-        return stages.starting_state(self.stage, self.setup.config.network)(key)
+        return stages.starting_state(self.stage, self.setup.config.networks(self.stage))(key)
 
     def get_initial_variables(self, rng, input_shapes, input_types=None):
         """Makes parameters of actor and critic, and PPO's counters."""

@@ -7,6 +7,8 @@ import dataclasses
 import optax
 from etils import epath
 
+from pit_jax.errors import UserError
+from pit_jax.method.roles import ROLES
 from pit_jax.run.config import RunConfig
 from pit_jax.run.run import Run
 from pit_jax.run.stages import rows_of
@@ -21,6 +23,8 @@ class Setup(Run):
     """
 
     def __init__(self, config: RunConfig, stage: str):
+        if own := [role for role in ROLES if getattr(config, role) is not None]:
+            raise UserError(f"T5X: got RunConfig.{own[0]}, expected one network for all roles")
         self._model_dir = epath.Path(config.model_dir)
         directory = str(self._model_dir.parent)
         super().__init__(

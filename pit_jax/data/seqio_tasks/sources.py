@@ -62,8 +62,24 @@ class ReferenceSource(seqio.DataSource):
     no text, so that a control token that a model has sampled is forged nowhere.
     """
 
-    def __init__(self, store: ReferenceStore, examples: Sequence[Example], vocabulary: Vocabulary):
+    def __init__(
+        self,
+        store: ReferenceStore,
+        examples: Sequence[Example],
+        vocabulary: Vocabulary,
+        text_window: int = 0,
+    ):
+        """Reads a store.
+
+        Args:
+          store: the store.
+          examples: the examples.
+          vocabulary: of the model that reads the references.
+          text_window: above 0 the references' texts are encoded, and cut to so many tokens, since
+            the store's ids are of another vocabulary.
+        """
         self._store = store
+        self._text_window = text_window
         self._vocabulary = vocabulary
         self._by_index = {example.index: example for example in examples}
         indices = enumerate(store.example_indices)
@@ -94,6 +110,8 @@ class ReferenceSource(seqio.DataSource):
             element["index"] = np.int32(example.index)
             element["turns"] = turns_json(example.prompt).encode()
             ids = self._vocabulary.text_ids(record["reference_tokens"])
+            if self._text_window:
+                ids = self._vocabulary.encode(record["text"])[: self._text_window]
             element["reference"] = np.array(ids, np.int32)
             yield element
 
