@@ -22,7 +22,7 @@ from pit_jax import bindings, checked
 from pit_jax.errors import UserError
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.improve import ImproveConfig
-from pit_jax.run import improver
+from pit_jax.run import exported, improver
 from pit_jax.run.config import RunConfig
 from pit_jax.run.run import Run
 from pit_jax.runtime.partitioning import MeshConfig
@@ -74,6 +74,7 @@ class Pit:
         without = {role: stage for role, stage in stages.items() if role != improver.GAP_MODEL}
         # Both load a model through the run once.
         run.load_frozen = functools.cache(run.load_frozen)  # type: ignore[method-assign]
+        self._has_gaps = improver.GAP_MODEL in stages
         self._with_gaps = improver.RunImprover(run, stages)
         self._without = improver.RunImprover(run, without)
 
@@ -97,7 +98,8 @@ class Pit:
           iterations: how often in a row.
           temperature: of the improvements; as the run is configured by default, 0 for greedy.
           keep: which response is the result, `best` by gap or `last`; as configured by default.
-          gaps: whether to score each improvement; without, the last one is the result.
+          gaps: whether to score each improvement; without, the last one is the result. An
+            exported directory may have no model for it.
           seed: of all draws; the run's by default. Draws depend on it and on a prompt's place.
 
         Returns:
@@ -112,8 +114,9 @@ class Pit:
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
             raise ValueError(f"seed: got {seed!r}, expected 0 to {2**32 - 1}")
         asked = self._read(prompts, responses, "responses")
+        gaps = gaps and self._has_gaps
         if not gaps and config.min_gap is not None:
-            raise ValueError("gaps: got False, expected True, since the run is set to stop by gap")
+            raise ValueError("gaps: got none, expected some, since the run is set to stop by gap")
         made = self._with_gaps if gaps else self._without
         reflects = made.reflects(config)
         traces = made(asked, range(len(asked)), config, seed) if asked else []
@@ -149,6 +152,8 @@ class Pit:
           ValueError: for a prompt or text that can't be used or is too long, by its number.
           UserError: a ValueError too: if R_PIT isn't trained.
         """
+        if not self._has_gaps:
+            raise UserError(f"{self._run.directory}: has no gap model, expected one to score by")
         asked = self._read(prompts, b, "b")
         _check_texts("a", a, len(asked))
         if None in a or None in b:
@@ -191,23 +196,32 @@ def load(path: str, batch_size: int = 16) -> Pit:
     """Loads the models of a run, for whatever devices there are.
 
     Args:
-      path: a run directory.
+      path: a run directory, or one that `convert --to=hf` has written of all models.
       batch_size: how many rows are sampled and scored at once, rounded up to a multiple of the
         devices; a shorter list is filled up, so that no other number of prompts compiles anew.
 
     Raises:
-      UserError: if there is no run, or its PIT model isn't trained.
+      UserError: if neither is there, or the PIT model isn't trained.
     """
     folder = epath.Path(checked.expand(str(path)))
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size!r}, expected a whole number above 0")
-    if not (folder / "config.gin").exists():
-        raise UserError(f"{folder}: expected a run directory, which has a config.gin")
-    config, evaluation = bindings.read(str(folder / "config.gin"), (RunConfig, EvaluationConfig))
-    config = dataclasses.replace(config, model_dir=str(folder), mesh=MeshConfig())
-    run = Run(config)
+    run: Run
+    if exported.is_exported(folder):
+        run = given = exported.ExportedRun(folder)
+        names = dict(given.stages)
+    elif (folder / "config.gin").exists():
+        file, roots = str(folder / "config.gin"), (RunConfig, EvaluationConfig)
+        config, evaluation = bindings.read(file, roots)
+        run = Run(dataclasses.replace(config, model_dir=str(folder), mesh=MeshConfig()))
+        names = {role: getattr(evaluation, role) for role in improver.ROLES}
+    else:
+        raise UserError(
+            f"{folder}: expected a run directory, which has a config.gin, or an exported one, "
+            f"which has a {exported.FILE}"
+        )
     _fill_up(run, batch_size)
-    return Pit(run, {role: getattr(evaluation, role) for role in improver.ROLES})
+    return Pit(run, names)
 
 
 def _fill_up(run: Run, batch_size: int) -> None:

@@ -155,12 +155,22 @@ def _kept() -> Iterator[None]:
         gin_config._set_config_is_locked(locked)
 
 
-def stage(names: Iterable[str]) -> str:
-    """Returns the stage that STAGE names; gin/ sets none, so that none is trained unasked."""
+def stage(names: Iterable[str], needed: bool = True) -> str:
+    """Returns the stage that STAGE names; gin/ sets none, so that none is trained unasked.
+
+    Args:
+      names: of the stages that there are.
+      needed: whether it is a mistake that STAGE isn't set; if not, the name is then empty.
+
+    Raises:
+      UserError: if it isn't a name.
+    """
     choices = ", ".join(names)
     try:
         found = gin.query_parameter(f"%{reach.STAGE}")
     except ValueError:
+        if not needed:
+            return ""
         raise UserError(
             f"no stage given, expected --gin.STAGE=NAME with one of {choices}"
         ) from None

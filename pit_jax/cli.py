@@ -50,8 +50,8 @@ _SUMMARIES = {
     "data": "show what became of every example: counts, lengths, padding, tokens; train nothing",
     "plan": "compile a run for a TPU that isn't there: memory, collectives, time; no data needed",
     "train": "train one stage, the one that STAGE names",
-    "convert": "bring a base model in, or write the model of the stage that STAGE names for "
-    "another framework",
+    "convert": "bring a base model in, or write the model of the stage that STAGE names, or all "
+    "that improve needs, for another framework",
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
     "evaluate": "judge, table and plot the models of a run, or saved generations; combine the "
     "reports of several seeds",
@@ -301,8 +301,8 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     way.add_argument(
         "--to",
         choices=["hf", "t5x"],
-        help="what a stage's model becomes; hf: a folder that transformers loads; t5x: a "
-        "folder checkpoint_STEP",
+        help="what a stage's model becomes; hf: a folder that transformers loads, or without "
+        "STAGE a directory of policy, PIT and gap model; t5x: a folder checkpoint_STEP",
     )
     command.add_argument(
         "--input",
@@ -346,7 +346,8 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     config, evaluation = map(bindings.configured, roots)
     options.operative = bindings.operative()
     if takes_stage:
-        options.stage = bindings.stage(stage.name for stage in config.stages)
+        needed = getattr(options, "to", None) != "hf"
+        options.stage = bindings.stage((stage.name for stage in config.stages), needed)
     _check_paths(config.model_dir, evaluation, options)
     if options.command == "plan":
         return commands.plan(config, options)
@@ -378,9 +379,9 @@ def _check_paths(model_dir: str, evaluation: Any, options: argparse.Namespace) -
     elif options.command in ("run", "train", "evaluate"):
         files.check_folder(model_dir, "MODEL_DIR")
     names: tuple[str, ...] = ()
-    if options.command == "convert":
+    if options.command == "convert" and options.stage:
         names = (options.stage,)
-    elif options.command == "improve" or (
+    elif options.command in ("improve", "convert") or (
         options.command == "evaluate" and not options.generations
     ):
         names = (evaluation.policy, evaluation.pit, evaluation.gap_model)
