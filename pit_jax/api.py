@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from pit_jax import bindings, checked
+from pit_jax import bindings, checked, files
 from pit_jax.errors import UserError
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.improve import ImproveConfig
@@ -203,13 +204,15 @@ def load(path: str, batch_size: int = 16) -> Pit:
     Raises:
       UserError: if neither is there, or the PIT model isn't trained.
     """
-    folder = epath.Path(checked.expand(str(path)))
+    given = checked.expand(str(path))
+    # Models load later, when the working directory may be another one.
+    folder = epath.Path(os.path.abspath(given) if files.is_local(given) else given)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size!r}, expected a whole number above 0")
     run: Run
     if exported.is_exported(folder):
-        run = given = exported.ExportedRun(folder)
-        names = dict(given.stages)
+        run = of_directory = exported.ExportedRun(folder)
+        names = dict(of_directory.stages)
     elif (folder / "config.gin").exists():
         file, roots = str(folder / "config.gin"), (RunConfig, EvaluationConfig)
         config, evaluation = bindings.read(file, roots)

@@ -71,7 +71,8 @@ def take_out(
       UserError: if a model isn't trained, or can't be taken out.
     """
     results = {role: run.result(names[role], ROLE_OF[role]) for role in ROLES}
-    said, models = [], {}
+    said: list[str] = []
+    models: dict[str, Any] = {}
     for role, result in results.items():
         pooling = result.get("pooling", "last")
         if pooling != "last":
