@@ -28,6 +28,7 @@ from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.layouts import Lengths
 from pit_jax.data.synthetic.drafts import DraftsConfig
 from pit_jax.method.curriculum import Round
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.config import NetworkConfig
 from pit_jax.plan.estimate import Machine, estimate
@@ -150,7 +151,7 @@ def calls(config: RunConfig, partitioner: Partitioner) -> Iterator[tuple[Program
         if program.name == "PPO: update":
 
             def update():
-                held["state"], metrics = run(held["state"], held["episodes"], key)
+                held["state"], metrics = run(held["state"], Frozen({}), held["episodes"], key)
                 return held["state"], metrics
 
             return update
@@ -165,7 +166,7 @@ def calls(config: RunConfig, partitioner: Partitioner) -> Iterator[tuple[Program
         if program.name == "PPO: sample and score":
 
             def collect():
-                frozen = {"reference": language, "reward": scalar}
+                frozen = Frozen({"reference": language, "reward": scalar})
                 held["episodes"], *rest = run(held["state"], frozen, batch, key)
                 return held["episodes"], rest
 

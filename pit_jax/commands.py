@@ -150,6 +150,7 @@ def convert(run, evaluation, options) -> None:
         exports.take_out(run, stage.name, epath.Path(options.output), options.dtype or "float32")
         print(f"{stage.name}, step {step}: {options.output}")
         return
+    t5x_checkpoints.check_network(run.config.networks(stage).actor)
     state = stage_training.restore(run, stage, step)
     path = t5x_checkpoints.save(epath.Path(options.output), step, state)
     print(f"{stage.name}, step {step}: {path}")
@@ -315,7 +316,7 @@ def describe(run, evaluation, options) -> None:
     """Prints what `--dry_run` promises, the configuration in use last."""
     import jax
 
-    from pit_jax.run import stages
+    from pit_jax.run import shapes, stages
 
     _check_command(run, evaluation, options)
     print(f"run directory  {run.directory} (nothing is written)")
@@ -343,7 +344,7 @@ def describe(run, evaluation, options) -> None:
             f"{stage.name:24}{stage.task:12}{stage.steps:>8}{stage.batch_size:>8}{count:>16,}"
             f"{size:>12,.1f}  {run.progress(stage.name)}"
         )
-        least = stages.least_memory(stage, state, of_stage, run.partitioner)
+        least = shapes.least_memory(stage, state, of_stage, run.partitioner)
         most = max(most, (least / 1e6, stage.name))
     print(
         f"\nmemory         at least {most[0]:,.1f} MB over all devices, in {most[1]}: state, "

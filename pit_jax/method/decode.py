@@ -20,6 +20,7 @@ import numpy as np
 from pit_jax.checked import checked
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method.losses import allow, token_log_probs
+from pit_jax.models.adapters import whole
 from pit_jax.models.attention import CausalRows, KVCache, positions_of
 from pit_jax.models.network import LanguageModel, in_compute_type
 from pit_jax.runtime import partitioning
@@ -120,7 +121,7 @@ def prefill(model: LanguageModel, params, prompt_BP: jax.Array, response_length:
     valid_BP = prompt_BP != PAD_ID
     cache = KVCache.zeros(model.config, prompt_BP.shape[0], prompt_BP.shape[1] + response_length)
     return model.apply(
-        {"params": params},
+        {"params": whole(params)},
         prompt_BP,
         positions_of(valid_BP),
         CausalRows(valid_BP.astype(jnp.int32)),
@@ -154,7 +155,7 @@ def generate(
     """
     B, P = prompt_BP.shape
     R = response_length
-    params = in_compute_type(params, model.config)
+    params = in_compute_type(whole(params), model.config)
     logits_BV, cache = prefill(model, params, prompt_BP, R)
     prompt_valid_BP = prompt_BP != PAD_ID
     count_B = jnp.sum(prompt_valid_BP, axis=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -72,20 +73,25 @@ class Work:
     def flops(self, network: NetworkConfig, rematerialised: bool = False) -> float:
         """Counts floating-point operations, with `rematerialised` those that are repeated too."""
         c = network
-        matrices = float(matrix_parameters(c))  # as integers, counts would overflow under jit
-        unembed = 2.0 * c.embed_dim * c.vocab_size
+        # As floating-point numbers: integers would overflow under jit.
+        matrices, frozen_unembed = 2.0 * matrix_parameters(c), 2.0 * c.embed_dim * c.vocab_size
+        of_unembed = adapter_parameters(c, "unembed")
+        products = matrices + 2.0 * (adapter_parameters(c) - of_unembed)
+        unembed = frozen_unembed + 2.0 * of_unembed
         if self.steps is not None:
             seen = _keys_seen(c, self.tokens, self.steps)
-            token = 2 * matrices + unembed
+            token = products + unembed
             one = self.rows * (self.steps * token + 4 * c.num_heads * c.head_dim * seen)
             return self.times * one
         # Without windows, attention looks at half of a row's square.
         seen = _keys_seen(c, 0, self.tokens)
         attention = 4 * c.num_heads * c.head_dim * seen / self.tokens
         tokens = self.rows * self.tokens
-        blocks = tokens * (2 * matrices + attention)
+        blocks = tokens * (products + attention)
         logits = self.rows * self.logits * unembed
         total = (3 if self.backward else 1) * (blocks + logits)
+        if self.backward and c.lora:  # matrices that are frozen have no gradients
+            total -= tokens * matrices + self.rows * self.logits * frozen_unembed
         if rematerialised and self.backward:
             total += {"none": 0, "dots": tokens * attention, "full": blocks}[c.remat]
             total += (blocks + logits) if self.checkpointed else 0
@@ -97,6 +103,19 @@ def matrix_parameters(network: NetworkConfig) -> int:
     c = network
     attention = c.embed_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
     return c.num_layers * (attention + (3 if c.gated_mlp else 2) * c.embed_dim * c.mlp_dim)
+
+
+def adapter_parameters(network: NetworkConfig, pattern: str = ".*") -> int:
+    """Counts the parameters of the adapters of modules whose names match; 0 without adapters."""
+    c = network
+    D, heads, kv_heads = c.embed_dim, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    sizes = {"query": heads, "key": kv_heads, "value": kv_heads, "out": heads}
+    sizes |= {"unembed": c.vocab_size} | dict.fromkeys(("gate", "up", "down"), c.mlp_dim)
+    return sum(
+        lora.rank * (D + sizes[name.split("/")[-1]]) * (1 if name == "unembed" else c.num_layers)
+        for name in c.modules
+        if (lora := c.adapter(name)) and re.fullmatch(pattern, name)
+    )
 
 
 def _keys_seen(network: NetworkConfig, before: int, tokens: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from pit_jax.data.layouts import Tree
 from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method.losses import allow, token_log_probs
+from pit_jax.models.adapters import whole
 from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
 from pit_jax.models.heads import ScalarModel, pool
 from pit_jax.models.network import LanguageModel
@@ -40,7 +41,7 @@ def response_log_probs(
 
     Args:
       model: policy or PIT model.
-      params: its parameters.
+      params: its parameters, a tree or an adapters.Adapted.
       prompt_BP: int32, padding on the left.
       response_BR: int32, EOS included.
       mask_BR: above 0 on real tokens.
@@ -51,7 +52,7 @@ def response_log_probs(
       log_probs_BR and entropy_BR, float32, 0 on padding.
     """
     rows = join(prompt_BP, response_BR[:, :-1], mask_BR[:, :-1])
-    logits_BRV = model.apply({"params": params}, *rows, first=prompt_BP.shape[1] - 1)
+    logits_BRV = model.apply({"params": whole(params)}, *rows, first=prompt_BP.shape[1] - 1)
     logits_BRV = allow(logits_BRV, allowed_V)
     log_probs_BR, entropy_BR = token_log_probs(logits_BRV, response_BR, temperature)
     return jnp.where(mask_BR > 0, log_probs_BR, 0.0), jnp.where(mask_BR > 0, entropy_BR, 0.0)
@@ -64,14 +65,14 @@ def response_scores(
 
     Which of the two it is, the prompt's layout says (Appendix A).
     """
-    scalars_BT = model.apply({"params": params}, *join(prompt_BP, response_BR, mask_BR))
+    scalars_BT = model.apply({"params": whole(params)}, *join(prompt_BP, response_BR, mask_BR))
     return pool(scalars_BT[:, prompt_BP.shape[1] :], mask_BR, pooling)
 
 
 def response_values(model: ScalarModel, params, prompt_BP, response_BR, mask_BR) -> jax.Array:
     """Computes V(state before each token of the response), float32 [B, R], 0 on padding."""
     rows = join(prompt_BP, response_BR[:, :-1], mask_BR[:, :-1])
-    scalars_BT = model.apply({"params": params}, *rows)
+    scalars_BT = model.apply({"params": whole(params)}, *rows)
     return jnp.where(mask_BR > 0, scalars_BT[:, prompt_BP.shape[1] - 1 :], 0.0)
 
 
@@ -98,7 +99,7 @@ def tree_scores(
     parents = tuple(block.after for block in tree)
     positions_BT = tree_positions(blocks_BT, parents)
     mask_BTT = tree_mask(blocks_BT, parents)
-    scalars_BT = model.apply({"params": params}, tokens_BT, positions_BT, mask_BTT)
+    scalars_BT = model.apply({"params": whole(params)}, tokens_BT, positions_BT, mask_BTT)
     return {
         block.score: pool(scalars_BT, blocks_BT == number, pooling)
         for number, block in enumerate(tree, 1)

@@ -15,6 +15,7 @@ from pit_jax.checked import checked
 from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_TREE, PAIR_TREE, Tree
 from pit_jax.method import losses
 from pit_jax.method.forward import tree_scores
+from pit_jax.models.adapters import whole
 from pit_jax.models.attention import CausalRows
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import POOLINGS, ScalarModel
@@ -57,7 +58,7 @@ def supervised(network: NetworkConfig, unlikelihood: bool = False) -> Callable:
 
     def loss(params, batch):
         logits_BTV = model.apply(
-            {"params": params},
+            {"params": whole(params)},
             batch["decoder_input_tokens"],
             batch["decoder_positions"],
             CausalRows(batch["decoder_segment_ids"]),

@@ -34,6 +34,7 @@ from pit_jax.method import flops, ppo
 from pit_jax.method.decode import Generation, SamplingConfig, generate, is_end, row_keys
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.forward import response_log_probs, response_scores, response_values
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
 from pit_jax.method.ppo import Experience, PPOConfig
 from pit_jax.models.heads import ScalarModel
@@ -48,7 +49,7 @@ class RLState(flax.struct.PyTreeNode):
     """Holds everything that a PPO step changes.
 
     Attributes:
-      train: TrainState of {'actor', 'critic'}.
+      train: TrainState of {'actor', 'critic'}; of a model with adapters it has what is trained.
       beta: float32 [], weight of the KL penalty.
       moments: moments of the scores of all responses that ended, so far.
     """
@@ -139,23 +140,23 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
 
     Returns:
       collect(state, frozen, batch, key) -> Experience, new beta, new moments, metrics, Generation.
-      `frozen` holds the parameters {'reference', 'reward'}; `batch` is a batch of RL prompts. Where
-      the reward model's vocabulary isn't the actor's, the batch has the `generation` too, and what
-      the reward model reads of it, `reward_response_tokens` and `reward_response_mask`.
+      `frozen` is a Frozen; `batch` is a batch of RL prompts. Where the reward model's vocabulary
+      isn't the actor's, the batch has the `generation` too, and what the reward model reads of it,
+      `reward_response_tokens` and `reward_response_mask`.
     """
     log_probs, values = make_passes(networks, config, environment)
     sample, reward_model = make_sample(networks, config, environment), ScalarModel(networks.reward)
 
     def score(frozen, batch, response_BR, mask_BR):
         rows = batch["reward_prompt_tokens"], response_BR, mask_BR
-        return response_scores(reward_model, frozen["reward"], *rows, environment.pooling)
+        return response_scores(reward_model, frozen.model("reward"), *rows, environment.pooling)
 
     def score_of(name, frozen, batch):
         tokens_BR = batch[f"{name}_tokens"]
         return score(frozen, batch, tokens_BR, tokens_BR != PAD_ID)
 
-    def collect(state: RLState, frozen, batch, key):
-        params = state.train.params
+    def collect(state: RLState, frozen: Frozen, batch, key):
+        params = {role: frozen.model(role, own) for role, own in state.train.params.items()}
         prompt_BP = batch["prompt_tokens"]
         critic_prompt_BQ = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
         B, P = prompt_BP.shape
@@ -166,7 +167,7 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
         bare = Experience(prompt_BP, critic_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
         log_probs_BR, _ = in_parts(lambda part: log_probs(params["actor"], part), bare, config)
         values_BR = in_parts(lambda part: values(params["critic"], part), bare, config)
-        reference = frozen["reference"]
+        reference = frozen.model("reference")
         ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
 
         ends_BR = is_end(response_BR, environment.ends) & generation.mask_BR
@@ -369,26 +370,24 @@ def loss(params, part, weight, config: PPOConfig, log_probs: Callable, values: C
 
 
 def make_programs(
-    networks: Networks,
-    config: PPOConfig,
-    environment: Environment,
-    partitioner: Partitioner,
+    networks: Networks, config: PPOConfig, environment: Environment, partitioner: Partitioner
 ) -> tuple[Callable, Callable]:
     """Makes the two jitted programs of a PPO step on a mesh.
 
     Returns:
       `collect` of `make_collect`, whose metric `model_flops` counts both programs; and
-      `update(state, experience, key)` -> new state, metrics, which donates the state.
+      `update(state, Frozen.of_trained, episodes, key)` -> new state, metrics, donating the state.
     """
     collect = make_collect(networks, config, environment)
-    passes = make_passes(networks, config, environment)
+    log_probs, values = make_passes(networks, config, environment)
 
     # The state's parameters aren't among its results, which would be a copy of them.
-    def collect_episodes(state: RLState, frozen, batch, key):
+    def collect_episodes(state: RLState, frozen: Frozen, batch, key):
         *results, generation = collect(state, frozen, batch, key)
         return *results, constrain_rows(generation)
 
-    def update_state(state: RLState, experience: Experience, key):
+    def update_state(state: RLState, frozen: Frozen, experience: Experience, key):
+        passes = frozen.of_own("actor", log_probs), frozen.of_own("critic", values)
         train, metrics = update(state.train, experience, key, config, *passes)
         return state.replace(train=train), metrics
 
@@ -400,7 +399,7 @@ def make_step(
     config: PPOConfig,
     environment: Environment,
     partitioner: Partitioner,
-    frozen: Callable[[jax.Array], dict[str, Any]],
+    frozen: Callable[[jax.Array], Frozen],
     key: jax.Array,
     decode: Callable[[Any], str],
     translate: Callable[[Generation], dict[str, np.ndarray]] | None = None,
@@ -412,30 +411,30 @@ def make_step(
       config: PPO's settings.
       environment: how episodes end and score.
       partitioner: what puts the programs on devices.
-      frozen: gives the parameters of `reference` and `reward`; its argument is ready once the
-        last update doesn't need the memory any more.
+      frozen: gives the models that aren't trained; its argument is ready once the last update
+        doesn't need the memory any more.
       key: base key of the stage; step i uses fold_in(key, i).
       decode: makes text of ids, for the samples that are logged.
       translate: makes of a Generation what the reward model reads of it, see `make_collect`; None
         where its vocabulary is the actor's.
     """
     collect, update = make_programs(networks, config, environment, partitioner)
-    sample = partitioner.jit(
-        make_sample(networks, config, environment), out_shardings=partitioner.replicated
-    )
+    sample = make_sample(networks, config, environment)
+    sample = partitioner.jit(sample, out_shardings=partitioner.replicated)
 
     def step(state: RLState, batch, number: int):
         rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
         models = frozen(state.train.step)
         placed = partitioner.shard_batch(batch)
         if translate is not None:
-            generation = sample(state.train.params["actor"], placed, rollout_key)
+            own = state.train.params["actor"]
+            generation = sample(models.model("actor", own), placed, rollout_key)
             read = partitioner.shard_batch(translate(jax.device_get(generation)))
             placed = placed | read | {"generation": generation}
         experience, beta, moments, metrics, generation = collect(state, models, placed, rollout_key)
-        del models  # those that wait on the hosts leave the devices before the update
+        models = models.of_trained  # others that wait on the hosts leave the devices
         state = state.replace(beta=beta, moments=moments)
-        state, update_metrics = update(state, experience, update_key)
+        state, update_metrics = update(state, models, experience, update_key)
         return state, {**metrics, **update_metrics}, lambda: texts(batch, generation)
 
     def texts(batch, generation: Generation) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pit_jax.models import adapters
 from pit_jax.runtime import metrics as metrics_lib
 from pit_jax.runtime.microbatches import accumulate
 from pit_jax.runtime.partitioning import Partitioner
@@ -15,7 +16,10 @@ from pit_jax.runtime.train_state import TrainState
 
 
 def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -> Callable:
-    """Makes the jitted supervised step `(state, batch) -> (state, metrics)`; it donates the state.
+    """Makes the jitted supervised step, which donates the state.
+
+    It is `(state, batch, backbone) -> (state, metrics)`. The backbone is that of a model with
+    adapters, whose state has only what is trained; None, the default, for a model trained whole.
 
     Args:
       loss: (params, batch) -> ((sum, weight), metrics).
@@ -24,10 +28,10 @@ def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -
         divided once.
     """
 
-    def step(state: TrainState, batch):
+    def step(state: TrainState, batch, backbone=None):
         def gradients(part):
-            def total(params):
-                (total, weight), metrics = loss(params, part)
+            def total(own):
+                (total, weight), metrics = loss(adapters.on(backbone, own), part)
                 return total, (total, weight, metrics)
 
             return jax.grad(total, has_aux=True)(state.params), ()

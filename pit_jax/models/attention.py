@@ -309,6 +309,7 @@ class Attention(nn.Module):
                 c.dtype,
                 initial_scale=initial_scale,
                 bias=c.qkv_bias,
+                lora=c.adapter(f"attention/{name}"),
                 name=name,
             )(x_BTD)
 
@@ -347,5 +348,6 @@ class Attention(nn.Module):
         out_BTHE = constrain(out_BTHE, "batch", "length", "heads", "kv")
         out_BTHE = constrain(out_BTHE, "activation_batch", "length", "heads", "kv")
         shape, axes = (H, E, D), ("heads", "kv", "embed")
-        out = Dense(shape, axes, 2, c.dtype, bias=c.out_bias, name="out")(out_BTHE)
+        lora = c.adapter("attention/out")
+        out = Dense(shape, axes, 2, c.dtype, bias=c.out_bias, lora=lora, name="out")(out_BTHE)
         return out, cache

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
-from pit_jax.checked import checked
+from pit_jax.checked import at_least, checked
+from pit_jax.errors import UserError
 
 ACTIVATIONS = ("silu", "gelu", "gelu_exact")
 DTYPES = ("float32", "bfloat16")
@@ -17,6 +19,56 @@ QK_NORMS = ("none", "head", "projection")
 # A field that says how a family varies the network. Its default means that the variation isn't
 # there, and the texts by which a run knows its models don't name it then.
 _VARIATION = {"variation": True}
+BACKBONES = ("compute", "int8")
+
+
+@dataclasses.dataclass(frozen=True)
+@checked
+class LoraConfig:
+    """Says which matrices have low-rank adapters, which are trained in their place (LoRA).
+
+    A product x W becomes x W + (x A) B * scale, where W stays as it is (Hu et al., 2021).
+
+    Attributes:
+      rank: columns of A, and rows of B.
+      alpha: the scale is alpha / rank.
+      targets: a regular expression, which the whole name of a module matches that has an adapter.
+        The modules are `attention/query`, `attention/key`, `attention/value`, `attention/out`,
+        `mlp/gate`, `mlp/up`, `mlp/down`, and `unembed` if the embeddings aren't tied.
+      rslora: whether the scale is alpha / sqrt(rank) (Kalajdzievski, 2023).
+      backbone: how the matrices that aren't trained are kept: in the `compute` type, or as `int8`
+        with a float32 scale for each output channel, and for each row of the embedding.
+    """
+
+    rank: int
+    alpha: float
+    targets: str = "attention/.*|mlp/.*"
+    rslora: bool = dataclasses.field(default=False, metadata=_VARIATION)
+    backbone: str = dataclasses.field(default="compute", metadata=_VARIATION | {"identity": None})
+
+    def __post_init__(self):
+        at_least(self, 1, "rank")
+        if self.alpha <= 0:
+            raise UserError(f"LoraConfig.alpha: got {self.alpha}, expected a number above 0")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise UserError(
+                f"LoraConfig.targets: got {self.targets!r}, expected a regular expression: {error}"
+            ) from None
+        if self.backbone not in BACKBONES:
+            raise UserError(
+                f"LoraConfig.backbone: got {self.backbone!r}, expected one of {BACKBONES}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What the product with A and B is multiplied with."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    def matches(self, module: str) -> bool:
+        """Returns whether the module of this name has an adapter."""
+        return re.fullmatch(self.targets, module) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +127,8 @@ class NetworkConfig:
         rope_low` are divided, and between them it goes over linearly (Llama 3.1).
       rope_low: see `rope_original_length`.
       rope_high: see `rope_original_length`.
+      lora: which matrices are trained by adapters, all else of a model being frozen but a scalar
+        model's head; None trains whole models.
     """
 
     vocab_size: int
@@ -117,6 +171,7 @@ class NetworkConfig:
     rope_original_length: int = dataclasses.field(default=0, metadata=_VARIATION)
     rope_low: float = dataclasses.field(default=1.0, metadata=_VARIATION)
     rope_high: float = dataclasses.field(default=4.0, metadata=_VARIATION)
+    lora: LoraConfig | None = dataclasses.field(default=None, metadata=_VARIATION)
 
     def __post_init__(self):
         for field in (
@@ -162,6 +217,27 @@ class NetworkConfig:
                 )
         self._check_rotary()
         self._check_kernel()
+        if self.lora and not any(map(self.lora.matches, self.modules)):
+            raise UserError(
+                f"LoraConfig.targets: got {self.lora.targets!r}, expected a regular expression "
+                f"that matches one or more of {', '.join(self.modules)}"
+            )
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the modules with a matrix that can have an adapter."""
+        attention = (f"attention/{name}" for name in ("query", "key", "value", "out"))
+        mlp = (f"mlp/{name}" for name in (*["gate"] * self.gated_mlp, "up", "down"))
+        return (*attention, *mlp, *["unembed"] * (not self.tied_embeddings))
+
+    def adapter(self, module: str) -> LoraConfig | None:
+        """Returns what adapter the module of this name has, None for none."""
+        return self.lora if self.lora and self.lora.matches(module) else None
+
+    @property
+    def without_adapters(self) -> NetworkConfig:
+        """The same network, trained whole."""
+        return dataclasses.replace(self, lora=None) if self.lora else self
 
     def _check_rotary(self):
         if min(self.windows, default=0) < 0:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pit_jax.models.config import NetworkConfig
+from pit_jax.models.config import LoraConfig, NetworkConfig
 from pit_jax.runtime.partitioning import constrain
 
 RESIDUAL = ("activation_batch", "activation_length", "activation_embed")
@@ -34,6 +34,7 @@ class Dense(nn.Module):
       out_dtype: type of the result; the compute type by default.
       initial_scale: factor of the kernel's initial values.
       bias: whether a bias is added.
+      lora: the adapter, see LoraConfig; a model whose parameters have none is computed without.
     """
 
     shape: tuple[int, ...]
@@ -43,23 +44,27 @@ class Dense(nn.Module):
     out_dtype: str | None = None
     initial_scale: float = 1.0
     bias: bool = False
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         n = self.num_inputs
+        out_dtype = self.out_dtype or self.dtype
 
         def init(key, shape):
             flat = (_product(shape[:n]), _product(shape[n:]))
             return self.initial_scale * _INIT(key, flat, jnp.float32).reshape(shape)
 
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
-        contract = tuple(range(x.ndim - n, x.ndim))
-        y = jax.lax.dot_general(
-            x,
-            kernel.astype(self.dtype),
-            ((contract, tuple(range(n))), ((), ())),
-            preferred_element_type=self.out_dtype or self.dtype,
-        )
+        y = _product_of(x, kernel.astype(self.dtype), n, out_dtype)
+        if self.has_variable("params", "kernel_scale"):  # the kernel is int8
+            scale = self.get_variable("params", "kernel_scale")
+            scale = jnp.expand_dims(scale, tuple(range(x.ndim - n)))
+            y = (y.astype(jnp.float32) * scale).astype(y.dtype)
+        adapted = self.has_variable("params", "lora_a")
+        assert self.lora or not adapted
+        if self.lora and (adapted or self.is_initializing()):
+            y += self._adapted(x, init, out_dtype)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[n:])
             bias = self.param("bias", zeros, self.shape[n:], jnp.float32)
@@ -67,6 +72,18 @@ class Dense(nn.Module):
             bias = jnp.expand_dims(bias, tuple(range(x.ndim - n)))
             y = (y.astype(jnp.float32) + bias).astype(y.dtype)
         return y
+
+    def _adapted(self, x: jax.Array, init: Callable, out_dtype: str) -> jax.Array:
+        """The product with A and B, scaled."""
+        n, lora = self.num_inputs, self.lora
+        assert lora is not None
+        zeros = nn.initializers.zeros_init()
+        make = nn.with_logical_partitioning
+        a_axes, b_axes = (*self.axes[:n], "lora_rank"), ("lora_rank", *self.axes[n:])
+        a = self.param("lora_a", make(init, a_axes), (*self.shape[:n], lora.rank))
+        b = self.param("lora_b", make(zeros, b_axes), (lora.rank, *self.shape[n:]), jnp.float32)
+        low = _product_of(x, a.astype(self.dtype), n, self.dtype) * lora.scale
+        return _product_of(low, b.astype(self.dtype), 1, out_dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -114,7 +131,11 @@ class Embed(nn.Module):
         )
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        x_BTD = look_up(self.embedding, tokens_BT, self.config.dtype)
+        if (scale_V := self._scale()) is not None:
+            rows_BTD = self.embedding[tokens_BT].astype(jnp.float32)
+            x_BTD = (rows_BTD * scale_V[tokens_BT][..., None]).astype(self.config.dtype)
+        else:
+            x_BTD = look_up(self.embedding, tokens_BT, self.config.dtype)
         if self.config.scale_embeddings:
             x_BTD = x_BTD * jnp.asarray(self.config.embed_dim**0.5, self.config.dtype)
         return constrain(x_BTD, *RESIDUAL)
@@ -125,7 +146,14 @@ class Embed(nn.Module):
         logits_BTV = jnp.einsum(
             "BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32
         )
+        if (scale_V := self._scale()) is not None:
+            logits_BTV = logits_BTV * scale_V[None, None]
         return logits_BTV / self.config.embed_dim**0.5 if self.config.scale_logits else logits_BTV
+
+    def _scale(self) -> jax.Array | None:
+        """The scale of each row of an int8 embedding."""
+        found = self.has_variable("params", "embedding_scale")
+        return self.get_variable("params", "embedding_scale") if found else None
 
 
 class RMSNorm(nn.Module):
@@ -206,7 +234,8 @@ class MLP(nn.Module):
         activation = _ACTIVATIONS[c.activation]
 
         def project(name, shape, axes, x):
-            return Dense(shape, axes, 1, c.dtype, bias=c.mlp_bias, name=name)(x)
+            lora = c.adapter(f"mlp/{name}")
+            return Dense(shape, axes, 1, c.dtype, bias=c.mlp_bias, lora=lora, name=name)(x)
 
         if c.gated_mlp:
             gate_BTF = project("gate", shape, axes, x_BTD)
@@ -220,6 +249,13 @@ class MLP(nn.Module):
 def capped(x: jax.Array, cap: float) -> jax.Array:
     """Squeezes numbers into (-cap, cap) by `cap * tanh(x / cap)`; 0 leaves them as they are."""
     return cap * jnp.tanh(x / cap) if cap else x
+
+
+def _product_of(x: jax.Array, kernel: jax.Array, num_inputs: int, dtype: str) -> jax.Array:
+    """The product of the last dims of `x` with the first ones of a kernel."""
+    contract = tuple(range(x.ndim - num_inputs, x.ndim))
+    dims = ((contract, tuple(range(num_inputs))), ((), ()))
+    return jax.lax.dot_general(x, kernel, dims, preferred_element_type=dtype)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -89,7 +89,8 @@ class Decoder(nn.Module):
         self.final_norm = make_norm(c)
         if not c.tied_embeddings:
             shape, axes = (c.embed_dim, c.vocab_size), ("embed", "vocab")
-            self.unembed = Dense(shape, axes, 1, c.dtype, out_dtype="float32")
+            lora = c.adapter("unembed")
+            self.unembed = Dense(shape, axes, 1, c.dtype, out_dtype="float32", lora=lora)
 
     def __call__(
         self,
@@ -158,16 +159,20 @@ class LanguageModel(nn.Module):
         return self.decoder.logits(hidden_BTD[:, -1:])[:, 0], written
 
 
+# Of the decoder's parameters, those that every use of them casts to the compute type.
+_MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
+
+
 def in_compute_type(params, config: NetworkConfig):
     """Casts the decoder's matrices to the compute type, as every use of them does anyway.
 
     With bfloat16 this halves the memory that frozen models take and that decoding reads, and
-    changes no result.
+    changes no result. Matrices that are int8 stay so.
     """
 
     def one(path, x):
-        name = jax.tree_util.keystr(path)
-        matrix = name.startswith("['decoder']") and name.endswith(("['kernel']", "['embedding']"))
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        matrix = "decoder" in names and names[-1] in _MATRICES and x.dtype != jnp.int8
         return x.astype(config.dtype) if matrix else x
 
     return jax.tree_util.tree_map_with_path(one, params)

@@ -17,9 +17,11 @@ from pit_jax.method import flops, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.environment import Environment
 from pit_jax.method.flops import Work
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.roles import GAP_REWARD, POLICY, ROLES
 from pit_jax.method.sampler import Sampler
-from pit_jax.run import stages
+from pit_jax.models import adapters
+from pit_jax.run import shapes, stages
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import RewardStage, RLStage, SupervisedStage
 from pit_jax.runtime.partitioning import Partitioner
@@ -100,13 +102,14 @@ def _supervised(
         logits = width
     abstract = _batch(batch, partitioner)
     step = supervised_step.make_step(loss, partitioner, stage.microbatches)
-    roles = {"parameters": state.params, "optimizer": state.opt_state}
+    backbone = shapes.abstract_backbone(network, partitioner) if network.lora else None
+    params = {"parameters": state.params} | ({"backbone": backbone} if backbone else {})
     yield Program(
         "training step",
         stage.name,
         step,
-        (state, abstract),
-        roles,
+        (state, abstract, *([backbone] if backbone else [])),
+        params | {"optimizer": state.opt_state},
         {},
         flops.training_step(B, width, logits > 0, stage.microbatches),
         B * width,
@@ -123,8 +126,8 @@ def _supervised(
             "evaluation",
             stage.name,
             partitioner.jit(stages.held_out_objective(stage, network)),
-            (state.params, weighted),
-            {"parameters": state.params},
+            (adapters.on(backbone, state.params), weighted),
+            params,
             {"optimizer": state.opt_state},
             (Work(B, width, logits),),
             B * width,
@@ -136,10 +139,14 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
     networks, lengths = config.networks(stage), _lengths(config, stages.role_of(stage), stage.task)
     B, P, R = stage.batch_size, lengths["prompt"], lengths["chosen"]
     Q = lengths.get("critic_prompt", lengths["reward_prompt"])
-    models = stages.abstract_models(networks, partitioner)
+    models = shapes.abstract_models(networks, partitioner)
     state: Any = stages.abstract_state(stage, networks, partitioner)
     resident = {"parameters": state.train.params, "optimizer": state.train.opt_state}
-    waiting = {} if stage.offload_frozen else {"frozen models": models}
+    backbones = models.of_trained
+    resident |= {"backbone": backbones} if backbones.backbones else {}
+    kept = [tree for role, tree in models.backbones.items() if role not in backbones.backbones]
+    frozen = {"frozen models": (models.models, kept)}
+    waiting = {} if stage.offload_frozen else frozen
     if any(round_.is_sampled for round_ in stage.rounds):
         yield from _sampling(config, stage, models, resident | waiting, partitioner)
     collect, update = ppo_step.make_programs(
@@ -162,7 +169,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         stage.name,
         collect,
         (state, models, batch, key),
-        resident | {"frozen models": models},
+        resident | frozen,
         {},
         flops.ppo_collect(B, P, Q, R, stage.ppo, difference="reference" in lengths),
         B * (P + R),
@@ -173,7 +180,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         "PPO: update",
         stage.name,
         update,
-        (state, experience, key),
+        (state, backbones, experience, key),
         resident,
         waiting,
         flops.ppo_update(B, P, Q, R, stage.ppo),
@@ -186,7 +193,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
 def _sampling(
     config: RunConfig,
     stage: RLStage,
-    models: dict[str, Any],
+    models: Frozen,
     beside: dict[str, Any],
     partitioner: Partitioner,
 ) -> Iterator[Program]:
@@ -208,8 +215,8 @@ def _sampling(
         "sampling of references",
         stage.name,
         sampler.respond_program(SamplingConfig()),
-        (models["reference"], _batch(shapes, partitioner), _key(partitioner)),
-        {"policy": models["reference"]},
+        (models.model("reference"), _batch(shapes, partitioner), _key(partitioner)),
+        {"policy": models.model("reference")},
         beside,
         flops.sampling(B, P, R),
         B * (P + R),
@@ -220,8 +227,8 @@ def _sampling(
         "scoring",
         stage.name,
         sampler.score_program("last"),
-        (models["reward"], _batch(shapes | {"mask": ((B, R), jnp.bool_)}, partitioner)),
-        {"reward model": models["reward"]},
+        (models.model("reward"), _batch(shapes | {"mask": ((B, R), jnp.bool_)}, partitioner)),
+        {"reward model": models.model("reward")},
         beside,
         (Work(B, Q + R),),
         B * (Q + R),

@@ -13,7 +13,7 @@ from pit_jax.data.layouts import TASK_FOLDS, UNLIKELY
 from pit_jax.errors import UserError
 from pit_jax.method.roles import POLICY
 from pit_jax.run import directory as run_directory
-from pit_jax.run import stages
+from pit_jax.run import loading, stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage
 from pit_jax.runtime import metrics
@@ -42,6 +42,8 @@ def check(run: Run, name: str) -> None:
         run.task_of(name)
         return
     _check_data(run, stage)
+    if run.config.networks(stage).actor.lora:
+        loading.check_start(run, stage, stage.initial, run.role_name(stage))
     for field, other, tasks in _builds_on(stage):
         _check_model(run, stage, field, other, tasks)
     if isinstance(stage, RLStage):
@@ -63,8 +65,7 @@ def check_models(run: Run, names: Iterable[str]) -> None:
     for name in dict.fromkeys(names):
         result = run.result(name)
         if run.is_complete(name):
-            identity = run.identity(run.role_name(name))
-            run_directory.check_identity(run.folder(name), identity)
+            loading.check(run, name, run.role_name(name))
             checkpoints = Checkpoints(run.folder(name) / "checkpoints", read_only=True)
             checkpoints.check_step(result["model_step"])
             checkpoints.close()

@@ -12,7 +12,7 @@ from pit_jax.errors import UserError
 from pit_jax.method.environment import Networks
 from pit_jax.method.improve import ImproveConfig
 from pit_jax.models.config import NetworkConfig
-from pit_jax.run.stages import RLStage, Stage, reward_role, role_of
+from pit_jax.run.stages import RLStage, Stage, network_of, reward_role, role_of
 from pit_jax.runtime.partitioning import MeshConfig
 
 
@@ -118,7 +118,7 @@ class RunConfig:
 
     def networks(self, stage: Stage) -> Networks:
         """Returns the networks of a stage's models; for one without PPO all are its own."""
-        own = self.of_role(role_of(stage)).network
+        own = network_of(stage, self.of_role(role_of(stage)).network)
         if not isinstance(stage, RLStage):
             return Networks.same(own)
         reward = self.of_role(reward_role(stage)).network

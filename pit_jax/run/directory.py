@@ -34,7 +34,7 @@ from pit_jax.errors import UserError
 from pit_jax.method.roles import ROLES
 from pit_jax.models.config import NetworkConfig
 from pit_jax.run.config import RunConfig
-from pit_jax.run.stages import Stage, role_of
+from pit_jax.run.stages import Stage, network_of, role_of
 from pit_jax.runtime import processes
 
 _SHOWN = 6  # changed settings that a message lists
@@ -56,7 +56,7 @@ def settings(
     own = role_of(stage)
     model = config.of_role(own)
     found = {"seed": _text(config.seed, _result_counts)}
-    found["network"] = _text(model.network, _result_counts)
+    found["network"] = _text(network_of(stage, model.network), _result_counts)
     for name in ("dataset", "batching"):
         found[name] = _text(getattr(config, name), _result_counts)
     found["lengths"] = _text(model.windows.of_task(stage.task), _result_counts)
@@ -77,7 +77,7 @@ def settings(
         each = table[name]
         found[name] = _text(each, _result_counts)
         if (other := config.of_role(role_of(each))) != model:
-            network = _text(other.network, _result_counts)
+            network = _text(network_of(each, other.network), _result_counts)
             found[f"network of {role_of(each)}"] = network
         todo += [getattr(each, field, "") for field in _MODELS]
         todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from pit_jax.files import write_whole
-from pit_jax.run import checks, choosing, stage_training
+from pit_jax.run import checks, choosing, loading, stage_training
 from pit_jax.run import directory as run_directory
 from pit_jax.run.run import Run
 from pit_jax.runtime import processes
@@ -44,7 +44,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     for model in () if complete else run_directory.models_of(stage):
         if run.is_complete(model):
             run.result(model)  # refuses one whose checkpoint isn't chosen yet
-    identity = run.identity(run.role_name(stage))
+    identity = loading.identity(run, run.role_name(stage), run.config.networks(stage).actor.lora)
     run_directory.claim(run.folder(name), run.settings(stage), identity, run.data.digest)
     due = choosing.is_due(run, stage)
     if complete and not due:

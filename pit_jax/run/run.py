@@ -23,13 +23,11 @@ from pit_jax.method import flops, roles, self_refine
 from pit_jax.method.improve import Improver
 from pit_jax.method.roles import ROLES, Role
 from pit_jax.method.sampler import Sampler
-from pit_jax.models.network import in_compute_type
 from pit_jax.run import directory as run_directory
-from pit_jax.run import hugging_face, stages, t5x_checkpoints
+from pit_jax.run import hugging_face, loading, stages, t5x_checkpoints
 from pit_jax.run.config import RoleConfig, RunConfig
 from pit_jax.run.stages import RewardStage, RLStage, Stage
 from pit_jax.runtime import profiling
-from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import Partitioner
 from pit_jax.runtime.signals import Signals
 
@@ -59,6 +57,8 @@ class Run:
       profile: the steps of each stage to trace, None for none.
       peak: operations a second of all devices; 0 where it isn't known.
       signals: the signals that end the training of a stage early; the command line enters it.
+      backbones: the backbones of models with adapters that are loaded, see run/loading.py.
+      quantisation_errors: relative errors of those that are int8, by their folders.
     """
 
     def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
@@ -123,6 +123,8 @@ class Run:
     def place(self, partitioner: Partitioner) -> None:
         """Moves the run to a mesh."""
         self.partitioner = partitioner
+        self.backbones: dict[Any, Any] = {}
+        self.quantisation_errors: dict[str, float] = {}
         self.peak = flops.peak(device.device_kind for device in partitioner.mesh.devices.flat)
         self._roles: dict[RoleConfig, Role] = {}
         for name in ROLES:
@@ -235,7 +237,7 @@ class Run:
         if hugging_face.is_model(self.folder(name)):
             self._check_hugging_face(name, role)
             return {"task": "pretrain", "model_step": 0}
-        checkpoint = self._t5x_checkpoint(name)
+        checkpoint = self.t5x_checkpoint(name)
         if checkpoint is None:
             path = self.folder(name) / "result.json"
             raise UserError(f"{path}: not found; train stage {name!r} first")
@@ -248,7 +250,8 @@ class Run:
 
     def _check_hugging_face(self, name: str, role: str) -> None:
         own = self.role(role)
-        model = stages.abstract_model(stages.init_language_model(own.network), self.partitioner)
+        init = stages.init_language_model(own.network.without_adapters)
+        model = stages.abstract_model(init, self.partitioner)
         hugging_face.check(self.folder(name), own.network, own.vocabulary, model)
 
     def task_of(self, name: str, role: str = roles.POLICY) -> str:
@@ -327,25 +330,11 @@ class Run:
 
         Raises:
           UserError: if the stage isn't trained, or its model doesn't fit this run.
+
+        Returns:
+          a tree, or an Adapted for a model with adapters (models/adapters.py).
         """
-        role = role or self.role_name(name)
-        folder, own = self.folder(name), self.role(role)
-        inits = stages.init_language_model, stages.init_scalar_model
-
-        def abstract(init):
-            return stages.abstract_model(init(own.network), self.partitioner)
-
-        if hugging_face.is_model(folder):
-            model = abstract(stages.init_language_model)
-            return hugging_face.load(folder, own.network, own.vocabulary, model)
-        if checkpoint := self._t5x_checkpoint(name, step):
-            return t5x_checkpoints.load(checkpoint, own.network, *map(abstract, inits))
-        step, task = step or self.result(name)["model_step"], self.task_of(name)
-        run_directory.check_identity(folder, self.identity(role))
-        checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-        params = checkpoints.restore_model(abstract(inits[task in stages.REWARD_TASKS]), step)
-        checkpoints.close()
-        return params
+        return loading.load(self, name, step, role or self.role_name(name))
 
     def anchor(self, reward_stage: str) -> float:
         """The score of a reward stage's model that counts as 0, see stage_training."""
@@ -356,9 +345,11 @@ class Run:
         return self.result(reward_stage)["pooling"]
 
     def load_frozen(self, name: str, step: int | None = None, role: str = "") -> Any:
-        """Loads the parameters of `load` in the compute type, for a model that isn't trained."""
-        network = self.role(role or self.role_name(name)).network
-        return in_compute_type(self.load(name, step, role), network)
+        """Loads the parameters of `load` in the compute type, for a model that isn't trained.
+
+        Models with adapters on the same backbone share its arrays.
+        """
+        return loading.load_frozen(self, name, step, role or self.role_name(name))
 
     def reflects(self, name: str) -> bool:
         """Returns whether a stage's model writes a reflection before its response (Appendix K).
@@ -404,9 +395,9 @@ class Run:
 
     def is_from_t5x(self, name: str) -> bool:
         """Returns whether T5X has trained a stage."""
-        return self._t5x_checkpoint(name) is not None
+        return self.t5x_checkpoint(name) is not None
 
-    def _t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
+    def t5x_checkpoint(self, name: str, step: int | None = None) -> epath.Path | None:
         """Finds the newest checkpoint, or that of `step`, of a stage that T5X trained."""
         return None if self.is_complete(name) else t5x_checkpoints.find(self.folder(name), step)
 

@@ -17,9 +17,11 @@ from pit_jax.method import curriculum, flops, ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import is_end
 from pit_jax.method.environment import Environment
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.roles import POLICY
+from pit_jax.models import adapters
 from pit_jax.run import directory as run_directory
-from pit_jax.run import stages
+from pit_jax.run import loading, stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage
 from pit_jax.runtime import loop, processes, profiling
@@ -89,42 +91,81 @@ def restore(run: Run, stage: Stage, step: int) -> Any:
 
 def start_from(run: Run, stage: Stage, state: Any) -> Any:
     """Returns the starting state with the parameters of the stages that it builds on."""
-    if not stage.initial:
+    if run.config.networks(stage).actor.lora is None and not stage.initial:
         return state
-    role = stages.role_of(stage)
-    initial = run.load(stage.initial, role=role)
+    initial = _initial(run, stage, stage.initial, stages.role_of(stage))
     if isinstance(stage, SupervisedStage):
-        return state.replace(params=initial)
+        return state if initial is None else state.replace(params=initial)
     if isinstance(stage, RewardStage):
+        if initial is None:
+            return state
         return state.replace(params=stages.reward_from_language_model(state.params, initial))
-    critic = state.train.params["critic"]
+    actor, critic = state.train.params["actor"], state.train.params["critic"]
+    actor = actor if initial is None else initial
     if stage.ppo.critic_start == "reward":
-        pooling = run.pooling(stage.reward_model)
-        critic = stages.critic_from_reward_model(run.load(stage.reward_model), pooling)
+        reward = _initial(run, stage, stage.reward_model, stages.reward_role(stage))
+        if reward is None:  # fresh adapters on a reward model that was trained whole
+            reward = {**critic, "head": run.load(stage.reward_model)["head"]}
+        critic = stages.critic_from_reward_model(reward, run.pooling(stage.reward_model))
     else:
-        critic = stages.own_copy(stages.critic_from_actor(critic, initial))
-    params = {"actor": initial, "critic": critic}
+        critic = stages.own_copy(stages.critic_from_actor(critic, actor))
+    params = {"actor": actor, "critic": critic}
     return state.replace(train=state.train.replace(params=params))
+
+
+def _initial(run: Run, stage: Stage, name: str, role: str) -> Any:
+    """What a model that is trained starts from; None for fresh adapters on what is named."""
+    network = stages.network_of(stage, run.role(role).network)
+    if network.lora is None:
+        return run.load(name, role=role)
+    return loading.start_of(run, stage, name, role)
+
+
+def backbones(run: Run, stage: Stage) -> dict[str, tuple[str, str]]:
+    """Returns the backbone's name, and the role, of each model that a stage trains by adapters.
+
+    The models are `actor` and `critic` of a PPO stage, and `model` of any other.
+    """
+    networks, role = run.config.networks(stage), stages.role_of(stage)
+    if not isinstance(stage, RLStage):
+        models = {"model": (networks.actor, stage.initial, role)}
+    else:
+        models = {"actor": (networks.actor, stage.initial, role)}
+        reward = networks.critic, stage.reward_model, stages.reward_role(stage)
+        models["critic"] = models["actor"] if stage.ppo.critic_start == "actor" else reward
+    return {
+        model: (loading.backbone_of(run, name, role), role)
+        for model, (network, name, role) in models.items()
+        if network.lora
+    }
+
+
+def backbone(run: Run, stage: Stage, model: str) -> Any:
+    """Returns the backbone of a model that a stage trains, see `backbones`; None for none."""
+    found = backbones(run, stage).get(model)
+    return None if found is None else loading.backbone(run, *found)
 
 
 def _train_supervised(
     run: Run, stage: SupervisedStage | RewardStage, state, fit: Callable, progress
 ) -> Any:
-    network, partitioner = run.role_of(stage).network, run.partitioner
+    network, partitioner = run.config.networks(stage).actor, run.partitioner
     loss = stages.objective(stage, network)
     step = supervised_step.make_step(loss, partitioner, stage.microbatches)
+    frozen = backbone(run, stage, "model")
     held_out = None
     if isinstance(stage, RewardStage):
         jitted = partitioner.jit(stages.held_out_objective(stage, network))
 
         def held_out(state):
             batches = held_out_batches(run, stage, "dev", stage.held_out)
-            return supervised_step.evaluate(jitted, state.params, batches, partitioner)
+            params = adapters.on(frozen, state.params)
+            return supervised_step.evaluate(jitted, params, batches, partitioner)
 
     def placed(state, batch, number):
         del number
         batch = partitioner.shard_batch(batch)
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, frozen)
         rows, width = jax.tree.leaves(batch)[0].shape
         is_text = isinstance(stage, SupervisedStage)
         work = flops.training_step(rows, width, is_text, stage.microbatches)
@@ -199,20 +240,29 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
     for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
         references = DATA_REFERENCES
         if round_.is_sampled:
-            references = sample_references(run, stage, number, round_, state.train.params["actor"])
+            actor = adapters.on(backbone(run, stage, "actor"), state.train.params["actor"])
+            references = sample_references(run, stage, number, round_, actor)
         batches = train_batches(run, stage, progress.step - first, number, references)
         with run.signals.training():
             state = fit(state, step, batches, stop=last)
     return state
 
 
-def frozen(run: Run, stage: RLStage) -> Callable[[Any], dict[str, Any]]:
-    """Returns a function that gives the parameters of KL reference and reward model on devices."""
+def frozen(run: Run, stage: RLStage) -> Callable[[Any], Frozen]:
+    """Returns a function that gives a PPO stage's models that it doesn't train, on devices.
+
+    Where they are offloaded, backbones stay on the devices: the update needs them too.
+    """
     models = {
         "reference": run.load_frozen(stage.reference, role=stages.role_of(stage)),
         "reward": run.load_frozen(stage.reward_model),
     }
-    return OnHost(models) if stage.offload_frozen else lambda after: models
+    trained = {model: backbone(run, stage, model) for model in ("actor", "critic")}
+    shared = Frozen.share(models, trained)
+    if not stage.offload_frozen:
+        return lambda after: shared
+    waiting = OnHost(shared.models)
+    return lambda after: shared.replace(models=waiting(after))
 
 
 def sample_references(run: Run, stage: RLStage, number: int, round_: Round, actor: Any) -> str:
@@ -321,7 +371,9 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
     """Writes the stage's result, for all processes to read."""
     processes.wait()  # the first one has closed the metrics
     records = metrics_lib.read_jsonl(run.folder(stage.name) / "metrics.jsonl")
-    params = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
+    model = "actor" if isinstance(stage, RLStage) else "model"
+    trained = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
+    params = adapters.on(backbone(run, stage, model), trained)
     seconds = max(progress.seconds, 1e-9)
     result = {
         "name": stage.name,
@@ -330,10 +382,12 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
         "seconds": progress.seconds,
         "tokens": progress.tokens,
         **loop.rates(progress.tokens, progress.flops, seconds, run.peak),
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": adapters.count(params),
         "model_step": int(progress.best.get("step", progress.step)),
         "final": {k: v for k, v in records[-1].items() if isinstance(v, float) and v == v},
     }
+    if found := backbones(run, stage).get(model):
+        result |= loading.record(run, *found, trained)
     if isinstance(stage, RewardStage):
         result["pooling"] = stage.reward.pooling
         result["anchor"] = anchor(stage, progress.best)

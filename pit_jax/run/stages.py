@@ -34,6 +34,7 @@ from pit_jax.method.environment import Networks
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import Moments, PPOConfig, make_optimizer
 from pit_jax.method.ppo_step import RLState
+from pit_jax.models import adapters
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel, in_compute_type
@@ -299,6 +300,17 @@ def _init(model: nn.Module) -> Callable[[jax.Array], Any]:
     return init
 
 
+def network_of(stage: Stage, network: NetworkConfig) -> NetworkConfig:
+    """Returns the network that a stage trains, which for a warm-up has no adapters."""
+    return network.without_adapters if stage.task == "pretrain" else network
+
+
+def trained_part(init: Callable, network: NetworkConfig) -> Callable[[jax.Array], Any]:
+    """Returns a function: key -> what is trained of the parameters that `init(network)` makes."""
+    make = init(network)
+    return (lambda key: adapters.split(make(key))[1]) if network.lora else make
+
+
 def create_state(
     stage: Stage, networks: Networks, partitioner: Partitioner, key: jax.Array
 ) -> TrainState | RLState:
@@ -320,19 +332,20 @@ def starting_state(stage: Stage, networks: Networks) -> Callable[[jax.Array], Tr
 
     Args:
       stage: the stage.
-      networks: of PPO's models; for another stage `actor` is its own model's.
+      networks: of PPO's models; for another stage `actor` is its own model's. The state has what
+        is trained only, of a network with adapters.
     """
     rule, network = optimizer(stage), networks.actor
 
     def create(key):
         if isinstance(stage, SupervisedStage):
-            return TrainState.create(init_language_model(network)(key), rule)
+            return TrainState.create(trained_part(init_language_model, network)(key), rule)
         if isinstance(stage, RewardStage):
-            return TrainState.create(init_scalar_model(network)(key), rule)
+            return TrainState.create(trained_part(init_scalar_model, network)(key), rule)
         actor_key, critic_key = jax.random.split(key)
         params = {
-            "actor": init_language_model(network)(actor_key),
-            "critic": init_scalar_model(networks.critic)(critic_key),
+            "actor": trained_part(init_language_model, network)(actor_key),
+            "critic": trained_part(init_scalar_model, networks.critic)(critic_key),
         }
         train = TrainState.create(params, rule)
         return RLState(train, jnp.float32(stage.ppo.beta), Moments.zero())
@@ -345,23 +358,6 @@ def abstract_state(
 ) -> TrainState | RLState:
     """Returns the shapes and shardings of a stage's state; nothing is computed."""
     return _abstract(starting_state(stage, networks), partitioner)
-
-
-def least_memory(
-    stage: Stage, state: TrainState | RLState, networks: Networks, partitioner: Partitioner
-) -> int:
-    """Returns the bytes over all devices of a stage's state, gradients and frozen models.
-
-    Args:
-      stage: the stage.
-      state: its state, or the shapes of it.
-      networks: the networks of its models.
-      partitioner: the mesh.
-    """
-    held: list[Any] = [state, state.train.params]
-    if isinstance(stage, RLStage):
-        held += abstract_models(networks, partitioner).values()
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
 
 
 def abstract_model(init: Callable, partitioner: Partitioner) -> Any:
@@ -380,15 +376,6 @@ def abstract_frozen(init: Callable, network: NetworkConfig, partitioner: Partiti
     )
 
 
-def abstract_models(networks: Networks, partitioner: Partitioner) -> dict[str, Any]:
-    """Returns those of PPO's frozen models, `reference` and `reward`."""
-    actor, reward = networks.actor, networks.reward
-    return {
-        "reference": abstract_frozen(init_language_model(actor), actor, partitioner),
-        "reward": abstract_frozen(init_scalar_model(reward), reward, partitioner),
-    }
-
-
 def _abstract(create: Callable, partitioner: Partitioner) -> Any:
     boxed = jax.eval_shape(create, jax.random.key(0))
     return jax.tree.map(
@@ -399,7 +386,12 @@ def _abstract(create: Callable, partitioner: Partitioner) -> Any:
 
 
 def reward_from_language_model(scalar: Any, language_model: Any) -> Any:
-    """Makes a reward model's parameters: a language model's decoder with the head of `scalar`."""
+    """Makes a reward model's parameters: a language model's decoder with the head of `scalar`.
+
+    With adapters this makes what is trained of the one of what is trained of the other.
+    """
+    if "decoder" not in scalar:  # no adapter but one of the output projection
+        return scalar
     decoder = {name: language_model["decoder"][name] for name in scalar["decoder"]}
     return {**scalar, "decoder": decoder}
 

@@ -97,6 +97,19 @@ def _import(read: Callable, stored: dict[str, tuple[int, ...]], language_model: 
     )
 
 
+def check_network(network: NetworkConfig) -> None:
+    """Refuses a network of which T5X knows only a part.
+
+    Raises:
+      UserError: if it has adapters.
+    """
+    if network.lora:
+        raise UserError(
+            "NetworkConfig.lora: got adapters, expected None: T5X's checkpoints and its training "
+            "have whole models"
+        )
+
+
 def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
     """Writes a TrainState or RLState into `folder/checkpoint_N`, in T5X's orbax format.
 

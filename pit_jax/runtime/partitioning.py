@@ -48,6 +48,7 @@ DEFAULT_RULES: Rules = (
     ("norm", None),
     ("relpos_buckets", None),
     ("scalar", None),
+    ("lora_rank", None),
 )
 # One token at a time, a row's activations are far smaller than a layer's weights: these stay where
 # they are, and activations, split along `embed` as the weights are, go to them. The KV cache and

@@ -18,6 +18,7 @@ from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.data.vocabularies.base import PAD_ID as PAD
 from pit_jax.method import forward, ppo, ppo_step
 from pit_jax.method.environment import Environment, Networks
+from pit_jax.method.frozen import Frozen
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -77,7 +78,7 @@ def frozen(constant=0.0, scale=1.0):
     reward = jax.tree.map(lambda x: x, draw(ScalarModel, 4))
     reward["head"]["kernel"] *= scale
     reward = {"model": reward, "constant": jnp.float32(constant)}
-    return {"reference": draw(LanguageModel, 3), "reward": reward}
+    return Frozen({"reference": draw(LanguageModel, 3), "reward": reward})
 
 
 def prompts(rows=B, padding=0):

@@ -11,6 +11,7 @@ from pit_jax.method import flops, ppo_step
 from pit_jax.method.curriculum import Round
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.flops import Work, matrix_parameters
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.network import LanguageModel
 from pit_jax.run import stages
@@ -107,7 +108,8 @@ def test_a_ppo_step_counts_the_tokens_it_wrote(eos):
         "reward_prompt_tokens": rows,
         "chosen_tokens": rows[:, :R],
     }
-    frozen = {"reference": state.train.params["actor"], "reward": state.train.params["critic"]}
+    params = state.train.params
+    frozen = Frozen({"reference": params["actor"], "reward": params["critic"]})
     _, _, _, metrics, generation = collect(state, frozen, batch, jax.random.key(1))
     written = int(np.asarray(generation.mask_BR).any(axis=0).sum())
     assert written == (1 if eos else R)

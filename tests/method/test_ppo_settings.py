@@ -13,6 +13,7 @@ import pytest
 
 from pit_jax.method import ppo, ppo_step
 from pit_jax.method.environment import Environment, Networks
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo_step import RLState, update
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 from tests import reference
@@ -123,17 +124,21 @@ def scripted(monkeypatch):
         moments = jax.tree.map(lambda x: x + 1, state.moments)
         return "experience", state.beta + 1, moments, {"score": (1.0, 1.0)}, None
 
-    def update(state, experience, key):
+    def update(state, models, experience, key):
+        assert not models.models  # they may have left the devices
         calls.append(("update", state, experience, jax.random.key_data(key).tolist()))
         return state.replace(train=state.train.replace(step=state.train.step + 1)), {}
 
     monkeypatch.setattr(ppo_step, "make_programs", lambda *_: (collect, update))
 
+    def waiting(after):
+        return Frozen({"reward": after})
+
     def step(state, number, seed=7):
         partitioner = types.SimpleNamespace(shard_batch=lambda batch: batch)
         key = jax.random.key(seed)
         run = ppo_step.make_step(
-            TINY, UPDATE, Environment(R, "sum"), partitioner, lambda after: after, key, str
+            TINY, UPDATE, Environment(R, "sum"), partitioner, waiting, key, str
         )
         return run(state, {}, number)[0]
 
@@ -159,7 +164,7 @@ def test_a_step_hands_on_beta_and_the_moments_of_scores(scripted):
     np.testing.assert_allclose(betas, [0.3, 1.3, 1.3, 2.3, 2.3, 3.3], rtol=1e-6)
     assert [float(call[1].moments.count) for call in calls] == [0, 1, 1, 2, 2, 3]
     # The frozen models may wait for the last update.
-    assert [int(call[2]) for call in calls[::2]] == [0, 1, 2]
+    assert [int(call[2].models["reward"]) for call in calls[::2]] == [0, 1, 2]
     assert [call[2] for call in calls[1::2]] == ["experience"] * 3
 
 

@@ -13,6 +13,7 @@ import pytest
 from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.method import ppo, ppo_step
 from pit_jax.method.environment import Environment, Networks
+from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo_step import RLState, make_collect, make_passes, update
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
@@ -80,7 +81,7 @@ def collect():
 
 @pytest.fixture(scope="module")
 def episodes(collect, frozen):
-    return collect(start(), frozen, batch(), jax.random.key(20))
+    return collect(start(), Frozen(frozen), batch(), jax.random.key(20))
 
 
 def real(tokens):
@@ -185,7 +186,9 @@ def test_a_gap_may_be_a_difference_of_two_scores(frozen, subtract_chosen):
     rows |= {"reference_tokens": references, "critic_prompt_tokens": critic_prompts}
     environment = Environment(R, "sum", difference=True)
     collect = jax.jit(make_collect(Networks.same(TINY), config, environment))
-    experience, _, moments, metrics, _ = collect(start(config), frozen, rows, jax.random.key(20))
+    experience, _, moments, metrics, _ = collect(
+        start(config), Frozen(frozen), rows, jax.random.key(20)
+    )
     gaps, shaped, ended = [], [], []
     for b, n in enumerate(np.asarray(experience.mask_BR).sum(axis=1).astype(int)):
         prompt, response = real(rows["reward_prompt_tokens"][b]), experience.response_BR[b, :n]
@@ -226,7 +229,7 @@ def test_the_first_ratio_of_an_update_is_exactly_1():
     for step in range(8):
         keys = jax.random.split(jax.random.key(step))
         experience, _, moments, _, _ = collect(
-            state, frozen, dict.fromkeys(names, prompts), keys[0]
+            state, Frozen(frozen), dict.fromkeys(names, prompts), keys[0]
         )
         train, metrics = improve(state.train, experience, keys[1])
         state = state.replace(train=train, moments=moments)
@@ -241,7 +244,7 @@ def test_the_plain_score_without_options(frozen):
     config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=14.0, horizon=80)
     collect = make_collect(Networks.same(TINY), config, Environment(R, "last"))
     experience, beta, _, metrics, _ = jax.jit(collect)(
-        start(config).replace(beta=jnp.float32(0.5)), frozen, batch(), jax.random.key(20)
+        start(config).replace(beta=jnp.float32(0.5)), Frozen(frozen), batch(), jax.random.key(20)
     )
     plain = experience.rewards_BR + 0.5 * (
         experience.log_probs_BR - jax.jit(lambda: _reference_log_probs(frozen, experience))()
@@ -278,17 +281,17 @@ def _reference_log_probs(frozen, experience):
 
 
 def test_the_key_decides_the_episodes(collect, frozen, episodes):
-    again = collect(start(), frozen, batch(), jax.random.key(20))
+    again = collect(start(), Frozen(frozen), batch(), jax.random.key(20))
     for one, two in zip(jax.tree.leaves(episodes[0]), jax.tree.leaves(again[0])):
         np.testing.assert_array_equal(one, two)
-    other = collect(start(), frozen, batch(), jax.random.key(9))
+    other = collect(start(), Frozen(frozen), batch(), jax.random.key(9))
     assert (np.asarray(other[0].response_BR) != np.asarray(episodes[0].response_BR)).any()
 
 
 def test_rows_of_one_prompt_draw_apart(collect, frozen):
     """The number of a row in the batch is part of its key."""
     same = {name: np.repeat(rows[1:2], B, axis=0) for name, rows in batch().items()}
-    responses = collect(start(), frozen, same, jax.random.key(20))[0].response_BR
+    responses = collect(start(), Frozen(frozen), same, jax.random.key(20))[0].response_BR
     assert len({tuple(row) for row in np.asarray(responses).tolist()}) > B / 2
 
 
@@ -312,7 +315,7 @@ def test_a_constant_added_to_the_reward_model_changes_nothing(pooling, critic, m
         monkeypatch.setattr(ppo_step, "response_scores", scores)
         monkeypatch.setattr(ppo_step, "response_values", values)
         environment = Environment(R, pooling, anchor=-9.0 + constant)
-        frozen = {"reference": start().train.params["actor"], "reward": None}
+        frozen = Frozen({"reference": start().train.params["actor"], "reward": None})
         collect = jax.jit(make_collect(Networks.same(TINY), config, environment))
         experience, _, moments, *_ = collect(start(config), frozen, batch(), jax.random.key(20))
         found.append((experience.rewards_BR, experience.values_BR, moments))
@@ -350,17 +353,18 @@ def test_scores_that_are_not_finite_change_nothing_but_a_counter(frozen):
     passes = make_passes(Networks.same(TINY), config, environment)
     improve = jax.jit(lambda state, episodes, key: update(state, episodes, key, config, *passes))
     bad, worse = (
-        {**frozen, name: jax.tree.map(lambda x: x * np.nan, frozen[name])}
+        Frozen({**frozen, name: jax.tree.map(lambda x: x * np.nan, frozen[name])})
         for name in ("reward", "reference")  # of the latter only the KL isn't finite
     )
     state = start(config)
-    for number, models in enumerate((frozen, bad, worse, frozen)):
+    good = Frozen(frozen)
+    for number, models in enumerate((good, bad, worse, good)):
         before = state
         experience, beta, moments, _, _ = collect(state, models, batch(), jax.random.key(20))
         train, metrics = improve(state.train, experience, jax.random.key(number))
         state = RLState(train, beta, moments)
-        assert float(metrics["skipped_steps"][0]) == (models is not frozen)
-        if models is not frozen:
+        assert float(metrics["skipped_steps"][0]) == (models is not good)
+        if models is not good:
             same = (before.train.params, before.train.opt_state, before.beta, before.moments)
             now = (train.params, train.opt_state, beta, moments)
             jax.tree.map(np.testing.assert_array_equal, same, now)
@@ -375,7 +379,7 @@ def test_nothing_is_learned_from_the_first_bad_gradient_on(frozen):
     config = ppo.PPOConfig(epochs=1, minibatches=4)
     environment = Environment(R, "sum")
     experience = jax.jit(make_collect(Networks.same(TINY), config, environment))(
-        start(config), frozen, batch(), jax.random.key(20)
+        start(config), Frozen(frozen), batch(), jax.random.key(20)
     )[0]
     passes = make_passes(Networks.same(TINY), config, environment)
 
@@ -398,7 +402,7 @@ def test_nothing_is_learned_from_the_first_bad_gradient_on(frozen):
 def test_every_end_ends_an_episode_and_is_scored_as_eos(frozen):
     ends = (EOS, 4, 6, 9)
     collect = jax.jit(make_collect(Networks.same(TINY), CONFIG, Environment(R, "sum", ends=ends)))
-    episodes = collect(start(), frozen, batch(), jax.random.key(20))
+    episodes = collect(start(), Frozen(frozen), batch(), jax.random.key(20))
     experience, _, _, metrics, _ = episodes
     scores, ended, last = [], [], set()
     rows = zip(experience.critic_prompt_BQ, np.asarray(experience.response_BR), lengths(episodes))
@@ -424,7 +428,9 @@ def test_ids_outside_of_the_text_are_never_sampled_nor_counted_on(frozen):
     collect = jax.jit(make_collect(Networks.same(TINY), CONFIG, environment))
     actor = start().train.params["actor"]
     for key in range(3):
-        experience, _, _, _, generation = collect(start(), frozen, batch(), jax.random.key(key))
+        experience, _, _, _, generation = collect(
+            start(), Frozen(frozen), batch(), jax.random.key(key)
+        )
         mask = np.asarray(generation.mask_BR)
         assert allowed[np.asarray(generation.tokens_BR)[mask]].all()
         np.testing.assert_allclose(

@@ -20,12 +20,12 @@ from etils import epath
 
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.method.curriculum import Round
+from pit_jax.method.frozen import Frozen
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.run import stage_training
 from pit_jax.run.run import key_for
 from pit_jax.runtime.loop import LoopConfig, Progress
-from pit_jax.runtime.partitioning import OnHost
 from pit_jax.runtime.signals import Signals
 from pit_jax.runtime.train_state import TrainState
 from tests import tiny_runs
@@ -128,15 +128,16 @@ def test_run_stage_and_round_each_move_the_order_of_the_data(run):
 def test_frozen_models_are_those_that_the_stage_names(run):
     stage = dataclasses.replace(RL, reference="sft", reward_model="judge")
     models = stage_training.frozen(run, stage)
-    assert models(None) == {"reference": "sft", "reward": "judge"}
+    assert models(None) == Frozen({"reference": "sft", "reward": "judge"})
 
 
 def test_frozen_models_may_wait_in_the_hosts_memory(run):
     run.load_frozen = lambda name: {"w": jnp.arange(3.0) + len(name)}
     stays = stage_training.frozen(run, RL)
     waits = stage_training.frozen(run, dataclasses.replace(RL, offload_frozen=True))
-    assert isinstance(waits, OnHost) and not isinstance(stays, OnHost)
     jax.tree.map(np.testing.assert_array_equal, stays(None), waits(None))
+    assert stays(None) is stays(None)  # the others are brought anew
+    assert waits(None).models["reward"]["w"] is not waits(None).models["reward"]["w"]
 
 
 def test_each_kind_of_stage_starts_from_the_stage_that_it_names(run):

@@ -12,6 +12,7 @@ from pit_jax.method.roles import ROLES
 from pit_jax.run.config import RunConfig
 from pit_jax.run.run import Run
 from pit_jax.run.stages import rows_of
+from pit_jax.run.t5x_checkpoints import check_network
 from pit_jax.runtime import partitioning
 
 
@@ -25,6 +26,7 @@ class Setup(Run):
     def __init__(self, config: RunConfig, stage: str):
         if own := [role for role in ROLES if getattr(config, role) is not None]:
             raise UserError(f"T5X: got RunConfig.{own[0]}, expected one network for all roles")
+        check_network(config.network)
         self._model_dir = epath.Path(config.model_dir)
         directory = str(self._model_dir.parent)
         super().__init__(
