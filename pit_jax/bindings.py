@@ -69,6 +69,7 @@ def parse(
     flags: Sequence[tuple[str, str]],
     roots: Sequence[type],
     takes_stage: bool = True,
+    text: str = "",
 ) -> None:
     """Sets up gin with files, then flags.
 
@@ -78,6 +79,7 @@ def parse(
       flags: (name, value) of each flag.
       roots: the configurations that the command is going to make.
       takes_stage: whether the command does something with STAGE.
+      text: the content of a gin file that comes before the files; all of it has an effect.
 
     Raises:
       UserError: for what can't be read, isn't there, or would change nothing. A file's own
@@ -89,6 +91,7 @@ def parse(
     for folder in folders:
         gin.add_config_file_search_path(folder)
     gin.clear_config()
+    gin.parse_config(text)
     given: list[reach.Binding] = []
     used: set[reach.Key] = set()
     for file in files:
@@ -132,6 +135,23 @@ def read(file: str, roots: Sequence[type]) -> list[Any]:
     with _kept():
         parse([file], "", (), roots, takes_stage=False)
         return [configured(root) for root in roots]
+
+
+def over(text: str, flags: Sequence[tuple[str, str]], cls: type) -> dict[str, Any]:
+    """Returns the fields of a configuration that a gin text binds, with flags on top.
+
+    Args:
+      text: binds some fields of the configuration, and what they are made of.
+      flags: (name, value) of each flag.
+      cls: the configuration; it isn't made.
+
+    Raises:
+      UserError: for a flag that `parse` refuses.
+    """
+    with _kept():
+        parse((), "", flags, (cls,), takes_stage=False, text=text)
+        with errors():
+            return dict(gin.get_bindings(cls))
 
 
 @contextlib.contextmanager

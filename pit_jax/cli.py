@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pit_jax import __version__, bindings, checked, files
+from pit_jax import __version__, bindings, checked, files, serving
 from pit_jax.errors import Interrupted, NotFiniteError, UserError
 
 _EXAMPLES = {
@@ -37,7 +37,9 @@ _EXAMPLES = {
     ),
     "improve": (
         "python -m pit_jax improve --gin_file=gin/runs/quickstart.gin --input=prompts.jsonl "
-        "--output=improved.jsonl --gin.ImproveConfig.iterations=3"
+        "--output=improved.jsonl --gin.ImproveConfig.iterations=3\n"
+        "  python -m pit_jax improve --exported=exported --endpoint=http://localhost:8000/v1 "
+        "--model=pit --input=answers.jsonl --output=improved.jsonl"
     ),
     "evaluate": (
         "python -m pit_jax evaluate --gin_file=gin/runs/quickstart.gin "
@@ -193,7 +195,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         if typed == "--gin_bindings":
             hint = "; write --gin.NAME=VALUE"
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    for name in ("input", "output", "generations", "save", "chat_template"):
+    for name in ("input", "output", "exported", "generations", "save", "chat_template"):
         if isinstance(path := getattr(options, name, None), str):
             setattr(options, name, checked.expand(path))
     return options
@@ -268,6 +270,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
             command.add_argument("--output", required=True, help="JSONL to write")
             _add_on_error(command)
+            serving.add_flags(command)
         if name == "evaluate":
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
             command.add_argument(
@@ -328,6 +331,10 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         return _bring_in(options, flags)
     if getattr(options, "compare", None) is not None:
         return _compare(options, flags)
+    if getattr(options, "exported", None) or getattr(options, "endpoint", None):
+        _quieten()
+        serving.improve(options, flags)
+        return 0
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
     _quieten()

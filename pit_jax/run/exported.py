@@ -295,3 +295,35 @@ def _dataset(folder: epath.Path, part: Mapping[str, Any]) -> DatasetConfig:
     if part["as_it_stands"]:
         return DatasetConfig("tfds", 0, 0, 0, path="instructions")
     return DatasetConfig("preferences", 0, 0, 0, path=str(folder), columns=part["columns"])
+
+
+def gin_text(config: RunConfig) -> str:
+    """Returns a gin file of how a run improves, with the names that gin/stages/all.gin has.
+
+    Args:
+      config: its seed, its sizes of batches and shards, and its ImproveConfig are written.
+    """
+    improve = config.improve
+    samplings = {"pit": improve.sampling, "policy": improve.policy_sampling}
+    lines = [
+        "from __gin__ import dynamic_registration",
+        "from pit_jax.method import decode",
+        "from pit_jax.method import improve",
+        "from pit_jax.run import config as run_config",
+        f"SEED = {config.seed}",
+        "run_config.RunConfig:",
+        "    seed = %SEED",
+        f"    sampling_batch = {config.sampling_batch}",
+        f"    shard_size = {config.shard_size}",
+        "    improve = @improve.ImproveConfig()",
+        "improve.ImproveConfig:",
+        "    sampling = @pit/decode.SamplingConfig()",
+        "    policy_sampling = @policy/decode.SamplingConfig()",
+    ]
+    for field in dataclasses.fields(improve):
+        if field.name not in ("sampling", "policy_sampling"):
+            lines.append(f"    {field.name} = {getattr(improve, field.name)!r}")
+    for scope, sampling in samplings.items():
+        lines.append(f"{scope}/decode.SamplingConfig:")
+        lines += [f"    {name} = {value!r}" for name, value in dataclasses.asdict(sampling).items()]
+    return "\n".join(lines) + "\n"
