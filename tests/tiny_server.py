@@ -34,9 +34,8 @@ class Models(tiny_api.Api):
         with self._lock:
             if self.trouble:
                 return self.trouble.pop(0)
-        models: dict[str, Any] = {"/v1/completions": self.complete, "/classify": self.classify}[
-            path
-        ]
+        assert path in ("/classify", "/v1/completions")
+        models: Any = self.classify if path == "/classify" else self.complete
         if body["model"] not in models:
             said = {"error": {"message": f"The model `{body['model']}` does not exist."}}
             return 404, {}, json.dumps(said).encode()

@@ -160,7 +160,7 @@ class ServedSampler:
         ended = len(ends) > 0 or reason == "stop"
         window = reflecting.window if reflecting else self._response_length
         # A text may be more tokens than those that were sampled.
-        return Response(cut[: window - ended], ended and len(cut) < window)
+        return Response(cut[:window], ended and len(cut) < window)
 
     def _tokens(self, ids: Sequence[int]) -> Tokens:
         theirs = np.array(ids, np.int64)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
 
+import jax
 import pytest
 from etils import epath
 
 import pit_jax
-from pit_jax import cli
+from pit_jax import api, cli
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.errors import UserError
 from pit_jax.run import exported
+from pit_jax.run.run import Run
 from tests import tiny_exports
 
 PROMPTS = ["Count to 3", [{"role": "user", "content": "Say dog."}], "What is 7?"]
@@ -31,8 +34,12 @@ def loaded(made, tmp_path_factory):
     """The models of the run, and of the directory, which has been moved."""
     moved = tmp_path_factory.mktemp("elsewhere") / "moved"
     shutil.copytree(made / "all", moved)
+    one = jax.devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
+        patch.setattr(api, "Run", functools.partial(Run, devices=one))
+        directory = functools.partial(exported.ExportedRun, devices=one)
+        patch.setattr(exported, "ExportedRun", directory)
         return pit_jax.load("run"), pit_jax.load(moved)
 
 
