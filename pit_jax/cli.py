@@ -267,10 +267,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         if name == "convert":
             _add_convert(command)
         if name == "improve":
-            command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
-            command.add_argument("--output", required=True, help="JSONL to write")
-            _add_on_error(command)
-            serving.add_flags(command)
+            _add_improve(command)
         if name == "evaluate":
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
             command.add_argument(
@@ -291,6 +288,13 @@ def _add_on_error(command: argparse.ArgumentParser) -> None:
         default="stop",
         help="rows that can't be used: stop before anything is done, or skip them (stop)",
     )
+
+
+def _add_improve(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
+    command.add_argument("--output", required=True, help="JSONL to write")
+    _add_on_error(command)
+    serving.add_flags(command)
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:
