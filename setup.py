@@ -60,11 +60,16 @@ EXTRAS_REQUIRE = {
     "hf-test": [
         "torch>=2.6",  # the tests against transformers, `pytest -m hf`
         "transformers>=4.56",
+        "peft>=0.17",  # and against PEFT, which reads our adapters and we its
         "accelerate>=1.0",  # by which transformers reads a GGUF file
         "gguf>=0.17",
     ],
     "plan": [
         "jax[tpu]>=0.10,<0.11",  # libtpu as this jax wants it: compiling for TPUs without one
+    ],
+    "plan-gpu": [
+        "jax-cuda12-plugin>=0.10,<0.11",  # XLA for CUDA: compiling for GPUs without one
+        "nvidia-cudnn-cu12>=9.8,<10",  # its version, by which JAX calls its attention
     ],
     "tpu": [
         "jax[tpu]>=0.10,<0.11",  # on the machine that has one

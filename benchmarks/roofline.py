@@ -21,7 +21,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pit_jax.data.datasets import DatasetConfig
@@ -31,7 +30,8 @@ from pit_jax.method.curriculum import Round
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.config import NetworkConfig
-from pit_jax.plan.estimate import Machine, estimate
+from pit_jax.plan import host
+from pit_jax.plan.estimate import estimate
 from pit_jax.plan.programs import Program, programs
 from pit_jax.run import stages
 from pit_jax.run.config import RunConfig
@@ -55,34 +55,6 @@ def seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
-
-
-def machine_meter(dtype: str) -> Callable[[], Machine]:
-    """Measures the first device: a product of two matrices, and a sum of two arrays."""
-    times = 1 if jax.default_backend() == "cpu" else 100
-    multiply = jax.jit(jnp.matmul)
-    add = jax.jit(lambda a, b: a + 0.5 * b, donate_argnums=1)  # in place: no new memory to map
-    n, length = 4096, 2**26
-    matrix = jnp.full((n, n), 1 / n, dtype)
-    array, total = jnp.ones(length, jnp.float32), [jnp.ones(length, jnp.float32)]
-
-    def products():
-        return [multiply(matrix, matrix) for _ in range(times)]
-
-    def sums():
-        for _ in range(times):
-            total[0] = add(array, total[0])
-        return total
-
-    def measure():
-        return Machine(
-            flops=times * 2 * n**3 / seconds(products),
-            bandwidth=times * 3 * array.nbytes / seconds(sums),
-            interconnect=1.0,
-        )
-
-    measure()  # compiles
-    return measure
 
 
 def configuration(options: argparse.Namespace) -> RunConfig:
@@ -188,7 +160,8 @@ def main() -> None:
     device = jax.devices()[0]
     config = configuration(options)
     partitioner = Partitioner(MeshConfig(), [device])
-    measure = machine_meter(options.dtype)
+    times = 1 if device.platform == "cpu" else 100
+    measure = host.meter(device, options.dtype, width=4096, length=2**26, times=times)
     print(f"{device.device_kind}, {options.dtype}, medians of {options.runs} pairs")
     print(
         f"{'program':<24}{'GFLOP/s':>9}{'GB/s':>7}{'arithmetic':>12}{'memory':>8}{'estimate':>10}"

@@ -50,7 +50,7 @@ _EXAMPLES = {
 _SUMMARIES = {
     "run": "run a whole pipeline, stage after stage, then evaluate it and write the report",
     "data": "show what became of every example: counts, lengths, padding, tokens; train nothing",
-    "plan": "compile a run for a TPU that isn't there: memory, collectives, time; no data needed",
+    "plan": "compile a run for TPUs or GPUs that aren't there: memory, disk, time; no data needed",
     "train": "train one stage, the one that STAGE names",
     "convert": "bring a base model in, or write the model of the stage that STAGE names, or all "
     "that improve needs, for another framework",
@@ -83,38 +83,6 @@ several hosts:
 signals:
   After SIGTERM or SIGINT (^C), a stage in training finishes its step, writes a checkpoint and ends
   with exit status 143 or 130; at any other time the process ends at once.
-"""
-_IMPROVE = """
-input:
-  prompt, text or turns {role, content}; response, the text to improve, sampled where it is missing
-  or null; other keys come back as they are. Files are JSON lines, JSON or parquet, also packed.
-
-output, a line for each row of the input, in order:
-  responses    the texts: the response that was improved, then one for each iteration
-  ended        whether each ended within the window of responses
-  gaps         R_PIT's gap of each iteration; above 0 it is better than what it was made of
-  best         which of responses is the best by gap, counted from 0
-  response     the result: the best, or the last with --gin.ImproveConfig.keep=last
-  stop_reason  iterations, unchanged, gap or time
-  truncated    whether a window cut a response, or cut one that the next was made of
-  models       stage@step of each role
-  seed         the seed of all draws
-  settings     the fields of ImproveConfig that aren't their defaults
-  status       ok; of a row that --on_error=skip has skipped, file:line: what is wrong
-  reflections  what the model wrote before the response of each iteration, if its task is
-               sft_pit_reflection
-
-  {"id": 7, "prompt": "2+2?", "responses": ["5", "4"], "ended": [true, true], "gaps": [1.2],
-   "best": 1, "response": "4", "stop_reason": "iterations", "truncated": false,
-   "models": {"policy": "rl_policy@60", "pit": "rl_pit@60", "gap_model": "rm_gap@80"}, "seed": 0,
-   "settings": {}, "status": "ok"}
-
-sampling, which has temperature, top_k and top_p:
-  --gin.policy/SamplingConfig.temperature=0.7   of the responses that are missing
-  --gin.pit/SamplingConfig.temperature=0.4      of the improvements
-
-  Rows are worked on in shards of RunConfig.shard_size, which are written to OUTPUT.parts as they
-  are done. Ended at any time, the same command goes on after the last of them.
 """
 
 
@@ -195,7 +163,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         if typed == "--gin_bindings":
             hint = "; write --gin.NAME=VALUE"
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    for name in ("input", "output", "exported", "generations", "save", "chat_template"):
+    paths = ("input", "output", "exported", "generations", "save", "chat_template")
+    for name in (*paths, "base", "with_base"):
         if isinstance(path := getattr(options, name, None), str):
             setattr(options, name, checked.expand(path))
     return options
@@ -215,7 +184,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             epilog=(_SEVERAL_HOSTS if name in _ON_DEVICES else "")
-            + (_IMPROVE if name == "improve" else "")
+            + (serving.IMPROVE if name == "improve" else "")
             + f"\nexample:\n  {_EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -258,12 +227,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             command.add_argument("--json", action="store_true", help="print JSON")
             command.add_argument("--output", help="folder to write data.json and lengths.png to")
         if name == "plan":
-            command.add_argument(
-                "--topology", required=True, metavar="NAME", help="v4-128, v5e-16, 2xv5p-256, …"
-            )
-            command.add_argument("--json", action="store_true", help="print JSON")
-            command.add_argument("--explain", metavar="PROGRAM", help="all about some programs")
-            command.add_argument("--save", metavar="DIR", help="write compiled programs as text")
+            _add_plan(command)
         if name == "convert":
             _add_convert(command)
         if name == "improve":
@@ -290,6 +254,18 @@ def _add_on_error(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="v4-128, 2xv5p-256, h100-1, l4-8, cpu, …",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--explain", metavar="PROGRAM", help="all about some programs")
+    command.add_argument("--save", metavar="DIR", help="write compiled programs as text")
+
+
 def _add_improve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
     command.add_argument("--output", required=True, help="JSONL to write")
@@ -302,19 +278,34 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     way.add_argument(
         "--from",
         dest="source",
-        choices=["hf"],
-        help="hf: a Hugging Face model becomes a base model; takes --input and no gin file",
+        choices=["hf", "peft"],
+        help="hf: a Hugging Face model becomes a base model; peft: an adapter of PEFT becomes a "
+        "stage, beside its base model; takes --input and no gin file",
     )
     way.add_argument(
         "--to",
-        choices=["hf", "t5x"],
-        help="what a stage's model becomes; hf: a folder that transformers loads, or without "
-        "STAGE a directory of policy, PIT and gap model; t5x: a folder checkpoint_STEP",
+        choices=["hf", "peft", "t5x"],
+        help="what a stage's model becomes; hf: a folder that transformers loads, adapters merged, "
+        "or without STAGE a directory of policy, PIT and gap model; peft: a folder with its "
+        "adapters, which PEFT loads; t5x: a folder checkpoint_STEP",
     )
     command.add_argument(
         "--input",
         metavar="MODEL",
         help="with --from: a folder, GGUF file or name on the hub",
+    )
+    command.add_argument(
+        "--base",
+        default="",
+        metavar="MODEL",
+        help="with peft: the base model, a folder or a name on the hub; by default what the "
+        "adapter says, or where the backbone has come from",
+    )
+    command.add_argument(
+        "--with_base",
+        default="",
+        metavar="DIR",
+        help="with --to=peft: write the base model too, with rows for ids that were added",
     )
     command.add_argument("--output", required=True, metavar="DIR", help="where to write it")
     command.add_argument(
@@ -326,7 +317,7 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
-        help="with --from=hf of the computations (bfloat16), with --to=hf of the weights (float32)",
+        help="with --from of the computations (bfloat16), with --to of the weights (float32)",
     )
 
 
@@ -405,7 +396,7 @@ def _bring_in(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if not options.input:
         raise UserError("expected --input=MODEL, a Hugging Face folder, GGUF file or name")
     if options.gin_file or flags or options.dry_run:
-        raise UserError("--from=hf takes no gin file, binding or --dry_run")
+        raise UserError(f"--from={options.source} takes no gin file, binding or --dry_run")
     files.check_folder(options.output, "--output")
     _quieten()
     from pit_jax import commands

@@ -1,4 +1,4 @@
-"""Is the command `improve` with an exported directory: its flags, and what it does with them.
+"""Explains the command `improve`, and is it where its models are those of an exported directory.
 
 The models are loaded here, or they are served elsewhere and reached by `--endpoint`.
 """
@@ -14,6 +14,39 @@ from collections.abc import Sequence
 from pit_jax import bindings
 from pit_jax.errors import UserError
 
+# What its help says of its files.
+IMPROVE = """
+input:
+  prompt, text or turns {role, content}; response, the text to improve, sampled where it is missing
+  or null; other keys come back as they are. Files are JSON lines, JSON or parquet, also packed.
+
+output, a line for each row of the input, in order:
+  responses    the texts: the response that was improved, then one for each iteration
+  ended        whether each ended within the window of responses
+  gaps         R_PIT's gap of each iteration; above 0 it is better than what it was made of
+  best         which of responses is the best by gap, counted from 0; null without a gap model
+  response     the result: the best, or the last with --gin.ImproveConfig.keep=last
+  stop_reason  iterations, unchanged, gap or time
+  truncated    whether a window cut a response, or cut one that the next was made of
+  models       stage@step of each role
+  seed         the seed of all draws
+  settings     the fields of ImproveConfig that aren't their defaults
+  status       ok; of a row that --on_error=skip has skipped, file:line: what is wrong
+  reflections  what the model wrote before the response of each iteration, if its task is
+               sft_pit_reflection
+
+  {"id": 7, "prompt": "2+2?", "responses": ["5", "4"], "ended": [true, true], "gaps": [1.2],
+   "best": 1, "response": "4", "stop_reason": "iterations", "truncated": false,
+   "models": {"policy": "rl_policy@60", "pit": "rl_pit@60", "gap_model": "rm_gap@80"}, "seed": 0,
+   "settings": {}, "status": "ok"}
+
+sampling, which has temperature, top_k and top_p:
+  --gin.policy/SamplingConfig.temperature=0.7   of the responses that are missing
+  --gin.pit/SamplingConfig.temperature=0.4      of the improvements
+
+  Rows are worked on in shards of RunConfig.shard_size, which are written to OUTPUT.parts as they
+  are done. Ended at any time, the same command goes on after the last of them.
+"""
 # Fields of RunConfig that say how to improve; all others are the directory's.
 _SETTABLE = ("seed", "sampling_batch", "shard_size", "improve")
 _KEY = "--key_variable"

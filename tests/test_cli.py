@@ -107,7 +107,7 @@ def test_a_missing_gin_file(capsys):
 
 
 def test_a_plan_for_an_unknown_slice(fails):
-    fails("--topology: got 'v3-8', expected one of v4-N", "plan", "--topology=v3-8")
+    fails("--topology: got 'v3-8', expected one of v4-8", "plan", "--topology=v3-8")
 
 
 @pytest.mark.parametrize(

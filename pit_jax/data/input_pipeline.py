@@ -9,11 +9,8 @@ TensorFlow is imported when the first batch is made.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,7 +29,7 @@ from pit_jax.data.layouts import (
 )
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
-from pit_jax.errors import UserError
+from pit_jax.errors import UserError, quiet_stderr
 
 DATA_REFERENCES = "data"
 _ALL = "all"
@@ -329,7 +326,7 @@ class InputPipeline:
     def _register(self) -> None:
         """Registers the seqio tasks of each dataset, once."""
         if not self._tasks:
-            with _quiet_stderr():
+            with quiet_stderr():
                 from pit_jax.data.seqio_tasks import sources, tasks
             names = [each.name for each in self._datasets]
             self._tasks = tasks.register_tasks(
@@ -431,20 +428,6 @@ class InputPipeline:
                 window = self.lengths.reference if as_text else 0
                 source = sources.ReferenceSource(store, examples, self.vocabulary, window)
             yield registered.replace(name=f"{name}_{task}_rows", source=source)
-
-
-@contextlib.contextmanager
-def _quiet_stderr():
-    """Keeps what native libraries print while they load out of the terminal; errors still raise."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _read_by(batch: Batch, reward: Batch) -> Batch:

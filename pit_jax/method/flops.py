@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # Peak bfloat16 operations a second of one device, without sparsity, by the start of what JAX calls
 # its kind. TPUs: Google Cloud's pages on TPU versions; GPUs: NVIDIA's data sheets of A100, H100,
-# H200 and HGX B200, which give most of them with sparsity, twice as high.
+# H200, HGX B200, L4, L40 and L40S, which give most of them with sparsity, twice as high, and its
+# paper on the Ada architecture for the RTX 4090, with sums in float32.
 PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -35,6 +36,10 @@ PEAKS = {
     "NVIDIA H200 NVL": 835e12,
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
 }
 
 

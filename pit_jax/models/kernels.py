@@ -20,8 +20,7 @@ _LARGEST_BLOCK = 512
 
 def platform() -> str:
     """Returns the platform of the program that is traced: `cpu`, `gpu` or `tpu`."""
-    partitioner = partitioning.active()
-    return partitioner.platform if partitioner else jax.default_backend()
+    return partitioning.platform()
 
 
 def choose(config: NetworkConfig) -> str:

@@ -1,14 +1,21 @@
-"""Knows TPU chips and slices by the names that users know, such as `v4-128`.
+"""Knows machines by the names that users know: `v4-128`, `h100-8`, `cpu`.
 
-Capacities and bandwidths are those that Google Cloud's documentation gives for each TPU version;
+TPUs: capacities and bandwidths are those that Google Cloud's documentation gives for each version;
 where it gives the interconnect of both directions together, half of it is taken.
+
+GPUs: NVIDIA's data sheets of A100, H100 SXM, H200 SXM and L4, and the Ada architecture's of the
+RTX 4090; of links half of what they give for both directions, NVLink's where there is one and PCIe
+4.0's with 16 lanes elsewhere. The memory is less than the name says: it is what CUDA reports, as
+messages of errors on such GPUs show it, rounded down.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
+from typing import Any
 
 from pit_jax.errors import UserError
 from pit_jax.method.flops import PEAKS
@@ -18,17 +25,38 @@ GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-    """Describes a generation of TPU chips.
+class Shares:
+    """Says how much of each peak a plan counts with.
 
     Attributes:
-      name: the generation's name, as in accelerator names.
+      flops: of the operations a second.
+      bandwidth: of the memory's bandwidth.
+      interconnect: of the links' bandwidth.
+      launch: seconds that starting a kernel adds, for devices that run a program kernel by kernel.
+    """
+
+    flops: float = 1.0
+    bandwidth: float = 1.0
+    interconnect: float = 1.0
+    launch: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Describes a generation of TPU chips, a GPU, or this machine's processor.
+
+    Attributes:
+      name: its name, as in accelerator names.
       hbm: bytes of memory.
       flops: bfloat16 operations a second at the peak.
       bandwidth: bytes a second between chip and memory.
       interconnect: bytes a second in one direction, over all links of a chip together.
       counted: how much a chip adds to the number in an accelerator name: 1, or 2 TensorCores.
       topology: libtpu's name of the generation.
+      platform: `tpu`, `gpu` or `cpu`.
+      float32: products of a float32 network run at this multiple of `flops`: GPUs compute them in
+        TF32, TPUs in bfloat16.
+      shares: how much of the peaks a plan counts with.
     """
 
     name: str
@@ -36,8 +64,24 @@ class Chip:
     flops: float
     bandwidth: float
     interconnect: float
-    counted: int
-    topology: str
+    counted: int = 1
+    topology: str = ""
+    platform: str = "tpu"
+    float32: float = 1.0
+    shares: Shares = Shares()
+
+
+# Training of 0.8 to 13 billion parameters reached 35 to 46 % of an H100's peak in the published
+# benchmark of MPT (mosaicml/llm-foundry), repeated arithmetic not counted; large copies reach nine
+# tenths of the memory's bandwidth, small ones less. NVIDIA's introduction to CUDA graphs measured
+# 3.4 to 3.8 microseconds from one kernel of 2.9 to the next, and short kernels are most of them.
+GPU_SHARES = Shares(flops=0.4, bandwidth=0.7, interconnect=0.7, launch=3e-6)
+
+
+def _gpu(name: str, kind: str, hbm: float, bandwidth: float, interconnect: float) -> Chip:
+    peak = PEAKS[kind]
+    sizes = hbm * GIB, peak, bandwidth * GB, interconnect * GB
+    return Chip(name, *sizes, platform="gpu", float32=0.5, shares=GPU_SHARES)
 
 
 CHIPS = {
@@ -47,8 +91,15 @@ CHIPS = {
         Chip("v5e", 16 * GIB, PEAKS["TPU v5e"], 819 * GB, 200 * GB, 1, "v5e"),
         Chip("v5p", 95 * GIB, PEAKS["TPU v5p"], 2765 * GB, 600 * GB, 2, "v5p"),
         Chip("v6e", 32 * GIB, PEAKS["TPU v6e"], 1638 * GB, 400 * GB, 1, "v6e"),
+        _gpu("a100", "NVIDIA A100", 79.1, 2039, 300),
+        _gpu("a100-40", "NVIDIA A100", 39.4, 1555, 300),
+        _gpu("h100", "NVIDIA H100", 79.1, 3350, 450),
+        _gpu("h200", "NVIDIA H200", 139.7, 4800, 450),
+        _gpu("l4", "NVIDIA L4", 22.0, 300, 32),
+        _gpu("rtx4090", "NVIDIA GeForce RTX 4090", 23.5, 1008, 32),
     )
 }
+_GPUS_OF_A_MACHINE = (1, 2, 4, 8)
 _ALIASES = {"v5litepod": "v5e"}
 # Chips -> their arrangement.
 _SHAPES_3D = {
@@ -77,11 +128,13 @@ _SHAPES_2D = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Describes a slice, which is chips that an interconnect joins, or several equal slices.
+    """Describes a slice: chips that an interconnect joins, or several equal slices of them.
+
+    A machine with GPUs is one slice, and so is this machine.
 
     Attributes:
       name: the accelerator's name, as the user gave it.
-      chip: the generation of its chips.
+      chip: the kind of its chips.
       shape: arrangement of the chips of a slice.
       slices: number of slices.
     """
@@ -98,31 +151,64 @@ class Slice:
         return x * y * z * self.slices
 
 
+def _table() -> dict[str, tuple[Chip, tuple[int, int, int]]]:
+    """All names but `cpu`: the chip, and how the chips of a slice are arranged."""
+    found: dict[str, tuple[Chip, tuple[int, int, int]]] = {}
+    for chip in CHIPS.values():
+        if chip.platform == "gpu":
+            found |= {f"{chip.name}-{n}": (chip, (n, 1, 1)) for n in _GPUS_OF_A_MACHINE}
+            continue
+        shapes = _SHAPES_2D if chip.counted == 1 else _SHAPES_3D
+        found |= {f"{chip.name}-{n * chip.counted}": (chip, shapes[n]) for n in shapes}
+    for alias, name in _ALIASES.items():
+        longer = {key: value for key, value in found.items() if key.startswith(f"{name}-")}
+        found |= {key.replace(name, alias, 1): value for key, value in longer.items()}
+    return found
+
+
 def parse(name: str) -> Slice:
-    """Finds the slice of an accelerator name: `v4-128`, `v5e-16`, or `2xv5p-256` for two slices.
+    """Finds the machine of a name.
+
+    Args:
+      name: `v4-128` and the like for TPUs, `2xv4-128` for two slices of them; `h100-8` for a
+        machine with 8 GPUs; `cpu` for this machine, which is measured for about a second.
 
     Raises:
-      UserError: for any other name; it lists the choices.
+      UserError: for any other name; it lists those that are nearest.
     """
-    found = re.fullmatch(r"(?:(\d+)x)?(v\w+)-(\d+)", name)
-    chip = CHIPS.get(_ALIASES.get(found[2], found[2])) if found else None
-    if found is None or chip is None:
-        choices = ", ".join(f"{generation}-N" for generation in CHIPS)
-        raise UserError(f"--topology: got {name!r}, expected one of {choices}, such as v4-128")
-    shapes = _SHAPES_2D if chip.counted == 1 else _SHAPES_3D
-    chips = int(found[3]) // chip.counted
-    if chips not in shapes or int(found[3]) % chip.counted:
-        sizes = ", ".join(str(chips * chip.counted) for chips in shapes)
-        raise UserError(f"--topology: got {name!r}, expected {found[2]}- and one of {sizes}")
-    return Slice(name, chip, shapes[chips], int(found[1] or 1))
+    if name == "cpu":
+        from pit_jax.plan import host
+
+        return host.this_machine()
+    table = _table()
+    slices, single = re.fullmatch(r"(?:(\d+)x)?(.*)", name, re.DOTALL).groups()  # type: ignore
+    chip, shape = table.get(single, (None, None))
+    if chip is None or shape is None or (slices and chip.platform != "tpu"):
+        # The machines with this chip, else what is spelt like it.
+        near = [known for known in table if known.rpartition("-")[0] == single.rpartition("-")[0]]
+        near = near or difflib.get_close_matches(single.lower(), [*table, "cpu"], 4, 0.5)
+        expected = ", ".join(near or ("v4-8", "h100-1", "cpu"))
+        raise UserError(
+            f"--topology: got {name!r}, expected "
+            + (f"one of {expected}" if near else f"a name such as {expected}")
+        )
+    return Slice(name, chip, shape, int(slices or 1))
 
 
-def devices(slice_: Slice):
-    """Returns devices of the slice for the compiler, none of which is there.
+def devices(slice_: Slice) -> list[Any]:
+    """Returns devices of the slice for the compiler; no TPU and no GPU has to be there.
 
     Raises:
-      UserError: if libtpu isn't installed.
+      UserError: if the compiler isn't installed.
     """
+    if slice_.chip.platform == "tpu":
+        return _tpus(slice_)
+    from pit_jax.plan import cuda, host
+
+    return cuda.devices(slice_) if slice_.chip.platform == "gpu" else host.devices()
+
+
+def _tpus(slice_: Slice) -> list[Any]:
     # No questions to a cloud about this machine, and no warnings that it has none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

@@ -28,11 +28,13 @@ class Machine:
       flops: operations a second in matrix products.
       bandwidth: bytes a second between the device and its memory.
       interconnect: bytes a second to other devices.
+      launch: seconds that it takes to start a kernel, where that isn't part of the kernel's time.
     """
 
     flops: float
     bandwidth: float
     interconnect: float
+    launch: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +42,10 @@ class Estimate:
     """Holds the seconds that a program takes when it runs once.
 
     Attributes:
-      compute: seconds of arithmetic, at the machine's peak.
+      compute: seconds of arithmetic, at the machine's speed.
       memory: seconds of memory traffic, at the memory's bandwidth.
       communication: seconds of collectives, at the interconnect's bandwidth.
+      launches: seconds of starting kernels.
       passes: sum over all passes of the larger of a pass's arithmetic and memory traffic; a prefill
         waits for its arithmetic, the decoding after it for the memory.
     """
@@ -50,12 +53,13 @@ class Estimate:
     compute: float
     memory: float
     communication: float
+    launches: float
     passes: float
 
     @property
     def seconds(self) -> float:
-        """The whole time: passes go one after the other, and collectives overlap with none."""
-        return self.passes + self.communication
+        """The whole time: passes go one after the other, and nothing else overlaps with them."""
+        return self.passes + self.communication + self.launches
 
 
 def estimate(
@@ -65,6 +69,7 @@ def estimate(
     machine: Machine,
     devices: int,
     model_axis: int,
+    launches: int = 0,
 ) -> Estimate:
     """Estimates how long a program takes when it runs once.
 
@@ -75,6 +80,7 @@ def estimate(
       machine: what is assumed of each device.
       devices: number of devices of the mesh.
       model_axis: number of devices that share a layer's weights.
+      launches: number of kernels of the compiled program.
     """
     compute = [
         work.flops(network, rematerialised=True) / devices / machine.flops for work in program.work
@@ -88,6 +94,7 @@ def estimate(
         compute=sum(compute),
         memory=sum(memory) + optimizer,
         communication=moved / machine.interconnect if devices > 1 else 0.0,
+        launches=launches * machine.launch,
         passes=sum(map(max, compute, memory)) + optimizer,
     )
 

@@ -14,6 +14,12 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\([^\n]*\) -> [^\n]*)?\{$")
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_OPCODE = re.compile(r"= (?:\(.*?\)|\S+) ([a-z][\w\-]*)\(")
+# What a GPU runs no kernel for: it names or groups values, or waits for what was started.
+_NO_KERNEL = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"),
+    *("conditional", "after-all", "opt-barrier", "async-start", "partition-id", "replica-id"),
+}
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 
 
@@ -76,6 +82,26 @@ class Program:
         for line, _, depth, _ in self._walk(self._entry, 1, 0):
             yield line, depth
 
+    def launches(self) -> int:
+        """Counts the kernels that a GPU starts when the program runs once, fusions as one each."""
+        return self._launches(self._entry)
+
+    def _launches(self, name: str) -> int:
+        count = 0
+        for line in self._lines.get(name, ()):
+            if loop := _loop(line):
+                once = self._launches(loop[0]) + self._launches(loop[1])
+                count += self._trips(loop[0]) * once
+                continue
+            opcode = _OPCODE.search(line)
+            if opcode is None or opcode[1].endswith("-done"):
+                continue
+            if opcode[1] not in _NO_KERNEL:
+                count += 1
+            elif opcode[1] in ("call", "conditional", "async-start"):
+                count += sum(map(self._launches, _called(line)))
+        return count
+
     def _walk(self, name: str, times: int, depth: int) -> Iterator[tuple[str, int, int, str]]:
         """Yields (instruction, times it runs, loops around it, computation) of all it calls."""
         for line in self._lines.get(name, ()):
@@ -83,11 +109,8 @@ class Program:
             if loop := _loop(line):
                 yield from self._walk(loop[1], times * self._trips(loop[0]), depth + 1)
                 continue
-            for called in _CALLED.findall(line):
+            for called in _called(line):
                 yield from self._walk(called, times, depth)
-            if branches := re.search(r"branch_computations=\{([^}]*)\}", line):
-                for called in branches[1].split(","):
-                    yield from self._walk(called.strip().lstrip("%"), times, depth)
 
     def _trips(self, condition: str) -> int:
         numbers = [1]
@@ -104,6 +127,14 @@ def by_kind(collectives: list[Collective]) -> dict[tuple[str, bool], tuple[int, 
         counts[each.kind, each.depth > 0] += each.times
         sizes[each.kind, each.depth > 0] += each.times * each.bytes
     return {key: (counts[key], sizes[key]) for key in counts}
+
+
+def _called(line: str) -> list[str]:
+    """Returns the names of the computations that an instruction calls, all branches of it too."""
+    found = _CALLED.findall(line)
+    if branches := re.search(r"branch_computations=\{([^}]*)\}", line):
+        found += [name.strip().lstrip("%") for name in branches[1].split(",")]
+    return found
 
 
 def _loop(line: str) -> tuple[str, str] | None:

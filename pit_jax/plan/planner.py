@@ -1,8 +1,7 @@
-"""Compiles a run's programs for a slice, adds up memory and time, proposes settings that fit."""
+"""Compiles a run's programs for a machine, adds up memory and time, proposes settings that fit."""
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import dataclasses
 import json
@@ -17,15 +16,16 @@ import jax
 
 from pit_jax.errors import UserError
 from pit_jax.method.flops import total
-from pit_jax.plan import chips, hlo
+from pit_jax.models.config import NetworkConfig
+from pit_jax.plan import chips, cuda, hlo, storage
 from pit_jax.plan.estimate import Machine, estimate
-from pit_jax.plan.programs import Program, programs, size_on_a_chip
+from pit_jax.plan.programs import BACKBONE, Program, programs, size_on_a_chip
+from pit_jax.plan.text import assumptions, named
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import RLStage, Stage
 from pit_jax.runtime.partitioning import Partitioner
 
 SHARE = 0.95  # of a chip's memory that a program may take
-_GIB = 2**30
 _MOST_AT_ONCE = 4  # compilations, each of which takes some gigabytes
 _PARTS = (1, 2, 4, 8, 16, 32)
 
@@ -49,8 +49,11 @@ def make_plan(
       explain: part of the name of a program; the run must have such a program.
 
     Returns:
-      JSON values: `topology`, `chips`, `chip_memory` (bytes), `mesh`, `assumptions`, `programs` (a
-      list of rows), `hours`, and `fits`, whether no program takes more than SHARE of a chip.
+      JSON values: `topology`, `chip`, `chips`, `chip_memory` (bytes), `mesh`, `assumptions` (what
+      is `exact`, `estimated` and `assumed`), `programs` (a list of rows), `shared` (for each stage
+      of PPO, the models that have one backbone), `disk` (for each stage, the number of checkpoints
+      that stay and the `bytes` of one), `hours`, and `fits`, whether no program takes more than
+      SHARE of a chip.
 
     Raises:
       UserError: if slice and mesh don't have as many slices, or no program is named `explain`.
@@ -64,7 +67,7 @@ def make_plan(
     chip = slice_.chip
     found = list(programs(config, partitioner))
     if explain:
-        _named(explain, [f"{program.stage}: {program.name}" for program in found])
+        named(explain, [f"{program.stage}: {program.name}" for program in found])
     rows = [
         {"stage": program.stage, "program": program.name} | row | {"runs": program.runs}
         for program, row in zip(
@@ -74,19 +77,27 @@ def make_plan(
     seconds = [row["seconds"] * row["runs"] for row in rows if "seconds" in row]
     return {
         "topology": slice_.name,
+        "chip": chip.name,
         "chips": slice_.chips,
         "chip_memory": chip.hbm,
         "mesh": dict(partitioner.mesh.shape),
-        "assumptions": (
-            f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s of memory, "
-            f"{chip.interconnect / 1e9:.0f} GB/s of interconnect a chip, all at their peak; "
-            "collectives don't overlap with arithmetic; every response has its full length"
-            + ("; slices joined as fast as chips, which they aren't" if slice_.slices > 1 else "")
-        ),
+        "assumptions": assumptions(slice_, config.network, SHARE),
         "programs": rows,
+        "shared": {
+            stage.name: sharing([p for p in found if p.stage == stage.name])
+            for stage in config.stages
+            if isinstance(stage, RLStage)
+        },
+        "disk": storage.checkpoints(config, partitioner),
         "hours": sum(seconds) / 3600,
-        "fits": all(row["share"] <= SHARE for row in rows),
+        "fits": all(row["fits"] for row in rows),
     }
+
+
+def sharing(found: list[Program]) -> list[str]:
+    """Returns the models of a stage that have one backbone, by the names of the roles."""
+    roles = [role for program in found for role in program.roles if role.startswith(BACKBONE)]
+    return roles[0].removeprefix(BACKBONE).split(", ") if roles else []
 
 
 def _measure(
@@ -127,17 +138,24 @@ def _measured(
         "tokens": program.tokens,
         "flops": total(program.work, config.network),
     }
+    chip = slice_.chip
     try:
-        compiled = program.function.lower(*program.arguments).compile()
+        lowered = program.function.lower(*program.arguments)
+        compiled = lowered.compile(cuda.OPTIONS if chip.platform == "gpu" else None)
     except Exception as error:  # the compiler itself says when a program can't be placed
+        if "cuDNN" in str(error):
+            raise cuda.absent(error) from error
         used = re.search(r"Used ([\d.]+)([GMT]) of ([\d.]+)([GMT]) hbm", str(error))
         if not used:
             raise
         peak = float(used[1]) * {"M": 2**20, "G": 2**30, "T": 2**40}[used[2]] + beside
-        return row | {"peak": peak, "share": peak / slice_.chip.hbm, "refused": True}
+        return row | _fits(peak, chip) | {"refused": True}
     memory = compiled.memory_analysis()
+    # What a program doesn't read isn't among its arguments, as the optimizer when it samples.
+    unread = max(0, size_on_a_chip(program.arguments) - memory.argument_size_in_bytes)
     peak = beside + (
-        memory.argument_size_in_bytes
+        unread
+        + memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
@@ -146,21 +164,21 @@ def _measured(
     text = compiled.as_text()
     if save:
         _save(save, program, memory, text, partitioner)
-    collectives = hlo.Program(text).collectives()
-    chip = slice_.chip
+    parsed = hlo.Program(text)
+    collectives = parsed.collectives()
     cost = estimate(
         program,
         config.network,
         collectives,
-        Machine(chip.flops, chip.bandwidth, chip.interconnect),
+        machine(chip, config.network),
         slice_.chips,
         partitioner.mesh.shape["model"],
+        parsed.launches(),
     )
     seconds = cost.seconds
     return row | {
         "temporary": memory.temp_size_in_bytes,
-        "peak": peak,
-        "share": peak / chip.hbm,
+        **_fits(peak, chip),
         "collectives": [
             {"kind": kind, "in_loops": inside, "count": count, "bytes": size}
             for (kind, inside), (count, size) in sorted(hlo.by_kind(collectives).items())
@@ -168,9 +186,34 @@ def _measured(
         "estimate": dataclasses.asdict(cost),
         "seconds": seconds,
         "tokens_per_second": program.tokens / seconds,
-        "mfu": row["flops"] / seconds / slice_.chips / chip.flops,
+        "mfu": row["flops"] / seconds / slice_.chips / _peak(chip, config.network),
         "compile_seconds": time.monotonic() - started,
     }
+
+
+def _kept(program: Program) -> int:
+    """Returns the bytes on a chip of all that is in memory before the program adds to it."""
+    return size_on_a_chip(program.arguments) + sum(map(size_on_a_chip, program.beside.values()))
+
+
+def _fits(peak: float, chip: chips.Chip) -> dict[str, Any]:
+    return {"peak": peak, "share": peak / chip.hbm, "fits": peak / chip.hbm <= SHARE}
+
+
+def _peak(chip: chips.Chip, network: NetworkConfig) -> float:
+    """Returns the operations a second of products in the network's type, at their peak."""
+    return chip.flops * (chip.float32 if network.dtype == "float32" else 1.0)
+
+
+def machine(chip: chips.Chip, network: NetworkConfig) -> Machine:
+    """Returns the speeds that a plan for a chip counts with, for a network's type."""
+    counted = chip.shares
+    return Machine(
+        flops=counted.flops * _peak(chip, network),
+        bandwidth=counted.bandwidth * chip.bandwidth,
+        interconnect=counted.interconnect * chip.interconnect,
+        launch=counted.launch,
+    )
 
 
 def _save(folder: pathlib.Path, program: Program, memory, text: str, partitioner) -> None:
@@ -268,97 +311,14 @@ def propose(
       `flags` of the first proposal that makes all programs fit, and the largest `peak` of a chip in
       bytes; None if no proposal does.
     """
-    failing = {(row["stage"], row["program"]) for row in plan["programs"] if row["share"] > SHARE}
+    failing = {(row["stage"], row["program"]) for row in plan["programs"] if not row["fits"]}
     for flags, other in proposals(config, {stage for stage, _ in failing}, len(devices)):
-        say(f"trying {flags}")
         partitioner = Partitioner(other.mesh, devices)
         found = [p for p in programs(other, partitioner) if (p.stage, p.name) in failing]
+        if any(_kept(program) > SHARE * slice_.chip.hbm for program in found):
+            continue  # whatever the program adds to it
+        say(f"trying {flags}")
         rows = _measure(found, other, partitioner, slice_, lambda text: None)
-        if all(row["share"] <= SHARE for row in rows):
+        if all(row["fits"] for row in rows):
             return {"flags": flags, "peak": max(row["peak"] for row in rows)}
     return None
-
-
-def advice(proposal: dict[str, Any] | None) -> str:
-    """Says in a sentence what to do about a plan that doesn't fit."""
-    if proposal is None:
-        return "No setting that was tried makes it fit: take more chips."
-    return f"It fits with {proposal['flags']}: {proposal['peak'] / _GIB:.1f} GiB a chip."
-
-
-def to_text(plan: dict[str, Any]) -> str:
-    """Writes the plan for a terminal."""
-    lines = [
-        f"{plan['topology']}: {plan['chips']} chips of {plan['chip_memory'] / _GIB:.0f} GiB, mesh "
-        + " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()),
-        f"Assumed: {plan['assumptions']}.",
-        "",
-        f"{'stage':<12}{'program':<24}{'kept':>7}{'temp':>7}{'peak':>7}{'of chip':>9}"
-        f"{'PFLOP':>8}{'moved':>8}{'seconds':>9}{'tokens/s':>10}{'MFU':>6}{'runs':>9}",
-    ]
-    for row in plan["programs"]:
-        kept = sum(row["roles"].values()) + row["beside"]
-        start = f"{row['stage']:<12}{row['program']:<24}{kept / _GIB:>7.2f}"
-        if row.get("refused"):
-            lines.append(
-                f"{start}{'':>7}{row['peak'] / _GIB:>7.2f}{row['share']:>9.0%}  doesn't fit"
-            )
-            continue
-        moved = sum(each["bytes"] for each in row["collectives"])
-        lines.append(
-            f"{start}{row['temporary'] / _GIB:>7.2f}{row['peak'] / _GIB:>7.2f}{row['share']:>9.0%}"
-            f"{row['flops'] / 1e15:>8.2f}{moved / _GIB:>8.2f}{row['seconds']:>9.3f}"
-            f"{row['tokens_per_second']:>10,.0f}{row['mfu']:>6.0%}{row['runs']:>9,.0f}"
-        )
-    lines += ["", f"{'stage':<12}{'what stays on each chip':<36}{'GiB':>7}"]
-    for stage, role, size in dict.fromkeys(
-        (row["stage"], role, size)
-        for row in plan["programs"]
-        for role, size in row["roles"].items()
-    ):
-        lines.append(f"{stage:<12}{role:<36}{size / _GIB:>7.2f}")
-    lines += [
-        "",
-        "GiB on each chip: kept = parameters, optimizers and frozen models; temp = what a program "
-        "adds; moved = by its collectives.",
-        f"All stages: {plan['hours']:.1f} hours by this estimate, without loading, compiling, "
-        "evaluation and checkpoints.",
-    ]
-    for row in plan["programs"]:
-        if row["share"] > SHARE:
-            sizes = row["roles"] | {"temporary": row.get("temporary", 0)}
-            role, size = max(sizes.items(), key=lambda item: item[1])
-            lines.append(
-                f"Doesn't fit: {row['stage']}, {row['program']}: {row['peak'] / _GIB:.1f} GiB, "
-                f"{row['share']:.0%} of a chip; largest: {role}, {size / _GIB:.1f} GiB"
-            )
-    return "\n".join(lines)
-
-
-def _named(part: str, names: list[str]) -> list[str]:
-    if found := [name for name in names if part in name]:
-        return found
-    raise UserError(f"--explain: got {part!r}, expected part of one of {', '.join(names)}")
-
-
-def explain(plan: dict[str, Any], name: str) -> str:
-    """Writes all that is known of the programs whose stage or name contains `name`.
-
-    Raises:
-      UserError: if there is no such program.
-    """
-    names = [f"{row['stage']}: {row['program']}" for row in plan["programs"]]
-    asked = _named(name, names)
-    lines = []
-    for row in (row for row, full in zip(plan["programs"], names, strict=True) if full in asked):
-        lines.append(f"{row['stage']}: {row['program']}")
-        sizes = collections.ChainMap(row["roles"], {"beside the program": row["beside"]})
-        lines += [f"  {role:<24}{size / _GIB:>9.3f} GiB a chip" for role, size in sizes.items()]
-        for part, seconds in row.get("estimate", {}).items():
-            lines.append(f"  {part:<24}{seconds:>9.4f} s")
-        for each in row.get("collectives", ()):
-            where = "in loops" if each["in_loops"] else "outside loops"
-            lines.append(
-                f"  {each['kind']:<24}{each['bytes'] / _GIB:>9.3f} GiB in {each['count']:,} {where}"
-            )
-    return "\n".join(lines)

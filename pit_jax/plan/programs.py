@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from pit_jax.data import layouts
 from pit_jax.data.examples import FOLDS
 from pit_jax.errors import UserError
-from pit_jax.method import flops, ppo_step, supervised_step
+from pit_jax.method import choice, flops, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.environment import Environment
 from pit_jax.method.flops import Work
@@ -21,6 +21,7 @@ from pit_jax.method.frozen import Frozen
 from pit_jax.method.roles import GAP_REWARD, POLICY, ROLES
 from pit_jax.method.sampler import Sampler
 from pit_jax.models import adapters
+from pit_jax.plan import storage
 from pit_jax.run import shapes, stages
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import RewardStage, RLStage, SupervisedStage
@@ -28,6 +29,9 @@ from pit_jax.runtime.partitioning import Partitioner
 
 # A tokenizer's space between two pieces of a layout: one token in most, none in some.
 _SPACE = 1
+# How the name of a role begins that is the one backbone of several models, whose names follow:
+# `backbone of actor, critic, reference, reward`.
+BACKBONE = "backbone of "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Program:
       stage: name of the stage that runs it.
       function: the jitted function.
       arguments: shapes and shardings of its arguments.
-      roles: those of its arguments that stay in memory, by name.
+      roles: those of its arguments that stay in memory, by name; each is there once. A tree that
+        several models share has a name that begins with BACKBONE.
       beside: what else of the stage is in memory while it runs.
       work: the passes that it computes.
       tokens: number of tokens when it runs once, padding included.
@@ -188,6 +193,8 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         steps,
         updates=stage.ppo.epochs * stage.ppo.minibatches,
     )
+    if stage.choice is not None:
+        yield _choice(config, stage, models, partitioner)
 
 
 def _sampling(
@@ -233,6 +240,49 @@ def _sampling(
         (Work(B, Q + R),),
         B * (Q + R),
         0,
+    )
+
+
+def _choice(config: RunConfig, stage: RLStage, models: Frozen, partitioner: Partitioner) -> Program:
+    """Returns the program by which a stage's checkpoints are measured, of which one is chosen.
+
+    Each checkpoint that is kept answers the same prompts of the dev split, and y_l and y_w count
+    as two of them. Where the size of the split isn't known before the data is read, there are as
+    many as the choice asks for.
+    """
+    assert stage.choice is not None
+    lengths = _lengths(config, stages.role_of(stage), stage.task)
+    B, P, Q, R = (stage.batch_size, *(lengths[n] for n in ("prompt", "reward_prompt", "chosen")))
+    difference = "reference" in lengths
+    arrays: dict[str, Any] = {"prompts": ((B, P), jnp.int32), "reward_prompts": ((B, Q), jnp.int32)}
+    arrays["rows"] = ((B,), jnp.int32)
+    if difference:
+        arrays["references"] = ((B, lengths["reference"]), jnp.int32)
+    measure = choice.make_measure(
+        config.networks(stage), stage.ppo, Environment(R, "last", difference=difference)
+    )
+
+    def measured(models: Frozen, policy, batch, key):
+        found = {role: models.model(role) for role in ("reference", "reward")}
+        found["policy"] = models.model("reference", policy)
+        return measure(found, batch, key)
+
+    known = max(0, getattr(config.dataset, "dev_size", 0)) or stage.choice.num_prompts or B
+    rows = min(stage.choice.num_prompts or known, known)
+    if stage.task in stages.PIT_RL and not stage.rounds[-1].is_sampled:
+        rows *= 2
+    scored = Work(B, Q + R, times=1 + difference)
+    part = Work(B // stage.ppo.parts, P + R, R, times=2 * stage.ppo.parts)
+    return Program(
+        "choice of checkpoint",
+        stage.name,
+        partitioner.jit(measured, out_shardings=partitioner.replicated),
+        (models, models.models["reference"], _batch(arrays, partitioner), _key(partitioner)),
+        {"measured and frozen models": (models, models.models["reference"])},
+        {},
+        (*flops.sampling(B, P, R), part, scored),
+        B * (P + R),
+        len(storage.kept(stage)) * -(-rows // B),
     )
 
 

@@ -231,6 +231,12 @@ def active() -> Partitioner | None:
     return partitioner if partitioner is not None and partitioner.mesh.size > 1 else None
 
 
+def platform() -> str:
+    """Returns the platform of the program that is traced: `cpu`, `gpu` or `tpu`."""
+    partitioner = _ACTIVE.get()
+    return partitioner.platform if partitioner is not None else jax.default_backend()
+
+
 @contextlib.contextmanager
 def decoding():
     """Makes `constrain` follow the rules of decoding one token at a time."""

@@ -65,6 +65,31 @@ def test_a_text_by_hand():
     }
 
 
+def test_kernels_of_the_text_by_hand():
+    """A gather, 3 times (a comparison, a fusion and 5 times a comparison and a gather), a sum."""
+    assert hlo.Program(TEXT).launches() == 1 + 3 * (1 + 1 + 5 * (1 + 1)) + 1
+    branches = """HloModule jit_step
+
+%one (x: f32[]) -> f32[] {
+  ROOT %y = f32[] add(%x, %x)
+}
+
+%two (x: f32[]) -> f32[] {
+  %a = f32[] add(%x, %x)
+  ROOT %b = f32[] multiply(%a, %x)
+}
+
+ENTRY %main (a: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %c = f32[] conditional(%p, %a, %a), branch_computations={%one, %two}
+  %d = f32[] call(%c), to_apply=%two
+  %s = ((f32[]), f32[]) async-start(%d), calls=%one
+  ROOT %e = f32[] async-done(%s)
+}
+"""
+    assert hlo.Program(branches).launches() == (1 + 2) + 2 + 1
+
+
 def test_a_compiled_loop():
     """A scan of 7 steps, each of which sums over the mesh: seven all-reduces of the same size."""
     mesh = Partitioner(MeshConfig(data=1, model=4), jax.devices()[:4]).mesh

@@ -6,13 +6,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pit_jax.method.choice import Choice
 from pit_jax.method.environment import Networks
 from pit_jax.method.flops import Work
+from pit_jax.plan import chips, planner, storage
+from pit_jax.plan import programs as plan_programs
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.hlo import Collective
 from pit_jax.plan.programs import Program, programs, size_on_a_chip
-from pit_jax.run import stages
+from pit_jax.run import choosing, stages
 from pit_jax.run.run import Run
+from pit_jax.run.stages import RewardStage
+from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from tests import tiny_runs
 
@@ -121,6 +126,79 @@ def test_an_estimate_of_passes_one_after_the_other_by_hand():
     parts = dataclasses.replace(update, times=3)
     assert cost(parts, updates=1).memory == pytest.approx(3 * four + (28 + 2 * 12) * 5 / 1e5)
     assert cost(update).compute == pytest.approx(4 * cost(prefill).compute)
+
+
+def test_the_speeds_of_a_gpu_by_hand():
+    """4e9 operations, no traffic to speak of, and 1000 kernels."""
+    bfloat16 = dataclasses.replace(NETWORK, dtype="bfloat16")
+    h100 = chips.CHIPS["h100"]
+    found = planner.machine(h100, bfloat16)
+    assert (found.flops, found.bandwidth) == pytest.approx((0.4 * 989e12, 0.7 * 3350e9))
+    assert (found.interconnect, found.launch) == pytest.approx((0.7 * 450e9, 3e-6))
+    assert planner.machine(h100, NETWORK).flops == pytest.approx(0.4 * 989e12 / 2)  # TF32
+    assert planner.machine(chips.CHIPS["v4"], NETWORK) == Machine(275e12, 1228e9, 300e9, 0.0)
+    work = Work(rows=8, tokens=4)
+    program = Program("p", "s", None, (), {}, {}, (work,), 32, 1)
+    moved = [Collective("all-gather", ("bf16[8]",), 630_000, 2, 1)]
+    cost = estimate(program, bfloat16, moved, found, devices=2, model_axis=1, launches=1000)
+    assert cost.launches == pytest.approx(0.003)
+    assert cost.communication == pytest.approx(4e-6)
+    assert cost.compute == pytest.approx(work.flops(bfloat16) / 2 / 395.6e12)
+    assert cost.seconds == pytest.approx(cost.memory + 4e-6 + 0.003)
+
+
+def test_the_choice_of_a_checkpoint(run):
+    """rl_policy keeps steps 1 and 2; each answers 12 prompts, in two batches of 8."""
+    stage = dataclasses.replace(run.stage("rl_policy"), keep_every=1, choice=Choice(num_prompts=12))
+    config = dataclasses.replace(run.config, stages=(stage,))
+    *_, program = programs(config, run.partitioner)
+    assert (program.name, program.runs) == ("choice of checkpoint", 2 * 2)
+    assert set(program.roles["measured and frozen models"]) == {"policy", "reference", "reward"}
+    rows = choosing.rows_of(run, stage, stage.choice)
+    real = run.partitioner.shard_batch(next(choosing._batches(run, stage, rows)))
+    planned = program.arguments[1]
+    assert described(planned) == described(real)
+    for name, array in real.items():
+        assert all(n <= m for n, m in zip(array.shape, planned[name].shape, strict=True)), name
+    measured = jax.eval_shape(program.function, *program.arguments)
+    assert measured["kl"].shape == (8,)
+    assert len(program.work) == 4  # a prefill, its decoding, two log-probabilities, a score
+    # All of a split of 20; M_PIT answers both y_l and y_w where no reference is sampled.
+    models = program.roles["measured and frozen models"]
+    every = dataclasses.replace(stage, choice=Choice(num_prompts=0))
+    pit = run.stage("rl_pit")
+    pit = dataclasses.replace(pit, rounds=pit.rounds[:1], keep_every=2, choice=Choice())
+    for changed, runs in ((every, 2 * 3), (pit, 1 * 5)):
+        assert plan_programs._choice(config, changed, models, run.partitioner).runs == runs
+
+
+def test_checkpoints_that_stay(run):
+    stage = run.stage("rl_pit")
+    assert stage.steps == 4
+    for every, expected in ((0, [4]), (1, [1, 2, 3, 4]), (3, [3, 4]), (4, [4]), (9, [4])):
+        assert storage.kept(dataclasses.replace(stage, keep_every=every)) == expected
+    rm = dataclasses.replace(run.stage("rm_policy"), steps=6)
+    for every, expected in ((0, [6]), (2, [2, 6]), (6, [6]), (9, [6])):
+        loop = dataclasses.replace(rm.loop, eval_every=every)
+        assert storage.kept(dataclasses.replace(rm, loop=loop)) == expected
+    rows = {row["stage"]: row for row in storage.checkpoints(run.config, run.partitioner)}
+    assert list(rows) == [stage.name for stage in run.config.stages]
+    # Its 16 x 64 embedding, a layer of 1792 in matrices and 2 x 16 of norms, a last norm of 16:
+    # each in float32 with two moments.
+    parameters = 1024 + 1792 + 32 + 16
+    assert rows["sft_pit"]["bytes"] == pytest.approx(12 * parameters, abs=32)  # and counters
+    assert rows["rl_pit"]["bytes"] == pytest.approx(2 * 12 * parameters, rel=0.02)  # a head
+
+
+def test_checkpoints_of_a_trained_run(trained, run):
+    for stage in run.config.stages:
+        checkpoints = Checkpoints(trained / stage.name / "checkpoints", read_only=True)
+        there = checkpoints.all_steps()
+        checkpoints.close()
+        if isinstance(stage, RewardStage):  # which one is best isn't known before
+            assert len(there) <= len(storage.kept(stage)) and stage.steps in there
+        else:
+            assert there == storage.kept(stage)
 
 
 def test_partitioner_of_another_size():
