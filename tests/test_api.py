@@ -19,7 +19,7 @@ from gin import config as gin_config
 from pit_jax.errors import UserError
 from pit_jax.method import decode
 from pit_jax.method.sampler import Response
-from pit_jax.run.run import Run
+from pit_jax.run import loading
 from tests import tiny_runs
 from tests.child_environment import child_environment
 
@@ -60,7 +60,7 @@ def test_answers_are_those_of_the_command(pit, trained, tmp_path):
 
 def test_repeated_calls_load_and_compile_nothing(pit, monkeypatch, caplog):
     first = pit.improve(PROMPTS, GIVEN)
-    monkeypatch.setattr(type(pit._run), "load", None)
+    monkeypatch.setattr(loading, "load_frozen", None)
     with jax.log_compiles():
         assert pit.improve(PROMPTS, GIVEN) == first
         again = pit.improve([PROMPTS[0], *PROMPTS * 6], [GIVEN[0], *GIVEN * 6])
@@ -70,13 +70,13 @@ def test_repeated_calls_load_and_compile_nothing(pit, monkeypatch, caplog):
 
 def test_models_are_loaded_when_they_are_needed(trained, monkeypatch):
     loaded = []
-    load = Run.load
+    load = loading.load_frozen
 
-    def noted(run, name, *more, **named):
+    def noted(run, name, *more):
         loaded.append(name)
-        return load(run, name, *more, **named)
+        return load(run, name, *more)
 
-    monkeypatch.setattr(Run, "load", noted)
+    monkeypatch.setattr(loading, "load_frozen", noted)
     pit = pit_jax.load(str(trained), batch_size=9)
     assert loaded == [] and pit._run.config.sampling_batch == 16  # two rows for each device
     pit.improve(PROMPTS[:1], ["+1 ? from 2"], gaps=False)
