@@ -111,13 +111,12 @@ class RunConfig:
 
     def of_role(self, role: str) -> RoleConfig:
         """Returns what the models of a role are, one of method.roles.ROLES."""
-        roles = {
+        own = {
             POLICY: self.policy,
             PIT: self.pit,
             POLICY_REWARD: self.policy_reward,
             GAP_REWARD: self.gap_reward,
-        }
-        own = roles[role]
+        }[role]
         if own is not None:
             return own if own.lengths else dataclasses.replace(own, lengths=self.lengths)
         fields = [field.name for field in dataclasses.fields(RoleConfig)]
