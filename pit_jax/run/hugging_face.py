@@ -93,7 +93,8 @@ def check(
       path: a Hugging Face folder with safetensors, or a GGUF file.
       network: the network of the run.
       vocabulary: the vocabulary of the run, made of the model's tokenizer.
-      abstract: parameters of a LanguageModel with shapes and shardings.
+      abstract: parameters of a LanguageModel, or of a ScalarModel for a model with one label, with
+        shapes and shardings.
 
     Returns:
       the tensors, the family's table, and `abstract` with the model's rows of ids: what
@@ -104,7 +105,7 @@ def check(
     """
     config = config_of(path)
     architecture = (config.get("architectures") or ["a language model"])[0]
-    if "ForSequenceClassification" in architecture:
+    if "ForSequenceClassification" in architecture and "head" not in (abstract or {}):
         raise UserError(f"{path}: got a {architecture}, expected a language model to start from")
     of_model = dataclasses.asdict(_network_of(path, config, network.dtype, network.remat))
     for field, value in dataclasses.asdict(network).items():
@@ -138,7 +139,8 @@ def load(path: epath.Path, network: NetworkConfig, vocabulary: Any, abstract: An
       path: a Hugging Face folder with safetensors, or a GGUF file.
       network: the network of the run.
       vocabulary: the vocabulary of the run, made of the model's tokenizer.
-      abstract: parameters of a LanguageModel with shapes and shardings.
+      abstract: parameters of a LanguageModel, or of a ScalarModel for a model with one label, with
+        shapes and shardings.
 
     Returns:
       parameters in the structure of `abstract`.
