@@ -315,6 +315,12 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
         help="with --from: what RunConfig.chat_template will be; none, tokenizer or a file",
     )
     command.add_argument(
+        "--role",
+        choices=["policy", "pit", "policy_reward", "gap_reward"],
+        default="",
+        help="with --from=hf: write ROLE.gin too, which makes it the base model of this role alone",
+    )
+    command.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
         help="with --from of the computations (bfloat16), with --to of the weights (float32)",

@@ -132,13 +132,21 @@ def bring_in(options) -> None:
     path = hugging_face.found(options.input)
     source = hugging_face.source_of(options.input, path)
     network = hugging_face.bring_in(path, output, dtype, options.chat_template, source)
+    written = [f"{output}/model", f"{output}/model.gin", f"{output}/tokenizer"]
+    if options.role:
+        text = hugging_face.role_gin(network, output, options.chat_template, options.role)
+        written.append(f"{output}/{options.role}.gin")
+        if processes.is_first():
+            files.write_whole(epath.Path(written[-1]), text)
     print(
         f"{options.input}: {network.num_layers} layers, {network.vocab_size:,} rows of ids -> "
-        f"{output}/model, {output}/model.gin, {output}/tokenizer"
+        f"{', '.join(written)}"
     )
 
 
 def _check_bases(kind: str, options) -> None:
+    if options.role and options.source != "hf":
+        raise UserError("--role: expected it with --from=hf alone")
     for flag in ("base", "with_base"):
         if getattr(options, flag) and kind != "peft":
             raise UserError(f"--{flag}: got it with {kind}, expected it with peft alone")

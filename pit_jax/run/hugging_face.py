@@ -352,6 +352,41 @@ def network_gin(network: NetworkConfig, path: epath.Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def role_gin(network: NetworkConfig, output: epath.Path, chat_template: str, role: str) -> str:
+    """Returns a gin file that gives one role of a run a base model of its own.
+
+    Args:
+      network: the model's network; all of its fields are written, as the run's may have others.
+      output: where `bring_in` has written the model.
+      chat_template: what makes its prompts.
+      role: one of method.roles.ROLES.
+    """
+    stage = {"policy": "sft_policy", "pit": "sft_pit", "policy_reward": "rm_policy"}.get(role)
+    kind = "Supervised" if role in ("policy", "pit") else "Reward"
+    lines = [
+        f"# A base model of its own for the role {role}; given after a run's file.",
+        "# Commonly overridden: dtype, remat; lengths of RoleConfig, where the run's don't suit.",
+        "from __gin__ import dynamic_registration",
+        "from pit_jax.models import config",
+        "from pit_jax.run import config as run_config",
+        "from pit_jax.run import stages",
+        "",
+        f"{role}/config.NetworkConfig:",
+    ]
+    for field in dataclasses.fields(network):
+        if field.name != "lora":  # adapters are the run's to say
+            lines.append(f"    {field.name} = {getattr(network, field.name)!r}")
+    lines += [
+        f"{role}/run_config.RoleConfig:",
+        f"    network = @{role}/config.NetworkConfig()",
+        f"    vocabulary = {f'tokenizer:{output}/tokenizer'!r}",
+        f"    chat_template = {chat_template!r}",
+        f"run_config.RunConfig.{role} = @{role}/run_config.RoleConfig()",
+        f"{stage or 'rm_gap'}/stages.{kind}Stage.initial = {f'{output}/model'!r}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def source_of(name: str, there: epath.Path) -> str:
     """Returns what to call a model: its name on the hub, or else the whole path of its folder."""
     if there.suffix == ".gguf":
