@@ -19,6 +19,7 @@ from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.models.config import LoraConfig
 from pit_jax.run import hugging_face
 from pit_jax.run import run as runs
 from pit_jax.run.config import RunConfig
@@ -30,10 +31,11 @@ ROOTS = (RunConfig, EvaluationConfig)
 ALL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
 FILES = [name for name in ALL if not name.startswith("gin/t5x/")]  # those go into T5X's own
 RUNS = [name for name in FILES if name.startswith("gin/runs/")]
-LARGE = [name for name in RUNS if name.endswith("b.gin")]  # from a base model, on a pod
+ADAPTERS = [name for name in RUNS if name.startswith("gin/runs/lora_")]
+LARGE = [name for name in RUNS if name.endswith("b.gin") and name not in ADAPTERS]  # on a pod
 # From a base model, such as tests/run/test_hugging_face.py makes; SmolLM2's take a file of tasks.
 FROM_BASE = ("gin/runs/from_base.gin", "gin/runs/smollm2.gin", "gin/runs/smollm2_cpu.gin")
-SMALL_RUNS = sorted(set(RUNS) - {*LARGE, *FROM_BASE})
+SMALL_RUNS = sorted(set(RUNS) - {*LARGE, *ADAPTERS, *FROM_BASE})
 TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of every stage
 SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]
@@ -193,7 +195,8 @@ def test_a_file_opens_with_what_to_set(name):
 
 
 def test_every_file_is_part_of_a_run():
-    unused = {JUDGE, LORA, T5X_BASE, *PRESETS} - {"gin/models/smollm2_135m.gin"}
+    with_run = ("smollm2_135m", "smollm3_3b", "llama3_1_8b")
+    unused = {JUDGE, LORA, T5X_BASE, *PRESETS} - {f"gin/models/{name}.gin" for name in with_run}
     assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - unused
 
 
@@ -324,6 +327,15 @@ def test_a_run_for_a_pod_is_described(name, tmp_path, capsys):
     for row in rows:
         models = 2 if row[1].startswith("rl") else 1  # actor and critic
         assert 0.9 * size < int(row[4].replace(",", "")) / 1e9 / models < 1.3 * size
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_runs_of_adapters_have_the_settings_of_lora(name):
+    """Those of gin/lora.gin, beside which the stages' settings can't stand in one file."""
+    run, _ = resolved(*for_required(name), file=name)
+    assert run.network.lora == LoraConfig(rank=16, alpha=32.0)
+    assert assignments(LORA).items() <= assignments("gin/stages/paper_lora.gin").items()
+    assert {stage.parts for stage in run.stages} == {32} and run.stages[0].batch_size == 128
 
 
 def test_the_network_of_t5x_has_its_size(tmp_path, capsys):
