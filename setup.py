@@ -60,6 +60,7 @@ EXTRAS_REQUIRE = {
     "hf-test": [
         "torch>=2.6",  # the tests against transformers, `pytest -m hf`
         "transformers>=4.56",
+        "peft>=0.17",  # and against PEFT, which reads our adapters and we its
         "accelerate>=1.0",  # by which transformers reads a GGUF file
         "gguf>=0.17",
     ],

@@ -193,7 +193,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         if typed == "--gin_bindings":
             hint = "; write --gin.NAME=VALUE"
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    for name in ("input", "output", "generations", "save", "chat_template"):
+    for name in ("input", "output", "generations", "save", "chat_template", "base", "with_base"):
         if isinstance(path := getattr(options, name, None), str):
             setattr(options, name, checked.expand(path))
     return options
@@ -298,19 +298,33 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     way.add_argument(
         "--from",
         dest="source",
-        choices=["hf"],
-        help="hf: a Hugging Face model becomes a base model; takes --input and no gin file",
+        choices=["hf", "peft"],
+        help="hf: a Hugging Face model becomes a base model; peft: an adapter of PEFT becomes a "
+        "stage, beside its base model; takes --input and no gin file",
     )
     way.add_argument(
         "--to",
-        choices=["hf", "t5x"],
-        help="what a stage's model becomes; hf: a folder that transformers loads; t5x: a "
-        "folder checkpoint_STEP",
+        choices=["hf", "peft", "t5x"],
+        help="what a stage's model becomes; hf: a folder that transformers loads, adapters merged; "
+        "peft: a folder with its adapters, which PEFT loads; t5x: a folder checkpoint_STEP",
     )
     command.add_argument(
         "--input",
         metavar="MODEL",
         help="with --from: a folder, GGUF file or name on the hub",
+    )
+    command.add_argument(
+        "--base",
+        default="",
+        metavar="MODEL",
+        help="with peft: the base model, a folder or a name on the hub; by default what the "
+        "adapter says, or where the backbone has come from",
+    )
+    command.add_argument(
+        "--with_base",
+        default="",
+        metavar="DIR",
+        help="with --to=peft: write the base model too, with rows for ids that were added",
     )
     command.add_argument("--output", required=True, metavar="DIR", help="where to write it")
     command.add_argument(
@@ -322,7 +336,7 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
-        help="with --from=hf of the computations (bfloat16), with --to=hf of the weights (float32)",
+        help="with --from of the computations (bfloat16), with --to of the weights (float32)",
     )
 
 
@@ -396,7 +410,7 @@ def _bring_in(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if not options.input:
         raise UserError("expected --input=MODEL, a Hugging Face folder, GGUF file or name")
     if options.gin_file or flags or options.dry_run:
-        raise UserError("--from=hf takes no gin file, binding or --dry_run")
+        raise UserError(f"--from={options.source} takes no gin file, binding or --dry_run")
     files.check_folder(options.output, "--output")
     _quieten()
     from pit_jax import commands

@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from pit_jax import files
 from pit_jax.errors import UserError
 from pit_jax.runtime import processes
 
@@ -117,34 +118,57 @@ def train(run, evaluation, options) -> None:
 
 
 def bring_in(options) -> None:
-    """Makes a base model of a Hugging Face model, a folder or a name on its hub."""
-    from pit_jax.run import hugging_face
+    """Makes a base model, or a stage with adapters, of a folder or a name on the hub."""
+    from pit_jax.run import hugging_face, peft
 
-    output = epath.Path(options.output)
+    _check_bases(options.source, options)
+    output, dtype = epath.Path(options.output), options.dtype or "bfloat16"
+    if options.source == "peft":
+        path = hugging_face.found(options.input, more=peft.FILES)
+        name = hugging_face.source_of(options.input, path).rpartition("/")[2]
+        lora = peft.bring_in(path, output, name, options.base, dtype, options.chat_template)
+        print(f"{options.input}: rank {lora.rank} -> {output}/{name}, {output}/{name}.gin")
+        return
     path = hugging_face.found(options.input)
-    network = hugging_face.bring_in(
-        path, output, options.dtype or "bfloat16", options.chat_template
-    )
+    source = hugging_face.source_of(options.input, path)
+    network = hugging_face.bring_in(path, output, dtype, options.chat_template, source)
     print(
         f"{options.input}: {network.num_layers} layers, {network.vocab_size:,} rows of ids -> "
         f"{output}/model, {output}/model.gin, {output}/tokenizer"
     )
 
 
+def _check_bases(kind: str, options) -> None:
+    for flag in ("base", "with_base"):
+        if getattr(options, flag) and kind != "peft":
+            raise UserError(f"--{flag}: got it with {kind}, expected it with peft alone")
+    if options.with_base and (options.base or options.source):
+        raise UserError("--with_base: expected it with --to=peft and without --base")
+    if options.with_base:
+        files.check_folder(options.with_base, "--with_base")
+
+
 def convert(run, evaluation, options) -> None:
-    """Writes the model of the stage that STAGE names as transformers or T5X loads it."""
+    """Writes the model of the stage that STAGE names as transformers, PEFT or T5X loads it."""
     del evaluation
     from pit_jax.run import exports, stage_training, t5x_checkpoints
 
+    _check_bases(options.to, options)
     stage = run.stage(options.stage)
     step = run.result(stage.name)["model_step"]
+    output, dtype = epath.Path(options.output), options.dtype or "float32"
     if options.to == "hf":
-        exports.take_out(run, stage.name, epath.Path(options.output), options.dtype or "float32")
+        exports.take_out(run, stage.name, output, dtype)
         print(f"{stage.name}, step {step}: {options.output}")
+        return
+    if options.to == "peft":
+        with_base = epath.Path(options.with_base) if options.with_base else None
+        base = exports.take_out_adapter(run, stage.name, output, dtype, options.base, with_base)
+        print(f"{stage.name}, step {step}: {options.output}, adapters of {base}")
         return
     t5x_checkpoints.check_network(run.config.networks(stage).actor)
     state = stage_training.restore(run, stage, step)
-    path = t5x_checkpoints.save(epath.Path(options.output), step, state)
+    path = t5x_checkpoints.save(output, step, state)
     print(f"{stage.name}, step {step}: {path}")
 
 

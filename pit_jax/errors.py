@@ -1,5 +1,11 @@
 """Has the errors that end a command with a line in place of a traceback."""
 
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
 
 class UserError(ValueError):
     """Tells of a mistake in what the user asked for: a path, a flag, a config value, a data file.
@@ -23,3 +29,17 @@ class Interrupted(Exception):
     def __init__(self, number: int, step: int):
         super().__init__(f"interrupted; the same command continues at step {step}")
         self.number = number
+
+
+@contextlib.contextmanager
+def quiet_stderr():
+    """Keeps what native libraries print while they load out of the terminal; errors still raise."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -209,7 +209,7 @@ def test_a_text_needs_no_quotes_within_those_of_the_shell():
     run, _ = configured("--gin.MODEL_DIR=runs/x", "--gin.RunConfig.wandb_project=my project")
     assert (run.model_dir, run.wandb_project) == ("runs/x", "my project")
     run, _ = configured("--gin.MODEL_DIR", "'runs/x'", "--gin.VOCABULARY=words:drafts")
-    assert (run.model_dir, run.role("policy").vocabulary) == ("runs/x", "words:drafts")
+    assert (run.model_dir, run.vocabulary) == ("runs/x", "words:drafts")
     run, _ = configured("--gin.MODEL_DIR=~/x", '--gin.RunConfig.wandb_project="a"')
     assert run.model_dir == os.path.expanduser("~/x") and run.wandb_project == "a"
 

@@ -167,6 +167,12 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "test_ppo_starts_from_its_initial_model_with_the_critic_that_is_asked_for": "critic_start",
         "method/test_ppo_step.py::test_log_probs_are_those_of_decoding_and_of_numpy": "temperature",
     },
+    "models.config.LoraConfig": {
+        "models/test_adapters.py::test_adapters_add_their_scaled_product_as_in_numpy": (
+            "rank alpha targets rslora"
+        ),
+        "end_to_end/test_lora.py::test_int8_backbones_go_through_ppo": "backbone",
+    },
     "models.config.NetworkConfig": {
         "models/test_network.py::test_each_field_moves_the_shapes_of_its_own_parameters": (
             "vocab_size embed_dim num_layers num_heads num_kv_heads head_dim mlp_dim "
@@ -186,6 +192,8 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "test_bfloat16_stays_near_float32_and_logits_are_not_rounded": "dtype",
         "models/test_network.py::test_rematerialisation_keeps_what_it_says": "remat",
         "models/test_kernels.py::test_a_network_takes_the_kernel_that_is_chosen": "attention",
+        "models/test_adapters.py::"
+        "test_kernels_with_two_dims_on_either_side_have_adapters_of_these_dims": "lora",
     },
     "run.config.RunConfig": {
         "run/test_run.py::test_each_field_reaches_what_it_is_of": (

@@ -29,14 +29,16 @@ ALL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin
 FILES = [name for name in ALL if not name.startswith("gin/t5x/")]  # those go into T5X's own
 RUNS = [name for name in FILES if name.startswith("gin/runs/")]
 LARGE = [name for name in RUNS if name.endswith("b.gin")]  # from a base model, on a pod
-FROM_BASE = "gin/runs/from_base.gin"  # from a base model that tests/run/test_hugging_face.py makes
-SMALL_RUNS = sorted(set(RUNS) - {*LARGE, FROM_BASE})
+# From a base model, such as tests/run/test_hugging_face.py makes; SmolLM2's take a file of tasks.
+FROM_BASE = ("gin/runs/from_base.gin", "gin/runs/smollm2.gin", "gin/runs/smollm2_cpu.gin")
+SMALL_RUNS = sorted(set(RUNS) - {*LARGE, *FROM_BASE})
 TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of every stage
 SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]
 SIDES = ("chosen", "rejected")
 QUICKSTART = "gin/runs/quickstart.gin"
 JUDGE = "gin/judge.gin"  # for the evaluation of any run
+LORA = "gin/lora.gin"  # for the training of any run
 T5X_BASE = "gin/models/t5x_base.gin"  # for whoever brings weights
 PRESETS = [f"gin/models/{name}.gin" for name in PUBLISHED]  # likewise
 
@@ -189,7 +191,7 @@ def test_a_file_opens_with_what_to_set(name):
 
 
 def test_every_file_is_part_of_a_run():
-    unused = {JUDGE, T5X_BASE, *PRESETS} - {"gin/models/smollm2_135m.gin"}
+    unused = {JUDGE, LORA, T5X_BASE, *PRESETS} - {"gin/models/smollm2_135m.gin"}
     assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - unused
 
 
@@ -216,7 +218,7 @@ def test_a_paper_run_has_the_papers_windows_and_a_tokenizer():
     run, _ = resolved(file="gin/runs/hh_8b.gin")
     windows = run.lengths
     assert (windows.prompt, windows.reference, windows.response) == (512, 512, 513)  # 512 and EOS
-    assert run.role("policy").vocabulary == "tokenizer:base/tokenizer"
+    assert run.vocabulary == "tokenizer:base/tokenizer"
 
 
 def test_epsilon_is_that_of_the_stage():

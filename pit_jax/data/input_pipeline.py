@@ -9,11 +9,8 @@ TensorFlow is imported when the first batch is made.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,7 +29,7 @@ from pit_jax.data.layouts import (
 )
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.base import Vocabulary
-from pit_jax.errors import UserError
+from pit_jax.errors import UserError, quiet_stderr
 
 DATA_REFERENCES = "data"
 _ALL = "all"
@@ -171,7 +168,7 @@ class InputPipeline:
         other = reward.table(task, split, fold, references, as_text=True)
         if other.sources != table.sources:
             raise ValueError(f"{task}: got {other.sources} rows, expected {table.sources}")
-        return (_read_by(table.batch(numbers), other.batch(numbers)) for numbers in order)
+        return (tables.read_by(table.batch(each), other.batch(each)) for each in order)
 
     def register(self, task: str) -> str:
         """Returns the name of the task, or of its Mixture, in seqio's registry."""
@@ -240,9 +237,8 @@ class InputPipeline:
             layout.policy_prompt(e.prompt)
             for name in ("chosen", "rejected"):
                 if not layout.vocabulary.encode(getattr(e, name)):
-                    raise ValueError(
-                        f"got a {name} response without a token, expected some to learn"
-                    )
+                    why = "expected some to learn"
+                    raise ValueError(f"got a {name} response without a token, {why}")
 
     def _fitting_sizes(self, e: Example, task: str = "") -> dict[str, int]:
         """The tokens of each field of an example that is learned from; nothing if it isn't."""
@@ -329,7 +325,7 @@ class InputPipeline:
     def _register(self) -> None:
         """Registers the seqio tasks of each dataset, once."""
         if not self._tasks:
-            with _quiet_stderr():
+            with quiet_stderr():
                 from pit_jax.data.seqio_tasks import sources, tasks
             names = [each.name for each in self._datasets]
             self._tasks = tasks.register_tasks(
@@ -392,12 +388,10 @@ class InputPipeline:
         key = (task, split, fold, store and store.fingerprint, as_text)
         if key not in self._tables:
             converter, lengths = self.feature_converter(task), self.feature_lengths(task)
-            parts = self._parts(split, fold)
-            if self.beside:
-                parts = [
-                    (name, [e for e in examples if not self._left_out_beside(e)])
-                    for name, examples in parts
-                ]
+            parts = [
+                (name, [e for e in examples if not self._left_out_beside(e)])
+                for name, examples in self._parts(split, fold)
+            ]
             rows = [
                 tables.materialise(part, converter, lengths)
                 for part in self._seqio_tasks(task, parts, store, as_text)
@@ -431,28 +425,6 @@ class InputPipeline:
                 window = self.lengths.reference if as_text else 0
                 source = sources.ReferenceSource(store, examples, self.vocabulary, window)
             yield registered.replace(name=f"{name}_{task}_rows", source=source)
-
-
-@contextlib.contextmanager
-def _quiet_stderr():
-    """Keeps what native libraries print while they load out of the terminal; errors still raise."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _read_by(batch: Batch, reward: Batch) -> Batch:
-    """A batch of PPO's prompts of which the reward model reads ids of its own."""
-    critic = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
-    own = ("prompt_tokens", "example_index")
-    read = {name: ids for name, ids in reward.items() if name not in own}
-    return {**batch, **read, "critic_prompt_tokens": critic}
 
 
 def _fold(task: str, split: str, fold: str | None) -> str:

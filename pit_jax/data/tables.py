@@ -109,3 +109,16 @@ def arrays(dataset: Any) -> Batch:
         )
         for name, spec in dataset.element_spec.items()
     }
+
+
+def read_by(batch: Batch, reward: Batch) -> Batch:
+    """Makes a batch of PPO's prompts of which the reward model reads ids of its own.
+
+    Args:
+      batch: in ids of the actor's vocabulary, which its critic reads too.
+      reward: the same rows in ids of the reward model's.
+    """
+    critic = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
+    own = ("prompt_tokens", "example_index")
+    read = {name: ids for name, ids in reward.items() if name not in own}
+    return {**batch, **read, "critic_prompt_tokens": critic}

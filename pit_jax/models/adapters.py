@@ -73,7 +73,10 @@ def merged(params: Any, lora: LoraConfig) -> Any:
             tree["kernel"] = kernel + lora.scale * _times(a, b, kernel.shape)
         return tree
 
-    return merge(_joined(dequantised(params.backbone), params.own))
+    tree = merge(_joined(dequantised(params.backbone), params.own))
+    if _HEAD in tree:  # which a backbone with an output projection has too much for
+        tree["decoder"].pop("unembed", None)
+    return tree
 
 
 def quantised(backbone: Any) -> Any:

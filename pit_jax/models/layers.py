@@ -56,8 +56,8 @@ class Dense(nn.Module):
             return self.initial_scale * _INIT(key, flat, jnp.float32).reshape(shape)
 
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
-        y = _product_of(x, kernel.astype(self.dtype), n, out_dtype)
-        if self.has_variable("params", "kernel_scale"):  # the kernel is int8
+        y = _product_of(x, kernel, n, self.dtype, out_dtype)
+        if kernel.dtype == jnp.int8:
             scale = self.get_variable("params", "kernel_scale")
             scale = jnp.expand_dims(scale, tuple(range(x.ndim - n)))
             y = (y.astype(jnp.float32) * scale).astype(y.dtype)
@@ -82,8 +82,8 @@ class Dense(nn.Module):
         a_axes, b_axes = (*self.axes[:n], "lora_rank"), ("lora_rank", *self.axes[n:])
         a = self.param("lora_a", make(init, a_axes), (*self.shape[:n], lora.rank))
         b = self.param("lora_b", make(zeros, b_axes), (lora.rank, *self.shape[n:]), jnp.float32)
-        low = _product_of(x, a.astype(self.dtype), n, self.dtype) * lora.scale
-        return _product_of(low, b.astype(self.dtype), 1, out_dtype)
+        low = _product_of(x, a, n, self.dtype, self.dtype) * lora.scale
+        return _product_of(low, b, 1, self.dtype, out_dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -142,10 +142,8 @@ class Embed(nn.Module):
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         """Returns the logits of tied embeddings, float32 [B, T, V]."""
-        embedding_VD = self.embedding.astype(self.config.dtype)
-        logits_BTV = jnp.einsum(
-            "BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32
-        )
+        dtype = self.config.dtype
+        logits_BTV = _product_of(x_BTD, self.embedding, 1, dtype, "float32", output_first=True)
         if (scale_V := self._scale()) is not None:
             logits_BTV = logits_BTV * scale_V[None, None]
         return logits_BTV / self.config.embed_dim**0.5 if self.config.scale_logits else logits_BTV
@@ -251,11 +249,26 @@ def capped(x: jax.Array, cap: float) -> jax.Array:
     return cap * jnp.tanh(x / cap) if cap else x
 
 
-def _product_of(x: jax.Array, kernel: jax.Array, num_inputs: int, dtype: str) -> jax.Array:
-    """The product of the last dims of `x` with the first ones of a kernel."""
-    contract = tuple(range(x.ndim - num_inputs, x.ndim))
-    dims = ((contract, tuple(range(num_inputs))), ((), ()))
-    return jax.lax.dot_general(x, kernel, dims, preferred_element_type=dtype)
+def _product_of(
+    x: jax.Array,
+    kernel: jax.Array,
+    num_inputs: int,
+    dtype: str,
+    out_dtype: str,
+    output_first: bool = False,
+) -> jax.Array:
+    """The product of the last dims of `x` with a kernel's first ones, or last if output_first."""
+    dims = range(kernel.ndim - num_inputs, kernel.ndim) if output_first else range(num_inputs)
+    contract = tuple(range(x.ndim - num_inputs, x.ndim)), tuple(dims)
+
+    def product(x, kernel):
+        kernel = kernel.astype(dtype)
+        return jax.lax.dot_general(
+            x, kernel, (contract, ((), ())), preferred_element_type=out_dtype
+        )
+
+    # For its gradients an int8 kernel is cast again: the cast one would take several times as much.
+    return (jax.checkpoint(product) if kernel.dtype == jnp.int8 else product)(x, kernel)
 
 
 def _product(shape: tuple[int, ...]) -> int:

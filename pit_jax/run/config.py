@@ -11,6 +11,7 @@ from pit_jax.data.layouts import Lengths
 from pit_jax.errors import UserError
 from pit_jax.method.environment import Networks
 from pit_jax.method.improve import ImproveConfig
+from pit_jax.method.roles import GAP_REWARD, PIT, POLICY, POLICY_REWARD
 from pit_jax.models.config import NetworkConfig
 from pit_jax.run.stages import RLStage, Stage, network_of, reward_role, role_of
 from pit_jax.runtime.partitioning import MeshConfig
@@ -110,7 +111,12 @@ class RunConfig:
 
     def of_role(self, role: str) -> RoleConfig:
         """Returns what the models of a role are, one of method.roles.ROLES."""
-        own = getattr(self, role)
+        own = {
+            POLICY: self.policy,
+            PIT: self.pit,
+            POLICY_REWARD: self.policy_reward,
+            GAP_REWARD: self.gap_reward,
+        }[role]
         if own is not None:
             return own if own.lengths else dataclasses.replace(own, lengths=self.lengths)
         fields = [field.name for field in dataclasses.fields(RoleConfig)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from pit_jax.data.vocabularies import tokenizer_files
 from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
-from pit_jax.files import write_whole
+from pit_jax.files import absolute, write_whole
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.weights import configs, gguf_files, hugging_face
 from pit_jax.models.weights.rows import flatten, nest
@@ -34,12 +35,19 @@ from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from pit_jax.runtime.train_state import TrainState
 
 # Parameters with a dim of ids, and which dim that is.
-_OF_IDS = {"decoder/embed/embedding": 0, "decoder/unembed/kernel": 1}
-# How a network is run on this machine, which weights don't say; `vocab_size` is checked apart.
-_FREE = ("vocab_size", "dtype", "remat", "attention")
+_OF_IDS = {
+    "decoder/embed/embedding": 0,
+    "decoder/unembed/kernel": 1,
+    "decoder/unembed/lora_b": 1,
+}
+# How a network is run on this machine and what is trained of it, which weights don't say;
+# `vocab_size` is checked apart.
+_FREE = ("vocab_size", "dtype", "remat", "attention", "lora")
 # A multiple of it are the rows of ids that we make, which a mesh can split and a TPU has no
 # remainder of.
 _ROWS = 128
+# The settings that say which pieces of a tokenizer are used for what.
+TOKENS = ("control_tokens", "eos_token", "pad_token")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -117,7 +125,7 @@ def check(
             f"{path}: got {rows} rows of the embedding, expected at least {pieces}, one for each "
             "piece of the tokenizer"
         )
-    theirs = _with_rows(abstract, rows)
+    theirs = with_rows(abstract, rows)
     if path.suffix == ".gguf":
         return *gguf_files.checked(path, theirs), theirs
     return *hugging_face.checked(path, theirs), theirs
@@ -139,13 +147,35 @@ def load(path: epath.Path, network: NetworkConfig, vocabulary: Any, abstract: An
       UserError: if it doesn't fit network and vocabulary; see `check`.
     """
     tensors, table, theirs = check(path, network, vocabulary, abstract)
-    leaves = dict(flatten(hugging_face.fill(tensors, table, theirs)))
-    rows = len(leaves["decoder/embed/embedding"])
-    source = rows_of(vocabulary, network.vocab_size, rows)
+    return in_our_order(hugging_face.fill(tensors, table, theirs), vocabulary, abstract)
+
+
+def in_our_order(params: Any, vocabulary: Any, abstract: Any) -> Any:
+    """Brings parameters with a model's rows of ids into our order.
+
+    Args:
+      params: the parameters.
+      vocabulary: the vocabulary of the run, made of the model's tokenizer.
+      abstract: the same with our rows, with shapes and shardings.
+    """
+    leaves = dict(flatten(params))
     for name, leaf in flatten(abstract):
         if name in _OF_IDS:
-            arrange = _arrange(_OF_IDS[name], vocabulary.num_pieces, leaf.sharding)
+            dim = _OF_IDS[name]
+            source = rows_of(vocabulary, leaf.shape[dim], leaves[name].shape[dim])
+            arrange = _arrange(dim, vocabulary.num_pieces, leaf.sharding)
             leaves[name] = arrange(leaves[name], source)
+    return nest(leaves)
+
+
+def in_their_order(params: Any, vocabulary: Any) -> Any:
+    """Brings parameters into the order of the tokenizer, added pieces after its own."""
+    ids, leaves = vocabulary.tokenizer_ids, dict(flatten(params))
+    for name, dim in _OF_IDS.items():
+        if name in leaves:
+            source = np.arange(leaves[name].shape[dim], dtype=np.int32)
+            source[ids] = np.arange(len(ids))
+            leaves[name] = jnp.take(leaves[name], source, axis=dim)
     return nest(leaves)
 
 
@@ -179,7 +209,7 @@ def _arrange(dim: int, pieces: int, sharding: NamedSharding):
     return jax.jit(arrange, out_shardings=sharding)
 
 
-def _with_rows(abstract: Any, rows: int) -> Any:
+def with_rows(abstract: Any, rows: int) -> Any:
     """The abstract parameters with so many rows of ids, whole on each device if they must."""
     leaves = dict(flatten(abstract))
     for name, dim in _OF_IDS.items():
@@ -228,19 +258,13 @@ def save(
     Raises:
       UserError: if no family, or not this one, computes what the network does.
     """
-    ids = vocabulary.tokenizer_ids
-    source = np.arange(network.vocab_size, dtype=np.int32)
-    source[ids] = np.arange(len(ids))
-    leaves = dict(flatten(params))
-    for name, dim in _OF_IDS.items():
-        if name in leaves:
-            leaves[name] = jnp.take(leaves[name], source, axis=dim)
+    ids, params = vocabulary.tokenizer_ids, in_their_order(params, vocabulary)
     ends = [int(ids[end]) for end in vocabulary.ends]
     tokens: dict[str, Any] = {"eos_token_id": ends[0], "pad_token_id": int(ids[PAD_ID])}
     if vocabulary.bos_id is not None:
         tokens["bos_token_id"] = int(ids[vocabulary.bos_id])
-    config = hugging_face.write(folder, nest(leaves), network, model_type, dtype, tokens)
-    if "head/kernel" not in leaves:
+    config = hugging_face.write(folder, params, network, model_type, dtype, tokens)
+    if "head" not in params:
         generation = tokens | {"eos_token_id": ends if ends[1:] else ends[0]}
         generation |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         run_directory.write_json(folder / "generation_config.json", generation)
@@ -252,6 +276,8 @@ def bring_in(
     output: epath.Path,
     dtype: str = "bfloat16",
     chat_template: str = tokenizer_files.NO_TEMPLATE,
+    source: str = "",
+    tokens: Mapping[str, Any] = {},
 ) -> NetworkConfig:
     """Writes a Hugging Face model as `gin/stages/paper.gin` expects a base model.
 
@@ -261,6 +287,9 @@ def bring_in(
         and `tokenizer`, the tokenizer's files.
       dtype: compute type of the network.
       chat_template: that of the runs that start from it, which settles what ends a response.
+      source: what to call the model in adapters that are trained on it, its name on the hub or its
+        folder.
+      tokens: those runs' settings of TOKENS; the defaults where there are none.
 
     Returns:
       the network.
@@ -275,11 +304,9 @@ def bring_in(
     for name in _TOKENIZER_FILES:
         if (beside / name).exists():
             write_whole(output / "tokenizer" / name, (beside / name).read_bytes())
-    vocabulary = load_vocabulary(f"tokenizer:{output / 'tokenizer'}", chat_template=chat_template)
-    network = _network_of(path, config_of(path), dtype)
-    size = max(network.vocab_size, vocabulary.vocab_size)
-    size = math.ceil(size / _ROWS) * _ROWS
-    network = dataclasses.replace(network, vocab_size=size)
+    tokenizer = f"tokenizer:{output / 'tokenizer'}"
+    vocabulary = load_vocabulary(tokenizer, chat_template=chat_template, **tokens)
+    network = network_of(path, vocabulary, dtype)
     partitioner = Partitioner(MeshConfig())
     abstract = stages.abstract_model(stages.init_language_model(network), partitioner)
     params = load(path, network, vocabulary, abstract)
@@ -289,11 +316,21 @@ def bring_in(
     checkpoints.close()
     if processes.is_first():
         write_whole(output / "model.gin", network_gin(network, path))
-    run_directory.write_json(
-        stage / "result.json", {"task": "pretrain", "steps": 0, "model_step": 0}
-    )
+    result = {"task": "pretrain", "steps": 0, "model_step": 0, "source": source}
+    run_directory.write_json(stage / "result.json", result)
     processes.wait()
     return network
+
+
+def network_of(path: epath.Path, vocabulary: Any, dtype: str) -> NetworkConfig:
+    """Returns the network of a model, with rows for all ids of a vocabulary of its tokenizer.
+
+    Raises:
+      UserError: if it can't be read, or we don't compute it.
+    """
+    network = _network_of(path, config_of(path), dtype)
+    size = max(network.vocab_size, vocabulary.vocab_size)
+    return dataclasses.replace(network, vocab_size=math.ceil(size / _ROWS) * _ROWS)
 
 
 def network_gin(network: NetworkConfig, path: epath.Path) -> str:
@@ -313,11 +350,20 @@ def network_gin(network: NetworkConfig, path: epath.Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def found(name: str) -> epath.Path:
+def source_of(name: str, there: epath.Path) -> str:
+    """Returns what to call a model: its name on the hub, or else the whole path of its folder."""
+    if there.suffix == ".gguf":
+        return ""  # its weights are no Hugging Face model's
+    return str(absolute(there)) if epath.Path(name).expanduser().exists() else name
+
+
+def found(name: str, flag: str = "--input", more: tuple[str, ...] = ()) -> epath.Path:
     """Returns where a model is, which the hub's client fetches if it is nowhere here.
 
     Args:
       name: a folder, a GGUF file, or a name on the hub such as `HuggingFaceTB/SmolLM2-135M`.
+      flag: what names it, for messages.
+      more: files to fetch beside a model's own.
 
     Raises:
       UserError: if there is no such folder or file, and the hub gives none either.
@@ -326,13 +372,14 @@ def found(name: str) -> epath.Path:
     if path.exists():
         return path
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"--input: {name} not found, expected a folder, a GGUF file or a hub name")
+        raise UserError(f"{flag}: {name} not found, expected a folder, a GGUF file or a hub name")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.safetensors.index.json", "config.json", *_TOKENIZER_FILES]
+    patterns += more
     try:
         return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--input: {name}: no folder here, and from the hub: {reason}") from error
+        raise UserError(f"{flag}: {name}: no folder here, and from the hub: {reason}") from error

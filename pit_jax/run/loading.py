@@ -8,7 +8,7 @@ its adapters as `lora`. Each backbone is on the devices once, for all roles of a
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -22,8 +22,7 @@ from pit_jax.run.stages import Stage
 from pit_jax.runtime import processes
 from pit_jax.runtime.checkpoints import Checkpoints
 
-if TYPE_CHECKING:
-    from pit_jax.run.run import Run
+Run = Any  # a run.run.Run, which imports this module
 
 
 def identity(run: Run, role: str, lora: LoraConfig | None) -> dict[str, str]:

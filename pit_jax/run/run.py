@@ -250,9 +250,9 @@ class Run:
 
     def _check_hugging_face(self, name: str, role: str) -> None:
         own = self.role(role)
-        init = stages.init_language_model(own.network.without_adapters)
-        model = stages.abstract_model(init, self.partitioner)
-        hugging_face.check(self.folder(name), own.network, own.vocabulary, model)
+        network = own.network.without_adapters
+        model = stages.abstract_model(stages.init_language_model(network), self.partitioner)
+        hugging_face.check(self.folder(name), network, own.vocabulary, model)
 
     def task_of(self, name: str, role: str = roles.POLICY) -> str:
         """Returns the task of a trained stage, also where its checkpoint isn't chosen yet.

@@ -13,6 +13,7 @@ from pit_jax.data.layouts import Layout
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.evaluation import generations
+from pit_jax.method.roles import Role
 from tests import tiny_runs
 
 WORDS = load("words:drafts")
@@ -31,7 +32,8 @@ def read(tmp_path):
         path = tmp_path / "given.jsonl"
         texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
         path.write_text("".join(f"{line}\n" for line in texts), encoding="utf-8-sig")
-        run = types.SimpleNamespace(config=config, layout=Layout(WORDS))
+        role = Role(config.network, Layout(WORDS), config.lengths, None)
+        run = types.SimpleNamespace(config=config, role={"policy_reward": role}.get)
         return generations.read(run, str(path), on_error)
 
     return read

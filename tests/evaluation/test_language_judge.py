@@ -22,9 +22,8 @@ from pit_jax.evaluation.language_judge import LanguageModelJudge
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.evaluation.tables import Tables
 from pit_jax.method.improve import Trace
-from pit_jax.method.sampler import Response
 from tests import tiny_api
-from tests.evaluation.test_suite_scripted import MORE, WORDS, suite_of
+from tests.evaluation.test_suite_scripted import MORE, said, suite_of
 
 KEY = "sk-Very-Secret-0123456789"
 ROOT = pathlib.Path(language_judge.__file__).parents[2]
@@ -428,7 +427,7 @@ def test_a_judge_of_verdicts_makes_the_same_table_3_as_the_checker(make, server,
     """But for mean scores: the API compares the numbers that the checker scores."""
     suite = suite_of()
     pit, refined = (
-        [Trace([Response(WORDS.encode(digit), True) for digit in digits], [gap]) for digits in rows]
+        [Trace([said(digit) for digit in digits], [gap]) for digits in rows]
         for rows, gap in ((("12", "21", "32"), 1.0), (("14", "24", "33"), -1.0))
     )
     checker = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=float(text) / 9))

@@ -51,7 +51,8 @@ def examples(run):
 
 
 def scores_of(run, examples, responses):
-    texts = [run.role("policy").vocabulary.decode(response.tokens) for response in responses]
+    vocabulary = run.role("policy").vocabulary
+    texts = [vocabulary.decode(response.tokens) for response in responses]
     return np.array(
         [instructions.check("drafts", e.prompt, text).score for e, text in zip(examples, texts)]
     )
@@ -141,15 +142,15 @@ def test_gaps_are_scores_of_the_gap_model_as_figures_2_and_4_have_them(
 ):
     assert run.anchor("rm_gap") != 0
     rows = results["iterations"][0]["rows"]
-    traces, reference = suite.improved("rl_pit", 1.0, 2), run.improver(None).reference
+    traces, role = suite.improved("rl_pit", 1.0, 2), run.role("gap_reward")
     for k in (1, 2):
-        scores = run.role("policy").sampler.score(
+        scores = role.sampler.score(
             run.load_frozen("rm_gap"),
             [
-                run.role("policy").layout.gap_prompt(e.prompt, reference(t.responses[k - 1]))
+                role.layout.gap_prompt(e.prompt, role.reference(t.responses[k - 1]))
                 for e, t in zip(examples, traces, strict=True)
             ],
-            run.role("policy").layout.widths(run.config.lengths).gap,
+            role.widths.gap,
             [trace.responses[k] for trace in traces],
             "sum",
         )
@@ -189,12 +190,13 @@ def test_table_4_reads_both_reward_models(results, run, examples):
     policy, gap, difference = results["reward_models"]
     assert (policy["name"], policy["n"], gap["name"], gap["n"]) == ("R_P", 12, "R_PIT", 12)
 
-    layout = run.role("policy").layout
+    role = run.role("policy")
+    layout, widths = role.layout, role.widths
     expected = {
-        a + b: run.role("policy").sampler.score(
+        a + b: role.sampler.score(
             run.load_frozen("rm_gap"),
             [layout.gap_prompt(e.prompt, e.chosen if b == "w" else e.rejected) for e in examples],
-            layout.widths(run.config.lengths).gap,
+            widths.gap,
             [_response(run, e.chosen if a == "w" else e.rejected) for e in examples],
             "sum",
         )
@@ -205,11 +207,10 @@ def test_table_4_reads_both_reward_models(results, run, examples):
         assert gap["means"][pair] == pytest.approx(np.asarray(expected[pair]).mean(), abs=1e-4)
     assert gap["accuracy"] == np.mean(np.asarray(expected["wl"]) > np.asarray(expected["lw"]))
 
-    widths = run.role("policy").layout.widths(run.config.lengths)
     rewards = [
-        run.role("policy").sampler.score(
+        role.sampler.score(
             run.load_frozen("rm_policy"),
-            [run.role("policy").layout.reward_prompt(e.prompt) for e in examples],
+            [layout.reward_prompt(e.prompt) for e in examples],
             widths.reward,
             [_response(run, getattr(e, name)) for e in examples],
             "sum",
@@ -262,9 +263,8 @@ def test_samples_show_every_text_with_its_score(results, suite, run, examples):
         results["samples"], examples, suite.improved("rl_pit", 1.0, 2)
     ):
         assert (sample["prompt"], sample["chosen"]) == (example.prompt, example.chosen)
-        texts = [
-            run.role("policy").vocabulary.decode(response.tokens) for response in trace.responses
-        ]
+        vocabulary = run.role("policy").vocabulary
+        texts = [vocabulary.decode(response.tokens) for response in trace.responses]
         assert [sample["original"], *sample["iterations"]] == texts
         expected = [instructions.check("drafts", example.prompt, text).score for text in texts]
         assert sample["scores"] == expected
@@ -290,13 +290,14 @@ def test_data_without_a_checker_is_judged_by_the_reward_model(run, suite, exampl
     # Over the window: cut, and read where it ends.
     long = " ".join(["from"] * 40)
     scores = judge.scores(prompts, [long, *texts[1:]])
-    widths = run.role("policy").layout.widths(run.config.lengths)
+    role = run.role("policy_reward")
+    widths = role.widths
     responses = [_response(run, text) for text in texts]
-    word = run.role("policy").vocabulary.encode("from")[0]
+    word = role.vocabulary.encode("from")[0]
     responses[0] = dataclasses.replace(responses[0], tokens=[word] * widths.response, ended=False)
-    expected = run.role("policy").sampler.score(
+    expected = role.sampler.score(
         run.load_frozen("rm_policy"),
-        [run.role("policy").layout.reward_prompt(prompt) for prompt in prompts],
+        [role.layout.reward_prompt(prompt) for prompt in prompts],
         widths.reward,
         responses,
         "sum",

@@ -14,6 +14,7 @@ import pytest
 from pit_jax.evaluation.suite import EvaluationConfig, Suite
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Trace
+from pit_jax.method.roles import Role
 from pit_jax.method.sampler import Response
 from tests import tiny_runs
 
@@ -50,18 +51,21 @@ class Recorded(Suite):
     def __init__(self, run, **fields):
         super().__init__(run, dataclasses.replace(CONFIG, **fields))
         self.asked = []
+        layout = run.role("policy").layout
+        sampler = types.SimpleNamespace(score=lambda *_: np.arange(4.0), respond=self._respond)
+        role = Role(run.config.network, layout, run.config.lengths, sampler)
         self.responses._run = types.SimpleNamespace(
             config=run.config,
-            vocabulary=run.role("policy").vocabulary,
-            layout=run.role("policy").layout,
+            role=lambda name: role,
             key=run.key,
-            sampler=types.SimpleNamespace(score=lambda *_: np.arange(4.0), respond=self._respond),
             pooling=lambda name: self.asked.append(("pooling", name)) or "sum",
             reflects=lambda name: False,
-            improver=lambda *models, reflects: Improving(functools.partial(self._improve, models)),
+            improver=lambda *models, reflects, role: Improving(
+                functools.partial(self._improve, models)
+            ),
         )
         self.responses.model = lambda name: name
-        self._same = Response(run.role("policy").vocabulary.encode("from 4"), True)
+        self._same = Response(layout.vocabulary.encode("from 4"), True, text="from 4")
 
     def _respond(self, model, prompts, width, rows, key, sampling):
         key = tuple(jax.random.key_data(key).tolist())

@@ -17,6 +17,7 @@ from pit_jax.evaluation.tables import Side, Tables
 from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Trace
+from pit_jax.method.roles import Role
 from pit_jax.method.sampler import Response
 from tests import tiny_runs
 
@@ -31,6 +32,11 @@ IMPROVE = ImproveConfig(
     time_budget=3.0,
 )
 CONFIG = EvaluationConfig(iterations=2, policy="M_P", pit="M_PIT", gap_model="R_PIT")
+
+
+def said(text):
+    """A response of this text."""
+    return Response(WORDS.encode(text), True, text=text)
 
 
 class Sampler:
@@ -65,6 +71,12 @@ def suite_of(config=CONFIG, more=(), complete=(), directory=None):
     """A suite of a run with some more stages, of which these are complete."""
     sampler, improved = Sampler(), []
     whole = tiny_runs.with_stages(tiny_runs.config("unused"), *more)
+    role, improving = Role(whole.network, Layout(WORDS), whole.lengths, sampler), []
+
+    def improver(*models, reflects, role):
+        improving.append(role)
+        return Improver(improved, (*models, *["reflects"] * reflects))
+
     run = types.SimpleNamespace(
         directory=directory,
         config=dataclasses.replace(whole, improve=IMPROVE),
@@ -73,19 +85,18 @@ def suite_of(config=CONFIG, more=(), complete=(), directory=None):
                 Example(p, "a", "b", index=7 + i) for i, p in enumerate(PROMPTS)
             ]
         ),
-        layout=Layout(WORDS),
-        vocabulary=WORDS,
-        sampler=sampler,
+        role=lambda name: role,
         key=lambda *purposes: purposes,
         load_frozen=lambda name: f"weights of {name}",
         pooling=lambda name: f"pooling of {name}",
         is_complete=lambda name: name in complete,
         stage={stage.name: stage for stage in whole.stages}.get,
         reflects=lambda name: name == "thinks",
-        improver=lambda *models, reflects: Improver(improved, (*models, *["reflects"] * reflects)),
+        improver=improver,
     )
     made = Suite(run, config)
     made.calls, made.scored, made.improvements = sampler.calls, sampler.scored, improved
+    made.improving = improving
     return made
 
 
@@ -123,6 +134,7 @@ def test_improvements_are_sampled_as_the_configuration_says_and_never_stop(suite
     suite.improved("M_P", 0.8, 2, "self_refine")
     assert suite.improvements[1][-1].method == "self_refine"
     assert suite.improvements[1][4] != key
+    assert suite.improving == ["pit", "policy"]
 
 
 def test_nothing_is_improved_twice(suite):
@@ -151,6 +163,7 @@ def test_the_sweep_improves_what_was_sampled_at_1(suite):
         ("evaluation", "M_SFT", "sweep", "self_refine"),
         ("evaluation", "SFT_PIT", "sweep"),
     ]
+    assert suite.improving == ["pit", "policy", "pit"]
 
 
 def test_rows_of_one_group_count_as_one(suite, monkeypatch):
@@ -177,7 +190,7 @@ def test_iterations_are_judged_against_the_original(suite, exact):
     judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=scores[text]))
     if not exact:
         judge = RewardJudge(lambda prompts, texts: [scores[text] for text in texts])
-    responses = [Response(WORDS.encode(digit), True) for digit in scores]
+    responses = [said(digit) for digit in scores]
     traces = [Trace(responses, [0.25, -0.5])] * 3
     table = Tables(suite.responses, judge, 0).iterations(traces, [], 2)
     assert set(table) == {"rows"}
@@ -194,7 +207,7 @@ def test_self_refine_is_rated_beside_pit(suite):
     by_text = dict(zip("12345", (0, 0.5, 1, 0.25, 0.75), strict=True))
     judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=by_text[text]))
     pit, refined = (
-        [Trace([Response(WORDS.encode(digit), True) for digit in digits], [gap, gap])] * 3
+        [Trace([said(digit) for digit in digits], [gap, gap])] * 3
         for digits, gap in (("123", 1.0), ("145", -1.0))
     )
     table = Tables(suite.responses, judge, 0).iterations(pit, refined, 2)

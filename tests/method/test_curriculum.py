@@ -12,6 +12,7 @@ from pit_jax.data.vocabularies.words import WordVocabulary
 from pit_jax.method.curriculum import Round, locate, sample_references
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import Improver
+from pit_jax.method.roles import Role
 from pit_jax.method.sampler import Response
 
 ROUNDS = (Round("data", 3), Round("policy", 0), Round("policy", 2), Round("pit", 4))
@@ -87,9 +88,9 @@ class Script:
 def sampled(folder, round_, key=0, shard_size=8):
     script = Script()
     writer = ReferenceWriter(folder, shard_size, ReferenceMeta(1, round_.source, "x", 0))
-    improver = Improver(script, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "M_PIT")
-    key = jax.random.key(key)
-    sample_references(round_, writer, EXAMPLES, "M_P", improver, key, shard_size)
+    role = Role(None, LAYOUT, LENGTHS, script)
+    improver, key = Improver(role, "M_PIT"), jax.random.key(key)
+    sample_references(round_, writer, EXAMPLES, "M_P", role, improver, key, shard_size)
     return script.calls, list(ReferenceStore(folder))
 
 

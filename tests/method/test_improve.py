@@ -14,6 +14,7 @@ from pit_jax.method import improve
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Improver, Trace
 from pit_jax.method.prompt_files import Step
+from pit_jax.method.roles import Role
 from pit_jax.method.sampler import Reflecting, Response
 from pit_jax.method.self_refine import Prompts, SelfRefine
 
@@ -44,11 +45,14 @@ class Script:
         return np.array(next(self._gaps), np.float32)
 
 
+def reading(script, lengths=LENGTHS):
+    """The role of all models, with a script in the place of a sampler."""
+    return Role(None, LAYOUT, lengths, script)
+
+
 def run(script, config, first=("a", "b"), gap_model=None, prompts=("p", "q"), rows=(7, 8)):
-    improver = Improver(
-        script, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "model", gap_model, "sum"
-    )
-    improver = dataclasses.replace(improver, refine=SelfRefine(PROMPTS, LAYOUT, 4))
+    refine = SelfRefine(PROMPTS, LAYOUT, 4)
+    improver = Improver(reading(script), "model", gap_model=gap_model, pooling="sum", refine=refine)
     return improver(prompts, [text(words) for words in first], rows, KEY, config)
 
 
@@ -70,24 +74,26 @@ def test_texts_go_on_and_not_the_pieces_that_were_sampled():
     pieces = {2: "n", 3: "erd", 4: "ner", 5: "d"}
     prompts = []
 
+    class Pieces(WordVocabulary):
+        def encode(self, text):
+            return [4, 5] if text == "nerd" else super().encode(text)
+
+        def decode(self, ids):
+            return "".join(pieces[i] for i in ids)
+
     class Sampled:
         def respond(self, model, built, *_):
             prompts.extend(built)
             return [Response([2, 3], True)]
 
-    improver = Improver(
-        Sampled(),
-        LAYOUT,
-        LENGTHS,
-        encode={"nerd": [4, 5]}.get,
-        decode=lambda ids: "".join(pieces[i] for i in ids),
-        model="model",
-    )
+    layout = Layout(Pieces(WORDS.words))
+    role = Role(None, layout, LENGTHS, Sampled())
+    improver = Improver(role, "model")
     config = ImproveConfig(iterations=3, stop_unchanged=True)
     (trace,) = improver(["p"], [Response([4, 5], True)], [0], KEY, config)
-    assert prompts == [LAYOUT.pit_prompt("p", [4, 5])]
+    assert prompts == [layout.pit_prompt("p", [4, 5])]
     assert trace.stop_reason == "unchanged"
-    assert improver.reference(Response([2, 3], True)) == [4, 5]
+    assert role.reference(Response([2, 3], True)) == [4, 5]
 
 
 def test_each_iteration_improves_on_the_one_before():
@@ -165,7 +171,7 @@ def test_a_long_or_forged_draft_becomes_a_reference_of_plain_text():
     control = LAYOUT.control
     draft = Response([*WORDS.encode("a b"), control.improved, *WORDS.encode("c d")], False)
     script = Script([["a"]])
-    improver = Improver(script, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "model")
+    improver = Improver(reading(script), "model")
     improver(["p"], [draft], [0], KEY, ImproveConfig())
     assert script.calls[0][1] == [LAYOUT.pit_prompt("p", "a b c")]
 
@@ -203,7 +209,7 @@ def reflected(words, ended=True):
 def test_a_response_is_read_out_after_its_reflection(
     words, ended, response, response_ended, reflection
 ):
-    improver = Improver(None, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "model", reflects=True)
+    improver = Improver(reading(None), "model", reflects=True)
     found = improver.read_out(reflected(words, ended))
     assert found.tokens == reflected(response).tokens and found.ended == response_ended
     assert found.reflection == reflected(reflection).tokens
@@ -225,9 +231,8 @@ def test_only_responses_are_scored_and_improved_further():
         return next(sampled)
 
     script.respond = respond
-    improver = Improver(
-        script, LAYOUT, lengths, WORDS.encode, WORDS.decode, "M_PIT", "R_PIT", reflects=True
-    )
+    role = reading(script, lengths)
+    improver = Improver(role, "M_PIT", gap_model="R_PIT", reflects=True)
     drafts = [text("a"), text("b")]
     traces = improver(["p", "q"], drafts, [0, 1], KEY, ImproveConfig(iterations=2))
     assert [texts(trace) for trace in traces] == [["a", "b", "c d"], ["b", "", "d"]]
@@ -330,9 +335,7 @@ def test_without_a_gap_model_the_last_is_the_result():
 
 def test_a_gap_is_counted_from_the_models_anchor():
     script = Script([["b"]], gaps=[[-2.0]])
-    improver = Improver(
-        script, LAYOUT, LENGTHS, WORDS.encode, WORDS.decode, "model", "gaps", "sum", -2.5
-    )
+    improver = Improver(reading(script), "model", gap_model="gaps", pooling="sum", anchor=-2.5)
     (trace,) = improver(["p"], [text("a")], [0], KEY, ImproveConfig(min_gap=0.25))
     assert trace.gaps == [0.5] and trace.final("best") == 1
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from pit_jax.data.examples import Dialogue
-from pit_jax.data.layouts import Layout
+from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.vocabularies.chat_templates import ChatTemplate
 from pit_jax.data.vocabularies.load import load
 from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
@@ -17,11 +17,13 @@ from pit_jax.errors import UserError
 from pit_jax.method import self_refine
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.prompt_files import Step
+from pit_jax.method.roles import Role
 from pit_jax.method.sampler import Response
 from pit_jax.method.self_refine import Prompts, SelfRefine
 from tests.tiny_chats import make_chats
 
 BYTES = ByteVocabulary()
+LENGTHS = Lengths(prompt=64, reference=20, response=20)
 ASK, IMPROVE = "{prompt}\nDraft: {response}", "{prompt}\nDraft: {response}\nAdvice: {feedback}"
 FILE = {"feedback": {"user": ASK}, "refine": {"user": IMPROVE}}
 FULL = Prompts(Step(ASK, "Be fair.", "Review:"), Step(IMPROVE, "Be kind.", "Better:"))
@@ -239,8 +241,9 @@ class Script:
 
 
 def improve(script, prompts, xs, drafts, window=20):
-    return SelfRefine(prompts, Layout(BYTES), window)(
-        script,
+    layout = Layout(BYTES)
+    return SelfRefine(prompts, layout, window)(
+        Role(None, layout, LENGTHS, script),
         "model",
         xs,
         [Response(BYTES.encode(draft), True) for draft in drafts],
@@ -313,8 +316,9 @@ def test_a_response_that_grows_without_its_space_is_cut_to_the_window():
     prompts = Prompts(Step(ASK), Step(IMPROVE, opening="a"))
     given = ["x"], [Response([3], True)], [0], jax.random.key(0), SamplingConfig()
     layout = Layout(Pieces(["a"]))
+    role = Role(None, layout, LENGTHS, One())
     for window, expected in ((3, Response([31, 32], True)), (2, Response([31], False))):
-        assert SelfRefine(prompts, layout, window)(One(), "model", *given) == [expected]
+        assert SelfRefine(prompts, layout, window)(role, "model", *given) == [expected]
 
 
 def test_the_example_of_the_questions_page_is_a_file_of_prompts(reading):

@@ -79,16 +79,15 @@ def copy(chosen, tmp_path):
 def params_of(run, stage, step):
     checkpoints = Checkpoints(run.folder(stage) / "checkpoints", read_only=True)
     init = "init_scalar_model" if stage.startswith("rm") else "init_language_model"
-    return checkpoints.restore_model(run._abstract(getattr(stages, init)), step)
+    empty = stages.abstract_model(getattr(stages, init)(run.config.network), run.partitioner)
+    return checkpoints.restore_model(empty, step)
 
 
 def one_by_one(run, stage, rows, step):
     """Of each row log π − log π_SFT, its reward and its tokens, in float64 without padding."""
-    config, layout, is_pit = (
-        run.config.network,
-        run.role("policy").layout,
-        stage.task != "rl_policy",
-    )
+    role, is_pit = run.role("policy"), stage.task != "rl_policy"
+    config, layout, vocabulary = role.network, role.layout, role.vocabulary
+    references = [row.reference and role.reference(row.reference) for row in rows]
     policy = params_of(run, stage.name, step)
     in_numpy = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float64))
     own, sft, scalar = (
@@ -99,19 +98,14 @@ def one_by_one(run, stage, rows, step):
         ),
     )
     prompts = [
-        layout.pit_prompt(row.example.prompt, row.reference)
+        layout.pit_prompt(row.example.prompt, y_ref)
         if is_pit
         else layout.policy_prompt(row.example.prompt)
-        for row in rows
+        for row, y_ref in zip(rows, references, strict=True)
     ]
     numbers, key = [row.number for row in rows], run.key("choice", stage.name)
-    responses = run.role("policy").sampler.respond(
-        policy, prompts, 40, numbers, key, SamplingConfig()
-    )
-    eos, refused = (
-        run.role("policy").vocabulary.eos_id,
-        ~run.role("policy").vocabulary.sampled_ids(64),
-    )
+    responses = role.sampler.respond(policy, prompts, 40, numbers, key, SamplingConfig())
+    eos, refused = vocabulary.eos_id, ~vocabulary.sampled_ids(64)
 
     def log_prob(params, prompt, y):
         logits = reference.logits(params, config, prompt + y)[len(prompt) - 1 : -1]
@@ -121,19 +115,20 @@ def one_by_one(run, stage, rows, step):
     def score(before, y):  # pooling is `sum`
         return reference.scalars(scalar, config, before + y)[len(before) :].sum()
 
-    for row, prompt, response in zip(rows, prompts, responses, strict=True):
+    for row, y_ref, prompt, response in zip(rows, references, prompts, responses, strict=True):
         x, y = row.example.prompt, response.tokens + [eos] * response.ended
         zero = run.anchor(stage.reward_model)
         before = layout.reward_prompt(x)
         if stage.task == "rl_pit":
-            before = layout.gap_prompt(x, row.reference)
+            before = layout.gap_prompt(x, y_ref)
         elif is_pit:
-            zero = score(before, [*row.reference, eos])
+            zero = score(before, [*y_ref, eos])
         yield log_prob(own, prompt, y) - log_prob(sft, prompt, y), score(before, y) - zero, y
 
 
 def test_kl_and_reward_are_those_of_one_response_after_another(chosen):
     run, record = configured(chosen), record_of(chosen)
+    vocabulary = run.role("policy").vocabulary
     stage, examples = run.stage("rl_policy"), run.data.examples("dev")[:5]
     rows = [choosing.Row(example.index, example) for example in examples]
     assert [row["step"] for row in record["checkpoints"]] == [1, 2]
@@ -143,13 +138,13 @@ def test_kl_and_reward_are_those_of_one_response_after_another(chosen):
             error = np.std(values, ddof=1) / np.sqrt(5)
             found = row[name], row[f"{name}_error"]
             np.testing.assert_allclose(found, (np.mean(values), error), rtol=1e-4, atol=1e-5)
-        ended = [run.role("policy").vocabulary.eos_id in y for y in tokens]
+        ended = [vocabulary.eos_id in y for y in tokens]
         assert row["ended"] == np.mean(ended)
         shown = [sample["responses"][place] for sample in record["samples"]]
         assert len(shown) == 2
         for each, y, reward, end in zip(shown, tokens, rewards, ended, strict=False):
             assert (each["step"], each["ended"]) == (row["step"], end)
-            assert each["text"] == run.role("policy").vocabulary.decode(y[: len(y) - end])
+            assert each["text"] == vocabulary.decode(y[: len(y) - end])
             np.testing.assert_allclose(each["reward"], reward, rtol=1e-4)
 
 
@@ -173,24 +168,26 @@ def test_a_gap_is_scored_as_in_training(trained, task, reward_model):
 def test_references_are_of_the_source_of_the_last_round(trained, monkeypatch):
     """Of one without steps never; y_l and y_w of the data have draws of their own."""
     run, asked = configured(trained, Choice(step=1)), []
+    role = run.role("policy")
+    encode = role.vocabulary.encode
 
     def respond(params, prompts, width, rows, key, sampling):
         asked.append((params, prompts, rows, sampling))
-        return [
-            Response(run.role("policy").vocabulary.encode("wrong back") * 9, True) for _ in prompts
-        ]
+        return [Response(encode("wrong back") * 9, True) for _ in prompts]
 
-    monkeypatch.setattr(run.role("policy").sampler, "respond", respond)
-    monkeypatch.setattr(run, "load_frozen", lambda name, step: (name, step))
+    monkeypatch.setattr(role.sampler, "respond", respond)
+    monkeypatch.setattr(run, "load_frozen", lambda name, step, role: (name, step, role))
     examples, sampling = run.data.examples("dev")[:2], SamplingConfig(temperature=0.5)
-    encode, numbers = run.role("policy").vocabulary.encode, [e.index for e in examples]
+    numbers = [e.index for e in examples]
 
     def rows(*rounds):
+        """The rows of the last round, and what M_PIT reads of each reference."""
         stage = dataclasses.replace(run.stage("rl_pit"), rounds=rounds)
-        return choosing.rows_of(run, stage, Choice(num_prompts=2))
+        found = choosing.rows_of(run, stage, Choice(num_prompts=2))
+        return found, [role.reference(row.reference) for row in found]
 
-    found = rows(Round("policy", 1), Round("data", 1), Round("policy", 0))
-    assert [(row.example, row.reference) for row in found] == [
+    found, references = rows(Round("policy", 1), Round("data", 1), Round("policy", 0))
+    assert [(row.example, y_ref) for row, y_ref in zip(found, references, strict=True)] == [
         (e, encode(text)) for e in examples for text in (e.rejected, e.chosen)
     ]
     assert len({row.number for row in found}) == 4 and asked == []
@@ -199,13 +196,13 @@ def test_references_are_of_the_source_of_the_last_round(trained, monkeypatch):
         (Round("checkpoint", 1, policy_step=2, sampling=sampling), 2),
         (Round("pit", 1, sampling=sampling), 1),
     ):
-        found = rows(Round("data", 1), round_)
-        assert [row.reference for row in found] == [(encode("wrong back") * 9)[:12]] * 2
+        found, references = rows(Round("data", 1), round_)
+        assert references == [(encode("wrong back") * 9)[:12]] * 2
         assert [(row.number, row.example) for row in found] == list(
             zip(numbers, examples, strict=True)
         )
-        prompts = [run.role("policy").layout.policy_prompt(e.prompt) for e in examples]
-        assert asked.pop() == (("rl_policy", step), prompts, numbers, sampling)
+        prompts = [role.layout.policy_prompt(e.prompt) for e in examples]
+        assert asked.pop() == (("rl_policy", step, "policy"), prompts, numbers, sampling)
 
 
 @pytest.mark.parametrize(("num_prompts", "rows"), [(3, 3), (0, 20), (99, 20)])

@@ -12,11 +12,13 @@ from etils import epath
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.method.curriculum import Round
+from pit_jax.method.roles import ROLES
 from pit_jax.run import directory
 from tests import tiny_runs
 
 CONFIG = tiny_runs.config("unused")
 VOCABULARY = load(CONFIG.vocabulary)
+VOCABULARIES = dict.fromkeys(ROLES, VOCABULARY)
 NETWORK = (
     "NetworkConfig(vocab_size=64, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=2, "
     "head_dim=8, mlp_dim=16, activation='silu', tied_embeddings=True, scale_embeddings=True, "
@@ -30,14 +32,14 @@ def settings(stage, **changes):
     table = {each.name: each for each in CONFIG.stages}
     changed = dataclasses.replace(table[stage], **changes)
     config = tiny_runs.with_stages(CONFIG, changed)
-    return directory.settings(config, changed, VOCABULARY)
+    return directory.settings(config, changed, VOCABULARIES)
 
 
 def of_network(**changes):
     """Settings and identity of a network that is changed."""
     network = dataclasses.replace(CONFIG.network, **changes)
     config = dataclasses.replace(CONFIG, network=network)
-    found = directory.settings(config, config.stages[0], VOCABULARY)["network"]
+    found = directory.settings(config, config.stages[0], VOCABULARIES)["network"]
     return found, directory.identity(network, VOCABULARY)["network"]
 
 
@@ -93,8 +95,8 @@ def test_what_prompts_have_beyond_layouts_counts_where_there_is_any(tmp_path):
     bos = load("words:drafts")
     bos.protocol = "bos 5"
     stage = CONFIG.stages[0]
-    before = directory.settings(CONFIG, stage, plain)
-    after = directory.settings(CONFIG, stage, bos)
+    before = directory.settings(CONFIG, stage, dict.fromkeys(ROLES, plain))
+    after = directory.settings(CONFIG, stage, dict.fromkeys(ROLES, bos))
     assert after == before | {"protocol": "bos 5"}
     plain_identity, identity = (directory.identity(CONFIG.network, v) for v in (plain, bos))
     assert identity == plain_identity | {"protocol": "bos 5"}
@@ -121,9 +123,9 @@ def test_only_a_stage_that_reflects_has_the_window_of_reflections():
     lengths = dataclasses.replace(CONFIG.lengths, reflection=8)
     wide = dataclasses.replace(CONFIG, lengths=lengths)
     (stage,) = (stage for stage in CONFIG.stages if stage.name == "sft_pit")
-    assert directory.settings(wide, stage, VOCABULARY) == settings("sft_pit")
+    assert directory.settings(wide, stage, VOCABULARIES) == settings("sft_pit")
     reflecting = dataclasses.replace(stage, task="sft_pit_reflection")
-    found = directory.settings(wide, reflecting, VOCABULARY)
+    found = directory.settings(wide, reflecting, VOCABULARIES)
     assert found["lengths"] == settings("sft_pit")["lengths"][:-1] + ", reflection=8)"
 
 
@@ -155,7 +157,7 @@ def test_a_change_of_any_model_that_a_stage_uses_is_refused(stage, changed, tmp_
     optimizer = dataclasses.replace(tiny_runs.OPTIMIZER, learning_rate=0.5)
     other = dataclasses.replace(table[changed], optimizer=optimizer)
     config = tiny_runs.with_stages(CONFIG, other)
-    now = directory.settings(config, table[stage], VOCABULARY)
+    now = directory.settings(config, table[stage], VOCABULARIES)
     with pytest.raises(UserError, match=rf"settings: {changed}.optimizer.learning_rate .* -> 0.5"):
         directory.claim(folder, now, identity)
 
@@ -166,7 +168,7 @@ def test_each_field_that_names_a_model_names_what_is_built_on():
 
     def builds_on_other(stage):
         config = tiny_runs.with_stages(CONFIG, other, stage)
-        return "other" in directory.settings(config, stage, VOCABULARY)
+        return "other" in directory.settings(config, stage, VOCABULARIES)
 
     for field in ("initial", "reference", "reward_model"):
         fields = {"task": "rl_pit", field: "other"}

@@ -249,7 +249,7 @@ def test_a_card_says_how_a_response_is_read_out_after_its_reflection(model):
     control = plain.tokenizer_ids[plain.control_tokens.improved]
     text = exports._written("<I>", plain, 60)
     result = {"task": "sft_pit_reflection", "steps": 3}
-    card = exports._card("thinking", result, "LlamaForCausalLM", ["given", *text], None)
+    card = exports._card("thinking", result, [], [], ["given", *text], None)
     assert "improver M_PIT after supervised fine-tuning" in card and "max_new_tokens=60" in card
     assert f"what follows the last `<I>`, which is\nthe id {control}." in card
     assert card.index("## What it is given") < card.index("## What it writes")

@@ -23,6 +23,7 @@ from pit_jax.errors import NotFiniteError, UserError
 from pit_jax.method import self_refine
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Trace
+from pit_jax.method.roles import Role
 from pit_jax.method.sampler import Response
 from pit_jax.run import improving
 from pit_jax.run.run import key_for
@@ -44,19 +45,24 @@ class Models:
         self.config = tiny_runs.config(
             "unused", **({"improve": improve, "shard_size": 2} | changes)
         )
-        self.layout, self.vocabulary = Layout(WORDS), WORDS
-        self.signals, self.sampler = Signals(), self
+        self.signals, layout = Signals(), Layout(WORDS)
+        self._role = Role(self.config.network, layout, self.config.lengths, self)
         self.folder, self.loaded, self.drafted, self.improved = folder, [], [], []
         self.results = {name: {"model_step": 4, "task": name} for name in STAGES.values()}
         self.gap, self.ended, self.words = 0.5, True, 3
         self.reflecting = reflecting
         prompts = self_refine.read(self.config.improve.self_refine)
-        self.self_refine = self_refine.SelfRefine(prompts, self.layout, 13)
+        self.self_refine = self_refine.SelfRefine(prompts, layout, 13)
 
-    def identity(self):
+    def role(self, name):
+        return self._role
+
+    def identity(self, role):
         return {"vocabulary": "drafts", "network": "tiny"}
 
-    def result(self, name):
+    def result(self, name, role):
+        roles = {"rl_policy": "policy", "rl_pit": "pit", "rm_gap": "gap_reward"}
+        assert role == roles.get(name, role)
         return self.results[name]
 
     def reflects(self, name):
@@ -79,8 +85,9 @@ class Models:
         self.drafted.append((model, list(rows), sampling))
         return [self._say(row, key) for row in rows]
 
-    def improver(self, model, gap_model, gap_stage, reflects):
+    def improver(self, model, gap_model, gap_stage, reflects, role):
         assert reflects == (model in self.reflecting)
+        assert role == {"rl_policy": "policy", "rl_pit": "pit"}.get(model, role)
 
         def say(row, key):
             response = self._say(row, key)
@@ -201,23 +208,21 @@ def test_the_models_of_a_run_say_the_same_in_shards_of_any_size(trained, tmp_pat
         found.append([json.loads(line) for line in out.read_text().splitlines()])
     assert found[0] == found[1] == found[2] and "data" not in vars(run)
 
-    numbers = list(range(6))
-    drafts = run.role("policy").sampler.respond(
+    numbers, role = list(range(6)), run.role("policy")
+    drafts = role.sampler.respond(
         run.load_frozen("rl_policy"),
-        [run.role("policy").layout.policy_prompt(x) for x in prompts],
+        [role.layout.policy_prompt(x) for x in prompts],
         8,
         numbers,
         run.key("improve", "rl_policy"),
         run.config.improve.policy_sampling,
     )
-    drafts[3] = Response(run.role("policy").vocabulary.encode("x7 ? from 4"), True)
+    drafts[3] = Response(role.vocabulary.encode("x7 ? from 4"), True)
     improver = run.improver(run.load_frozen("rl_pit"), run.load_frozen("rm_gap"), "rm_gap")
     key = run.key("improve", "pit")
     traces = improver(prompts, drafts, numbers, key, run.config.improve)
     for line, trace in zip(found[0], traces, strict=True):
-        assert line["responses"] == [
-            run.role("policy").vocabulary.decode(r.tokens) for r in trace.responses
-        ]
+        assert line["responses"] == [role.vocabulary.decode(r.tokens) for r in trace.responses]
         assert line["gaps"] == trace.gaps and line["best"] == trace.best
         assert line["ended"] == [r.ended for r in trace.responses]
 

@@ -18,9 +18,13 @@ import optax
 import pytest
 from etils import epath
 
+from pit_jax.data.layouts import Layout
 from pit_jax.data.reference_store import ReferenceStore
+from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.method.curriculum import Round
+from pit_jax.method.environment import Networks
 from pit_jax.method.frozen import Frozen
+from pit_jax.method.roles import Role
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.run import stage_training
@@ -55,12 +59,18 @@ class Data:
 def run(tmp_path):
     """A run whose models are their names and steps."""
 
-    def load(name, step=None):
+    def load(name, step=None, role=""):
         return name if step is None else f"{name}@{step}"
 
+    config, data = tiny_runs.config(tmp_path, seed=3, network=TINY, shard_size=16), Data()
+    role = Role(TINY, Layout(load_vocabulary("words:drafts")), config.lengths, None)
     return types.SimpleNamespace(
-        config=tiny_runs.config(tmp_path, seed=3, network=TINY, shard_size=16),
-        data=Data(),
+        config=config,
+        data=data,
+        data_of=lambda name: data,
+        reward_data=lambda stage: None,
+        role=lambda name: role,
+        role_of=lambda stage: role,
         partitioner=types.SimpleNamespace(jit=lambda function: function),
         profile=None,
         peak=0.0,
@@ -100,7 +110,8 @@ def test_batches_are_those_of_the_stage(run, stage, fields):
     ):
         del train["seed"]
         own = {"task": task, "batch_size": size}
-        assert train == own | {"split": "train", "start_batch": 7, "references": "folder"}
+        options = {"start_batch": 7, "references": "folder", "reward": None}
+        assert train == own | {"split": "train"} | options
         options = {"shuffle": False, "num_epochs": 1, "limit": 10}
         assert held_out == own | {"split": "dev", **options}
 
@@ -127,12 +138,15 @@ def test_run_stage_and_round_each_move_the_order_of_the_data(run):
 
 def test_frozen_models_are_those_that_the_stage_names(run):
     stage = dataclasses.replace(RL, reference="sft", reward_model="judge")
+    asked = []
+    run.load_frozen = lambda name, role="": asked.append((name, role)) or name
     models = stage_training.frozen(run, stage)
     assert models(None) == Frozen({"reference": "sft", "reward": "judge"})
+    assert asked == [("sft", "pit"), ("judge", "")]  # by its task a reward model is of its role
 
 
 def test_frozen_models_may_wait_in_the_hosts_memory(run):
-    run.load_frozen = lambda name: {"w": jnp.arange(3.0) + len(name)}
+    run.load_frozen = lambda name, role="": {"w": jnp.arange(3.0) + len(name)}
     stays = stage_training.frozen(run, RL)
     waits = stage_training.frozen(run, dataclasses.replace(RL, offload_frozen=True))
     jax.tree.map(np.testing.assert_array_equal, stays(None), waits(None))
@@ -143,7 +157,8 @@ def test_frozen_models_may_wait_in_the_hosts_memory(run):
 def test_each_kind_of_stage_starts_from_the_stage_that_it_names(run):
     language = random_params(LanguageModel(TINY), seed=1)
     scalar = random_params(ScalarModel(TINY), seed=2)
-    run.load = {"base": language}.__getitem__
+    asked = []
+    run.load = lambda name, role: asked.append(role) or {"base": language}[name]
     optimizer = tiny_runs.OPTIMIZER.build()
     state = TrainState.create({"own": jnp.zeros(1)}, optimizer)
     stage = dataclasses.replace(SUPERVISED, initial="base")
@@ -154,6 +169,7 @@ def test_each_kind_of_stage_starts_from_the_stage_that_it_names(run):
     params = stage_training.start_from(run, stage, state).params
     assert params["decoder"]["embed"] is language["decoder"]["embed"]
     assert params["head"] is scalar["head"]
+    assert asked == ["pit", "gap_reward"]
 
 
 @pytest.mark.parametrize("critic_start", ["reward", "actor"])
@@ -162,7 +178,7 @@ def test_ppo_starts_from_its_initial_model_with_the_critic_that_is_asked_for(run
         "start": random_params(LanguageModel(TINY), seed=1),
         "judge": random_params(ScalarModel(TINY), seed=2),
     }
-    run.load = models.__getitem__
+    run.load = lambda name, role="": models[name]
     ppo = dataclasses.replace(tiny_runs.PPO, critic_start=critic_start)
     stage = dataclasses.replace(RL, initial="start", reward_model="judge", ppo=ppo)
     own = random_params(ScalarModel(TINY), seed=3)
@@ -246,7 +262,7 @@ def trained(run, monkeypatch):
         def close(self):
             pass
 
-    def create_state(stage, network, partitioner, key):
+    def create_state(stage, networks, partitioner, key):
         found["key"] = tuple(jax.random.key_data(key).tolist())
         return types.SimpleNamespace(train=types.SimpleNamespace(params={"actor": "actor"}))
 
@@ -348,18 +364,20 @@ def test_ppo_has_the_stages_settings_and_a_key_of_its_own(run, monkeypatch):
     found = []
     monkeypatch.setattr(stage_training.ppo_step, "make_step", lambda *given: found.append(given))
     monkeypatch.setattr(stage_training, "frozen", lambda run, stage: "frozen")
-    run.role("policy").layout = types.SimpleNamespace(widths=lambda lengths: lengths)
-    run.pooling, run.anchor = {"judge": "sum"}.get, {"judge": 2.5}.get
-    run.role("policy").vocabulary = types.SimpleNamespace(
+    vocabulary = types.SimpleNamespace(
         sampled_ids=lambda size: f"{size} ids", readable="readable", ends=(1, 7)
     )
+    role = types.SimpleNamespace(widths=tiny_runs.LENGTHS, vocabulary=vocabulary, network=TINY)
+    run.role_of = run.role = lambda each: role
+    run.pooling, run.anchor = {"judge": "sum"}.get, {"judge": 2.5}.get
     ppo = dataclasses.replace(tiny_runs.PPO, gamma=0.5)
     for name, seed in (("a", 3), ("b", 3), ("a", 4), ("a", 3)):
         run.key = functools.partial(key_for, seed)
         stage = dataclasses.replace(RL, name=name, ppo=ppo, reward_model="judge")
         stage_training.make_ppo_step(run, stage)
-    for network, config, environment, partitioner, frozen, _, decode in found:
-        assert (network, config, frozen, decode) == (TINY, ppo, "frozen", "readable")
+    for networks, config, environment, partitioner, frozen, _, decode, translate in found:
+        assert (networks, config, frozen) == (Networks.same(TINY), ppo, "frozen")
+        assert (decode, translate) == ("readable", None)
         assert partitioner is run.partitioner
         assert dataclasses.astuple(environment) == (13, "sum", 2.5, False, "16 ids", (1, 7))
     keys = [tuple(jax.random.key_data(given[5]).tolist()) for given in found]
@@ -423,7 +441,7 @@ def test_a_critic_that_starts_as_the_actor_has_buffers_of_its_own(run):
     train = TrainState.create(params, optax.identity())
     state = stage_training.ppo_step.RLState(train, jnp.float32(0), None)
     ppo = dataclasses.replace(tiny_runs.PPO, critic_start="actor")
-    run.load = lambda name: actor
+    run.load = lambda name, role: actor
     started = stage_training.start_from(run, dataclasses.replace(RL, ppo=ppo), state)
     leaves = jax.tree.leaves(started.train.params)
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)

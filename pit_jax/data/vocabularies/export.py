@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from pit_jax.data.vocabularies import tokenizer_files
-from pit_jax.data.vocabularies.base import PAD_ID
+from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.errors import UserError
 from pit_jax.files import write_whole
 
@@ -42,17 +42,24 @@ def piece_ids(vocabulary: Any) -> dict[str, int]:
 
 
 def write_tokenizer(
-    source: epath.Path, folder: epath.Path, vocabulary: Any, chat_template: str, improver: bool
+    source: epath.Path,
+    folder: epath.Path,
+    vocabulary: Any,
+    chat_template: str,
+    improver: bool,
+    added: bool = True,
 ) -> dict[str, str]:
     """Writes `tokenizer.json`, `tokenizer_config.json` and, if there is one, the chat template.
 
     Args:
       source: the tokenizer's file or folder, which the vocabulary was made of.
       folder: where they are written.
-      vocabulary: its added pieces become special tokens of the tokenizer.
+      vocabulary: made of it.
       chat_template: what made the prompts, as for `load.load`; for `none` no template is written,
         since the paper's layouts join pieces that are tokenized apart.
       improver: whether the template gets a place for the response that is to be improved.
+      added: whether the vocabulary's added pieces become special tokens of the tokenizer. If not,
+        padding is EOS where it was added.
 
     Returns:
       the names of the pieces of padding, `<<Candidate>>` and `<<Improved>>`, under pad, candidate
@@ -71,8 +78,10 @@ def write_tokenizer(
     tokenizer.no_truncation()
     ids = piece_ids(vocabulary)
     for name, id_ in sorted(ids.items(), key=lambda item: item[1]):
-        if id_ >= vocabulary.num_pieces:
+        if id_ >= vocabulary.num_pieces and added:
             tokenizer.add_special_tokens([AddedToken(ADDED[name], special=True)])
+    if not added and ids["pad"] >= vocabulary.num_pieces:
+        ids["pad"] = int(vocabulary.tokenizer_ids[EOS_ID])
     pieces = {name: str(tokenizer.id_to_token(id_)) for name, id_ in ids.items()}
     config = tokenizer_files.settings(file.with_name(tokenizer_files.CONFIG))
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")

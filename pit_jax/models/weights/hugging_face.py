@@ -55,17 +55,26 @@ class Tensors(Protocol):
 class SafetensorsFolder:
     """Has the tensors of a folder's safetensors, in one file or in several with an index.
 
+    Args:
+      folder: the folder.
+      one: the name of the one file; an index is looked for if it is a model's.
+
+    Attributes:
+      metadata: the texts that stand beside the tensors.
+
     Raises:
       UserError: if there are none, or a file is missing or damaged.
     """
 
-    def __init__(self, folder: epath.Path):
+    def __init__(self, folder: epath.Path, one: str = _ONE):
         self.where = str(folder)
+        self.metadata: dict[str, str] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, epath.Path] = {}
         here = on_disk(folder, (_ANY,))
-        for path in (here / name for name in _files_of(folder)):
+        for path in (here / name for name in _files_of(folder, one)):
             with _opened(path) as file:
+                self.metadata |= file.metadata() or {}
                 for name in file.keys():  # noqa: SIM118  # it isn't a dict
                     tensor = file.get_slice(name)
                     if tensor.get_dtype() not in _TYPES:
@@ -93,21 +102,22 @@ def _opened(path: epath.Path):
         raise UserError(f"{path}: {error}; the file isn't whole, get it again") from error
 
 
-def _files_of(folder: epath.Path) -> list[str]:
-    if (folder / _INDEX).exists():
-        names = _json(folder / _INDEX).get("weight_map")
+def _files_of(folder: epath.Path, one: str) -> list[str]:
+    if one == _ONE and (folder / _INDEX).exists():
+        names = json_of(folder / _INDEX).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise UserError(f"{folder / _INDEX}: expected a weight_map of names to files")
         return sorted(set(names.values()))
-    if (folder / _ONE).exists():
-        return [_ONE]
+    if (folder / one).exists():
+        return [one]
     if any(folder.glob("*.bin")):
+        auto = "transformers, `AutoModel" if one == _ONE else "peft, `AutoPeftModel"
+        how = f"with {auto}ForCausalLM.from_pretrained('{folder}')"
         raise UserError(
             f"{folder}: got weights in .bin files, which may run code when they are read, expected "
-            f"{_ONE}; with transformers, `AutoModelForCausalLM.from_pretrained('{folder}')"
-            ".save_pretrained('safe')` writes that"
+            f"{one}; {how}.save_pretrained('safe')` writes that"
         )
-    raise UserError(f"{folder}: expected {_ONE} or {_INDEX}")
+    raise UserError(f"{folder}: expected {one}" + (f" or {_INDEX}" if one == _ONE else ""))
 
 
 def config_of_folder(folder: epath.Path) -> dict[str, Any]:
@@ -119,10 +129,15 @@ def config_of_folder(folder: epath.Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{path}: not found; a Hugging Face folder has one")
-    return _json(path)
+    return json_of(path)
 
 
-def _json(path: epath.Path) -> dict[str, Any]:
+def json_of(path: epath.Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      UserError: if the file holds something else.
+    """
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -283,13 +298,12 @@ def _write_shards(
         tensors: dict[str, np.ndarray] = {}
         for theirs, parts in shard:
             for piece in parts:
-                ours = _on_host(leaves[piece.ours], piece.layer).astype(dtype)
+                ours = on_host(leaves[piece.ours], piece.layer).astype(dtype)
                 tensors[theirs] = piece.theirs_of(ours, tensors.get(theirs))
             places[theirs] = name
             size += tensors[theirs].nbytes
         if processes.is_first():
-            content = safetensors_numpy.save(tensors, metadata={"format": "pt"})
-            write_whole(folder / name, content)
+            write_tensors(folder / name, tensors)
     if shards[1:] and processes.is_first():
         index = {"metadata": {"total_size": size}, "weight_map": places}
         write_whole(folder / _INDEX, json.dumps(index, indent=2) + "\n")
@@ -310,7 +324,15 @@ def _shards(
     return shards
 
 
-def _on_host(array: jax.Array, layer: int | None) -> np.ndarray:
+def write_tensors(
+    path: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] = {}
+) -> None:
+    """Writes one file of safetensors, with texts beside the tensors."""
+    content = safetensors_numpy.save(dict(tensors), metadata={"format": "pt", **metadata})
+    write_whole(path, content)
+
+
+def on_host(array: jax.Array, layer: int | None) -> np.ndarray:
     """Brings an array, or one layer of it, to the host; every process gets all of it."""
     part = array if layer is None else array[layer]
     if getattr(part, "is_fully_addressable", True):
