@@ -81,8 +81,9 @@ def consumed(config: RunConfig, steps: int) -> dict[str, float]:
     for stage in config.stages:
         if isinstance(stage, stages.RLStage):
             continue
-        state = stages.create_state(stage, config.network, run.partitioner, jax.random.key(0))
-        loss = stages.objective(stage, config.network)
+        networks = config.networks(stage)
+        state = stages.create_state(stage, networks, run.partitioner, jax.random.key(0))
+        loss = stages.objective(stage, networks.actor)
         step = supervised_step.make_step(loss, run.partitioner, stage.microbatches)
         batches = run.data.batches(stage.task, "train", stage.batch_size)
         state, metrics = step(state, run.partitioner.shard_batch(next(batches)))

@@ -205,6 +205,14 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "run/test_stage_training.py::test_metrics_go_where_the_run_says": (
             "tensorboard wandb_project"
         ),
+        "run/test_run.py::test_each_field_of_a_role_reaches_its_models_alone": (
+            "policy pit policy_reward gap_reward"
+        ),
+    },
+    "run.config.RoleConfig": {
+        "run/test_run.py::test_each_field_of_a_role_reaches_its_models_alone": (
+            "network vocabulary control_tokens eos_token pad_token chat_template lengths"
+        ),
     },
     "run.stages.SupervisedStage": {
         "run/test_stage_training.py::test_a_stage_goes_on_with_its_loop_in_its_folder": "name loop",
@@ -215,6 +223,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "run/test_stages.py::test_each_kind_of_stage_steps_by_its_own_optimizer": "optimizer",
         "run/test_stage_training.py::"
         "test_each_kind_of_stage_starts_from_the_stage_that_it_names": "initial",
+        "run/test_stages.py::test_a_model_is_of_the_role_of_its_task_and_a_warm_up_of_any": "role",
     },
     "run.stages.RewardStage": {
         "run/test_stage_training.py::test_a_stage_goes_on_with_its_loop_in_its_folder": "name loop",
@@ -276,6 +285,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
 
 # Frozen dataclasses that nobody sets: results, records, and parts that are made of a configuration.
 MADE = {
+    "api": "Improvement",
     "data.datasets": "Dataset _Source",
     "data.examples": "Check Example",
     "data.files.formats": "Half",
@@ -294,9 +304,10 @@ MADE = {
     "evaluation.seeds": "Summary",
     "evaluation.tables": "Side Tables",
     "method.choice": "Decision Measured",
+    "method.environment": "Environment Networks",
     "method.flops": "Work",
     "method.improve": "Improver",
-    "method.ppo_step": "Environment",
+    "method.roles": "Role",
     "method.sampler": "Reflecting Response",
     "method.prompt_files": "Step",
     "method.self_refine": "Prompts",
@@ -311,6 +322,7 @@ MADE = {
     ),
     "report.seed_plots": "Panel",
     "run.choosing": "Row",
+    "run.improver": "Asked",
     "run.improving": "Row",
     "runtime.profiling": "Window",
 }

@@ -11,6 +11,7 @@ import re
 
 import jax
 import pytest
+from etils import epath
 
 import gin
 from pit_jax import bindings, cli
@@ -18,6 +19,7 @@ from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.run import hugging_face
 from pit_jax.run import run as runs
 from pit_jax.run.config import RunConfig
 from tests import tiny_tokenizers
@@ -219,6 +221,23 @@ def test_a_paper_run_has_the_papers_windows_and_a_tokenizer():
     windows = run.lengths
     assert (windows.prompt, windows.reference, windows.response) == (512, 512, 513)  # 512 and EOS
     assert run.vocabulary == "tokenizer:base/tokenizer"
+
+
+def test_a_role_gets_a_base_model_of_its_own(tmp_path):
+    """All fields are the role's, also those in which the run's network isn't at its default."""
+    run, _ = resolved(file=QUICKSTART)
+    family = dataclasses.replace(run.network, norm="layer", vocab_size=300, positions="relative")
+    own, file = tmp_path / "gap_reward.gin", tmp_path / "both.gin"
+    own.write_text(hugging_face.role_gin(family, epath.Path("base"), "tokenizer", "gap_reward"))
+    other = "config.NetworkConfig.qkv_bias = True"
+    file.write_text(f"include '{QUICKSTART}'\ninclude '{own}'\n")
+    found, _ = resolved(other, file=file)
+    assert found.gap_reward.network == family and found.network.qkv_bias
+    assert found.of_role("pit").network == found.network
+    role = found.of_role("gap_reward")
+    assert (role.vocabulary, role.chat_template) == ("tokenizer:base/tokenizer", "tokenizer")
+    starts = {stage.name: stage.initial for stage in found.stages}
+    assert starts["rm_gap"] == "base/model" != starts["rm_policy"]
 
 
 def test_epsilon_is_that_of_the_stage():

@@ -31,7 +31,8 @@ def check(run: Run, name: str) -> None:
     Raises:
       UserError: if the mesh can't split its batches, its data doesn't fill one, or what it builds
         on is missing, comes after it, is of a kind that doesn't suit, or won't have kept a
-        checkpoint; or if its folder holds another stage, or something damaged.
+        checkpoint; if its critic can't read what its reward model reads; or if its folder holds
+        another stage, or something damaged.
     """
     stage = run.stage(name)
     _check_rows(run, stage)
@@ -47,6 +48,11 @@ def check(run: Run, name: str) -> None:
     for field, other, tasks in _builds_on(stage):
         _check_model(run, stage, field, other, tasks)
     if isinstance(stage, RLStage):
+        if stage.ppo.critic_start == "reward" and run.reward_data(stage) is not None:
+            raise UserError(
+                f"stage {name}: got critic_start='reward', expected 'actor': its reward model has "
+                "another vocabulary"
+            )
         for round_ in stage.rounds:
             if round_.source == "checkpoint" and round_.steps:
                 _check_kept(run, stage, round_.policy, round_.policy_step)

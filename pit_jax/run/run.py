@@ -145,7 +145,7 @@ class Run:
         return Role(model.network, layout, model.windows, sampler)
 
     def role(self, name: str) -> Role:
-        """Returns how the models of a role read and write, one of method.ROLES."""
+        """Returns how the models of a role read and write, one of roles.ROLES."""
         return self._roles[self.config.of_role(name)]
 
     def role_of(self, stage: Stage | str) -> Role:

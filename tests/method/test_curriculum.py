@@ -8,7 +8,7 @@ import pytest
 from pit_jax.data.examples import Example
 from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
-from pit_jax.data.vocabularies.words import WordVocabulary
+from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
 from pit_jax.method.curriculum import Round, locate, sample_references
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import Improver
@@ -121,6 +121,20 @@ def test_references_of_pit_are_sampled_and_improved_as_the_round_says(tmp_path):
     ]
     assert [record["text"] for record in records] == ["c c"] * 3
     assert all(rows == [4, 7, 9] for _, _, _, rows, _, _ in calls)
+
+
+def test_references_go_as_text_to_a_model_of_another_vocabulary(tmp_path):
+    """M_PIT reads bytes, of which five fit its window; M_P's own window has two words."""
+    pit = Role(None, Layout(ByteVocabulary()), Lengths(prompt=30, reference=5, response=6), None)
+    writer = ReferenceWriter(tmp_path, 8, ReferenceMeta(1, "policy", "x", 0))
+    role, key = Role(None, LAYOUT, LENGTHS, Script()), jax.random.key(0)
+    improver = Improver(pit, "M_PIT")
+    sample_references(Round("policy", 1), writer, EXAMPLES, "M_P", role, improver, key, 8)
+    records = list(ReferenceStore(tmp_path))
+    assert [record["index"] for record in records] == [4, 7, 9]
+    assert [record["reference_tokens"] for record in records] == [[100, 35, 100, 35, 100]] * 3
+    assert [record["text"] for record in records] == ["a a a"] * 3
+    assert [record["ended"] for record in records] == [True, False, True]
 
 
 def test_references_draw_with_keys_of_their_round_and_purpose(tmp_path):

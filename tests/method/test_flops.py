@@ -95,13 +95,14 @@ def test_a_ppo_step_counts_the_tokens_it_wrote(eos):
     """A policy that ends at once, and one that fills its window."""
     partitioner = Partitioner(MeshConfig(), jax.devices()[:1])
     stage = tiny_runs.rl("rl_policy", (Round("none", 1),))
-    state = stages.create_state(stage, Networks.same(NETWORK), partitioner, jax.random.key(0))
+    networks = Networks.same(NETWORK)
+    state = stages.create_state(stage, networks, partitioner, jax.random.key(0))
     if eos:
         decoder = state.train.params["actor"]["decoder"]
         ones = jnp.ones_like(decoder["embed"]["embedding"])
         decoder["embed"]["embedding"] = ones.at[1].set(2.0)
     B, P, Q, R = 8, 5, 6, 4
-    collect, _ = ppo_step.make_programs(NETWORK, stage.ppo, Environment(R, "last"), partitioner)
+    collect, _ = ppo_step.make_programs(networks, stage.ppo, Environment(R, "last"), partitioner)
     rows = np.full((B, Q), 3, np.int32)
     batch = {
         "prompt_tokens": rows[:, :P],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pit_jax.data.layouts import Layout, Lengths
-from pit_jax.data.vocabularies.words import WordVocabulary
+from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
 from pit_jax.method import improve
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Improver, Trace
@@ -140,6 +140,21 @@ def test_the_gap_compares_the_new_response_with_the_old_one():
     prompts = [LAYOUT.gap_prompt("p", "a"), LAYOUT.gap_prompt("q", "b")]
     width = LAYOUT.widths(LENGTHS).gap
     assert script.scored == [("gaps", prompts, width, [text("b"), text("c")], "sum")]
+
+
+def test_a_judge_of_another_vocabulary_reads_texts():
+    """R_PIT reads bytes: 2 of them fit its window of references, 3 and the end its other one."""
+    judged = Script([], gaps=[[0.5, -1.0]])
+    layout, lengths = Layout(ByteVocabulary()), Lengths(prompt=30, reference=2, response=4)
+    judge = Role(None, layout, lengths, judged)
+    improver = Improver(reading(Script([["c d", "d"]])), "model", judge, "gaps", "sum", 0.25)
+    (one, two) = improver(["p", "q"], [text("a"), text("b a")], [7, 8], KEY, ImproveConfig())
+    assert (one.gaps, two.gaps) == ([0.25], [-1.25])
+    prompts = [layout.gap_prompt("p", [100]), layout.gap_prompt("q", [101, 35])]
+    responses = [Response([102, 35, 103], True), Response([103], True)]
+    # A prompt, a reference, the two tokens around it and two spaces.
+    assert judged.scored == [("gaps", prompts, 30 + 2 + 2 + 2, responses, "sum")]
+    assert judged.calls == []
 
 
 def test_gaps_are_recorded_without_a_threshold():

@@ -135,10 +135,12 @@ def scripted(monkeypatch):
         return Frozen({"reward": after})
 
     def step(state, number, seed=7):
-        partitioner = types.SimpleNamespace(shard_batch=lambda batch: batch)
+        partitioner = types.SimpleNamespace(
+            shard_batch=lambda batch: batch, jit=lambda program, **_: program, replicated=None
+        )
         key = jax.random.key(seed)
         run = ppo_step.make_step(
-            TINY, UPDATE, Environment(R, "sum"), partitioner, waiting, key, str
+            Networks.same(TINY), UPDATE, Environment(R, "sum"), partitioner, waiting, key, str
         )
         return run(state, {}, number)[0]
 

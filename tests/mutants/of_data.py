@@ -168,8 +168,8 @@ MUTANTS = {
         ),
         (
             "rows of another reference store are reused",
-            "key = (task, split, fold, store and store.fingerprint)",
-            "key = (task, split, fold, store is None)",
+            "key = (task, split, fold, store and store.fingerprint, as_text)",
+            "key = (task, split, fold, store is None, as_text)",
             "data/test_input_pipeline.py::test_references_of_a_store",
         ),
         (

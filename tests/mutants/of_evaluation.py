@@ -197,33 +197,6 @@ MUTANTS = {
             "evaluation/test_scoring.py::test_density_histograms_share_bins_and_integrate_to_one",
         ),
     ],
-    "evaluation/endpoint.py": [
-        (
-            "the key follows a redirection",
-            "build_opener(_NoRedirection)",
-            "build_opener()",
-            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
-        ),
-        (
-            "an answer keeps the key",
-            "return self._without_key(response.read())",
-            "return response.read().decode()",
-            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
-        ),
-        (
-            "waits don't double",
-            "_FIRST_WAIT * 2**attempt",
-            "_FIRST_WAIT",
-            "evaluation/test_endpoint.py::"
-            "test_what_may_pass_is_asked_again_after_waits_that_double",
-        ),
-        (
-            "what the API says of a wrong key is shown",
-            "if error.code not in _ABOUT_KEYS:",
-            "if True:",
-            "evaluation/test_endpoint.py::test_a_refused_request_is_one_line_without_the_key",
-        ),
-    ],
     "evaluation/answers.py": [
         (
             "an answer goes on a damaged line",
@@ -374,8 +347,8 @@ MUTANTS = {
         ),
         (
             "a judge of verdicts is asked for the other order",
-            "return judge(prompts, texts[a], texts[b])",
-            "return judge(prompts, texts[b], texts[a])",
+            "return judge(prompts, said[a], said[b])",
+            "return judge(prompts, said[b], said[a])",
             "evaluation/test_language_judge.py::"
             "test_a_judge_of_verdicts_makes_the_same_table_3_as_the_checker",
         ),

@@ -60,8 +60,8 @@ MUTANTS = {
         ),
         (
             "M_P's references are sampled as PIT's",
-            "width, rows, key, round_.sampling)",
-            "width, rows, key, round_.pit_sampling)",
+            "prompts, rows, key, round_.sampling)",
+            "prompts, rows, key, round_.pit_sampling)",
             "method/test_curriculum.py",
         ),
         (
@@ -250,8 +250,8 @@ MUTANTS = {
         ),
         (
             "a gap is read at the last token whatever the pooling",
-            "built, width, improved, self.pooling)",
-            'built, width, improved, "last")',
+            "judge.widths.gap, read, self.pooling)",
+            'judge.widths.gap, read, "last")',
             "method/test_improve.py::test_the_gap_compares_the_new_response_with_the_old_one",
         ),
         (
@@ -273,15 +273,9 @@ MUTANTS = {
             "method/test_improve.py::test_a_gap_below_epsilon_keeps_the_response_before",
         ),
         (
-            "a reference has the response's window",
-            "[: self.lengths.reference]",
-            "[: self.lengths.response]",
-            "method/test_improve.py::test_a_long_or_forged_draft_becomes_a_reference_of_plain_text",
-        ),
-        (
             "M_PIT samples as M_P",
-            "self.layout.widths(self.lengths), config.sampling",
-            "self.layout.widths(self.lengths), config.policy_sampling",
+            "role.widths, config.sampling",
+            "role.widths, config.policy_sampling",
             "method/test_improve.py::test_each_iteration_improves_on_the_one_before",
         ),
         (
@@ -295,6 +289,14 @@ MUTANTS = {
             "text.ended and len(tokens) < window",
             "text.ended",
             "method/test_improve.py::test_a_response_is_read_out_after_its_reflection",
+        ),
+    ],
+    "method/roles.py": [
+        (
+            "a reference has the response's window",
+            "[: self.lengths.reference]",
+            "[: self.lengths.response]",
+            "method/test_improve.py::test_a_long_or_forged_draft_becomes_a_reference_of_plain_text",
         ),
     ],
     "method/losses.py": [

@@ -126,8 +126,8 @@ MUTANTS = {
         ),
         (
             "one key for rollout and shuffles",
-            "update(state, experience, update_key)",
-            "update(state, experience, rollout_key)",
+            "update(state, models, experience, update_key)",
+            "update(state, models, experience, rollout_key)",
             "method/test_ppo_settings.py::test_a_step_draws_with_keys_of_its_stage_its_number_and_its_purpose",
         ),
         (

@@ -12,12 +12,18 @@ import pytest
 
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig
+from pit_jax.data.input_pipeline import InputPipeline
+from pit_jax.data.layouts import Lengths
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
+from pit_jax.method.environment import Networks
 from pit_jax.method.improve import ImproveConfig
 from pit_jax.method.prompt_files import Step
-from pit_jax.run import pipeline
+from pit_jax.method.roles import ROLES
+from pit_jax.run import loading, pipeline
 from pit_jax.run import run as runs
+from pit_jax.run.config import RoleConfig
+from pit_jax.run.stages import role_of
 from pit_jax.runtime.partitioning import MeshConfig
 from tests import tiny_runs
 
@@ -41,8 +47,10 @@ def made(monkeypatch):
         }
         return vocabulary
 
-    def pipeline(dataset, vocabulary, lengths, batching):
+    def pipeline(dataset, vocabulary, lengths, batching, beside):
+        assert beside == []  # nobody else's windows
         seen["data"] = {"dataset": dataset, "lengths": lengths, "batching": batching}
+        return types.SimpleNamespace(beside=beside)
 
     def sampler(network, partitioner, response_length, batch_size, allowed_V, ends):
         seen["sampler"] = {
@@ -114,6 +122,105 @@ def test_each_field_reaches_what_it_is_of(made, fields, moves):
         assert after[name] == fields[name]
 
 
+OTHER = RoleConfig(
+    network=dataclasses.replace(BASE.network, vocab_size=300, num_layers=3),
+    vocabulary="mine",
+    lengths=dataclasses.replace(BASE.lengths, response=40),
+    control_tokens=("<a>", "<b>"),
+    eos_token="</s>",
+    pad_token="<pad>",
+    chat_template="tokenizer",
+)
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_each_field_of_a_role_reaches_its_models_alone(name, monkeypatch):
+    loaded = []
+
+    def load_vocabulary(spec, words, *others):
+        loaded.append((spec, *others))
+        return load("bytes") if spec == "mine" else load("words:drafts")
+
+    monkeypatch.setattr(runs, "load_vocabulary", load_vocabulary)
+    monkeypatch.setattr(runs, "Sampler", lambda *given: given)
+    run = tiny_runs.on_one_device(dataclasses.replace(BASE, **{name: OTHER}))
+    mine = ("mine", ("<a>", "<b>"), "</s>", "<pad>", "tokenizer")
+    assert sorted(loaded) == [mine, ("words:drafts", (), "", "", "none")]
+    others = {role: run.role(role) for role in ROLES if role != name}
+    (theirs,) = set(others.values())
+    own = run.role(name)
+    assert (own.network, own.lengths) == (OTHER.network, OTHER.lengths)
+    assert (theirs.network, theirs.lengths) == (BASE.network, BASE.lengths)
+    assert own.vocabulary == load("bytes") and theirs.vocabulary == load("words:drafts")
+    for role, response, size in ((own, 40, 300), (theirs, 13, 64)):
+        assert role.sampler[0] is role.network
+        assert role.sampler[2:4] == (response, BASE.sampling_batch)
+        np.testing.assert_array_equal(role.sampler[4], role.vocabulary.sampled_ids(size))
+    # Stages of its tasks are of it, and windows that it doesn't say are the run's.
+    for stage in BASE.stages:
+        assert run.role_of(stage) is run.role_of(stage.name) is run.role(role_of(stage))
+    plain = dataclasses.replace(BASE, **{name: dataclasses.replace(OTHER, lengths=None)})
+    assert plain.of_role(name).windows == BASE.lengths
+
+
+def test_without_roles_of_their_own_all_models_are_of_one():
+    run = tiny_runs.on_one_device(BASE)
+    assert len({run.role(name) for name in ROLES}) == 1 and run.data_of("pit") is run.data
+    assert all(run.reward_data(stage) is None for stage in BASE.stages)
+    with pytest.raises(KeyError):
+        run.role("network")
+
+
+def test_networks_of_ppo_are_those_of_its_roles():
+    """The critic has that of what it starts from."""
+    config = dataclasses.replace(BASE, gap_reward=OTHER)
+    stages = {stage.name: stage for stage in BASE.stages}
+    from_actor = dataclasses.replace(tiny_runs.PPO, critic_start="actor")
+    of_actor = dataclasses.replace(stages["rl_pit"], ppo=from_actor)
+    small, large = BASE.network, OTHER.network
+    assert config.networks(stages["rl_pit"]) == Networks(small, large, large)
+    assert config.networks(of_actor) == Networks(small, small, large)
+    assert config.networks(stages["rl_policy"]) == Networks.same(small)
+    assert config.networks(stages["rm_gap"]) == Networks.same(large)
+    difference = dataclasses.replace(of_actor, task="rl_pit_difference", reward_model="rm_policy")
+    assert config.networks(difference) == Networks.same(small)
+
+
+def test_the_data_of_a_role_fits_the_windows_of_all(monkeypatch):
+    """The pipelines of both vocabularies know each other's; roles of one share it."""
+    made = []
+
+    def pipeline(dataset, vocabulary, lengths, batching, beside):
+        made.append((vocabulary, lengths, beside))
+        return types.SimpleNamespace(beside=beside)
+
+    monkeypatch.setattr(runs, "InputPipeline", pipeline)
+    other = RoleConfig(OTHER.network, "bytes", OTHER.lengths)
+    run = tiny_runs.on_one_device(dataclasses.replace(BASE, gap_reward=other))
+    stages = {stage.name: stage for stage in BASE.stages}
+    words = (run.role("policy").vocabulary, BASE.lengths)
+    letters = (load("bytes"), OTHER.lengths)
+    assert run.data is run.data_of("pit") is run.data_of("policy_reward")
+    assert run.reward_data(stages["rl_pit"]) is run.data_of("gap_reward")
+    assert made == [(*words, [letters]), (*letters, [words])]
+    for name in ("rl_policy", "rm_gap", "sft_pit"):
+        assert run.reward_data(stages[name]) is None
+
+
+def test_each_role_may_find_windows_of_its_own(tmp_path):
+    """Of the same texts, in words and in bytes: a text has at least as many of these."""
+    lengths = Lengths(prompt=0, reference=0, response=0)
+    other = RoleConfig(OTHER.network, "bytes")
+    config = tiny_runs.config(tmp_path, lengths=lengths, pit=other)
+    run = tiny_runs.on_one_device(config)
+    assert run.finds_windows
+    words, letters = run.role("policy").lengths, run.role("pit").lengths
+    assert run.config.lengths == words and run.config.pit.lengths == letters
+    for vocabulary, windows in (("words:drafts", words), ("bytes", letters)):
+        assert InputPipeline(config.dataset, load(vocabulary), lengths).lengths == windows
+    assert letters.reference > words.reference
+
+
 def test_words_of_both_prompts_of_self_refine_are_part_of_a_word_vocabulary(made, tmp_path):
     improve = ImproveConfig(self_refine=write_prompts(tmp_path))
     assert made(improve=improve)["words"] == ("fair", "why", "anew")
@@ -178,7 +285,7 @@ def restored(monkeypatch):
             restore_model=lambda model, step: (folder.parent.name, step), close=lambda: None
         )
 
-    monkeypatch.setattr(runs, "Checkpoints", checkpoints)
+    monkeypatch.setattr(loading, "Checkpoints", checkpoints)
 
 
 def test_a_model_is_that_of_its_result_or_of_the_step_asked_for(run, restored):
@@ -188,7 +295,7 @@ def test_a_model_is_that_of_its_result_or_of_the_step_asked_for(run, restored):
 
 @pytest.mark.parametrize("what", ["vocabulary", "network"])
 def test_a_model_with_another_meaning_is_not_read(run, restored, what):
-    identity = run.identity() | {what: "another"}
+    identity = loading.identity(run, "gap_reward", None) | {what: "another"}
     (run.folder("rm_gap") / "stage.json").write_text(json.dumps({"model": identity}))
     with pytest.raises(UserError, match=f"rm_gap: was trained with another {what}: .*another"):
         run.load("rm_gap")
@@ -210,6 +317,7 @@ def test_a_stage_reflects_by_its_task(run):
         run.reflects("thinking")
     lengths = dataclasses.replace(run.config.lengths, reflection=9)
     run.config = dataclasses.replace(run.config, lengths=lengths)
+    run.place(run.partitioner)
     assert run.reflects("thinking") and not run.reflects("plain")
     assert run.improver("M_PIT", reflects=True).reflects and not run.improver("M_PIT").reflects
 

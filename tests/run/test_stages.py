@@ -79,6 +79,39 @@ def test_rows_are_those_that_the_loss_reads():
     assert stages.rows_of(tiny_runs.supervised("sft_pit_reflection")) == "sft_pit_reflection"
 
 
+def test_a_model_is_of_the_role_of_its_task_and_a_warm_up_of_any():
+    kinds = (stages.SUPERVISED_TASKS, stages.REWARD_TASKS, stages.RL_TASKS)
+    assert set(stages.ROLE_OF) == {task for kind in kinds for task in kind}
+    roles = {stage.name: stages.role_of(stage) for stage in tiny_runs.config("x").stages}
+    assert roles == {
+        "pretrain": "policy",
+        "sft_policy": "policy",
+        "sft_pit": "pit",
+        "rm_policy": "policy_reward",
+        "rm_gap": "gap_reward",
+        "rl_policy": "policy",
+        "rl_pit": "pit",
+    }
+    for role in ("policy", "pit", "policy_reward", "gap_reward"):
+        assert stages.role_of(tiny_runs.supervised("pretrain", role=role)) == role
+    for task, role in (("pretrain", "judge"), ("sft_pit", "pit")):
+        with pytest.raises(ValueError, match=f"got role='{role}', expected one of .*'pit'.* warm-"):
+            tiny_runs.supervised(task, role=role)
+
+
+def test_the_reward_model_of_ppo_is_of_the_role_of_its_task():
+    rounds = (Round("data", 1),)
+    stage = tiny_runs.rl("rl_pit", rounds)
+    tasks = {
+        "rl_policy": "policy_reward",
+        "rl_pit": "gap_reward",
+        "rl_pit_difference": "policy_reward",
+    }
+    for task, role in tasks.items():
+        fields = {"task": task, "rounds": NO_REFERENCE if task == "rl_policy" else rounds}
+        assert stages.reward_role(dataclasses.replace(stage, **fields)) == role
+
+
 def test_steps_of_all_rounds():
     assert tiny_runs.rl("rl_pit", (Round("data", 3), Round("policy", 4))).steps == 7
 
@@ -94,7 +127,8 @@ def test_steps_of_all_rounds():
 )
 def test_starting_states(stage):
     state = jax.eval_shape(
-        lambda key: stages.create_state(stage, TINY, ONE_DEVICE, key), jax.random.key(0)
+        lambda key: stages.create_state(stage, Networks.same(TINY), ONE_DEVICE, key),
+        jax.random.key(0),
     )
     train = state.train if isinstance(state, RLState) else state
     shapes = {
@@ -122,7 +156,7 @@ def test_ppo_starts_with_its_beta_and_an_optimizer_for_actor_and_critic(monkeypa
         monkeypatch.setattr(stages, name, lambda network: lambda key: jnp.zeros(2))
     ppo = dataclasses.replace(tiny_runs.PPO, beta=0.25, critic_warmup=1)
     stage = tiny_runs.rl("rl_policy", NO_REFERENCE, ppo=ppo)
-    state = stages.starting_state(stage, TINY)(jax.random.key(0))
+    state = stages.starting_state(stage, Networks.same(TINY))(jax.random.key(0))
     assert float(state.beta) == 0.25
     grads = {"actor": jnp.ones(2), "critic": jnp.ones(2)}
     train, _ = state.train.apply_gradients(grads, jnp.float32(0))
@@ -284,7 +318,7 @@ def test_ppo_starts_with_its_beta_and_a_key_for_each_network(monkeypatch):
     monkeypatch.setattr(stages, "init_scalar_model", init)
     for beta in (0.125, 0.5):
         ppo = dataclasses.replace(tiny_runs.PPO, beta=beta)
-        create = stages.starting_state(dataclasses.replace(KINDS[2], ppo=ppo), TINY)
+        create = stages.starting_state(dataclasses.replace(KINDS[2], ppo=ppo), Networks.same(TINY))
         one, other = create(jax.random.key(0)), create(jax.random.key(1))
         assert float(one.beta) == beta and float(one.moments.count) == 0
         drawn = [tuple(x.tolist()) for s in (one, other) for x in s.train.params.values()]

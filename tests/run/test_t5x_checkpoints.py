@@ -14,6 +14,7 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from pit_jax.errors import UserError
+from pit_jax.method.environment import Networks
 from pit_jax.models.weights import t5x as weights
 from pit_jax.run import stages, t5x_checkpoints
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
@@ -36,7 +37,7 @@ def abstract(part=None, network=tiny_runs.NETWORK):
 
 @functools.cache
 def made(name):
-    return stages.create_state(STAGES[name], tiny_runs.NETWORK, partitioner(), KEY)
+    return stages.create_state(STAGES[name], Networks.same(tiny_runs.NETWORK), partitioner(), KEY)
 
 
 def flat(tree):
@@ -166,7 +167,7 @@ def test_t5xs_decoder_is_imported(tmp_path):
     init = stages.init_language_model(network)
     part = partitioner()
     stage = STAGES["sft_pit"]
-    params = stages.create_state(stage, network, part, KEY).params
+    params = stages.create_state(stage, Networks.same(network), part, KEY).params
     theirs = weights.to_t5x_decoder(params)
     folder = epath.Path(tmp_path) / "checkpoint_5"
     write_legacy(folder, traverse_util.unflatten_dict(theirs, sep="/"))
