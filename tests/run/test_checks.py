@@ -11,10 +11,12 @@ import jax
 import pytest
 
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
+from pit_jax.data.layouts import Lengths
 from pit_jax.errors import UserError
 from pit_jax.method.curriculum import Round
 from pit_jax.run import checks
 from pit_jax.run import run as runs
+from pit_jax.run.config import RoleConfig
 from tests import tiny_runs
 
 BASE = tiny_runs.config("unused")
@@ -71,6 +73,29 @@ def test_a_model_of_another_kind_or_a_later_stage_is_refused(name, changes, mess
     found = refusal(changed(name, **changes), name, tmp_path)
     assert found.startswith(f"stage {name}: ")
     assert re.search(message, found), found
+
+
+def test_a_critic_is_not_a_reward_model_that_reads_another_vocabulary(tmp_path):
+    """Nor does it matter for a stage whose reward model has the vocabulary of its actor."""
+    other = RoleConfig(
+        dataclasses.replace(BASE.network, vocab_size=300),
+        "bytes",
+        Lengths(prompt=99, reference=99, response=99),
+    )
+    config = dataclasses.replace(BASE, gap_reward=other)
+    initial = tiny_runs.supervised("pretrain_gap", task="pretrain", role="gap_reward")
+    reward = dataclasses.replace(BASE.stages[4], initial="pretrain_gap")
+    stages = (*BASE.stages[:4], initial, reward, *BASE.stages[5:])
+    config = dataclasses.replace(config, stages=stages)
+    assert refusal(config, "rl_pit", tmp_path) == (
+        "stage rl_pit: got critic_start='reward', expected 'actor': its reward model has another "
+        "vocabulary"
+    )
+    ppo = dataclasses.replace(tiny_runs.PPO, critic_start="actor")
+    right = tiny_runs.with_stages(config, dataclasses.replace(BASE.stages[-1], ppo=ppo))
+    run = tiny_runs.on_one_device(dataclasses.replace(right, model_dir=str(tmp_path)))
+    for name in ("rl_pit", "rl_policy"):
+        checks.check(run, name)
 
 
 def reflecting(folder, **lengths):

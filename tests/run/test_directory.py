@@ -9,14 +9,17 @@ import json
 import pytest
 from etils import epath
 
+from pit_jax.data.layouts import Lengths
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.method.curriculum import Round
 from pit_jax.method.roles import ROLES
 from pit_jax.run import directory
+from pit_jax.run.config import RoleConfig
 from tests import tiny_runs
 
 CONFIG = tiny_runs.config("unused")
+NO_WINDOWS = Lengths(prompt=0, reference=0, response=0)
 VOCABULARY = load(CONFIG.vocabulary)
 VOCABULARIES = dict.fromkeys(ROLES, VOCABULARY)
 NETWORK = (
@@ -61,6 +64,91 @@ def test_a_directory_made_before_goes_on(stage, digest, tmp_path):
         "vocabulary": "words 2 1152822d0dfccb9b",
         "network": NETWORK + ", remat='none')",
     }
+
+
+def of_roles(stage, vocabulary=None, **roles):
+    """Settings of a stage of the tiny run, in which these roles read bytes."""
+    config = dataclasses.replace(CONFIG, **roles)
+    table = {each.name: each for each in CONFIG.stages}
+    read = {role: vocabulary or load("bytes") for role in roles}
+    return directory.settings(config, table[stage], VOCABULARIES | read)
+
+
+LETTERS = RoleConfig(
+    dataclasses.replace(CONFIG.network, vocab_size=300),
+    "bytes",
+    Lengths(prompt=50, reference=60, response=61),
+)
+WINDOWS = "Lengths(prompt=50, reference=60, response=61)"
+
+
+def test_settings_have_what_other_roles_add_beside_what_they_had():
+    """Windows and vocabularies say which examples there are; networks, those it builds on."""
+    network = directory._text(LETTERS.network, directory._result_counts)
+    examples = {
+        "lengths of gap_reward": WINDOWS,
+        "vocabulary of gap_reward": "bytes 2",
+    }
+    assert of_roles("sft_policy", gap_reward=LETTERS) == settings("sft_policy") | examples
+    assert of_roles("rl_pit", gap_reward=LETTERS) == (
+        settings("rl_pit") | examples | {"network of gap_reward": network}
+    )
+    # Of its own role the names are those that they always were.
+    own = {"lengths": WINDOWS, "vocabulary": "bytes 2", "network": network}
+    others = ("policy", "pit", "policy_reward")
+    words = {
+        f"{name} of {role}": settings("rm_gap")[name]
+        for role in others
+        for name in ("lengths", "vocabulary")
+    }
+    words["network of policy"] = settings("rm_gap")["network"]  # of its warm-up
+    assert of_roles("rm_gap", gap_reward=LETTERS) == settings("rm_gap") | own | words
+    # What is said of a role and is the same as without is none of its own.
+    fields = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(RoleConfig)}
+    same = RoleConfig(**fields | {"lengths": None})
+    assert of_roles("rl_pit", VOCABULARY, pit=same) == settings("rl_pit")
+
+
+@pytest.mark.parametrize(
+    ("changes", "vocabulary", "message"),
+    [
+        (
+            {"lengths": Lengths(prompt=50, reference=70, response=61)},
+            "bytes",
+            r"lengths of gap_reward.reference 60 -> 70\.",
+        ),
+        ({}, "words:requirements", r"vocabulary of gap_reward .*bytes 2.* -> .*words 2"),
+        (
+            {"network": dataclasses.replace(LETTERS.network, num_layers=2)},
+            "bytes",
+            r"network of gap_reward.num_layers 1 -> 2\.",
+        ),
+    ],
+)
+def test_what_is_changed_of_another_role_is_refused(changes, vocabulary, message, tmp_path):
+    folder = epath.Path(tmp_path)
+    directory.claim(folder, of_roles("rl_pit", gap_reward=LETTERS), {})
+    (folder / "references").mkdir()
+    directory.claim(folder, of_roles("rl_pit", gap_reward=LETTERS), {})
+    changed = dataclasses.replace(LETTERS, **changes)
+    after = of_roles("rl_pit", load(vocabulary), gap_reward=changed)
+    with pytest.raises(UserError, match=f"other settings: {message}"):
+        directory.claim(folder, after, {})
+
+
+def test_windows_that_the_data_gave_are_those_of_the_roles_own_stages(tmp_path):
+    """`rl_pit` of the tiny run has M_PIT's, every other stage M_P's."""
+    found = dataclasses.replace(LETTERS, lengths=Lengths(prompt=70, reference=80, response=81))
+    config = dataclasses.replace(CONFIG, pit=found)
+    folder = epath.Path(tmp_path)
+    asked = dataclasses.replace(config, pit=dataclasses.replace(LETTERS, lengths=NO_WINDOWS))
+    for role in ("policy", "pit"):
+        assert directory.lengths(folder, asked, role) is None
+    for name, role in (("rl_policy", "policy"), ("rl_pit", "pit")):
+        stage = next(stage for stage in CONFIG.stages if stage.name == name)
+        read = VOCABULARIES | {"pit": load("bytes")}
+        directory.claim(folder / name, directory.settings(config, stage, read), {})
+        assert directory.lengths(folder, asked, role) == config.of_role(role).windows
 
 
 def test_how_a_result_is_computed_does_not_count():
