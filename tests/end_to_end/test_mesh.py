@@ -15,6 +15,7 @@ from pit_jax import cli, commands
 from pit_jax.method import ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
 from pit_jax.method.environment import Environment, Networks
+from pit_jax.method.frozen import Frozen
 from pit_jax.run import pipeline, stages
 from pit_jax.run.run import Run
 from pit_jax.runtime.metrics import compute
@@ -149,11 +150,11 @@ def one_ppo_step(run, name, partitioner):
     }
     state = stages.create_state(stage, Networks.same(NETWORK), partitioner, jax.random.key(0))
     step = ppo_step.make_step(
-        NETWORK,
+        Networks.same(NETWORK),
         stage.ppo,
         Environment(run.role("policy").layout.widths(run.config.lengths).response, "sum"),
         partitioner,
-        OnHost(frozen),
+        OnHost(Frozen(frozen)),
         jax.random.key(5),
         run.role("policy").vocabulary.decode,
     )
