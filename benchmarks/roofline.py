@@ -172,7 +172,7 @@ def main() -> None:
         rows = []
         for _ in range(options.runs):
             machine = measure()
-            cost = estimate(program, config.network, [], machine, devices=1, model_axis=1)
+            cost = estimate(program, [], machine, devices=1, model_axis=1)
             took, least = seconds(call), cost.seconds
             speeds = machine.flops / 1e9, machine.bandwidth / 1e9
             rows.append((*speeds, cost.compute, cost.memory, least, took, took / least))

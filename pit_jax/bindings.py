@@ -6,6 +6,7 @@ What each of them reaches is found by `reach`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import io
@@ -68,6 +69,7 @@ def parse(
     flags: Sequence[tuple[str, str]],
     roots: Sequence[type],
     takes_stage: bool = True,
+    text: str = "",
 ) -> None:
     """Sets up gin with files, then flags.
 
@@ -77,6 +79,7 @@ def parse(
       flags: (name, value) of each flag.
       roots: the configurations that the command is going to make.
       takes_stage: whether the command does something with STAGE.
+      text: the content of a gin file that comes before the files; all of it has an effect.
 
     Raises:
       UserError: for what can't be read, isn't there, or would change nothing. A file's own
@@ -88,6 +91,7 @@ def parse(
     for folder in folders:
         gin.add_config_file_search_path(folder)
     gin.clear_config()
+    gin.parse_config(text)
     given: list[reach.Binding] = []
     used: set[reach.Key] = set()
     for file in files:
@@ -118,12 +122,75 @@ def configured(cls: type) -> Any:
         return gin.get_configurable(cls)()
 
 
-def stage(names: Iterable[str]) -> str:
-    """Returns the stage that STAGE names; gin/ sets none, so that none is trained unasked."""
+def read(file: str, roots: Sequence[type]) -> list[Any]:
+    """Returns the configurations that a gin file makes, and leaves gin as it was.
+
+    Args:
+      file: a gin file, such as `whole` makes it.
+      roots: the configurations.
+
+    Raises:
+      UserError: for what `parse` refuses.
+    """
+    with _kept():
+        parse([file], "", (), roots, takes_stage=False)
+        return [configured(root) for root in roots]
+
+
+def over(text: str, flags: Sequence[tuple[str, str]], cls: type) -> dict[str, Any]:
+    """Returns the fields of a configuration that a gin text binds, with flags on top.
+
+    Args:
+      text: binds some fields of the configuration, and what they are made of.
+      flags: (name, value) of each flag.
+      cls: the configuration; it isn't made.
+
+    Raises:
+      UserError: for a flag that `parse` refuses.
+    """
+    with _kept():
+        parse((), "", flags, (cls,), takes_stage=False, text=text)
+        with errors():
+            return dict(gin.get_bindings(cls))
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """Brings all that gin knows of configurations back to what it is now."""
+    tables = (gin_config._CONFIG, gin_config._OPERATIVE_CONFIG)
+    before = [{key: dict(values) for key, values in table.items()} for table in tables]
+    others = (gin_config._IMPORTS, gin_config._SINGLETONS, gin_config._LOCATION_PREFIXES)
+    imports, singletons, prefixes = map(copy.copy, others)
+    locked = gin.config_is_locked()
+    try:
+        with gin.config_scope(None):
+            yield
+    finally:
+        gin.clear_config()
+        for table, values in zip(tables, before, strict=True):
+            table.update(values)
+        gin_config._IMPORTS.update(imports)
+        gin_config._SINGLETONS.update(singletons)
+        gin_config._LOCATION_PREFIXES[:] = prefixes
+        gin_config._set_config_is_locked(locked)
+
+
+def stage(names: Iterable[str], needed: bool = True) -> str:
+    """Returns the stage that STAGE names; gin/ sets none, so that none is trained unasked.
+
+    Args:
+      names: of the stages that there are.
+      needed: whether it is a mistake that STAGE isn't set; if not, the name is then empty.
+
+    Raises:
+      UserError: if it isn't a name.
+    """
     choices = ", ".join(names)
     try:
         found = gin.query_parameter(f"%{reach.STAGE}")
     except ValueError:
+        if not needed:
+            return ""
         raise UserError(
             f"no stage given, expected --gin.STAGE=NAME with one of {choices}"
         ) from None

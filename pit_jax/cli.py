@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pit_jax import __version__, bindings, checked, files
+from pit_jax import __version__, bindings, checked, files, serving
 from pit_jax.errors import Interrupted, NotFiniteError, UserError
 
 _EXAMPLES = {
@@ -37,7 +37,9 @@ _EXAMPLES = {
     ),
     "improve": (
         "python -m pit_jax improve --gin_file=gin/runs/quickstart.gin --input=prompts.jsonl "
-        "--output=improved.jsonl --gin.ImproveConfig.iterations=3"
+        "--output=improved.jsonl --gin.ImproveConfig.iterations=3\n"
+        "  python -m pit_jax improve --exported=exported --endpoint=http://localhost:8000/v1 "
+        "--model=pit --input=answers.jsonl --output=improved.jsonl"
     ),
     "evaluate": (
         "python -m pit_jax evaluate --gin_file=gin/runs/quickstart.gin "
@@ -50,8 +52,8 @@ _SUMMARIES = {
     "data": "show what became of every example: counts, lengths, padding, tokens; train nothing",
     "plan": "compile a run for TPUs or GPUs that aren't there: memory, disk, time; no data needed",
     "train": "train one stage, the one that STAGE names",
-    "convert": "bring a base model in, or write the model of the stage that STAGE names for "
-    "another framework",
+    "convert": "bring a base model in, or write the model of the stage that STAGE names, or all "
+    "that improve needs, for another framework",
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
     "evaluate": "judge, table and plot the models of a run, or saved generations; combine the "
     "reports of several seeds",
@@ -81,38 +83,6 @@ several hosts:
 signals:
   After SIGTERM or SIGINT (^C), a stage in training finishes its step, writes a checkpoint and ends
   with exit status 143 or 130; at any other time the process ends at once.
-"""
-_IMPROVE = """
-input:
-  prompt, text or turns {role, content}; response, the text to improve, sampled where it is missing
-  or null; other keys come back as they are. Files are JSON lines, JSON or parquet, also packed.
-
-output, a line for each row of the input, in order:
-  responses    the texts: the response that was improved, then one for each iteration
-  ended        whether each ended within the window of responses
-  gaps         R_PIT's gap of each iteration; above 0 it is better than what it was made of
-  best         which of responses is the best by gap, counted from 0
-  response     the result: the best, or the last with --gin.ImproveConfig.keep=last
-  stop_reason  iterations, unchanged, gap or time
-  truncated    whether a window cut a response, or cut one that the next was made of
-  models       stage@step of each role
-  seed         the seed of all draws
-  settings     the fields of ImproveConfig that aren't their defaults
-  status       ok; of a row that --on_error=skip has skipped, file:line: what is wrong
-  reflections  what the model wrote before the response of each iteration, if its task is
-               sft_pit_reflection
-
-  {"id": 7, "prompt": "2+2?", "responses": ["5", "4"], "ended": [true, true], "gaps": [1.2],
-   "best": 1, "response": "4", "stop_reason": "iterations", "truncated": false,
-   "models": {"policy": "rl_policy@60", "pit": "rl_pit@60", "gap_model": "rm_gap@80"}, "seed": 0,
-   "settings": {}, "status": "ok"}
-
-sampling, which has temperature, top_k and top_p:
-  --gin.policy/SamplingConfig.temperature=0.7   of the responses that are missing
-  --gin.pit/SamplingConfig.temperature=0.4      of the improvements
-
-  Rows are worked on in shards of RunConfig.shard_size, which are written to OUTPUT.parts as they
-  are done. Ended at any time, the same command goes on after the last of them.
 """
 
 
@@ -193,7 +163,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         if typed == "--gin_bindings":
             hint = "; write --gin.NAME=VALUE"
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    for name in ("input", "output", "generations", "save", "chat_template", "base", "with_base"):
+    paths = ("input", "output", "exported", "generations", "save", "chat_template")
+    for name in (*paths, "base", "with_base"):
         if isinstance(path := getattr(options, name, None), str):
             setattr(options, name, checked.expand(path))
     return options
@@ -213,7 +184,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             epilog=(_SEVERAL_HOSTS if name in _ON_DEVICES else "")
-            + (_IMPROVE if name == "improve" else "")
+            + (serving.IMPROVE if name == "improve" else "")
             + f"\nexample:\n  {_EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -256,21 +227,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             command.add_argument("--json", action="store_true", help="print JSON")
             command.add_argument("--output", help="folder to write data.json and lengths.png to")
         if name == "plan":
-            command.add_argument(
-                "--topology",
-                required=True,
-                metavar="NAME",
-                help="v4-128, 2xv5p-256, h100-1, l4-8, cpu, …",
-            )
-            command.add_argument("--json", action="store_true", help="print JSON")
-            command.add_argument("--explain", metavar="PROGRAM", help="all about some programs")
-            command.add_argument("--save", metavar="DIR", help="write compiled programs as text")
+            _add_plan(command)
         if name == "convert":
             _add_convert(command)
         if name == "improve":
-            command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
-            command.add_argument("--output", required=True, help="JSONL to write")
-            _add_on_error(command)
+            _add_improve(command)
         if name == "evaluate":
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
             command.add_argument(
@@ -293,6 +254,25 @@ def _add_on_error(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="v4-128, 2xv5p-256, h100-1, l4-8, cpu, …",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--explain", metavar="PROGRAM", help="all about some programs")
+    command.add_argument("--save", metavar="DIR", help="write compiled programs as text")
+
+
+def _add_improve(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
+    command.add_argument("--output", required=True, help="JSONL to write")
+    _add_on_error(command)
+    serving.add_flags(command)
+
+
 def _add_convert(command: argparse.ArgumentParser) -> None:
     way = command.add_mutually_exclusive_group(required=True)
     way.add_argument(
@@ -305,8 +285,9 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     way.add_argument(
         "--to",
         choices=["hf", "peft", "t5x"],
-        help="what a stage's model becomes; hf: a folder that transformers loads, adapters merged; "
-        "peft: a folder with its adapters, which PEFT loads; t5x: a folder checkpoint_STEP",
+        help="what a stage's model becomes; hf: a folder that transformers loads, adapters merged, "
+        "or without STAGE a directory of policy, PIT and gap model; peft: a folder with its "
+        "adapters, which PEFT loads; t5x: a folder checkpoint_STEP",
     )
     command.add_argument(
         "--input",
@@ -334,6 +315,12 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
         help="with --from: what RunConfig.chat_template will be; none, tokenizer or a file",
     )
     command.add_argument(
+        "--role",
+        choices=["policy", "pit", "policy_reward", "gap_reward"],
+        default="",
+        help="with --from=hf: write ROLE.gin too, which makes it the base model of this role alone",
+    )
+    command.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
         help="with --from of the computations (bfloat16), with --to of the weights (float32)",
@@ -345,6 +332,10 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         return _bring_in(options, flags)
     if getattr(options, "compare", None) is not None:
         return _compare(options, flags)
+    if getattr(options, "exported", None) or getattr(options, "endpoint", None):
+        _quieten()
+        serving.improve(options, flags)
+        return 0
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
     _quieten()
@@ -363,7 +354,8 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     config, evaluation = map(bindings.configured, roots)
     options.operative = bindings.operative()
     if takes_stage:
-        options.stage = bindings.stage(stage.name for stage in config.stages)
+        needed = getattr(options, "to", None) != "hf"
+        options.stage = bindings.stage((stage.name for stage in config.stages), needed)
     _check_paths(config.model_dir, evaluation, options)
     if options.command == "plan":
         return commands.plan(config, options)
@@ -395,9 +387,9 @@ def _check_paths(model_dir: str, evaluation: Any, options: argparse.Namespace) -
     elif options.command in ("run", "train", "evaluate"):
         files.check_folder(model_dir, "MODEL_DIR")
     names: tuple[str, ...] = ()
-    if options.command == "convert":
+    if options.command == "convert" and options.stage:
         names = (options.stage,)
-    elif options.command == "improve" or (
+    elif options.command in ("improve", "convert") or (
         options.command == "evaluate" and not options.generations
     ):
         names = (evaluation.policy, evaluation.pit, evaluation.gap_model)

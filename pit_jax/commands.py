@@ -82,14 +82,14 @@ def data(run, evaluation, options) -> None:
 
 def plan(config, options) -> int:
     """Compiles every program of a run for a machine; returns 1 if it doesn't fit there, else 0."""
-    from pit_jax.plan import chips, planner, text
+    from pit_jax.plan import machines, planner, text
 
     def say(what: str) -> None:
         sys.stderr.write(f"{what} …\n")  # whole, also from several threads
         sys.stderr.flush()
 
-    slice_ = chips.parse(options.topology)
-    devices = chips.devices(slice_)
+    slice_ = machines.find(options.topology)
+    devices = machines.devices(slice_)
     save = pathlib.Path(options.save) if options.save else None
     if options.json and options.explain:
         raise UserError("--explain: the JSON has it all, expected one of --json and --explain")
@@ -132,13 +132,21 @@ def bring_in(options) -> None:
     path = hugging_face.found(options.input)
     source = hugging_face.source_of(options.input, path)
     network = hugging_face.bring_in(path, output, dtype, options.chat_template, source)
+    written = [f"{output}/model", f"{output}/model.gin", f"{output}/tokenizer"]
+    if options.role:
+        text = hugging_face.role_gin(network, output, options.chat_template, options.role)
+        written.append(f"{output}/{options.role}.gin")
+        if processes.is_first():
+            files.write_whole(epath.Path(written[-1]), text)
     print(
         f"{options.input}: {network.num_layers} layers, {network.vocab_size:,} rows of ids -> "
-        f"{output}/model, {output}/model.gin, {output}/tokenizer"
+        f"{', '.join(written)}"
     )
 
 
 def _check_bases(kind: str, options) -> None:
+    if options.role and options.source != "hf":
+        raise UserError("--role: expected it with --from=hf alone")
     for flag in ("base", "with_base"):
         if getattr(options, flag) and kind != "peft":
             raise UserError(f"--{flag}: got it with {kind}, expected it with peft alone")
@@ -149,11 +157,19 @@ def _check_bases(kind: str, options) -> None:
 
 
 def convert(run, evaluation, options) -> None:
-    """Writes the model of the stage that STAGE names as transformers, PEFT or T5X loads it."""
-    del evaluation
-    from pit_jax.run import exports, stage_training, t5x_checkpoints
+    """Writes the model of the stage that STAGE names as transformers, PEFT or T5X loads it.
+
+    Without one it writes all models that improve, for transformers.
+    """
+    from pit_jax.run import exported, exports, stage_training, t5x_checkpoints
 
     _check_bases(options.to, options)
+    if not options.stage:
+        output, names = epath.Path(options.output), _improving_stages(evaluation)
+        for line in exported.take_out(run, names, output, options.dtype or "float32"):
+            print(line)
+        print(f"-> {output}")
+        return
     stage = run.stage(options.stage)
     step = run.result(stage.name)["model_step"]
     output, dtype = epath.Path(options.output), options.dtype or "float32"
@@ -266,10 +282,16 @@ def improve(run, evaluation, options) -> None:
 
 
 def _improving(run, evaluation, options):
-    from pit_jax.run import improving
+    from pit_jax.run import improver, improving
 
-    stages = {name: getattr(evaluation, name) for name in improving.ROLES}
-    return improving.Job(run, stages, options.input, options.output, options.on_error)
+    made = improver.RunImprover(run, _improving_stages(evaluation))
+    return improving.Job(made, options.input, options.output, options.on_error)
+
+
+def _improving_stages(evaluation) -> dict[str, str]:
+    from pit_jax.run import improver
+
+    return {role: getattr(evaluation, role) for role in improver.ROLES}
 
 
 def _evaluate_generations(run, evaluation, options) -> None:
@@ -301,7 +323,8 @@ def _check_command(run, evaluation, options) -> None:
             if one in (None, stage.name):
                 checks.check(run, stage.name)
     elif options.command == "convert":
-        checks.check_models(run, [run.stage(options.stage).name])
+        stage = options.stage and run.stage(options.stage).name
+        checks.check_models(run, [stage] if stage else _improving_stages(evaluation).values())
     elif options.command == "improve":
         job = _improving(run, evaluation, options)
         checks.check_models(run, job.needed.values())

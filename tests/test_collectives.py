@@ -12,7 +12,7 @@ import pytest
 from pit_jax.method import decode, supervised_step
 from pit_jax.method.environment import Networks
 from pit_jax.models.network import LanguageModel
-from pit_jax.plan import chips, hlo
+from pit_jax.plan import chips, hlo, machines
 from pit_jax.run import stages
 from pit_jax.runtime.partitioning import DECODE_RULES, MeshConfig, Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig
@@ -125,7 +125,7 @@ def test_the_tpus_compiler_gathers_no_weights_and_copies_no_cache():
     network = dataclasses.replace(
         NETWORK, embed_dim=1024, head_dim=128, mlp_dim=2048, vocab_size=4096, dtype="bfloat16"
     )
-    text = decoding(DECODE_RULES, network, chips.devices(chips.parse("v4-8")))
+    text = decoding(DECODE_RULES, network, machines.devices(chips.parse("v4-8")))
     moved = in_layers(text, 2)
     assert moved and all(c.times == 3 * R for c in moved)
     smallest = 1024 * 2 * 128  # the keys of one of two devices
@@ -139,7 +139,7 @@ def test_the_tpus_compiler_gathers_no_weights_and_copies_no_cache():
     assert ("fusion", 2) in made or ("dynamic-update-slice", 2) in made
     assert not [kind for kind, depth in made if depth and kind in ("copy", "broadcast")]
     # With the rules of training it would gather every matrix of every layer.
-    other = in_layers(decoding((), network, chips.devices(chips.parse("v4-8"))), 2)
+    other = in_layers(decoding((), network, machines.devices(chips.parse("v4-8"))), 2)
     assert max(elements(shape) for c in other for shape in c.shapes) >= smallest
 
 

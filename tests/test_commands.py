@@ -13,7 +13,7 @@ from pit_jax.data.datasets import DatasetConfig
 from pit_jax.errors import UserError
 from pit_jax.evaluation.endpoint import EndpointConfig
 from pit_jax.evaluation.suite import EvaluationConfig
-from pit_jax.plan import chips
+from pit_jax.plan import machines
 from pit_jax.run import improving
 from tests import tiny_runs
 
@@ -62,7 +62,7 @@ def test_a_report_never_takes_the_place_of_another(tmp_path, written, changes, n
 
 
 def test_a_plan_is_explained_or_json(monkeypatch):
-    monkeypatch.setattr(chips, "devices", lambda slice_: [])
+    monkeypatch.setattr(machines, "devices", lambda slice_: [])
     options = types.SimpleNamespace(topology="v4-8", save=None, json=True, explain="rm_gap")
     with pytest.raises(UserError, match="the JSON has it all, expected one of --json and --explai"):
         commands.plan(None, options)

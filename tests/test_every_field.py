@@ -285,6 +285,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
 
 # Frozen dataclasses that nobody sets: results, records, and parts that are made of a configuration.
 MADE = {
+    "api": "Improvement",
     "data.datasets": "Dataset _Source",
     "data.examples": "Check Example",
     "data.files.formats": "Half",
@@ -321,6 +322,7 @@ MADE = {
     ),
     "report.seed_plots": "Panel",
     "run.choosing": "Row",
+    "run.improver": "Asked",
     "run.improving": "Row",
     "runtime.profiling": "Window",
 }

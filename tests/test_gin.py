@@ -11,6 +11,7 @@ import re
 
 import jax
 import pytest
+from etils import epath
 
 import gin
 from pit_jax import bindings, cli
@@ -18,6 +19,8 @@ from pit_jax.data import datasets
 from pit_jax.data.files import build
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.decode import SamplingConfig
+from pit_jax.models.config import LoraConfig
+from pit_jax.run import hugging_face
 from pit_jax.run import run as runs
 from pit_jax.run.config import RunConfig
 from tests import tiny_tokenizers
@@ -28,10 +31,11 @@ ROOTS = (RunConfig, EvaluationConfig)
 ALL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
 FILES = [name for name in ALL if not name.startswith("gin/t5x/")]  # those go into T5X's own
 RUNS = [name for name in FILES if name.startswith("gin/runs/")]
-LARGE = [name for name in RUNS if name.endswith("b.gin")]  # from a base model, on a pod
+ADAPTERS = [name for name in RUNS if name.startswith("gin/runs/lora_")]
+LARGE = [name for name in RUNS if name.endswith("b.gin") and name not in ADAPTERS]  # on a pod
 # From a base model, such as tests/run/test_hugging_face.py makes; SmolLM2's take a file of tasks.
 FROM_BASE = ("gin/runs/from_base.gin", "gin/runs/smollm2.gin", "gin/runs/smollm2_cpu.gin")
-SMALL_RUNS = sorted(set(RUNS) - {*LARGE, *FROM_BASE})
+SMALL_RUNS = sorted(set(RUNS) - {*LARGE, *ADAPTERS, *FROM_BASE})
 TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of every stage
 SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]
@@ -191,7 +195,8 @@ def test_a_file_opens_with_what_to_set(name):
 
 
 def test_every_file_is_part_of_a_run():
-    unused = {JUDGE, LORA, T5X_BASE, *PRESETS} - {"gin/models/smollm2_135m.gin"}
+    with_run = ("smollm2_135m", "smollm3_3b", "llama3_1_8b")
+    unused = {JUDGE, LORA, T5X_BASE, *PRESETS} - {f"gin/models/{name}.gin" for name in with_run}
     assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - unused
 
 
@@ -219,6 +224,23 @@ def test_a_paper_run_has_the_papers_windows_and_a_tokenizer():
     windows = run.lengths
     assert (windows.prompt, windows.reference, windows.response) == (512, 512, 513)  # 512 and EOS
     assert run.vocabulary == "tokenizer:base/tokenizer"
+
+
+def test_a_role_gets_a_base_model_of_its_own(tmp_path):
+    """All fields are the role's, also those in which the run's network isn't at its default."""
+    run, _ = resolved(file=QUICKSTART)
+    family = dataclasses.replace(run.network, norm="layer", vocab_size=300, positions="relative")
+    own, file = tmp_path / "gap_reward.gin", tmp_path / "both.gin"
+    own.write_text(hugging_face.role_gin(family, epath.Path("base"), "tokenizer", "gap_reward"))
+    other = "config.NetworkConfig.qkv_bias = True"
+    file.write_text(f"include '{QUICKSTART}'\ninclude '{own}'\n")
+    found, _ = resolved(other, file=file)
+    assert found.gap_reward.network == family and found.network.qkv_bias
+    assert found.of_role("pit").network == found.network
+    role = found.of_role("gap_reward")
+    assert (role.vocabulary, role.chat_template) == ("tokenizer:base/tokenizer", "tokenizer")
+    starts = {stage.name: stage.initial for stage in found.stages}
+    assert starts["rm_gap"] == "base/model" != starts["rm_policy"]
 
 
 def test_epsilon_is_that_of_the_stage():
@@ -305,6 +327,15 @@ def test_a_run_for_a_pod_is_described(name, tmp_path, capsys):
     for row in rows:
         models = 2 if row[1].startswith("rl") else 1  # actor and critic
         assert 0.9 * size < int(row[4].replace(",", "")) / 1e9 / models < 1.3 * size
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_runs_of_adapters_have_the_settings_of_lora(name):
+    """Those of gin/lora.gin, beside which the stages' settings can't stand in one file."""
+    run, _ = resolved(*for_required(name), file=name)
+    assert run.network.lora == LoraConfig(rank=16, alpha=32.0)
+    assert assignments(LORA).items() <= assignments("gin/stages/paper_lora.gin").items()
+    assert {stage.parts for stage in run.stages} == {32} and run.stages[0].batch_size == 128
 
 
 def test_the_network_of_t5x_has_its_size(tmp_path, capsys):

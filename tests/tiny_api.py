@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 # Status, headers and content of an answer; a text alone is that of a chat completion.
 Reply = str | tuple[int, dict[str, str], bytes]
@@ -44,6 +44,10 @@ class Api(ThreadingHTTPServer):
         """What the user said in each request."""
         return [body["messages"][-1]["content"] for body in self.bodies]
 
+    def answer(self, path: str, body: dict[str, Any]) -> Reply:
+        """What a request is answered."""
+        return self.reply(body["messages"][-1]["content"])
+
     @contextlib.contextmanager
     def counted(self, path, headers, body) -> Iterator[None]:
         with self._lock:
@@ -59,13 +63,16 @@ class Api(ThreadingHTTPServer):
                 self._at_once -= 1
 
 
+Server = TypeVar("Server", bound=Api)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: Api
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.counted(self.path, self.headers, body):
-            found = self.server.reply(body["messages"][-1]["content"])
+            found = self.server.answer(self.path, body)
         status, headers, content = completion(found) if isinstance(found, str) else found
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
@@ -85,7 +92,14 @@ class _Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def api(reply: Callable[[str], Reply]) -> Iterator[Api]:
     """Serves until the block ends."""
-    with Api(reply) as server:
+    with served(Api(reply)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def served(server: Server) -> Iterator[Server]:
+    """Lets a server serve until the block ends."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:

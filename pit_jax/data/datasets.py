@@ -209,12 +209,13 @@ def prompt(config: DatasetConfig | MixtureConfig, record: Mapping[str, Any]) -> 
     mapped = (columns for columns in mappings if columns.get("prompt") in record)
     columns = {name: key for name, key in next(mapped, {}).items() if key in record}
     fields = Fields(record, columns)
-    if any(map(_is_synthetic, parts)) and turns.listed(fields["prompt"]) is None:
+    if any(map(is_synthetic, parts)) and turns.listed(fields["prompt"]) is None:
         return fields.text("prompt")
     return formats.prompt(fields)
 
 
-def _is_synthetic(config: DatasetConfig) -> bool:
+def is_synthetic(config: DatasetConfig) -> bool:
+    """Returns whether a dataset has this package's synthetic prompts, whose texts are x."""
     path = config.path if isinstance(config.path, str) else ""
     return config.kind == "instructions" or (
         config.kind == "tfds" and "instructions" in path.split("/")
@@ -319,7 +320,7 @@ def _grouping(
     """Returns what names an example's group, the same in all of the sources."""
     names: dict[str, str] = {}
     for each in sources:
-        if _is_synthetic(each.config):
+        if is_synthetic(each.config):
             continue
         for reading in filter(None, (each.reading, each.held_out)):
             for text, name in map(told, reading.examples):

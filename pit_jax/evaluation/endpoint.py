@@ -1,40 +1,14 @@
-"""Asks a language model over an OpenAI-compatible HTTP API, such as a vendor's or vLLM's.
-
-The key stands in an environment variable. It goes into the header of requests and nowhere else:
-redirections, which could take it to another host, are refused, and what the API says is shown and
-kept without it.
-"""
+"""Asks a language model over an OpenAI-compatible chat API, such as a vendor's or vLLM's."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import email.message
-import email.utils
-import http.client
 import json
-import os
-import re
-import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from typing import Any
 
 from pit_jax.checked import UserPath, at_least, checked
-from pit_jax.data.files.json_values import printable
 from pit_jax.errors import UserError
-
-Body = dict[str, Any]
-
-# Seconds before a request is sent again: the first wait, which then doubles, and the longest.
-_FIRST_WAIT = 1.0
-_LONGEST_WAIT = 300.0
-# Timeout, too early, too many requests; those of 500 and more are tried again too.
-_TRANSIENT = (408, 425, 429)
-# What the API says beside them may have a part of the key.
-_ABOUT_KEYS = (401, 403)
+from pit_jax.run.client import Body, Client, TransientError, check_key_variable, check_url, key_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +51,8 @@ class EndpointConfig:
             at_least(self, 0, "temperature")
         if not self.model:
             raise UserError("EndpointConfig.model: got '', expected the name of a model")
-        # Neither message shows what it refuses: it may be a key.
-        if self.key_variable and not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
-            raise UserError(
-                "EndpointConfig.key_variable: expected the name of an environment variable in "
-                "capital letters, such as OPENAI_API_KEY, and never the key itself"
-            )
-        if "@" in self.url:
-            raise UserError("EndpointConfig.url: expected a URL without a user or a password")
-        if not _is_url(self.url):
-            raise UserError(
-                f"EndpointConfig.url: got {self.url!r}, expected a URL such as "
-                "http://localhost:8000/v1"
-            )
+        check_key_variable("EndpointConfig.key_variable", self.key_variable)
+        check_url("EndpointConfig.url", self.url)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +71,7 @@ class Answer:
     completion_tokens: int = 0
 
 
-class Endpoint:
+class Endpoint(Client):
     """Sends requests; several threads may do so at once.
 
     Args:
@@ -119,10 +82,9 @@ class Endpoint:
     """
 
     def __init__(self, config: EndpointConfig):
+        key = key_of("EndpointConfig.key_variable", config.key_variable)
+        super().__init__(key, config.timeout, config.retries)
         self._config = config
-        self._key = _key(config.key_variable)
-        self._opener = urllib.request.build_opener(_NoRedirection)
-        self._stopped = threading.Event()
         self.url = f"{config.url.rstrip('/')}/chat/completions"
 
     def body(self, system: str, user: str) -> Body:
@@ -145,97 +107,7 @@ class Endpoint:
         Raises:
           UserError: if the API refuses the request, or there is no answer after all retries.
         """
-        data, problem = json.dumps(body).encode(), ""
-        for attempt in range(self._config.retries + 1):
-            try:
-                return _answer(self._send(data))
-            except _TransientError as error:
-                problem, wait = str(error), max(error.wait, _FIRST_WAIT * 2**attempt)
-            if self._stopped.is_set() or attempt == self._config.retries:
-                break
-            self._pause(min(wait, _LONGEST_WAIT))
-        raise UserError(f"{self.url}: no answer after {attempt + 1} requests: {problem}")
-
-    def stop(self) -> None:
-        """Ends all waits: requests under way are not sent again."""
-        self._stopped.set()
-
-    def _pause(self, seconds: float) -> None:
-        self._stopped.wait(seconds)
-
-    def _send(self, data: bytes) -> str:
-        headers = {"Content-Type": "application/json", "User-Agent": "pit_jax"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self.url, data, headers)
-        try:
-            with self._opener.open(request, timeout=self._config.timeout) as response:
-                return self._without_key(response.read())
-        except urllib.error.HTTPError as error:
-            status = f"{error.code} {printable(self._without_key(error.reason))}".strip()
-            if error.code not in _ABOUT_KEYS:
-                status += self._said(error)
-            if error.code in _TRANSIENT or error.code >= 500:
-                raise _TransientError(status, _retry_after(error.headers)) from None
-            raise UserError(f"{self.url} answers {status}") from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            text = self._without_key(str(reason) or type(reason).__name__)
-            raise _TransientError(printable(text)) from None
-
-    def _said(self, error: urllib.error.HTTPError) -> str:
-        """What the API says of an error, in short."""
-        try:
-            text = self._without_key(error.read())
-        except (OSError, http.client.HTTPException):
-            return ""
-        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
-            text = json.loads(text)["error"]["message"]
-        text = printable(" ".join(str(text).split()))
-        return f": {text[:200]}" if text else ""
-
-    def _without_key(self, text: str | bytes) -> str:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", "replace")
-        return text.replace(self._key, "(key)") if self._key else text
-
-
-class _NoRedirection(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-class _TransientError(Exception):
-    """Says what may pass, with the seconds that the API asks to wait."""
-
-    def __init__(self, reason: str, wait: float = 0.0):
-        super().__init__(reason)
-        self.wait = wait
-
-
-def _is_url(text: str) -> bool:
-    try:
-        found = urllib.parse.urlsplit(text)
-        return found.scheme in ("http", "https") and bool(found.hostname) and text.isprintable()
-    except ValueError:
-        return False
-
-
-def _key(variable: str) -> str:
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(
-            f"EndpointConfig.key_variable: the environment variable {variable} isn't set, expected "
-            "the key of the API in it, or key_variable = '' for an API that takes none"
-        )
-    if not re.fullmatch("[!-~]+", key):
-        raise UserError(
-            f"EndpointConfig.key_variable: {variable} has white space or other characters that no "
-            "header can have, expected the key of the API"
-        )
-    return key
+        return self.post(self.url, body, _answer)
 
 
 def _answer(content: str) -> Answer:
@@ -246,20 +118,9 @@ def _answer(content: str) -> Answer:
         used = found.get("usage") or {}
         counts = [_count(used.get(name)) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise _TransientError("it answers what is no chat completion") from None
+        raise TransientError("it answers what is no chat completion") from None
     return Answer(text if isinstance(text, str) else "", cut, *counts)
 
 
 def _count(value: Any) -> int:
     return value if isinstance(value, int) else 0
-
-
-def _retry_after(headers: email.message.Message | None) -> float:
-    """The seconds that a response asks to wait; it says a number of them, or until when."""
-    text = (headers and headers.get("Retry-After")) or ""
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", text.strip()):
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return 0.0

@@ -152,7 +152,7 @@ class Sampler:
 
     def scored(self, responses: Sequence[Response]) -> tuple[np.ndarray, np.ndarray]:
         """Makes what a reward model reads of responses: int32 tokens [n, R] and their mask."""
-        rows = [_scored(response) for response in responses]
+        rows = [scored_ids(response) for response in responses]
         lengths = np.array([len(row) for row in rows])
         mask_BR = np.arange(self._response_length)[None] < lengths[:, None]
         return pad_right(rows, self._response_length), mask_BR
@@ -212,7 +212,7 @@ class Sampler:
         return self._programs[name]
 
 
-def _scored(response: Response) -> Tokens:
+def scored_ids(response: Response) -> Tokens:
     """The ids of a response that a reward model reads."""
     return response.tokens + [EOS_ID] * (response.ended or not response.tokens)
 

@@ -3,6 +3,7 @@
 chips       knows names, capacities and speeds of TPU slices and of machines with GPUs
 cuda        describes GPUs to XLA's compiler, so that it needs none
 host        measures this machine, for plans of runs on its processor
+machines    finds the machine that a user names, and its devices
 programs    lists the programs of a run, with abstract arguments and the arithmetic they do
 hlo         finds the collectives, loops and kernels of a compiled program
 estimate    estimates a program's time by the roofline

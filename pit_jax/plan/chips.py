@@ -1,4 +1,4 @@
-"""Knows machines by the names that users know: `v4-128`, `h100-8`, `cpu`.
+"""Knows machines by the names that users know: `v4-128`, `h100-8`.
 
 TPUs: capacities and bandwidths are those that Google Cloud's documentation gives for each version;
 where it gives the interconnect of both directions together, half of it is taken.
@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import re
-from typing import Any
 
 from pit_jax.errors import UserError
 from pit_jax.method.flops import PEAKS
@@ -72,9 +70,8 @@ class Chip:
 
 
 # Training of 0.8 to 13 billion parameters reached 35 to 46 % of an H100's peak in the published
-# benchmark of MPT (mosaicml/llm-foundry), repeated arithmetic not counted; large copies reach nine
-# tenths of the memory's bandwidth, small ones less. NVIDIA's introduction to CUDA graphs measured
-# 3.4 to 3.8 microseconds from one kernel of 2.9 to the next, and short kernels are most of them.
+# benchmark of MPT (mosaicml/llm-foundry), repeated arithmetic not counted. Large copies reach nine
+# tenths of the memory's bandwidth, small ones less. The time of a kernel's start is an assumption.
 GPU_SHARES = Shares(flops=0.4, bandwidth=0.7, interconnect=0.7, launch=3e-6)
 
 
@@ -152,7 +149,7 @@ class Slice:
 
 
 def _table() -> dict[str, tuple[Chip, tuple[int, int, int]]]:
-    """All names but `cpu`: the chip, and how the chips of a slice are arranged."""
+    """All names: the chip, and how the chips of a slice are arranged."""
     found: dict[str, tuple[Chip, tuple[int, int, int]]] = {}
     for chip in CHIPS.values():
         if chip.platform == "gpu":
@@ -171,15 +168,11 @@ def parse(name: str) -> Slice:
 
     Args:
       name: `v4-128` and the like for TPUs, `2xv4-128` for two slices of them; `h100-8` for a
-        machine with 8 GPUs; `cpu` for this machine, which is measured for about a second.
+        machine with 8 GPUs.
 
     Raises:
       UserError: for any other name; it lists those that are nearest.
     """
-    if name == "cpu":
-        from pit_jax.plan import host
-
-        return host.this_machine()
     table = _table()
     slices, single = re.fullmatch(r"(?:(\d+)x)?(.*)", name, re.DOTALL).groups()  # type: ignore
     chip, shape = table.get(single, (None, None))
@@ -193,43 +186,3 @@ def parse(name: str) -> Slice:
             + (f"one of {expected}" if near else f"a name such as {expected}")
         )
     return Slice(name, chip, shape, int(slices or 1))
-
-
-def devices(slice_: Slice) -> list[Any]:
-    """Returns devices of the slice for the compiler; no TPU and no GPU has to be there.
-
-    Raises:
-      UserError: if the compiler isn't installed.
-    """
-    if slice_.chip.platform == "tpu":
-        return _tpus(slice_)
-    from pit_jax.plan import cuda, host
-
-    return cuda.devices(slice_) if slice_.chip.platform == "gpu" else host.devices()
-
-
-def _tpus(slice_: Slice) -> list[Any]:
-    # No questions to a cloud about this machine, and no warnings that it has none.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
-    from jax.experimental import topologies
-
-    generation = slice_.chip.topology
-    arranged = "x".join(map(str, slice_.shape if slice_.chip.counted == 2 else slice_.shape[:2]))
-    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
-    try:
-        found = topologies.get_topology_desc(
-            f"{generation}:{arranged}",
-            platform="tpu",
-            chips_per_host_bounds=(2, 2, 1),
-            num_slices=slice_.slices,
-            **options,
-        )
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--topology: no TPU compiler ({reason}); pip install 'pit_jax[plan]'"
-        ) from error
-    return list(found.devices)

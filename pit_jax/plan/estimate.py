@@ -25,16 +25,22 @@ class Machine:
     """Says what an estimate assumes of each device.
 
     Attributes:
-      flops: operations a second in matrix products.
+      flops: operations a second in matrix products of bfloat16.
       bandwidth: bytes a second between the device and its memory.
       interconnect: bytes a second to other devices.
       launch: seconds that it takes to start a kernel, where that isn't part of the kernel's time.
+      float32: products of a float32 network run at this multiple of `flops`.
     """
 
     flops: float
     bandwidth: float
     interconnect: float
     launch: float = 0.0
+    float32: float = 1.0
+
+    def speed(self, network: NetworkConfig) -> float:
+        """Operations a second in the matrix products of a network."""
+        return self.flops * (self.float32 if network.dtype == "float32" else 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +70,6 @@ class Estimate:
 
 def estimate(
     program: Program,
-    network: NetworkConfig,
     collectives: list[Collective],
     machine: Machine,
     devices: int,
@@ -75,7 +80,6 @@ def estimate(
 
     Args:
       program: the program.
-      network: the network of its models.
       collectives: the collectives of the compiled program.
       machine: what is assumed of each device.
       devices: number of devices of the mesh.
@@ -83,10 +87,12 @@ def estimate(
       launches: number of kernels of the compiled program.
     """
     compute = [
-        work.flops(network, rematerialised=True) / devices / machine.flops for work in program.work
+        work.flops(network, rematerialised=True) / devices / machine.speed(network)
+        for work, network in program.work
     ]
     memory = [
-        _traffic(work, network, devices, model_axis) / machine.bandwidth for work in program.work
+        _traffic(work, network, devices, model_axis) / machine.bandwidth
+        for work, network in program.work
     ]
     optimizer = _optimizer_traffic(program, devices) / machine.bandwidth
     moved = sum(each.bytes * each.times for each in collectives)
@@ -122,6 +128,6 @@ def _optimizer_traffic(program: Program, devices: int) -> float:
     if not program.updates:
         return 0.0
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.roles["parameters"]))
-    added = max(work.times for work in program.work) - program.updates
+    added = max(work.times for work, _ in program.work) - program.updates
     moved = program.updates * _OPTIMIZER_TRAFFIC + added * _ADDITION_TRAFFIC
     return moved * parameters / devices

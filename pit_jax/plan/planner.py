@@ -15,8 +15,6 @@ from typing import Any
 import jax
 
 from pit_jax.errors import UserError
-from pit_jax.method.flops import total
-from pit_jax.models.config import NetworkConfig
 from pit_jax.plan import chips, cuda, hlo, storage
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.programs import BACKBONE, Program, programs, size_on_a_chip
@@ -51,9 +49,9 @@ def make_plan(
     Returns:
       JSON values: `topology`, `chip`, `chips`, `chip_memory` (bytes), `mesh`, `assumptions` (what
       is `exact`, `estimated` and `assumed`), `programs` (a list of rows), `shared` (for each stage
-      of PPO, the models that have one backbone), `disk` (for each stage, the number of checkpoints
-      that stay and the `bytes` of one), `hours`, and `fits`, whether no program takes more than
-      SHARE of a chip.
+      of PPO, the models of each backbone that several have), `disk` (for each stage, the number of
+      checkpoints that stay and the `bytes` of one), `hours`, and `fits`, whether no program takes
+      more than SHARE of a chip.
 
     Raises:
       UserError: if slice and mesh don't have as many slices, or no program is named `explain`.
@@ -70,9 +68,7 @@ def make_plan(
         named(explain, [f"{program.stage}: {program.name}" for program in found])
     rows = [
         {"stage": program.stage, "program": program.name} | row | {"runs": program.runs}
-        for program, row in zip(
-            found, _measure(found, config, partitioner, slice_, say, save), strict=True
-        )
+        for program, row in zip(found, _measure(found, partitioner, slice_, say, save), strict=True)
     ]
     seconds = [row["seconds"] * row["runs"] for row in rows if "seconds" in row]
     return {
@@ -94,15 +90,15 @@ def make_plan(
     }
 
 
-def sharing(found: list[Program]) -> list[str]:
-    """Returns the models of a stage that have one backbone, by the names of the roles."""
-    roles = [role for program in found for role in program.roles if role.startswith(BACKBONE)]
-    return roles[0].removeprefix(BACKBONE).split(", ") if roles else []
+def sharing(found: list[Program]) -> list[list[str]]:
+    """Returns the models of a stage that have one backbone, for each that several have."""
+    roles = {role for program in found for role in program.roles if role.startswith(BACKBONE)}
+    names = (role.removeprefix(BACKBONE).split(", ") for role in sorted(roles))
+    return [models for models in names if len(models) > 1]
 
 
 def _measure(
     found: list[Program],
-    config: RunConfig,
     partitioner: Partitioner,
     slice_: chips.Slice,
     say: Callable[[str], None],
@@ -112,19 +108,18 @@ def _measure(
 
     def one(program):
         say(f"compiling {program.stage}: {program.name}")
-        return _measured(program, config, partitioner, slice_, save)
+        return _measured(program, partitioner, slice_, save)
 
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_AT_ONCE)) as pool:
         # The first of equal ones; those that do most, and take longest to compile, before others.
         wanted = {program.key: program for program in reversed(found)}
-        largest = sorted(wanted, key=lambda key: -total(wanted[key].work, config.network))
+        largest = sorted(wanted, key=lambda key: -wanted[key].flops)
         rows = {key: pool.submit(one, wanted[key]) for key in largest}
         return [rows[program.key].result() for program in found]
 
 
 def _measured(
     program: Program,
-    config: RunConfig,
     partitioner: Partitioner,
     slice_: chips.Slice,
     save: pathlib.Path | None,
@@ -136,7 +131,7 @@ def _measured(
         "roles": {role: size_on_a_chip(tree) for role, tree in program.roles.items()},
         "beside": beside,
         "tokens": program.tokens,
-        "flops": total(program.work, config.network),
+        "flops": program.flops,
     }
     chip = slice_.chip
     try:
@@ -151,10 +146,15 @@ def _measured(
         peak = float(used[1]) * {"M": 2**20, "G": 2**30, "T": 2**40}[used[2]] + beside
         return row | _fits(peak, chip) | {"refused": True}
     memory = compiled.memory_analysis()
-    # What a program doesn't read isn't among its arguments, as the optimizer when it samples.
-    unread = max(0, size_on_a_chip(program.arguments) - memory.argument_size_in_bytes)
+    # What a program doesn't read isn't among its arguments, as the optimizer when it samples; what
+    # several models share is there as often as they are.
+    leaves = jax.tree.leaves(program.arguments)
+    passed = sum(map(size_on_a_chip, leaves))
+    unread = max(0, passed - memory.argument_size_in_bytes)
+    shared = passed - size_on_a_chip(program.arguments)
     peak = beside + (
         unread
+        - shared
         + memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
@@ -164,18 +164,19 @@ def _measured(
     text = compiled.as_text()
     if save:
         _save(save, program, memory, text, partitioner)
-    parsed = hlo.Program(text)
+    parsed, speeds = hlo.Program(text), machine(chip)
     collectives = parsed.collectives()
     cost = estimate(
         program,
-        config.network,
         collectives,
-        machine(chip, config.network),
+        speeds,
         slice_.chips,
         partitioner.mesh.shape["model"],
         parsed.launches(),
     )
     seconds = cost.seconds
+    peak_speed = dataclasses.replace(speeds, flops=chip.flops).speed
+    at_peak = sum(work.flops(network) / peak_speed(network) for work, network in program.work)
     return row | {
         "temporary": memory.temp_size_in_bytes,
         **_fits(peak, chip),
@@ -186,7 +187,7 @@ def _measured(
         "estimate": dataclasses.asdict(cost),
         "seconds": seconds,
         "tokens_per_second": program.tokens / seconds,
-        "mfu": row["flops"] / seconds / slice_.chips / _peak(chip, config.network),
+        "mfu": at_peak / seconds / slice_.chips,
         "compile_seconds": time.monotonic() - started,
     }
 
@@ -200,19 +201,15 @@ def _fits(peak: float, chip: chips.Chip) -> dict[str, Any]:
     return {"peak": peak, "share": peak / chip.hbm, "fits": peak / chip.hbm <= SHARE}
 
 
-def _peak(chip: chips.Chip, network: NetworkConfig) -> float:
-    """Returns the operations a second of products in the network's type, at their peak."""
-    return chip.flops * (chip.float32 if network.dtype == "float32" else 1.0)
-
-
-def machine(chip: chips.Chip, network: NetworkConfig) -> Machine:
-    """Returns the speeds that a plan for a chip counts with, for a network's type."""
+def machine(chip: chips.Chip) -> Machine:
+    """Returns the speeds that a plan for a chip counts with."""
     counted = chip.shares
     return Machine(
-        flops=counted.flops * _peak(chip, network),
+        flops=counted.flops * chip.flops,
         bandwidth=counted.bandwidth * chip.bandwidth,
         interconnect=counted.interconnect * chip.interconnect,
         launch=counted.launch,
+        float32=chip.float32,
     )
 
 
@@ -318,7 +315,7 @@ def propose(
         if any(_kept(program) > SHARE * slice_.chip.hbm for program in found):
             continue  # whatever the program adds to it
         say(f"trying {flags}")
-        rows = _measure(found, other, partitioner, slice_, lambda text: None)
+        rows = _measure(found, partitioner, slice_, lambda text: None)
         if all(row["fits"] for row in rows):
             return {"flags": flags, "peak": max(row["peak"] for row in rows)}
     return None

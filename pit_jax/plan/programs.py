@@ -15,12 +15,13 @@ from pit_jax.data.examples import FOLDS
 from pit_jax.errors import UserError
 from pit_jax.method import choice, flops, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig
-from pit_jax.method.environment import Environment
+from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.flops import Work
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.roles import GAP_REWARD, POLICY, ROLES
 from pit_jax.method.sampler import Sampler
 from pit_jax.models import adapters
+from pit_jax.models.config import NetworkConfig
 from pit_jax.plan import storage
 from pit_jax.run import shapes, stages
 from pit_jax.run.config import RunConfig
@@ -46,7 +47,7 @@ class Program:
       roles: those of its arguments that stay in memory, by name; each is there once. A tree that
         several models share has a name that begins with BACKBONE.
       beside: what else of the stage is in memory while it runs.
-      work: the passes that it computes.
+      work: the passes that it computes, each with the network that computes it.
       tokens: number of tokens when it runs once, padding included.
       runs: how often the stage runs it.
       updates: number of gradient steps when it runs once.
@@ -58,10 +59,15 @@ class Program:
     arguments: tuple[Any, ...]
     roles: dict[str, Any]
     beside: dict[str, Any]
-    work: tuple[Work, ...]
+    work: tuple[tuple[Work, NetworkConfig], ...]
     tokens: int
     runs: float
     updates: int = 0
+
+    @property
+    def flops(self) -> float:
+        """The floating-point operations when it runs once, without those that are repeated."""
+        return sum(work.flops(network) for work, network in self.work)
 
     @property
     def key(self) -> str:
@@ -116,7 +122,7 @@ def _supervised(
         (state, abstract, *([backbone] if backbone else [])),
         params | {"optimizer": state.opt_state},
         {},
-        flops.training_step(B, width, logits > 0, stage.microbatches),
+        _of(network, *flops.training_step(B, width, logits > 0, stage.microbatches)),
         B * width,
         stage.steps,
         updates=1,
@@ -134,7 +140,7 @@ def _supervised(
             (adapters.on(backbone, state.params), weighted),
             params,
             {"optimizer": state.opt_state},
-            (Work(B, width, logits),),
+            _of(network, Work(B, width, logits)),
             B * width,
             evaluations * max(1, stage.held_out // B),
         )
@@ -148,9 +154,9 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
     state: Any = stages.abstract_state(stage, networks, partitioner)
     resident = {"parameters": state.train.params, "optimizer": state.train.opt_state}
     backbones = models.of_trained
-    resident |= {"backbone": backbones} if backbones.backbones else {}
-    kept = [tree for role, tree in models.backbones.items() if role not in backbones.backbones]
-    frozen = {"frozen models": (models.models, kept)}
+    resident |= _backbones(models, backbones.backbones)
+    others = {role: t for role, t in models.backbones.items() if role not in backbones.backbones}
+    frozen = {"frozen models": models.models} | _backbones(models, others)
     waiting = {} if stage.offload_frozen else frozen
     if any(round_.is_sampled for round_ in stage.rounds):
         yield from _sampling(config, stage, models, resident | waiting, partitioner)
@@ -168,6 +174,9 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         partitioner,
     )
     key = _key(partitioner)
+    difference = "reference" in lengths
+    *works, critic, scores = flops.ppo_collect(B, P, Q, R, stage.ppo, difference=difference)
+    updates = flops.ppo_update(B, P, Q, R, stage.ppo)
     steps = sum(round_.steps for round_ in stage.rounds)
     yield Program(
         "PPO: sample and score",
@@ -176,7 +185,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         (state, models, batch, key),
         resident | frozen,
         {},
-        flops.ppo_collect(B, P, Q, R, stage.ppo, difference="reference" in lengths),
+        (*_of(networks.actor, *works), (critic, networks.critic), (scores, networks.reward)),
         B * (P + R),
         steps,
     )
@@ -188,7 +197,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         (state, backbones, experience, key),
         resident,
         waiting,
-        flops.ppo_update(B, P, Q, R, stage.ppo),
+        tuple(zip(updates, (networks.actor, networks.critic), strict=True)),
         stage.ppo.epochs * B * (P + R),
         steps,
         updates=stage.ppo.epochs * stage.ppo.minibatches,
@@ -213,34 +222,53 @@ def _sampling(
     policy, gap = config.of_role(POLICY), config.of_role(GAP_REWARD)
     widths, read = (layouts.widths(each.windows, _SPACE) for each in (policy, gap))
     B, P, Q, R = config.sampling_batch, widths.policy, read.gap, widths.response
-    sampler = Sampler(policy.network, partitioner, R, B)
+    networks = config.networks(stage)
+    answering, scoring = (
+        # Models of other networks than the stage's share nothing with them.
+        (models if here == there else shapes.abstract_models(Networks.same(there), partitioner))
+        for here, there in ((networks.actor, policy.network), (networks.reward, gap.network))
+    )
     fold = getattr(config.dataset, "train_size", 0) // len(FOLDS)
     sampled = [fold or r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
-    batches = sum(-(-rows // B) for rows in sampled)
-    shapes = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
+    inputs = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
+    model = _another(answering.model("reference"))
     yield Program(
         "sampling of references",
         stage.name,
-        sampler.respond_program(SamplingConfig()),
-        (models.model("reference"), _batch(shapes, partitioner), _key(partitioner)),
-        {"policy": models.model("reference")},
-        beside,
-        flops.sampling(B, P, R),
+        Sampler(policy.network, partitioner, R, B).respond_program(SamplingConfig()),
+        (model, _batch(inputs, partitioner), _key(partitioner)),
+        {"policy": model},
+        _without(beside, model),
+        _of(policy.network, *flops.sampling(B, P, R)),
         B * (P + R),
-        batches,
+        sum(-(-rows // B) for rows in sampled),
     )
-    shapes = {"prompts": ((B, Q), jnp.int32), "responses": ((B, R), jnp.int32)}
+    S = read.response
+    inputs = {"prompts": ((B, Q), jnp.int32), "responses": ((B, S), jnp.int32)}
+    model = _another(scoring.model("reward"))
     yield Program(
         "scoring",
         stage.name,
-        sampler.score_program("last"),
-        (models.model("reward"), _batch(shapes | {"mask": ((B, R), jnp.bool_)}, partitioner)),
-        {"reward model": models.model("reward")},
-        beside,
-        (Work(B, Q + R),),
-        B * (Q + R),
+        Sampler(gap.network, partitioner, S, B).score_program("last"),
+        (model, _batch(inputs | {"mask": ((B, S), jnp.bool_)}, partitioner)),
+        {"reward model": model},
+        _without(beside, model),
+        _of(gap.network, Work(B, Q + S)),
+        B * (Q + S),
         0,
     )
+
+
+def _backbones(models: Frozen, trees: dict[str, Any]) -> dict[str, Any]:
+    """Names backbones by all models that have them."""
+    of = {name: [role for role, entry in models.backbone_of if entry == name] for name in trees}
+    return {BACKBONE + ", ".join(of[name]): tree for name, tree in trees.items()}
+
+
+def _without(beside: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Leaves out a backbone that the program's own model has."""
+    backbone = getattr(model, "backbone", None)
+    return {name: tree for name, tree in beside.items() if tree is not backbone}
 
 
 def _choice(config: RunConfig, stage: RLStage, models: Frozen, partitioner: Partitioner) -> Program:
@@ -251,22 +279,18 @@ def _choice(config: RunConfig, stage: RLStage, models: Frozen, partitioner: Part
     many as the choice asks for.
     """
     assert stage.choice is not None
-    lengths = _lengths(config, stages.role_of(stage), stage.task)
+    networks, lengths = config.networks(stage), _lengths(config, stages.role_of(stage), stage.task)
     B, P, Q, R = (stage.batch_size, *(lengths[n] for n in ("prompt", "reward_prompt", "chosen")))
     difference = "reference" in lengths
-    arrays: dict[str, Any] = {"prompts": ((B, P), jnp.int32), "reward_prompts": ((B, Q), jnp.int32)}
-    arrays["rows"] = ((B,), jnp.int32)
-    if difference:
-        arrays["references"] = ((B, lengths["reference"]), jnp.int32)
+    widths = {"prompts": P, "reward_prompts": Q}
+    widths |= {"references": lengths["reference"]} if difference else {}
+    inputs = {name: ((B, width), jnp.int32) for name, width in widths.items()}
+    batch = _batch(inputs | {"rows": ((B,), jnp.int32)}, partitioner)
+    reference, reward = models.model("reference"), models.model("reward")
+    measured = {"policy": _another(reference), "reference": reference, "reward": reward}
     measure = choice.make_measure(
-        config.networks(stage), stage.ppo, Environment(R, "last", difference=difference)
+        networks, stage.ppo, Environment(R, "last", difference=difference)
     )
-
-    def measured(models: Frozen, policy, batch, key):
-        found = {role: models.model(role) for role in ("reference", "reward")}
-        found["policy"] = models.model("reference", policy)
-        return measure(found, batch, key)
-
     known = max(0, getattr(config.dataset, "dev_size", 0)) or stage.choice.num_prompts or B
     rows = min(stage.choice.num_prompts or known, known)
     if stage.task in stages.PIT_RL and not stage.rounds[-1].is_sampled:
@@ -276,13 +300,26 @@ def _choice(config: RunConfig, stage: RLStage, models: Frozen, partitioner: Part
     return Program(
         "choice of checkpoint",
         stage.name,
-        partitioner.jit(measured, out_shardings=partitioner.replicated),
-        (models, models.models["reference"], _batch(arrays, partitioner), _key(partitioner)),
-        {"measured and frozen models": (models, models.models["reference"])},
+        partitioner.jit(measure, out_shardings=partitioner.replicated),
+        (measured, batch, _key(partitioner)),
+        {"measured and frozen models": measured},
         {},
-        (*flops.sampling(B, P, R), part, scored),
+        (*_of(networks.actor, *flops.sampling(B, P, R), part), (scored, networks.reward)),
         B * (P + R),
         len(storage.kept(stage)) * -(-rows // B),
+    )
+
+
+def _of(network: NetworkConfig, *works: Work) -> tuple[tuple[Work, NetworkConfig], ...]:
+    return tuple((work, network) for work in works)
+
+
+def _another(model: Any) -> Any:
+    """Returns the abstract parameters of another model on the same backbone, if it has one."""
+    if isinstance(model, adapters.Adapted):
+        return adapters.Adapted(model.backbone, _another(model.own))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), model
     )
 
 
@@ -312,8 +349,12 @@ def _key(partitioner: Partitioner) -> Any:
 
 
 def size_on_a_chip(tree: Any) -> int:
-    """Returns the bytes that a tree of abstract arrays takes on one chip."""
+    """Returns the bytes that a tree of abstract arrays takes on one chip.
+
+    A backbone that several models of the tree share is the same abstract arrays, and counts once.
+    """
+    leaves = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
+        for leaf in leaves.values()
     )

@@ -28,8 +28,8 @@ def kept(stage: Stage) -> list[int]:
 def checkpoints(config: RunConfig, partitioner: Partitioner) -> list[dict[str, Any]]:
     """Returns for each stage its name, the number of `checkpoints` and the `bytes` of one.
 
-    A checkpoint has all that a stage trains: parameters, optimizer state and counters. What orbax
-    saves by compression isn't known before.
+    A checkpoint has all that a stage trains: parameters or adapters, optimizer state and counters.
+    What orbax saves by compression isn't known before.
     """
     rows = []
     for stage in config.stages:

@@ -107,9 +107,11 @@ def _resident(plan: dict[str, Any]) -> list[str]:
         for role, size in row["roles"].items()
     ):
         lines.append(f"{stage:<12}{role:<56}{size / _GIB:>7.2f}")
-    for stage, names in plan["shared"].items():
-        together = f"backbone shared by {', '.join(names)}" if names else "no backbone is shared"
-        lines.append(f"{stage:<12}{together}")
+    for stage, shared in plan["shared"].items():
+        together = (f"backbone shared by {', '.join(models)}" for models in shared)
+        lines += [f"{stage:<12}{line}" for line in together] or [
+            f"{stage:<12}no backbone is shared"
+        ]
     return lines
 
 

@@ -93,7 +93,8 @@ def check(
       path: a Hugging Face folder with safetensors, or a GGUF file.
       network: the network of the run.
       vocabulary: the vocabulary of the run, made of the model's tokenizer.
-      abstract: parameters of a LanguageModel with shapes and shardings.
+      abstract: parameters of a LanguageModel, or of a ScalarModel for a model with one label, with
+        shapes and shardings.
 
     Returns:
       the tensors, the family's table, and `abstract` with the model's rows of ids: what
@@ -104,7 +105,7 @@ def check(
     """
     config = config_of(path)
     architecture = (config.get("architectures") or ["a language model"])[0]
-    if "ForSequenceClassification" in architecture:
+    if "ForSequenceClassification" in architecture and "head" not in (abstract or {}):
         raise UserError(f"{path}: got a {architecture}, expected a language model to start from")
     of_model = dataclasses.asdict(_network_of(path, config, network.dtype, network.remat))
     for field, value in dataclasses.asdict(network).items():
@@ -138,7 +139,8 @@ def load(path: epath.Path, network: NetworkConfig, vocabulary: Any, abstract: An
       path: a Hugging Face folder with safetensors, or a GGUF file.
       network: the network of the run.
       vocabulary: the vocabulary of the run, made of the model's tokenizer.
-      abstract: parameters of a LanguageModel with shapes and shardings.
+      abstract: parameters of a LanguageModel, or of a ScalarModel for a model with one label, with
+        shapes and shardings.
 
     Returns:
       parameters in the structure of `abstract`.
@@ -347,6 +349,41 @@ def network_gin(network: NetworkConfig, path: epath.Path) -> str:
         value = getattr(network, field.name)
         if field.default is dataclasses.MISSING or value != field.default:
             lines.append(f"    {field.name} = {value!r}")
+    return "\n".join(lines) + "\n"
+
+
+def role_gin(network: NetworkConfig, output: epath.Path, chat_template: str, role: str) -> str:
+    """Returns a gin file that gives one role of a run a base model of its own.
+
+    Args:
+      network: the model's network; all of its fields are written, as the run's may have others.
+      output: where `bring_in` has written the model.
+      chat_template: what makes its prompts.
+      role: one of method.roles.ROLES.
+    """
+    stage = {"policy": "sft_policy", "pit": "sft_pit", "policy_reward": "rm_policy"}.get(role)
+    kind = "Supervised" if role in ("policy", "pit") else "Reward"
+    lines = [
+        f"# A base model of its own for the role {role}; given after a run's file.",
+        "# Commonly overridden: dtype, remat; lengths of RoleConfig, where the run's don't suit.",
+        "from __gin__ import dynamic_registration",
+        "from pit_jax.models import config",
+        "from pit_jax.run import config as run_config",
+        "from pit_jax.run import stages",
+        "",
+        f"{role}/config.NetworkConfig:",
+    ]
+    for field in dataclasses.fields(network):
+        if field.name != "lora":  # adapters are the run's to say
+            lines.append(f"    {field.name} = {getattr(network, field.name)!r}")
+    lines += [
+        f"{role}/run_config.RoleConfig:",
+        f"    network = @{role}/config.NetworkConfig()",
+        f"    vocabulary = {f'tokenizer:{output}/tokenizer'!r}",
+        f"    chat_template = {chat_template!r}",
+        f"run_config.RunConfig.{role} = @{role}/run_config.RoleConfig()",
+        f"{stage or 'rm_gap'}/stages.{kind}Stage.initial = {f'{output}/model'!r}",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -10,35 +10,27 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
 from pit_jax import files
-from pit_jax.data import datasets
 from pit_jax.data.files import records
-from pit_jax.data.files.json_values import shown
 from pit_jax.data.files.records import Record
-from pit_jax.errors import NotFiniteError, UserError
+from pit_jax.errors import UserError
 from pit_jax.method.improve import ImproveConfig, Trace
-from pit_jax.method.roles import GAP_REWARD, PIT, POLICY, Role
-from pit_jax.method.sampler import Response, Tokens
-from pit_jax.run.run import Run
+from pit_jax.run.improver import GAP_MODEL, PIT, POLICY, ROLE_OF, Asked, RunImprover
 from pit_jax.run.shards import Shards
 from pit_jax.runtime import metrics, processes
 
 ON_ERROR = ("stop", "skip")
 OK = "ok"
-_ROLES = {"policy": POLICY, "pit": PIT, "gap_model": GAP_REWARD}
-ROLES = tuple(_ROLES)
 # What a line of the output has beside the keys of its input.
 FIELDS = (
     "responses",
@@ -68,17 +60,13 @@ class Row:
       number: how many rows stand before it, those with a problem included; it names the draws.
       record: the record that the row is read from.
       problem: what is wrong with the row; empty if nothing is.
-      x: its prompt.
-      prompt: the ids of `Layout.policy_prompt`.
-      response: the text that is improved, None to sample it.
+      asked: what is asked; None if something is wrong.
     """
 
     number: int
     record: Record
     problem: str = ""
-    x: str = ""
-    prompt: Tokens = dataclasses.field(default_factory=list)
-    response: str | None = None
+    asked: Asked | None = None
 
 
 @dataclasses.dataclass
@@ -135,8 +123,7 @@ class Job:
     """Improves the rows of a file by Algorithm 2.
 
     Args:
-      run: the run, whose configuration says how to improve.
-      stages: the stages of ROLES.
+      improver: what improves; the configuration of its run says how.
       source: the input, as `records.records` takes it but for standard input.
       output: the file to write.
       on_error: `stop` refuses an input in which a row has a problem; `skip` leaves such rows as
@@ -151,27 +138,20 @@ class Job:
         that the rows need isn't trained.
     """
 
-    def __init__(
-        self, run: Run, stages: Mapping[str, str], source: str, output: str, on_error: str
-    ):
-        self._run = run
-        self._stages = dict(stages)
+    def __init__(self, improver: RunImprover, source: str, output: str, on_error: str):
+        self._improver = improver
+        self._run = improver.run
+        self._config = improver.run.config.improve
         self._source = source
         self._output = epath.Path(os.path.expanduser(output))
-        self._load = functools.cache(run.load_frozen)
-        self._writer = run.role(POLICY)
-        pit = run.config.improve.method == "pit"
-        self._role = run.role(PIT) if pit else self._writer
-        readers = (self._writer, self._role, run.role(GAP_REWARD))
-        self._readers: list[Role] = list(dict.fromkeys(readers))
         self._check_output()
         self.found = self._first_pass(on_error)
-        self._improver = "pit" if run.config.improve.method == "pit" else "policy"
-        roles = {"gap_model", self._improver} if self.found.bad < self.found.rows else set()
-        roles |= {"policy"} if self.found.drafts else set()
-        self.needed = {role: self._stages[role] for role in ROLES if role in roles}
+        self.needed: dict[str, str] = {}
+        if self.found.bad < self.found.rows:
+            self.needed = improver.needed(self._config, self.found.drafts > 0)
+        run = improver.run
         self._results = {
-            role: run.result(stage, _ROLES[role]) for role, stage in self.needed.items()
+            role: run.result(stage, ROLE_OF[role]) for role, stage in self.needed.items()
         }
         self._models = {
             role: f"{stage}@{self._results[role]['model_step']}"
@@ -179,7 +159,7 @@ class Job:
         }
         count = -(-self.found.rows // run.config.shard_size)
         self._count = count
-        self._reflects = "pit" in self.needed and run.reflects(self.needed["pit"])
+        self._reflects = PIT in self.needed and improver.reflects(self._config)
         self._fields = (*FIELDS, REFLECTIONS) if self._reflects else FIELDS
         self.found.replaced &= {*self._fields} - {"response"}  # that is the first of `responses`
         self._shards = Shards(self._output, count, self._depends_on(on_error))
@@ -201,8 +181,8 @@ class Job:
         if begin:
             print(f"improve: continues at row {begin + 1} of {total}")
         if shard < self._count:
-            for stage in self.needed.values():
-                self._load(stage)
+            for role in self.needed:
+                self._improver.load(role)
         digest, started = hashlib.sha256(), time.monotonic()
         numbered = enumerate(_hashed(records.records(self._source), digest))
         collections.deque(itertools.islice(numbered, begin), maxlen=0)
@@ -246,68 +226,42 @@ class Job:
 
     def _first_pass(self, on_error: str) -> Found:
         found, digest = Found(), hashlib.sha256()
-        for record, value, problem in parsed(self._source, self._parse, on_error):
+        for record, value, problem in parsed(self._source, self._improver.read, on_error):
             _add(digest, record)
             found.rows += 1
             found.bad += bool(problem)
-            found.drafts += not problem and value[2] is None
+            found.drafts += not problem and value.response is None
             found.replaced |= (record.value or {}).keys() & {*FIELDS, REFLECTIONS}
         found.digest = digest.hexdigest()
         return found
-
-    def _parse(self, value: dict[str, Any]) -> tuple[str, Tokens, str | None]:
-        """Returns x, its prompt's ids, and the response."""
-        run, lengths = self._run, self._role.lengths
-        x = datasets.prompt(run.config.dataset, value)
-        response = value.get("response")
-        prompts = [(role, role.layout.policy_prompt(x)) for role in self._readers]
-        for role, ids in prompts:
-            if len(ids) > role.lengths.prompt:
-                raise ValueError(
-                    f"got a prompt of {len(ids)} tokens, expected at most {role.lengths.prompt}"
-                )
-        prompt = prompts[0][1]
-        if not isinstance(response, str | None):
-            raise ValueError(f"got {shown(response)}, expected text under 'response'")
-        tokens = 0 if response is None else len(self._ids(response))
-        if tokens > lengths.reference:
-            raise ValueError(
-                f"got a response of {tokens} tokens, expected at most {lengths.reference}, the "
-                "window of references"
-            )
-        return x, prompt, response
 
     def _row(self, number: int, record: Record) -> Row:
         if record.value is None:
             return Row(number, record, record.problem)
         try:
-            return Row(number, record, "", *self._parse(record.value))
+            return Row(number, record, "", self._improver.read(record.value))
         except ValueError as error:
             return Row(number, record, str(error))
 
-    def _ids(self, response: str) -> Tokens:
-        # As in training, where white space around responses is removed.
-        return self._role.vocabulary.encode(response.strip())
-
     def _depends_on(self, on_error: str) -> dict[str, str]:
         """Returns all that the output's lines depend on, and which of them make a shard."""
-        config = self._run.config
-        improve = config.improve
+        config, improver = self._run.config, self._improver
+        improve = self._config
         return {
             "input": f"{self.found.rows} rows, hash {self.found.digest[:12]}",
             **{
                 role: f"{name}, result {_hash(self._results[role])}"
                 for role, name in self._models.items()
             },
-            "stage of the policy": self._stages["policy"],  # the key of drafts is made of it
+            "stage of the policy": improver.stages[POLICY],  # the key of drafts is made of it
             "seed": str(config.seed),
             **{
                 f"improve.{field.name}": repr(getattr(improve, field.name))
                 for field in dataclasses.fields(improve)
             },
             "prompts of Self-Refine": _hash(dataclasses.asdict(self._run.self_refine.prompts)),
-            "lengths": repr(self._role.lengths),
-            "dtype": self._role.network.dtype,
+            "lengths": repr(improver.role(self._config).lengths),
+            "dtype": improver.role(self._config).network.dtype,
             **self._run.identity(POLICY),
             **self._of_other_roles(),
             "shard_size": str(config.shard_size),
@@ -316,8 +270,9 @@ class Job:
 
     def _of_other_roles(self) -> dict[str, str]:
         """What roles with networks, vocabularies or windows of their own add to that."""
-        run, policy = self._run, self._writer
-        others = {name: run.role(name) for name in (PIT, GAP_REWARD)}
+        run = self._run
+        policy = run.role(POLICY)
+        others = {name: run.role(name) for name in (PIT, ROLE_OF[GAP_MODEL])}
         return {
             f"{what} of {name}": text
             for name, role in others.items()
@@ -342,65 +297,29 @@ class Job:
             yield json.dumps(line, ensure_ascii=False).translate(_ESCAPED) + "\n"
 
     def _traces(self, rows: list[Row]) -> list[Trace]:
-        run, gap_stage = self._run, self._stages["gap_model"]
-        model = self._load(self._stages[self._improver])
-        role = PIT if self._improver == "pit" else POLICY
-        improver = run.improver(model, self._load(gap_stage), gap_stage, self._reflects, role)
-        return improver(
-            [row.x for row in rows],
-            self._drafts(rows),
-            [row.number for row in rows],
-            run.key("improve", run.config.improve.method),
-            run.config.improve,
-        )
-
-    def _drafts(self, rows: list[Row]) -> list[Response]:
-        """Returns each row's y_0, and samples those that aren't given."""
-        run, policy = self._run, self._stages["policy"]
-        missing = [row for row in rows if row.response is None]
-        sampled: Iterator[Response] = iter(())
-        if missing:
-            responses = self._writer.respond(
-                self._load(policy),
-                [row.prompt for row in missing],
-                self._writer.widths.policy,
-                [row.number for row in missing],
-                run.key("improve", policy),
-                run.config.improve.policy_sampling,
-            )
-            sampled = iter(responses)
-        return [
-            next(sampled) if row.response is None else self._given(row.response) for row in rows
-        ]
-
-    def _given(self, response: str) -> Response:
-        return Response(self._ids(response), True, text=response.strip())
+        asked = [row.asked for row in rows if row.asked]
+        return self._improver(asked, [row.number for row in rows], self._config)
 
     def _line(self, row: Row, trace: Trace) -> dict[str, Any]:
-        run = self._run
-        if not all(map(math.isfinite, trace.gaps)):
-            raise NotFiniteError(f"{row.record.place}: got a gap that isn't finite from the models")
-        texts = [self._role.text(response) for response in trace.responses]
-        encode, window = self._role.vocabulary.encode, self._role.lengths.reference
-        cut = any(len(encode(text)) > window for text in texts[:-1])
-        if row.response is not None:
-            texts[0] = row.response  # as it was given, whatever the vocabulary makes of it
+        assert row.asked is not None
+        improver = self._improver
+        improver.check(trace, row.record.place)
+        texts = improver.texts(trace, row.asked)
         line = self._others(row) | {
             "responses": texts,
             "ended": [response.ended for response in trace.responses],
             "gaps": trace.gaps,
-            "best": trace.best,
-            "response": texts[trace.final(run.config.improve.keep)],
+            "best": trace.best if improver.has_gaps else None,
+            "response": texts[trace.final(self._config.keep)],
             "stop_reason": trace.stop_reason,
-            "truncated": cut or not all(response.ended for response in trace.responses),
+            "truncated": improver.is_truncated(trace),
             "models": self._models,
-            "seed": run.config.seed,
-            "settings": _settings(run.config.improve),
+            "seed": self._run.config.seed,
+            "settings": _settings(self._config),
             "status": OK,
         }
         if self._reflects:
-            improved = trace.responses[1:]
-            line[REFLECTIONS] = [self._role.vocabulary.decode(each.reflection) for each in improved]
+            line[REFLECTIONS] = improver.reflections(trace)
         return line
 
     def _skipped(self, row: Row) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from pit_jax.errors import UserError
-from pit_jax.evaluation import endpoint
 from pit_jax.evaluation.endpoint import Answer, Endpoint, EndpointConfig
+from pit_jax.run import client
 from tests import tiny_api
 
 KEY = "sk-Very-Secret-0123456789"
@@ -211,4 +211,4 @@ def test_mistakes_in_a_configuration_are_named_without_a_key(fields, message):
 
 def test_the_longest_wait_bounds_all(ask):
     _, _, waits = ask(*[failed(500)] * 11, "x", retries=11)
-    assert waits == [*(2.0**n for n in range(9)), 300, 300] and endpoint._LONGEST_WAIT == 300
+    assert waits == [*(2.0**n for n in range(9)), 300, 300] and client._LONGEST_WAIT == 300

@@ -197,33 +197,6 @@ MUTANTS = {
             "evaluation/test_scoring.py::test_density_histograms_share_bins_and_integrate_to_one",
         ),
     ],
-    "evaluation/endpoint.py": [
-        (
-            "the key follows a redirection",
-            "build_opener(_NoRedirection)",
-            "build_opener()",
-            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
-        ),
-        (
-            "an answer keeps the key",
-            "return self._without_key(response.read())",
-            "return response.read().decode()",
-            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
-        ),
-        (
-            "waits don't double",
-            "_FIRST_WAIT * 2**attempt",
-            "_FIRST_WAIT",
-            "evaluation/test_endpoint.py::"
-            "test_what_may_pass_is_asked_again_after_waits_that_double",
-        ),
-        (
-            "what the API says of a wrong key is shown",
-            "if error.code not in _ABOUT_KEYS:",
-            "if True:",
-            "evaluation/test_endpoint.py::test_a_refused_request_is_one_line_without_the_key",
-        ),
-    ],
     "evaluation/answers.py": [
         (
             "an answer goes on a damaged line",

@@ -311,43 +311,91 @@ MUTANTS = {
             "run/test_t5x_checkpoints.py::test_the_newest_or_a_certain_checkpoint_is_found",
         ),
     ],
-    "run/improving.py": [
+    "run/improver.py": [
         (
             "a row's draws depend on its shard",
-            "[row.number for row in missing],",
+            "[rows[n] for n in missing],",
             "list(range(len(missing))),",
             "run/test_improving.py::test_a_job_ended_at_any_change_of_the_disk_goes_on",
         ),
         (
             "improvements draw by the place in the shard",
-            "            [row.number for row in rows],",
-            "            list(range(len(rows))),",
+            "            rows,\n            key(",
+            "            range(len(rows)),\n            key(",
             "run/test_improving.py::test_only_the_first_process_writes",
         ),
         (
             "drafts are sampled for all rows",
-            "missing = [row for row in rows if row.response is None]",
-            "missing = rows",
+            "missing = [n for n, each in enumerate(asked) if each.response is None]",
+            "missing = list(range(len(asked)))",
             "run/test_improving.py::test_only_what_is_missing_is_sampled_and_loaded",
         ),
         (
             "a given response comes back as the vocabulary has it",
-            "            texts[0] = row.response",
-            "            pass",
+            "texts[0] if asked.response is None else asked.response",
+            "texts[0]",
             "run/test_improving.py::test_only_what_is_missing_is_sampled_and_loaded",
         ),
         (
             "a reference that the window cuts isn't marked",
-            '"truncated": cut or not',
-            '"truncated": not',
+            "return cut or not all",
+            "return not all",
             "run/test_improving.py::test_what_a_window_cuts_is_marked",
         ),
         (
             "a response without an end isn't marked",
-            '"truncated": cut or not all(response.ended for response in trace.responses),',
-            '"truncated": cut,',
+            "return cut or not all(response.ended for response in trace.responses)",
+            "return cut",
             "run/test_improving.py::test_what_a_window_cuts_is_marked",
         ),
+        (
+            "a text that fills the window is scored as if it had ended",
+            "[judge.read(text.strip()) for text in better]",
+            "[_given(text, judge) for text in better]",
+            "test_api.py::test_scores_are_gaps_without_the_anchor",
+        ),
+    ],
+    "run/exported.py": [
+        (
+            "an exported run draws as another seed",
+            'seed=found["seed"],',
+            "seed=1,",
+            "run/test_exported.py::test_answers_are_those_of_the_run",
+        ),
+        (
+            "texts are turns though the run's are not",
+            'if part["as_it_stands"]:',
+            "if False:",
+            "run/test_exported.py::test_prompts_are_made_as_of_the_runs_dataset",
+        ),
+    ],
+    "run/served.py": [
+        (
+            "a server gets ids in our order",
+            'own = {"prompt": self._theirs[prompts[number]].tolist()',
+            'own = {"prompt": list(prompts[number])',
+            "run/test_served.py::test_a_request_has_the_ids_of_training_and_all_settings",
+        ),
+        (
+            "all rows of a shard have one seed",
+            '"seed": int(seeds[number])',
+            '"seed": int(seeds[0])',
+            "run/test_served.py::test_each_row_and_iteration_has_a_seed_that_comes_again",
+        ),
+        (
+            "a server's answer that was cut has ended",
+            'ended = len(ends) > 0 or reason == "stop"',
+            "ended = True",
+            "run/test_served.py::test_a_response_may_be_cut_and_may_come_without_ids",
+        ),
+        (
+            "shards of another served model are gone on with",
+            ' | {"served": self.load_frozen(name).name}',
+            "",
+            "run/test_served.py::test_shards_of_other_models_are_refused",
+        ),
+    ],
+    "run/improving.py": [
         (
             "a hard link to the input is overwritten",
             "return output.exists() and os.path.samefile(path, output)",
@@ -365,6 +413,33 @@ MUTANTS = {
             "if processes.any_process(digest.hexdigest() != self.found.digest):",
             "if False:",
             "run/test_improving.py::test_an_input_that_changes_while_it_is_read_is_refused",
+        ),
+    ],
+    "run/client.py": [
+        (
+            "the key follows a redirection",
+            "build_opener(_NoRedirection)",
+            "build_opener()",
+            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
+        ),
+        (
+            "an answer keeps the key",
+            "return self._without_key(response.read())",
+            "return response.read().decode()",
+            "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
+        ),
+        (
+            "waits don't double",
+            "_FIRST_WAIT * 2**attempt",
+            "_FIRST_WAIT",
+            "evaluation/test_endpoint.py::"
+            "test_what_may_pass_is_asked_again_after_waits_that_double",
+        ),
+        (
+            "what the API says of a wrong key is shown",
+            "if error.code not in _ABOUT_KEYS:",
+            "if True:",
+            "evaluation/test_endpoint.py::test_a_refused_request_is_one_line_without_the_key",
         ),
     ],
     "run/shards.py": [

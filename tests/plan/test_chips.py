@@ -8,7 +8,7 @@ import pytest
 
 from pit_jax.errors import UserError
 from pit_jax.method import flops
-from pit_jax.plan import chips, cuda, host
+from pit_jax.plan import chips, cuda, host, machines
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def test_this_machine(monkeypatch):
     """Eight simulated devices have an eighth of it each."""
     measured = {"bfloat16": host.Machine(1e11, 4e10, 1.0), "float32": host.Machine(3e11, 2e10, 1.0)}
     monkeypatch.setattr(host, "meter", lambda device, dtype, *_: lambda: measured[dtype])
-    found = chips.parse("cpu")
+    found = machines.find("cpu")
     assert (found.name, found.chips, found.chip.platform) == ("cpu", 8, "cpu")
     assert found.chip.hbm == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 8
     assert found.chip.flops == 1e11 / 8 and found.chip.float32 == pytest.approx(3)
     assert found.chip.bandwidth == found.chip.interconnect == 4e10 / 8
-    assert chips.devices(found) == jax.devices()
+    assert machines.devices(found) == jax.devices()
 
 
 def test_what_a_meter_measures(monkeypatch):
@@ -126,9 +126,9 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(topologies, "get_topology_desc", absent)
     with pytest.raises(UserError, match=r"no TPU compiler \(no libtpu\); pip install .*plan\]"):
-        chips.devices(chips.parse("v4-8"))
+        machines.devices(chips.parse("v4-8"))
     with pytest.raises(UserError, match=r"no CUDA compiler \(no libtpu\); pip install .*plan-gpu"):
-        chips.devices(chips.parse("h100-1"))
+        machines.devices(chips.parse("h100-1"))
 
 
 @pytest.mark.tpu_compiler
@@ -136,13 +136,13 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
 def test_the_compiler_knows_the_slice(name):
     assert importlib.util.find_spec("libtpu"), "pip install '.[plan]'"
     slice_ = chips.parse(name)
-    assert len(chips.devices(slice_)) == slice_.chips
+    assert len(machines.devices(slice_)) == slice_.chips
 
 
 @pytest.mark.gpu_compiler
 @pytest.mark.parametrize("name", ["a100-1", "a100-40-1", "h100-8", "h200-2", "l4-4", "rtx4090-1"])
 def test_the_compiler_for_cuda_knows_the_gpu(name):
     slice_ = chips.parse(name)
-    found = chips.devices(slice_)
+    found = machines.devices(slice_)
     assert len(found) == slice_.chips and {device.platform for device in found} == {"gpu"}
     assert found[0].device_kind == cuda.CORES[slice_.chip.name].device

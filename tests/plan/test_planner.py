@@ -9,7 +9,7 @@ import pytest
 
 from pit_jax import cli
 from pit_jax.errors import UserError
-from pit_jax.plan import chips, host, planner, text
+from pit_jax.plan import chips, host, machines, planner, text
 from pit_jax.plan.programs import Program
 from tests import tiny_runs
 
@@ -144,13 +144,12 @@ def test_what_a_plan_for_gpus_says():
     assert "links" not in said["assumed"]  # a single one has none
 
 
-def test_which_models_share_a_backbone(config, plan):
-    shared = {"backbone of actor, critic, reference, reward": None}
-    programs = [Program("p", "s", None, (), roles, {}, (), 1, 1) for roles in ({}, shared)]
-    names = planner.sharing(programs)
-    assert names == ["actor", "critic", "reference", "reward"]
-    written = text.to_text(plan | {"shared": {"rl_policy": names}})
-    assert "rl_policy   backbone shared by actor, critic, reference, reward" in written
+def test_which_models_share_a_backbone(plan):
+    roles = {"backbone of actor, critic": 0, "backbone of reward": 0, "parameters": 0}
+    programs = [Program("p", "s", None, (), of, {}, (), 1, 1) for of in ({}, roles)]
+    assert planner.sharing(programs) == [["actor", "critic"]]
+    written = text.to_text(plan | {"shared": {"rl_policy": [["actor", "critic"]]}})
+    assert "\nrl_policy   backbone shared by actor, critic\n" in written
     assert planner.sharing(programs[:1]) == [] and plan["shared"] == {"rl_policy": []}
 
 
@@ -162,7 +161,7 @@ def test_the_compiler_for_cuda_compiles_a_run(config):
     peaks = []
     for name in ("h100-1", "h100-8"):
         slice_ = chips.parse(name)
-        found = planner.make_plan(only, slice_, chips.devices(slice_), lambda text: None)
+        found = planner.make_plan(only, slice_, machines.devices(slice_), lambda text: None)
         peaks.append(found["programs"][0]["peak"])
     assert peaks[1] < peaks[0]
 
@@ -179,7 +178,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
         f"{tiny_runs.GIN}\n{only}BATCH_SIZE = 64\nconfig.NetworkConfig.remat = 'full'\n"
     )
     four = jax.devices()[:4]
-    monkeypatch.setattr(chips, "devices", lambda slice_: four)
+    monkeypatch.setattr(machines, "devices", lambda slice_: four)
     monkeypatch.setattr(host, "devices", lambda: four)
     monkeypatch.setattr(host, "meter", lambda *_: lambda: host.Machine(4e11, 1.6e11, 1.0))
     argv = ["plan", f"--gin_file={file}", "--gin.MODEL_DIR='none'"]
@@ -203,7 +202,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert row["seconds"] == parts["passes"] + parts["communication"] + parts["launches"]
     assert row["mfu"] == pytest.approx(row["flops"] / row["seconds"] / 4 / (989e12 / 2))
     argv.append("--topology=v4-8")
-    monkeypatch.setattr(chips, "parse", lambda name: small(row["peak"] / 0.96))
+    monkeypatch.setattr(machines, "find", lambda name: small(row["peak"] / 0.96))
     assert cli.main(argv) == 1
     out = capsys.readouterr().out
     assert "Doesn't fit: sft_policy, training step" in out

@@ -9,12 +9,14 @@ import pytest
 from pit_jax.method.choice import Choice
 from pit_jax.method.environment import Networks
 from pit_jax.method.flops import Work
+from pit_jax.models.config import LoraConfig
 from pit_jax.plan import chips, planner, storage
 from pit_jax.plan import programs as plan_programs
 from pit_jax.plan.estimate import Machine, estimate
 from pit_jax.plan.hlo import Collective
 from pit_jax.plan.programs import Program, programs, size_on_a_chip
-from pit_jax.run import choosing, stages
+from pit_jax.run import choosing, shapes, stages
+from pit_jax.run.config import RoleConfig
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -85,12 +87,12 @@ def test_memory_of_a_role_is_that_of_its_shards(run, table):
 
 
 def test_an_estimate_by_hand():
+    network = dataclasses.replace(NETWORK, dtype="bfloat16")
     work = Work(rows=8, tokens=4, logits=4)
     x = jax.ShapeDtypeStruct((1,), jnp.float32)
-    program = Program("p", "s", None, (), {"parameters": x}, {}, (work,), 32, 1)
-    network = dataclasses.replace(NETWORK, dtype="bfloat16")
+    program = Program("p", "s", None, (), {"parameters": x}, {}, ((work, network),), 32, 1)
     moved = [Collective("all-gather", ("bf16[8]",), 16, 10, 1)]
-    cost = estimate(program, network, moved, Machine(1e6, 1e5, 1e3), devices=4, model_axis=2)
+    cost = estimate(program, moved, Machine(1e6, 1e5, 1e3), devices=4, model_axis=2)
     assert cost.compute == pytest.approx(work.flops(network) / 4 / 1e6)
     weights = (1792 + 1024) * 2 / 2
     activations = 8 * 4 * 16 * 2 * 16 / 4
@@ -105,12 +107,13 @@ def test_an_estimate_of_passes_one_after_the_other_by_hand():
     prefill, decoding = Work(8, 4, 1), Work(8, 4, steps=2, cache=3)
     x = jax.ShapeDtypeStruct((5,), jnp.float32)
     roles = {"parameters": x, "optimizer": x}
-    program = Program("p", "s", None, (), roles, {}, (prefill, decoding), 32, 1)
+    program = Program("p", "s", None, (), roles, {}, (), 32, 1)
     machine = Machine(flops=1e6, bandwidth=1e5, interconnect=1.0)
 
     def cost(*works, updates=0):
-        changed = dataclasses.replace(program, work=works, updates=updates)
-        return estimate(changed, NETWORK, [], machine, devices=1, model_axis=1)
+        work = tuple((each, NETWORK) for each in works)
+        changed = dataclasses.replace(program, work=work, updates=updates)
+        return estimate(changed, [], machine, devices=1, model_axis=1)
 
     # A token's weights, and keys and values of 7 columns, 2 heads of 8, for 8 rows.
     bytes_ = 2 * ((1792 + 1024) * 4 + 2 * 16 * 7 * 8 * 4)
@@ -131,16 +134,16 @@ def test_an_estimate_of_passes_one_after_the_other_by_hand():
 def test_the_speeds_of_a_gpu_by_hand():
     """4e9 operations, no traffic to speak of, and 1000 kernels."""
     bfloat16 = dataclasses.replace(NETWORK, dtype="bfloat16")
-    h100 = chips.CHIPS["h100"]
-    found = planner.machine(h100, bfloat16)
+    found = planner.machine(chips.CHIPS["h100"])
     assert (found.flops, found.bandwidth) == pytest.approx((0.4 * 989e12, 0.7 * 3350e9))
     assert (found.interconnect, found.launch) == pytest.approx((0.7 * 450e9, 3e-6))
-    assert planner.machine(h100, NETWORK).flops == pytest.approx(0.4 * 989e12 / 2)  # TF32
-    assert planner.machine(chips.CHIPS["v4"], NETWORK) == Machine(275e12, 1228e9, 300e9, 0.0)
+    assert found.speed(bfloat16) == found.flops
+    assert found.speed(NETWORK) == found.flops / 2  # TF32
+    assert planner.machine(chips.CHIPS["v4"]) == Machine(275e12, 1228e9, 300e9)
     work = Work(rows=8, tokens=4)
-    program = Program("p", "s", None, (), {}, {}, (work,), 32, 1)
+    program = Program("p", "s", None, (), {}, {}, ((work, bfloat16),), 32, 1)
     moved = [Collective("all-gather", ("bf16[8]",), 630_000, 2, 1)]
-    cost = estimate(program, bfloat16, moved, found, devices=2, model_axis=1, launches=1000)
+    cost = estimate(program, moved, found, devices=2, model_axis=1, launches=1000)
     assert cost.launches == pytest.approx(0.003)
     assert cost.communication == pytest.approx(4e-6)
     assert cost.compute == pytest.approx(work.flops(bfloat16) / 2 / 395.6e12)
@@ -164,7 +167,7 @@ def test_the_choice_of_a_checkpoint(run):
     assert measured["kl"].shape == (8,)
     assert len(program.work) == 4  # a prefill, its decoding, two log-probabilities, a score
     # All of a split of 20; M_PIT answers both y_l and y_w where no reference is sampled.
-    models = program.roles["measured and frozen models"]
+    models = shapes.abstract_models(config.networks(stage), run.partitioner)
     every = dataclasses.replace(stage, choice=Choice(num_prompts=0))
     pit = run.stage("rl_pit")
     pit = dataclasses.replace(pit, rounds=pit.rounds[:1], keep_every=2, choice=Choice())
@@ -199,6 +202,35 @@ def test_checkpoints_of_a_trained_run(trained, run):
             assert len(there) <= len(storage.kept(stage)) and stage.steps in there
         else:
             assert there == storage.kept(stage)
+
+
+def test_a_backbone_of_several_models_counts_once(run):
+    """Adapters of rank 2 on all matrices of the layers; then a reward model of another size."""
+    lora = dataclasses.replace(NETWORK, lora=LoraConfig(2, 4.0))
+    stage = dataclasses.replace(run.stage("rl_pit"), keep_every=4, choice=Choice())
+    config = dataclasses.replace(run.config, network=lora, stages=(stage,))
+    one = Partitioner(MeshConfig(), jax.devices()[:1])
+    found = {p.name: p for p in programs(config, one)}
+    name = "backbone of actor, critic, reference, reward"
+    assert planner.sharing(list(found.values())) == [["actor", "critic", "reference", "reward"]]
+    update = found["PPO: update"].roles
+    size, adapters = 4 * (1024 + 1792 + 32 + 16), 4 * 7 * 2 * (16 + 16)
+    assert size_on_a_chip(update[name]) == size
+    assert size_on_a_chip(update["parameters"]) == pytest.approx(2 * adapters, abs=4 * 17)  # a head
+    for program in found.values():
+        held = [*program.roles.values(), *program.beside.values()]
+        assert sum(map(size_on_a_chip, held)) == size_on_a_chip(held)  # it isn't beside itself
+    measured = found["choice of checkpoint"].arguments[0]
+    assert size_on_a_chip(measured) == pytest.approx(size + 3 * adapters, abs=4 * 17)
+    # Smaller reward models share nothing with the policy, and count with their own arithmetic.
+    small = dataclasses.replace(NETWORK, num_layers=1, mlp_dim=8)
+    role = RoleConfig(vocabulary="words:drafts", network=small)
+    config = dataclasses.replace(run.config, stages=(stage,), gap_reward=role)
+    found = {p.name: p for p in programs(config, one)}
+    assert [network for _, network in found["scoring"].work] == [small]
+    collect = [network for _, network in found["PPO: sample and score"].work]
+    assert collect == [NETWORK, NETWORK, NETWORK, small, small]
+    assert planner.sharing(list(found.values())) == []
 
 
 def test_partitioner_of_another_size():

@@ -26,6 +26,7 @@ from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.roles import Role
 from pit_jax.method.sampler import Response
 from pit_jax.run import improving
+from pit_jax.run.improver import RunImprover
 from pit_jax.run.run import key_for
 from pit_jax.runtime import processes
 from pit_jax.runtime.signals import Signals
@@ -68,7 +69,7 @@ class Models:
     def reflects(self, name):
         return name in self.reflecting
 
-    def load_frozen(self, name):
+    def load_frozen(self, name, role):
         self.loaded.append(name)
         return name
 
@@ -112,7 +113,7 @@ class Models:
             text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
             path.write_text("".join(f"{line}\n" for line in text))
         out = self.folder / "out.jsonl"
-        improving.Job(self, stages, str(source or path), str(out), on_error)()
+        improving.Job(RunImprover(self, stages), str(source or path), str(out), on_error)()
         return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -204,7 +205,7 @@ def test_the_models_of_a_run_say_the_same_in_shards_of_any_size(trained, tmp_pat
     for size in (16, 2, 5):
         run.config = dataclasses.replace(run.config, shard_size=size)
         out = tmp_path / f"{size}.jsonl"
-        improving.Job(run, STAGES, str(tmp_path / "in.jsonl"), str(out), "stop")()
+        improving.Job(RunImprover(run, STAGES), str(tmp_path / "in.jsonl"), str(out), "stop")()
         found.append([json.loads(line) for line in out.read_text().splitlines()])
     assert found[0] == found[1] == found[2] and "data" not in vars(run)
 
@@ -369,7 +370,7 @@ def test_a_job_is_of_the_prompts_as_they_were_when_it_began(models):
         run = models(improve=dataclasses.replace(IMPROVE, self_refine=str(path)))
         (run.folder / "in.jsonl").write_text('{"prompt": "x"}\n')
         out = str(run.folder / "out.jsonl")
-        job = improving.Job(run, STAGES, str(run.folder / "in.jsonl"), out, "stop")
+        job = improving.Job(RunImprover(run, STAGES), str(run.folder / "in.jsonl"), out, "stop")
         found.append(job._depends_on("stop"))
     assert found[0] == found[1]
     assert {name for name in found[0] if found[0][name] != found[2][name]} == {
@@ -381,7 +382,7 @@ def test_a_job_says_what_there_is_to_do(models):
     run = models()
     (run.folder / "in.jsonl").write_text('{"prompt": "x"}\n{\n{"prompt": "x", "response": "1"}\n')
     out = str(run.folder / "out.jsonl")
-    job = improving.Job(run, STAGES, str(run.folder / "in.jsonl"), out, "skip")
+    job = improving.Job(RunImprover(run, STAGES), str(run.folder / "in.jsonl"), out, "skip")
     expected = "3 rows in 2 shards: 2 to improve, of which 1 need a response; 1 to skip"
     assert job.describe() == expected and job.needed == STAGES
     assert run.loaded == [] and os.listdir(run.folder) == ["in.jsonl"]
@@ -418,7 +419,7 @@ def test_the_output_is_never_the_input(models, monkeypatch):
     for source in ("in.jsonl", "i*.jsonl", str(given)):
         for output in outputs:
             with pytest.raises(UserError, match="expected another file than --input"):
-                improving.Job(run, STAGES, source, output, "stop")
+                improving.Job(RunImprover(run, STAGES), source, output, "stop")
     assert given.read_text() == '{"prompt": "x"}\n'
 
 
@@ -433,9 +434,10 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(models):
         ("/proc/out.jsonl", "--output: can't write /proc/out.jsonl: No such file"),
     ):
         with pytest.raises(UserError, match=told):
-            improving.Job(run, STAGES, str(run.folder / "in.jsonl"), str(output), "stop")()
+            improver = RunImprover(run, STAGES)
+            improving.Job(improver, str(run.folder / "in.jsonl"), str(output), "stop")()
     with pytest.raises(UserError, match="got '-', expected a file, since it is read twice"):
-        improving.Job(run, STAGES, "-", str(run.folder / "out"), "stop")
+        improving.Job(RunImprover(run, STAGES), "-", str(run.folder / "out"), "stop")
     assert run.loaded == []
 
 
@@ -445,7 +447,7 @@ def test_input_and_output_may_be_in_a_bucket(models, monkeypatch):
     files.write_whole("gs://bucket/in.jsonl", "".join(json.dumps(row) + "\n" for row in FIVE))
     for output in ("gs://bucket/in.jsonl", "gs://bucket/out.jsonl"):
         try:
-            improving.Job(run, STAGES, "gs://bucket/in.jsonl", output, "stop")()
+            improving.Job(RunImprover(run, STAGES), "gs://bucket/in.jsonl", output, "stop")()
         except UserError as error:
             assert "expected another file" in str(error) and output.endswith("in.jsonl")
     text = (run.folder / "bucket" / "out.jsonl").read_text()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -262,6 +263,26 @@ def test_an_adapter_of_the_output_projection_has_the_ids_order(place):
     out = load_file(place / "out/unembed" / peft.WEIGHTS)["base_model.model.lm_head.lora_B.weight"]
     np.testing.assert_array_equal(out[: size - 4], theirs.T[: size - 4])
     assert out.shape == (run.config.network.vocab_size, 2)
+
+
+def test_what_was_trained_on_a_rounded_backbone_says_so_or_brings_it(place, tmp_path):
+    stage = tmp_path / "rounded"
+    shutil.copytree(place / "base/sft_policy", stage)
+    result = json.loads((stage / "result.json").read_text())
+    result["lora"]["backbone"] = "int8"
+    result["backbone"] = f"{place}/base/model"
+    (stage / "result.json").write_text(json.dumps(result))
+    out = epath.Path(tmp_path / "out")
+    exports.take_out_adapter(the_run(), str(stage), out)
+    assert "on the base model in int8" in (out / "README.md").read_text()
+    exports.take_out_adapter(the_run(), str(stage), out, with_base=out / "base")
+    assert "in int8" not in (out / "README.md").read_text()
+    name = "model.layers.0.mlp.up_proj.weight"
+    one, other = (
+        load_file(f / "model.safetensors")[name] for f in (place / "hub/tiny", out / "base")
+    )
+    half = np.abs(one).max(axis=1, keepdims=True) / 127 / 2  # of an output's scale
+    assert np.abs(one - other).max() > 0 and (np.abs(one - other) <= half * 1.0001).all()
 
 
 # --- what is refused ----------------------------------------------------------------------------
