@@ -148,15 +148,16 @@ def one_ppo_step(run, name, partitioner):
         "reference": random_model(stages.init_language_model, partitioner, 1),
         "reward": random_model(stages.init_scalar_model, partitioner, 2),
     }
-    state = stages.create_state(stage, Networks.same(NETWORK), partitioner, jax.random.key(0))
+    networks, role, waiting = Networks.same(NETWORK), run.role("policy"), OnHost(frozen)
+    state = stages.create_state(stage, networks, partitioner, jax.random.key(0))
     step = ppo_step.make_step(
-        Networks.same(NETWORK),
+        networks,
         stage.ppo,
-        Environment(run.role("policy").layout.widths(run.config.lengths).response, "sum"),
+        Environment(role.widths.response, "sum"),
         partitioner,
-        OnHost(Frozen(frozen)),
+        lambda after: Frozen(waiting(after)),
         jax.random.key(5),
-        run.role("policy").vocabulary.decode,
+        role.vocabulary.decode,
     )
     _, metrics, texts = step(state, batch, 0)
     return compute(metrics), texts()["sample_0"]
