@@ -22,7 +22,7 @@ from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import MeshConfig
 from tests import tiny_runs
 
-pytestmark = pytest.mark.no_cover  # of the tests, not of the fixtures, which train
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
 
 LORA = LoraConfig(rank=3, alpha=6.0, targets="attention/(query|value|out)|mlp/.*")
 NETWORK = dataclasses.replace(tiny_runs.NETWORK, lora=LORA)
