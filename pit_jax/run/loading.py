@@ -34,16 +34,23 @@ def identity(run: Run, role: str, lora: LoraConfig | None) -> dict[str, str]:
 
 def lora_of(run: Run, name: str, role: str) -> LoraConfig | None:
     """Returns the settings of a complete stage's adapters, None for a model that has none."""
-    found = run.result(name, role).get("lora")
+    found = _recorded(run, name, role).get("lora")
     return LoraConfig(**found) if found else None
 
 
 def backbone_of(run: Run, name: str, role: str) -> str:
     """Returns what a stage's adapters are on, or the stage itself if it has none."""
-    backbone = run.result(name, role).get("backbone", name)
+    backbone = _recorded(run, name, role).get("backbone", name)
     if "/" in name and "/" not in backbone:  # a stage beside it, in another run
         backbone = str(run.folder(name).parent / backbone)
     return backbone
+
+
+def _recorded(run: Run, name: str, role: str) -> dict[str, Any]:
+    """What a stage's result says, also where its checkpoint isn't chosen yet."""
+    if run.is_complete(name):
+        return run_directory.read_json(run.folder(name) / "result.json")
+    return run.result(name, role)
 
 
 def load(run: Run, name: str, step: int | None, role: str) -> Any:

@@ -275,23 +275,19 @@ def infer(trained, stage: str, mode: str, output: pathlib.Path, *bindings: str, 
 def test_predictions_are_pit_jaxs(trained, tmp_path, stage, devices):
     records = infer(trained, stage, "predict", tmp_path, devices=devices)
     run = run_of(trained(stage))
-    examples = run.data.examples("dev")
+    examples, role = run.data.examples("dev"), run.role("policy")
     if stage == "sft_policy":
-        prompts = [run.role("policy").layout.policy_prompt(e.prompt) for e in examples]
+        prompts = [role.layout.policy_prompt(e.prompt) for e in examples]
     else:
-        prompts = [run.role("policy").layout.pit_prompt(e.prompt, e.rejected) for e in examples]
+        prompts = [role.layout.pit_prompt(e.prompt, e.rejected) for e in examples]
     if stage == "rl_pit":  # each prompt with y_l, then with y_w, as its reference
-        others = [run.role("policy").layout.pit_prompt(e.prompt, e.chosen) for e in examples]
+        others = [role.layout.pit_prompt(e.prompt, e.chosen) for e in examples]
         prompts = [prompt for pair in zip(prompts, others, strict=True) for prompt in pair]
     width = max(map(len, prompts))
     rows, key = list(range(len(prompts))), jax.random.key(0)
     greedy = SamplingConfig(temperature=0.0)
-    responses = run.role("policy").sampler.respond(
-        run.load_frozen(stage), prompts, width, rows, key, greedy
-    )
-    assert [r["prediction"] for r in records] == [
-        run.role("policy").vocabulary.decode(r.tokens) for r in responses
-    ]
+    responses = role.respond(run.load_frozen(stage), prompts, width, rows, key, greedy)
+    assert [r["prediction"] for r in records] == [response.text for response in responses]
     texts = [record["inputs"]["prompt_pretokenized"] for record in records]
     assert texts[0] == examples[0].prompt and len(set(texts)) == len({e.prompt for e in examples})
 
@@ -313,17 +309,13 @@ def test_scores_of_reward_models_are_pit_jaxs(trained, tmp_path, stage, tree):
     np.testing.assert_allclose(margins, scores[better] - scores[worse], rtol=1e-5, atol=1e-5)
     # And by the separate passes that judge responses.
     if stage == "rm_policy":
-        examples = run.data.examples("dev")
-        prompts = [run.role("policy").layout.reward_prompt(e.prompt) for e in examples]
         from pit_jax.method.sampler import Response
 
-        chosen = [
-            Response(run.role("policy").layout.response(e.chosen)[:-1], True) for e in examples
-        ]
-        width = run.role("policy").layout.widths(run.config.lengths).reward
-        separate = run.role("policy").sampler.score(
-            params, prompts, width, chosen, run.pooling(stage)
-        )
+        examples, role = run.data.examples("dev"), run.role("policy_reward")
+        prompts = [role.layout.reward_prompt(e.prompt) for e in examples]
+        chosen = [Response(role.layout.response(e.chosen)[:-1], True) for e in examples]
+        width, pooling = role.widths.reward, run.pooling(stage)
+        separate = role.sampler.score(params, prompts, width, chosen, pooling)
         got = [record["aux"]["chosen"] for record in records]
         np.testing.assert_allclose(got, separate, rtol=1e-4, atol=1e-4)
 
@@ -331,14 +323,12 @@ def test_scores_of_reward_models_are_pit_jaxs(trained, tmp_path, stage, tree):
 def test_scores_of_language_models_are_pit_jaxs(trained, tmp_path):
     records = infer(trained, "sft_pit", "score", tmp_path)
     run = run_of(trained("sft_pit"))
-    examples = run.data.examples("dev")
+    examples, layout = run.data.examples("dev"), run.role("pit").layout
     from pit_jax.method.sampler import pad_left, pad_right
     from pit_jax.models.network import LanguageModel
 
-    prompts = [run.role("policy").layout.pit_prompt(e.prompt, e.rejected) for e in examples]
-    responses = pad_right(
-        [list(run.role("policy").layout.response(e.chosen)) for e in examples], 13
-    )
+    prompts = [layout.pit_prompt(e.prompt, e.rejected) for e in examples]
+    responses = pad_right([list(layout.response(e.chosen)) for e in examples], 13)
     log_probs_BR, _ = forward.response_log_probs(
         LanguageModel(run.config.network),
         run.load("sft_pit"),

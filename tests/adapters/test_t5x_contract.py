@@ -211,10 +211,10 @@ def test_predictions_and_scores_are_pit_jaxs(pit):
     batch = next(stage_training.train_batches(setup, setup.trained, 0))
     tokens_BR, aux = jax.jit(model.predict_batch_with_aux)(params, batch)
     prompts = [[int(t) for t in row if t] for row in prompts_of(batch)]
-    width = setup.layout.widths(setup.config.lengths).policy
+    role = setup.role("policy")
     key, rows = jax.random.key(0), list(range(len(prompts)))
-    responses = setup.sampler.respond(
-        params, prompts, width, rows, key, SamplingConfig(temperature=0.0)
+    responses = role.sampler.respond(
+        params, prompts, role.widths.policy, rows, key, SamplingConfig(temperature=0.0)
     )
     for tokens_R, response in zip(np.asarray(tokens_BR), responses, strict=True):
         assert tokens_R[: len(response.tokens)].tolist() == response.tokens

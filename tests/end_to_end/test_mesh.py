@@ -15,6 +15,7 @@ from pit_jax import cli, commands
 from pit_jax.method import ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
 from pit_jax.method.environment import Environment, Networks
+from pit_jax.method.frozen import Frozen
 from pit_jax.run import pipeline, stages
 from pit_jax.run.run import Run
 from pit_jax.runtime.metrics import compute
@@ -147,15 +148,16 @@ def one_ppo_step(run, name, partitioner):
         "reference": random_model(stages.init_language_model, partitioner, 1),
         "reward": random_model(stages.init_scalar_model, partitioner, 2),
     }
-    state = stages.create_state(stage, Networks.same(NETWORK), partitioner, jax.random.key(0))
+    networks, role, waiting = Networks.same(NETWORK), run.role("policy"), OnHost(frozen)
+    state = stages.create_state(stage, networks, partitioner, jax.random.key(0))
     step = ppo_step.make_step(
-        NETWORK,
+        networks,
         stage.ppo,
-        Environment(run.role("policy").layout.widths(run.config.lengths).response, "sum"),
+        Environment(role.widths.response, "sum"),
         partitioner,
-        OnHost(frozen),
+        lambda after: Frozen(waiting(after)),
         jax.random.key(5),
-        run.role("policy").vocabulary.decode,
+        role.vocabulary.decode,
     )
     _, metrics, texts = step(state, batch, 0)
     return compute(metrics), texts()["sample_0"]

@@ -34,16 +34,13 @@ suite.EvaluationConfig.pit = 'reflecting'
 
 def scripted(run, texts):
     """A `generate` that writes these texts, in turn, where a model reflects; | is <<Improved>>."""
-    encode, control, window = (
-        run.role("policy").vocabulary.encode,
-        run.role("policy").layout.control,
-        REFLECTION + RESPONSE,
-    )
+    role, window = run.role("pit"), REFLECTION + RESPONSE
+    encode, control = role.vocabulary.encode, role.layout.control
 
     def ids(text):
         before, marker, after = text.partition(" | ")
         whole = [*encode(before), *[control.improved] * bool(marker), *encode(after)]
-        return [*whole, run.role("policy").vocabulary.eos_id][:window]
+        return [*whole, role.vocabulary.eos_id][:window]
 
     def generate(model, params, prompt_BP, keys_B, length, sampling, allowed_V, ends):
         assert not allowed_V[control.candidate]

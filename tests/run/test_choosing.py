@@ -165,6 +165,38 @@ def test_a_gap_is_scored_as_in_training(trained, task, reward_model):
     assert texts == list(tokens)
 
 
+def test_a_reward_model_of_another_vocabulary_scores_what_it_reads(trained, monkeypatch):
+    """All else is as without; here it reads of each response the text of another row."""
+    run = tiny_runs.on_one_device(tiny_runs.config(trained))
+    stage, role = run.stage("rl_policy"), run.role("policy_reward")
+    rows = choosing.rows_of(run, stage, Choice(num_prompts=8))
+    (plain,) = choosing._results(run, stage, rows, [2])
+
+    def translate(generation):
+        tokens, mask = (np.roll(x, 1, axis=0) for x in (generation.tokens_BR, generation.mask_BR))
+        return {"reward_response_tokens": tokens, "reward_response_mask": mask.astype(np.float32)}
+
+    monkeypatch.setattr(choosing, "translation", lambda run, stage: translate)
+    (found,) = choosing._results(run, stage, rows, [2])
+    for name in ("kl", "ended", "tokens", "mask"):
+        np.testing.assert_array_equal(found[name], plain[name])
+    read = []
+    for y, real, ended in zip(plain["tokens"], plain["mask"], plain["ended"], strict=True):
+        tokens = y[real].tolist()
+        read.append(Response(tokens[: len(tokens) - ended], bool(ended)))
+    scores = role.sampler.score(
+        run.load_frozen("rm_policy"),
+        [role.layout.reward_prompt(row.example.prompt) for row in rows],
+        role.widths.reward,
+        read[-1:] + read[:-1],
+        "sum",
+    )
+    np.testing.assert_allclose(
+        found["score"], scores - run.anchor("rm_policy"), rtol=1e-4, atol=1e-5
+    )
+    assert not np.allclose(found["score"], plain["score"])
+
+
 def test_references_are_of_the_source_of_the_last_round(trained, monkeypatch):
     """Of one without steps never; y_l and y_w of the data have draws of their own."""
     run, asked = configured(trained, Choice(step=1)), []

@@ -432,21 +432,19 @@ def test_transformers_writes_what_we_write_and_scores_as_we_score(trained, monke
 
     monkeypatch.chdir(trained)
     run, prompts = the_run(), ["Count to 3", "Say dog.", "What is 7?"]
-    vocabulary = run.role("policy").vocabulary
+    role = run.role("policy")
+    vocabulary, width = role.vocabulary, role.widths
     auto = transformers.AutoTokenizer.from_pretrained("out/sft_policy")
     policy = transformers.AutoModelForCausalLM.from_pretrained("out/sft_policy").eval()
     turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
     ids = [
         auto.apply_chat_template(t, add_generation_prompt=True, return_dict=False) for t in turns
     ]
-    built = [run.role("policy").layout.policy_prompt(prompt) for prompt in prompts]
+    built = [role.layout.policy_prompt(prompt) for prompt in prompts]
     assert [vocabulary.tokenizer_ids[row].tolist() for row in built] == ids
-    width = run.role("policy").layout.widths(run.config.lengths)
     greedy = SamplingConfig(temperature=0.0)
     model = run.load_frozen("sft_policy")
-    responses = run.role("policy").sampler.respond(
-        model, built, width.policy, [0, 1, 2], run.key("x"), greedy
-    )
+    responses = role.sampler.respond(model, built, width.policy, [0, 1, 2], run.key("x"), greedy)
     for row, response in zip(ids, responses, strict=True):
         with torch.no_grad():
             out = policy.generate(torch.tensor([row]), do_sample=False, max_new_tokens=25)
@@ -458,13 +456,13 @@ def test_transformers_writes_what_we_write_and_scores_as_we_score(trained, monke
     candidate, better = "1 2", "1 2 3"
     turn = [*turns[0], {"role": "candidate", "content": candidate}]
     given = slot.apply_chat_template(turn, return_dict=False)
-    ours = run.role("policy").layout.gap_prompt(prompts[0], vocabulary.encode(candidate))
+    ours = role.layout.gap_prompt(prompts[0], vocabulary.encode(candidate))
     assert vocabulary.tokenizer_ids[ours].tolist() == given
     whole = [*given, *slot.encode(better, add_special_tokens=False), slot.eos_token_id]
     with torch.no_grad():
         score = float(scorer(torch.tensor([whole])).logits[0, 0])
     response = Response(vocabulary.encode(better), True)
-    found = run.role("policy").sampler.score(
+    found = role.sampler.score(
         run.load_frozen("rm_gap"), [ours], width.gap, [response], run.pooling("rm_gap")
     )
     assert float(found[0]) == pytest.approx(score, abs=1e-4)

@@ -197,35 +197,31 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
     origins = [(store.manifest["source"], store.manifest["checkpoint"]) for store in stores]
     assert origins == [("checkpoint", "rl_policy@1"), ("pit", "rl_policy@2")]
 
-    examples = run.data.examples("train", "rl")
-    width = run.role("policy").layout.widths(config.lengths)
+    examples, role = run.data.examples("train", "rl"), run.role("policy")
+    layout, width = role.layout, role.widths
     rows = [example.index for example in examples]
 
     def respond(model, prompts, width, key, temperature):
         sampling = SamplingConfig(temperature=temperature)
-        responses = run.role("policy").sampler.respond(model, prompts, width, rows, key, sampling)
+        responses = role.sampler.respond(model, prompts, width, rows, key, sampling)
         cut = config.lengths.reference  # what is used of a response without end
-        return [
-            run.role("policy").vocabulary.text_ids(response.tokens)[:cut] for response in responses
-        ]
+        return [role.vocabulary.text_ids(response.tokens)[:cut] for response in responses]
 
     first = respond(
         run.load_frozen("rl_policy", 1),
-        [run.role("policy").layout.policy_prompt(example.prompt) for example in examples],
+        [layout.policy_prompt(example.prompt) for example in examples],
         width.policy,
         run.key("references", "rl_pit", 0),
         0.9,
     )
     assert [record["index"] for record in stores[0]] == rows
     assert [record["reference_tokens"] for record in stores[0]] == first
-    assert [record["text"] for record in stores[0]] == [
-        run.role("policy").vocabulary.decode(r) for r in first
-    ]
+    assert [record["text"] for record in stores[0]] == [role.vocabulary.decode(r) for r in first]
 
     key = run.key("references", "rl_pit", 1)
     drafts = respond(
         run.load_frozen("rl_policy"),
-        [run.role("policy").layout.policy_prompt(example.prompt) for example in examples],
+        [layout.policy_prompt(example.prompt) for example in examples],
         width.policy,
         key,
         1.0,
@@ -233,10 +229,7 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
     for improvement in range(2):
         drafts = respond(
             run.load_frozen("rl_pit", 1),
-            [
-                run.role("policy").layout.pit_prompt(example.prompt, draft)
-                for example, draft in zip(examples, drafts)
-            ],
+            [layout.pit_prompt(e.prompt, draft) for e, draft in zip(examples, drafts)],
             width.pit,
             jax.random.fold_in(jax.random.fold_in(key, 1), improvement),
             1.0,

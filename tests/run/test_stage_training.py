@@ -21,10 +21,12 @@ from etils import epath
 from pit_jax.data.layouts import Layout
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.load import load as load_vocabulary
+from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
 from pit_jax.method.curriculum import Round
 from pit_jax.method.environment import Networks
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.roles import Role
+from pit_jax.method.sampler import Sampler
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.run import stage_training
@@ -385,6 +387,47 @@ def test_ppo_has_the_stages_settings_and_a_key_of_its_own(run, monkeypatch):
     # A difference of two scores has its zero at 0, wherever the scores have theirs.
     stage_training.make_ppo_step(run, dataclasses.replace(stage, task="rl_pit_difference"))
     assert (found[-1][2].anchor, found[-1][2].difference) == (0, True)
+
+
+def test_a_reward_model_of_another_vocabulary_reads_what_the_actor_said(run):
+    """Seven bytes hold six and the end; three of the actor's ids end a response."""
+    words, letters = WordVocabulary(["ab", "c", "d"]), ByteVocabulary()
+    words.ends = (1, 4)
+    actor = Role(TINY, Layout(words), tiny_runs.LENGTHS, None)
+    lengths = dataclasses.replace(tiny_runs.LENGTHS, response=7)
+    reward = Role(TINY, Layout(letters), lengths, Sampler(TINY, None, 7, 8))
+    run.role_of = lambda stage: actor
+    run.role = {"gap_reward": reward}.get
+    tokens = np.array(
+        [
+            [3, 5, 1, 0],  # ab d, ended
+            [3, 5, 4, 0],  # the same, by another end
+            [3, 5, 3, 5],  # ab d ab d: nine bytes, cut
+            [3, 3, 3, 1],  # ab ab ab: eight, ended but cut
+            [5, 5, 5, 5],  # d d d d: seven, which fill the window, not ended
+            [1, 0, 0, 0],  # nothing
+        ]
+    )
+    mask = np.array([[1, 1, 1, 0]] * 2 + [[1] * 4] * 3 + [[1, 0, 0, 0]], bool)
+    generation = types.SimpleNamespace(tokens_BR=tokens, mask_BR=mask)
+    found = stage_training.translation(run, RL)(generation)
+    expected = np.zeros((6, 7), int)
+    texts = ("ab d", "ab d", "ab d ab", "ab ab a", "d d d d", "")
+    for row, text in enumerate(texts):
+        read = [byte + 3 for byte in text.encode()] + [1] * (row in (0, 1, 5))
+        expected[row, : len(read)] = read
+    np.testing.assert_array_equal(found["reward_response_tokens"], expected)
+    np.testing.assert_array_equal(found["reward_response_mask"], expected > 0)
+    assert found["reward_response_mask"].dtype == np.float32
+    # With its own vocabulary it reads the ids themselves.
+    run.role = {"gap_reward": actor}.get
+    assert stage_training.translation(run, RL) is None
+
+
+def test_batches_have_what_the_reward_model_reads_where_that_is_other_ids(run):
+    run.reward_data = lambda stage: f"data of the reward model of {stage.name}"
+    stage_training.train_batches(run, RL, 0)
+    assert run.data.asked[-1]["reward"] == "data of the reward model of rl_pit"
 
 
 # --- metrics ------------------------------------------------------------------------------------
