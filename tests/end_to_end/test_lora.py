@@ -183,7 +183,9 @@ def test_eight_devices_train_as_one_does(adapted, tmp_path):
             for key, value in record.items():
                 if isinstance(value, float):
                     np.testing.assert_allclose(value, other[key], rtol=1e-4, atol=1e-5, err_msg=key)
-                else:  # the step, and the episodes that are shown
+                elif isinstance(value, dict):  # the episodes of the first device
+                    assert value and value.items() <= other[key].items()
+                else:
                     assert value == other[key]
     backbone = run.load_frozen("sft_pit").backbone
     kernel = backbone["decoder"]["layers"]["mlp"]["up"]["kernel"]

@@ -29,7 +29,9 @@ from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.evaluation import generations
-from pit_jax.run.improving import Job
+from pit_jax.method.improve import ImproveConfig
+from pit_jax.method.roles import Role
+from pit_jax.run.improver import ROLES, RunImprover
 from tests.fuzz import mutations, oracle
 
 READERS = {
@@ -40,13 +42,14 @@ READERS = {
 }
 BYTES = load("bytes")
 # What the two commands ask of a run before they sample or judge anything.
+ROLE = Role(network=None, layout=Layout(BYTES), lengths=Lengths(99, 30, 31), sampler=None)
 RUN = types.SimpleNamespace(
     config=types.SimpleNamespace(
-        dataset=DatasetConfig("preferences", 0, 0, 0, path="none"), lengths=Lengths(99, 30, 31)
+        dataset=DatasetConfig("preferences", 0, 0, 0, path="none"), improve=ImproveConfig()
     ),
-    layout=Layout(BYTES),
-    vocabulary=BYTES,
+    role=lambda name: ROLE,
 )
+IMPROVER = RunImprover(RUN, {role: role for role in ROLES})
 LINES = 100
 SECONDS = 20
 FIRST = b'{"first": 1}'
@@ -173,10 +176,8 @@ def _counted(found, counts: Counts) -> None:
 
 def _commands(value, counts: Counts) -> None:
     """Reads a record as a row of `improve` and of `evaluate`, whose texts have to stay theirs."""
-    job = object.__new__(Job)
-    job._run = RUN
     for name, parse in (
-        ("improve", job._parse),
+        ("improve", IMPROVER.read),
         ("evaluate", functools.partial(generations._generation, RUN)),
     ):
         try:
@@ -186,7 +187,9 @@ def _commands(value, counts: Counts) -> None:
             continue
         if found is None:
             continue
-        texts = found[1] if name == "evaluate" else [found[2]] * (found[2] is not None)
+        if name == "improve":
+            found = found.x, [found.response] * (found.response is not None)
+        texts = found[1]
         given = value["responses"] if name == "evaluate" else [value.get("response")]
         assert texts == [text for text in given if text is not None], (name, value)
         assert oracle.is_prompt(found[0], value), (name, found[0], value)
