@@ -166,6 +166,13 @@ def test_the_compiler_for_cuda_compiles_a_run(config):
     assert peaks[1] < peaks[0]
 
 
+def test_one_chip_shares_no_layer(config):
+    """8 episodes in 2 minibatches: up to 4 microbatches, and a mesh of one device."""
+    found = list(planner.proposals(config, {"rl_policy"}, 1))
+    assert [other.mesh.model for _, other in found] == [1, 1, 1]
+    assert [other.stages[1].ppo.microbatches for _, other in found] == [1, 2, 4]
+
+
 def test_slices_must_be_those_of_the_mesh(config):
     with pytest.raises(UserError, match="2xv4-8 has 2 slices, .* mesh 1; give --gin.MeshConfig.sl"):
         planner.make_plan(config, chips.parse("2xv4-8"), jax.devices(), lambda text: None)
