@@ -75,10 +75,10 @@ def test_a_run_keeps_the_windows_it_began_with(trained, tmp_path):
     run = tiny_runs.on_one_device(config)
     assert run.finds_windows and not run.config.lengths.from_data
     assert run.config.lengths == run.data.lengths
-    assert directory.lengths(run.directory) is None
+    assert directory.lengths(run.directory, config, "policy") is None
     again = tiny_runs.on_one_device(dataclasses.replace(config, model_dir=str(trained)))
     assert again.config.lengths == tiny_runs.config(trained).lengths != run.config.lengths
-    assert directory.lengths(again.directory) == again.config.lengths
+    assert directory.lengths(again.directory, config, "policy") == again.config.lengths
 
 
 def test_a_plan_needs_windows(tmp_path):
