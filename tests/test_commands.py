@@ -25,10 +25,13 @@ def test_improve_is_given_the_stages_that_the_evaluation_names(monkeypatch):
     monkeypatch.setattr(improving, "Job", lambda *job: given.append(job) or (lambda: None))
     options = types.SimpleNamespace(input="in", output="out", on_error="skip")
     evaluation = EvaluationConfig(policy="a", pit="b", gap_model="c")
-    run = types.SimpleNamespace(check_data=lambda needed: given.append(needed))
+    run = types.SimpleNamespace(
+        check_data=lambda needed: given.append(needed), load_frozen=None, role=lambda name: name
+    )
     commands.improve(run, evaluation, options)
-    stages = {"policy": "a", "pit": "b", "gap_model": "c"}
-    assert given == [False, (run, stages, "in", "out", "skip")]
+    needed, (made, *paths) = given
+    assert made.run is run and made.stages == {"policy": "a", "pit": "b", "gap_model": "c"}
+    assert not needed and paths == ["in", "out", "skip"]
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,25 @@ def make_step(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -
     return partitioner.jit(step, donate_argnums=0)
 
 
-def evaluate(loss: Callable, params: Any, batches: Iterable, partitioner: Partitioner) -> dict:
-    """Computes metrics over held-out batches, by name; `loss` has to be jitted."""
+def make_evaluation(loss: Callable, partitioner: Partitioner, microbatches: int = 1) -> Callable:
+    """Makes the jitted program (params, batch) -> metrics, which takes as little memory as a step.
+
+    Args:
+      loss: (params, batch) -> ((sum, weight), metrics).
+      partitioner: what puts the program on devices.
+      microbatches: number of parts of the batch, whose metrics are added up.
+    """
+
+    def evaluation(params, batch):
+        metrics, _ = accumulate(lambda part: (loss(params, part)[1], ()), batch, microbatches)
+        return metrics
+
+    return partitioner.jit(evaluation)
+
+
+def evaluate(program: Callable, params: Any, batches: Iterable, partitioner: Partitioner) -> dict:
+    """Computes metrics over held-out batches, by name; see `make_evaluation`."""
     totals: metrics_lib.Metrics = {}
     for batch in batches:
-        _, metrics = loss(params, partitioner.shard_batch(batch))
-        totals = metrics_lib.merge(totals, metrics)
+        totals = metrics_lib.merge(totals, program(params, partitioner.shard_batch(batch)))
     return metrics_lib.compute(totals)

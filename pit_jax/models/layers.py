@@ -258,17 +258,32 @@ def _product_of(
     output_first: bool = False,
 ) -> jax.Array:
     """The product of the last dims of `x` with a kernel's first ones, or last if output_first."""
-    dims = range(kernel.ndim - num_inputs, kernel.ndim) if output_first else range(num_inputs)
-    contract = tuple(range(x.ndim - num_inputs, x.ndim)), tuple(dims)
+    n, dims = num_inputs, kernel.ndim
+    inputs = tuple(range(dims - n, dims) if output_first else range(n))
+    product = _int8_product if kernel.dtype == jnp.int8 else _contract
+    return product(x, kernel, inputs, dtype, out_dtype)
 
-    def product(x, kernel):
-        kernel = kernel.astype(dtype)
-        return jax.lax.dot_general(
-            x, kernel, (contract, ((), ())), preferred_element_type=out_dtype
-        )
 
-    # For its gradients an int8 kernel is cast again: the cast one would take several times as much.
-    return (jax.checkpoint(product) if kernel.dtype == jnp.int8 else product)(x, kernel)
+def _contract(x, kernel, inputs, dtype, out_dtype):
+    last = tuple(range(x.ndim - len(inputs), x.ndim))
+    dims = ((last, inputs), ((), ()))
+    return jax.lax.dot_general(x, kernel.astype(dtype), dims, preferred_element_type=out_dtype)
+
+
+# For its gradients an int8 kernel is cast again: what was cast would take several times as much.
+_int8_product = jax.custom_vjp(_contract, nondiff_argnums=(2, 3, 4))
+
+
+def _int8_forward(x, kernel, inputs, dtype, out_dtype):
+    return _contract(x, kernel, inputs, dtype, out_dtype), kernel
+
+
+def _int8_backward(inputs, dtype, out_dtype, kernel, cotangent):
+    outputs = tuple(dim for dim in range(kernel.ndim) if dim not in inputs)
+    return _contract(cotangent, kernel, outputs, dtype, dtype), None
+
+
+_int8_product.defvjp(_int8_forward, _int8_backward)
 
 
 def _product(shape: tuple[int, ...]) -> int:

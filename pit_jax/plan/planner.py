@@ -260,7 +260,9 @@ def proposals(config: RunConfig, failing: set[str], chips_: int) -> Iterator[tup
         for more in _PARTS if wider > 1 else _PARTS[1:]:
             parts = {s.name: s.parts * (more if s.name in failing else 1) for s in config.stages}
             rows = chips_ // mesh.model
-            if any(stage.batch_size % (parts[stage.name] * rows) for stage in config.stages):
+            if not rows or any(
+                stage.batch_size % (parts[stage.name] * rows) for stage in config.stages
+            ):
                 continue
             cut = [_cut(stage, more) for stage in config.stages if stage.name in failing]
             changed = {stage.name: stage for stage, _ in cut}

@@ -136,11 +136,13 @@ def _supervised(
         yield Program(
             "evaluation",
             stage.name,
-            partitioner.jit(stages.held_out_objective(stage, network)),
+            supervised_step.make_evaluation(
+                stages.held_out_objective(stage, network), partitioner, stage.microbatches
+            ),
             (adapters.on(backbone, state.params), weighted),
             params,
             {"optimizer": state.opt_state},
-            _of(network, Work(B, width, logits)),
+            _of(network, Work(B // stage.parts, width, logits, times=stage.parts)),
             B * width,
             evaluations * max(1, stage.held_out // B),
         )

@@ -155,12 +155,13 @@ def _train_supervised(
     frozen = backbone(run, stage, "model")
     held_out = None
     if isinstance(stage, RewardStage):
-        jitted = partitioner.jit(stages.held_out_objective(stage, network))
+        objective = stages.held_out_objective(stage, network)
+        program = supervised_step.make_evaluation(objective, partitioner, stage.microbatches)
 
         def held_out(state):
             batches = held_out_batches(run, stage, "dev", stage.held_out)
             params = adapters.on(frozen, state.params)
-            return supervised_step.evaluate(jitted, params, batches, partitioner)
+            return supervised_step.evaluate(program, params, batches, partitioner)
 
     def placed(state, batch, number):
         del number

@@ -180,9 +180,11 @@ def test_eight_devices_train_as_one_does(adapted, tmp_path):
         )
         for record, other in zip(found, expected, strict=True):
             assert record.keys() == other.keys()
-            assert record.pop("samples", None) == other.pop("samples", None)
             for key, value in record.items():
-                np.testing.assert_allclose(value, other[key], rtol=1e-4, atol=1e-5, err_msg=key)
+                if isinstance(value, float):
+                    np.testing.assert_allclose(value, other[key], rtol=1e-4, atol=1e-5, err_msg=key)
+                else:  # the step, and the episodes that are shown
+                    assert value == other[key]
     backbone = run.load_frozen("sft_pit").backbone
     kernel = backbone["decoder"]["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_data(0).size * 8 == kernel.size

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pit_jax.method import flops, ppo_step
+from pit_jax.method import flops, ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.flops import Work, matrix_parameters
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo import PPOConfig
+from pit_jax.models.config import LoraConfig
 from pit_jax.models.network import LanguageModel
-from pit_jax.run import stages
+from pit_jax.run import shapes, stages
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from tests import tiny_runs
 from tests.tiny_models import random_params
@@ -69,6 +70,48 @@ def test_arithmetic_is_the_compilers():
     compiled = jax.jit(model.apply).lower({"params": params}, tokens, tokens, mask).compile()
     counted = compiled.cost_analysis()["flops"]
     assert Work(4, 64, 64).flops(network) == pytest.approx(counted, rel=0.1)
+
+
+def test_gradients_of_frozen_matrices_are_neither_computed_nor_counted():
+    """By the compiler's count of a whole training step, with its optimizer."""
+    counted = {}
+    for lora in (None, LoraConfig(2, 4.0)):
+        network = dataclasses.replace(
+            NETWORK, embed_dim=128, mlp_dim=512, vocab_size=256, lora=lora
+        )
+        partitioner = Partitioner(MeshConfig(), jax.devices()[:1])
+        stage = tiny_runs.supervised("sft_pit")
+        state = stages.abstract_state(stage, Networks.same(network), partitioner)
+        backbone = shapes.abstract_backbone(network, partitioner) if lora else None
+        rows = jax.ShapeDtypeStruct((4, 64), jnp.int32)
+        names = ("target_tokens", "input_tokens", "segment_ids", "positions")
+        batch = {f"decoder_{name}": rows for name in names}
+        batch["decoder_loss_weights"] = jax.ShapeDtypeStruct((4, 64), jnp.float32)
+        step = supervised_step.make_step(stages.objective(stage, network), partitioner)
+        compiled = step.lower(state, batch, backbone).compile()
+        found = compiled.cost_analysis()["flops"]
+        work = flops.training_step(4, 64, True)
+        assert flops.total(work, network) == pytest.approx(found, rel=0.1)
+        counted[lora] = found
+    whole, adapted = counted.values()
+    assert 0.6 < adapted / whole < 0.75
+
+
+def test_what_adapters_add_by_hand():
+    """Rank 2 on queries, of 16 and 16, and the output projection, of 16 and 64; 1 layer."""
+    lora = LoraConfig(2, 4.0, "attention/query|unembed")
+    plain = dataclasses.replace(NETWORK, tied_embeddings=False)
+    network = dataclasses.replace(plain, lora=lora)
+    query, unembed = 2 * 2 * (16 + 16), 2 * 2 * (16 + 64)
+    assert flops.adapter_parameters(network) == (query + unembed) / 2
+    assert flops.adapter_parameters(plain) == 0
+    added = 8 * query + 2 * 3 * unembed  # 2 rows of 4 tokens, with 3 logits
+    assert Work(2, 4, 3).flops(network) == Work(2, 4, 3).flops(plain) + added
+    matrices = 8 * 3584 + 2 * 3 * 2048  # without attention's own products
+    trained = Work(2, 4, 3, backward=True)
+    assert trained.flops(network) == trained.flops(plain) + 3 * added - matrices
+    decoded = Work(2, 4, steps=3)
+    assert decoded.flops(network) == decoded.flops(plain) + 2 * 3 * (query + unembed)
 
 
 def test_steps_by_hand():

@@ -15,6 +15,8 @@ from pit_jax.method import ppo, ppo_step
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo_step import RLState, make_collect, make_passes, update
+from pit_jax.models import adapters
+from pit_jax.models.config import LoraConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
@@ -209,34 +211,60 @@ def test_a_gap_may_be_a_difference_of_two_scores(frozen, subtract_chosen):
     np.testing.assert_allclose(moments.mean, mean_shaped, rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_ratio_of_an_update_is_exactly_1():
+def on_one_backbone(models, lora):
+    """Models of adapters on the first one's backbone: what is trained of actor and critic."""
+    parts = {role: adapters.split(tree) for role, tree in models.items()}
+    backbone = parts["actor"][0]
+    if lora.backbone == "int8":
+        backbone = adapters.quantised(backbone)
+    on = {role: adapters.Adapted(backbone, parts[role][1]) for role in ("reference", "reward")}
+    frozen = Frozen.share(on, {"actor": backbone, "critic": backbone})
+    return {role: parts[role][1] for role in ("actor", "critic")}, frozen
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [None, LoraConfig(4, 8.0), LoraConfig(4, 8.0, backbone="int8")],
+    ids=["whole", "adapters", "adapters on int8"],
+)
+def test_the_first_ratio_of_an_update_is_exactly_1(lora):
     """Step after step, on a network wide enough that other arithmetic shows as a rounding."""
-    network = dataclasses.replace(TINY, vocab_size=64, embed_dim=32, head_dim=8, mlp_dim=64)
+    wide = {"vocab_size": 64, "embed_dim": 32, "head_dim": 8, "mlp_dim": 64}
+    network = dataclasses.replace(TINY, lora=lora, **wide)
     config, environment = ppo.PPOConfig(epochs=1, minibatches=2), Environment(8, "last")
     compiled = functools.partial(jax.jit, compiler_options=AS_IN_RUNS)
     collect = compiled(make_collect(Networks.same(network), config, environment))
     passes = make_passes(Networks.same(network), config, environment)
-    improve = compiled(lambda state, episodes, key: update(state, episodes, key, config, *passes))
+
+    @compiled
+    def improve(state, frozen, episodes, key):
+        of_own = map(frozen.of_own, ("actor", "critic"), passes)
+        return update(state, episodes, key, config, *of_own)
+
     rng = np.random.default_rng(0)
     prompts = rng.integers(2, 64, size=(32, 12))
     prompts[::2, :5] = 0
     names = ("prompt_tokens", "reward_prompt_tokens", "chosen_tokens")
-    frozen = {
+    models = {
         "reference": random_params(LanguageModel(network), seed=3),
         "reward": random_params(ScalarModel(network), seed=4),
     }
-    state = start(config, network)
-    for step in range(8):
+    state, frozen = start(config, network), Frozen(models)
+    if lora:
+        own, frozen = on_one_backbone(state.train.params | models, lora)
+        state = state.replace(train=TrainState.create(own, state.train.optimizer))
+    steps = 3 if lora else 8
+    for step in range(steps):
         keys = jax.random.split(jax.random.key(step))
         experience, _, moments, _, _ = collect(
-            state, Frozen(frozen), dict.fromkeys(names, prompts), keys[0]
+            state, frozen, dict.fromkeys(names, prompts), keys[0]
         )
-        train, metrics = improve(state.train, experience, keys[1])
+        train, metrics = improve(state.train, frozen.of_trained, experience, keys[1])
         state = state.replace(train=train, moments=moments)
         assert float(metrics["first_ratio_error"][0]) == 0.0, step
     # The second minibatch has moved.
     assert float(metrics["ratio_squared"][0]) != float(metrics["ratio_squared"][1])
-    assert int(state.train.step) == 8 * 2
+    assert int(state.train.step) == steps * 2
 
 
 def test_the_plain_score_without_options(frozen):

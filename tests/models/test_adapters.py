@@ -261,6 +261,25 @@ def test_an_int8_backbone_is_off_by_half_a_step_of_each_channel_and_computes_so(
     assert not np.allclose(found, logits_of(network, params), atol=1e-3)
 
 
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-4), ("bfloat16", 0.1)])
+def test_gradients_go_through_int8_matrices(dtype, close):
+    """Those of adapters, as through the same numbers in float32; no copy of a matrix is kept."""
+    params = drawn(NETWORK)
+    small = adapters.quantised(params.backbone)
+
+    def loss(own, backbone, network):
+        tree = adapters.whole(Adapted(backbone, own))
+        return jnp.sum(apply_model(LanguageModel(network), tree, TOKENS, ONES)[:, :7] ** 2) / 99
+
+    network = dataclasses.replace(NETWORK, dtype=dtype)
+    found = jax.jit(jax.grad(lambda own: loss(own, small, network)))(params.own)
+    again = adapters.dequantised(small)
+    expected = jax.jit(jax.grad(lambda own: loss(own, again, NETWORK)))(params.own)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert x.dtype == jnp.float32
+        assert np.linalg.norm(x - y) < close * np.linalg.norm(y)
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
