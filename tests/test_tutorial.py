@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from pit_jax import cli, commands
+from pit_jax.run import exported  # noqa: F401  its class is one of the Run that tests replace
 from pit_jax.run import run as runs
 from tests import tiny_tokenizers
 

@@ -47,10 +47,10 @@ def backbone_of(run: Run, name: str, role: str) -> str:
 
 
 def _recorded(run: Run, name: str, role: str) -> dict[str, Any]:
-    """What a stage's result says, also where its checkpoint isn't chosen yet."""
+    """What a stage's result says, also where its checkpoint isn't chosen yet; nothing of T5X's."""
     if run.is_complete(name):
         return run_directory.read_json(run.folder(name) / "result.json")
-    return run.result(name, role)
+    return {} if run.is_from_t5x(name) else run.result(name, role)
 
 
 def load(run: Run, name: str, step: int | None, role: str) -> Any:

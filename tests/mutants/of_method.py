@@ -445,8 +445,8 @@ MUTANTS = {
         ),
         (
             "held-out metrics are those of the last batch",
-            "totals = metrics_lib.merge(totals, metrics)",
-            "totals = metrics",
+            "totals = metrics_lib.merge(totals, program(params, partitioner.shard_batch(batch)))",
+            "totals = program(params, partitioner.shard_batch(batch))",
             "runtime/test_loop.py::test_evaluation_leaves_fillers_out",
         ),
     ],

@@ -149,6 +149,7 @@ def test_windows_that_the_data_gave_are_those_of_the_roles_own_stages(tmp_path):
         read = VOCABULARIES | {"pit": load("bytes")}
         directory.claim(folder / name, directory.settings(config, stage, read), {})
         assert directory.lengths(folder, asked, role) == config.of_role(role).windows
+    assert directory.lengths(folder, asked, "policy") == CONFIG.lengths
 
 
 def test_how_a_result_is_computed_does_not_count():

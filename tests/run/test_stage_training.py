@@ -390,29 +390,29 @@ def test_ppo_has_the_stages_settings_and_a_key_of_its_own(run, monkeypatch):
 
 
 def test_a_reward_model_of_another_vocabulary_reads_what_the_actor_said(run):
-    """Seven bytes hold six and the end; three of the actor's ids end a response."""
-    words, letters = WordVocabulary(["ab", "c", "d"]), ByteVocabulary()
+    """Nine bytes hold eight and the end; two of the actor's ids end a response."""
+    words, letters = WordVocabulary(["abc", "c", "d"]), ByteVocabulary()
     words.ends = (1, 4)
     actor = Role(TINY, Layout(words), tiny_runs.LENGTHS, None)
-    lengths = dataclasses.replace(tiny_runs.LENGTHS, response=7)
-    reward = Role(TINY, Layout(letters), lengths, Sampler(TINY, None, 7, 8))
+    lengths = dataclasses.replace(tiny_runs.LENGTHS, response=9)
+    reward = Role(TINY, Layout(letters), lengths, Sampler(TINY, None, 9, 8))
     run.role_of = lambda stage: actor
     run.role = {"gap_reward": reward}.get
     tokens = np.array(
         [
-            [3, 5, 1, 0],  # ab d, ended
+            [3, 5, 1, 0],  # abc d, ended
             [3, 5, 4, 0],  # the same, by another end
-            [3, 5, 3, 5],  # ab d ab d: nine bytes, cut
-            [3, 3, 3, 1],  # ab ab ab: eight, ended but cut
-            [5, 5, 5, 5],  # d d d d: seven, which fill the window, not ended
+            [3, 5, 3, 5],  # eleven bytes, not ended and cut
+            [3, 3, 3, 1],  # eleven, ended and cut
+            [5, 5, 5, 5],  # seven, not ended
             [1, 0, 0, 0],  # nothing
         ]
     )
     mask = np.array([[1, 1, 1, 0]] * 2 + [[1] * 4] * 3 + [[1, 0, 0, 0]], bool)
     generation = types.SimpleNamespace(tokens_BR=tokens, mask_BR=mask)
     found = stage_training.translation(run, RL)(generation)
-    expected = np.zeros((6, 7), int)
-    texts = ("ab d", "ab d", "ab d ab", "ab ab a", "d d d d", "")
+    expected = np.zeros((6, 9), int)
+    texts = ("abc d", "abc d", "abc d abc", "abc abc a", "d d d d", "")
     for row, text in enumerate(texts):
         read = [byte + 3 for byte in text.encode()] + [1] * (row in (0, 1, 5))
         expected[row, : len(read)] = read
