@@ -61,21 +61,55 @@ config.NetworkConfig:
 """
 
 
-def make(folder: pathlib.Path) -> None:
-    """Writes `tokenizer`, `run` with three complete stages, and `all`, which is taken out of it."""
-    tokenizer = tiny_tokenizers.byte_level_bpe()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+# Models of M_PIT and R_PIT of another family, whose tokenizer has other ids.
+ROLES = """
+other/config.NetworkConfig:
+    num_layers = 2
+    qk_norm = 'head'
+    vocab_size = 320
+other/run_config.RoleConfig:
+    network = @other/config.NetworkConfig()
+    vocabulary = 'tokenizer:other'
+    chat_template = 'tokenizer'
+run_config.RunConfig:
+    pit = @other/run_config.RoleConfig()
+    gap_reward = @other/run_config.RoleConfig()
+"""
+# Adapters on a model that `base` holds.
+LORA = """
+config.NetworkConfig.lora = @config.LoraConfig()
+config.LoraConfig:
+    rank = 3
+    alpha = 6.0
+"""
+
+
+def make(folder: pathlib.Path, more: str = "") -> None:
+    """Writes `tokenizer`, `run` with three complete stages, and `all`, which is taken out of it.
+
+    `more` is ROLES or LORA, for a run that has such models.
+    """
     folder.mkdir()
-    tiny_tokenizers.save(folder / "tokenizer", tokenizer, TOKENIZER)
-    fields = dataclasses.asdict(NETWORK).items()
-    text = GIN + "".join(f"    {name} = {value!r}\n" for name, value in fields)
+    orders = {"tokenizer": [], "other": ["<spare>"]}
+    for name, before in orders.items():
+        tokenizer = tiny_tokenizers.byte_level_bpe()
+        tokenizer.add_special_tokens([*before, "<|im_start|>", "<|im_end|>"])
+        tiny_tokenizers.save(folder / name, tokenizer, TOKENIZER)
+    fields = dataclasses.asdict(NETWORK)
+    del fields["lora"]
+    text = GIN + "".join(f"    {name} = {value!r}\n" for name, value in fields.items()) + more
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         pathlib.Path("run").mkdir()
         pathlib.Path("run/config.gin").write_text(text)
         config, _ = bindings.read("run/config.gin", (RunConfig, EvaluationConfig))
         run = tiny_runs.on_one_device(config)
-        for seed, (name, result) in enumerate(RESULTS.items()):
+        results = RESULTS
+        if lora := config.network.lora:
+            own = {"backbone": "base", "lora": dataclasses.asdict(lora)}
+            results = {name: result | own for name, result in RESULTS.items()}
+            results["base"] = {"task": "pretrain"}
+        for seed, (name, result) in enumerate(results.items()):
             write_stage(run, name, result, seed)
         argv = ["convert", "--gin_file=run/config.gin", "--to=hf", "--output=all"]
         assert cli.main(argv) == 0
@@ -85,14 +119,17 @@ def write_stage(run: Run, name: str, result: dict, seed: int) -> None:
     """Makes a stage complete, with random weights."""
     scalar = result["task"] in stages.REWARD_TASKS
     init = stages.init_scalar_model if scalar else stages.init_language_model
-    role = run.role_name(name)
-    abstract = stages.abstract_model(init(run.role(role).network), run.partitioner)
+    role = stages.ROLE_OF[result["task"]]
+    network = run.role(role).network
+    if "lora" not in result:
+        network = network.without_adapters
+    abstract = stages.abstract_model(stages.trained_part(init, network), run.partitioner)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32), x.sharding), abstract
     )
     folder = epath.Path(run.folder(name))
-    run_directory.claim(folder, {}, run.identity(role))
+    run_directory.claim(folder, {}, run_directory.identity(network, run.role(role).vocabulary))
     checkpoints = Checkpoints(folder / "checkpoints")
     checkpoints.save(1, TrainState.create(params, optax.identity()), {"step": 1})
     checkpoints.close()

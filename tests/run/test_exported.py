@@ -8,6 +8,7 @@ import re
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from etils import epath
 
@@ -51,6 +52,23 @@ def test_answers_are_those_of_the_run(loaded):
     assert again.improve(PROMPTS, seed=1) == run.improve(PROMPTS, seed=1) != found
     texts = ["1 2 3", "dog", "7"]
     assert again.score(PROMPTS, texts, ["", "", ""]) == run.score(PROMPTS, texts, ["", "", ""])
+
+
+@pytest.mark.parametrize("more", ["ROLES", "LORA"])
+def test_models_of_several_vocabularies_and_adapters_go_out(tmp_path, monkeypatch, more):
+    """Adapters are merged; models of other roles keep a tokenizer and a network of their own."""
+    tiny_exports.make(tmp_path / "made", getattr(tiny_exports, more))
+    monkeypatch.chdir(tmp_path / "made")
+    one = jax.devices()[:1]
+    monkeypatch.setattr(api, "Run", functools.partial(Run, devices=one))
+    directory = functools.partial(exported.ExportedRun, devices=one)
+    monkeypatch.setattr(exported, "ExportedRun", directory)
+    run, again = pit_jax.load("run"), pit_jax.load("all")
+    found, out = (each.improve(PROMPTS, GIVEN, iterations=2) for each in (run, again))
+    assert [each.responses for each in out] == [each.responses for each in found]
+    assert len({text for each in found for text in each.responses}) > 4
+    for each, other in zip(found, out, strict=True):
+        np.testing.assert_allclose(other.gaps, each.gaps, rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_directory_says(made):
