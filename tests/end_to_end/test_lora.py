@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pit_jax.errors import UserError
+from pit_jax.method.choice import Choice
 from pit_jax.models import adapters
 from pit_jax.models.config import LoraConfig
 from pit_jax.run import pipeline, stage_training, stages
@@ -267,6 +268,20 @@ def test_int8_backbones_go_through_ppo(adapted, tmp_path, capsys):
     loaded = run.load("rl_policy").backbone["decoder"]["layers"]["mlp"]["up"]["kernel"]
     scale = np.asarray(kernels["kernel_scale"])[:, None]
     np.testing.assert_allclose(loaded, np.asarray(kernels["kernel"]) * scale, rtol=1e-6)
+
+
+def test_a_checkpoint_of_adapters_is_chosen(adapted, tmp_path):
+    """Measured on the shared backbone; a step of which nothing is trained yet has no KL."""
+    of_run = copied(adapted, tmp_path, "pretrain", "sft_policy", "rm_policy", "rl_policy")
+    choice = Choice(num_prompts=8, samples=1)
+    stage = dataclasses.replace(of_run.stages[5], choice=choice)
+    assert stage.name == "rl_policy"
+    run = tiny_runs.on_one_device(tiny_runs.with_stages(of_run, stage))
+    pipeline.train(run, "rl_policy")
+    made = run.choice("rl_policy")
+    assert [row["step"] for row in made["checkpoints"]] == [1, 2]
+    assert all(np.isfinite(row["kl"]) and row["kl"] != 0 for row in made["checkpoints"])
+    assert run.result("rl_policy")["model_step"] == made["chosen"]
 
 
 def test_the_states_of_checkpoints_are_small(adapted):
