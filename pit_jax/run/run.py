@@ -126,11 +126,12 @@ class Run:
         self.backbones: dict[Any, Any] = {}
         self.quantisation_errors: dict[str, float] = {}
         self.peak = flops.peak(device.device_kind for device in partitioner.mesh.devices.flat)
-        self._roles: dict[RoleConfig, Role] = {}
+        made: dict[RoleConfig, Role] = {}
         for name in ROLES:
             model = self.config.of_role(name)
-            if model not in self._roles:
-                self._roles[model] = self._make_role(model, self._layout(name))
+            if model not in made:
+                made[model] = self._make_role(model, self._layout(name))
+        self._roles = made  # at once: another thread may be reading batches
 
     def _make_role(self, model: RoleConfig, layout: Layout) -> Role:
         vocabulary = layout.vocabulary

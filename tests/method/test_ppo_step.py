@@ -224,7 +224,11 @@ def on_one_backbone(models, lora):
 
 @pytest.mark.parametrize(
     "lora",
-    [None, LoraConfig(4, 8.0), LoraConfig(4, 8.0, backbone="int8")],
+    [
+        None,
+        pytest.param(LoraConfig(4, 8.0), marks=pytest.mark.slow),
+        pytest.param(LoraConfig(4, 8.0, backbone="int8"), marks=pytest.mark.slow),
+    ],
     ids=["whole", "adapters", "adapters on int8"],
 )
 def test_the_first_ratio_of_an_update_is_exactly_1(lora):

@@ -97,12 +97,12 @@ def test_an_interrupted_stage_goes_on_at_its_step(
     def interrupting(*arguments):
         step, calls = make_step(*arguments), []
 
-        def run(state, batch):
+        def run(*given):
             calls.append(1)
             if len(calls) == 3:
                 os.kill(os.getpid(), number)
                 time.sleep(0.3)  # the thread that listens notes it
-            return step(state, batch)
+            return step(*given)
 
         return run
 
