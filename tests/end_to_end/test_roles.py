@@ -11,6 +11,7 @@ import pytest
 
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.load import load
+from pit_jax.method import self_refine
 from tests import tiny_runs, tiny_tokenizers
 
 WINDOWS = ("prompt", "reference", "response")
@@ -113,7 +114,7 @@ def test_improve_passes_text_from_model_to_model(mixed, tmp_path, capsys):
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     assert [len(line["responses"]) for line in lines] == [3, 3]
     assert lines[1]["responses"][0] == "from 3" and len(lines[0]["gaps"]) == 2
-    words = load("words:drafts")
+    words = load("words:drafts", self_refine.read("words").words)
     assert words.decode(words.encode(lines[0]["responses"][0])) == lines[0]["responses"][0]
 
 
