@@ -1,4 +1,4 @@
-"""Has the errors that end a command with a line in place of a traceback."""
+"""Has the errors that end a command with a line in place of a traceback, and quietens stderr."""
 
 from __future__ import annotations
 

@@ -159,6 +159,5 @@ def _role(method: str) -> str:
 
 def texts(responses: Sequence[Response]) -> list[str]:
     """Returns what responses say, each of which has its text."""
-    said = [response.text for response in responses]
-    assert None not in said
-    return [text for text in said if text is not None]
+    assert all(response.text is not None for response in responses)
+    return [str(response.text) for response in responses]

@@ -21,15 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pit_jax.checked import at_least, checked
-from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
+from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.errors import UserError
-from pit_jax.method.decode import SamplingConfig, generate, is_end, row_keys
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.forward import response_scores
 from pit_jax.method.ppo import Experience, PPOConfig
 from pit_jax.method.ppo_step import in_parts, make_passes
+from pit_jax.method.rollouts import make_answer, read_of
 from pit_jax.models.heads import ScalarModel
-from pit_jax.models.network import LanguageModel
 
 # The least share of ended responses that counts, of the largest among the checkpoints.
 _ENDED = 0.9
@@ -173,21 +172,8 @@ def mean_and_error(values: np.ndarray, groups: Sequence[str]) -> tuple[float, fl
 
 def make_sample(networks: Networks, environment: Environment) -> Callable:
     """Makes what samples a response to each row: (parameters, batch, key) -> Generation."""
-    policy = LanguageModel(networks.actor)
-
-    def sample(params, batch, key):
-        return generate(
-            policy,
-            params,
-            batch["prompts"],
-            row_keys(key, batch["rows"]),
-            environment.response_length,
-            SamplingConfig(),
-            environment.allowed_V,
-            environment.ends,
-        )
-
-    return sample
+    answer = make_answer(networks.actor, environment)
+    return lambda params, batch, key: answer(params, batch["prompts"], batch["rows"], key)
 
 
 def make_measure(
@@ -205,7 +191,7 @@ def make_measure(
       `reward`; `batch` has prompts [B, P] of the policy and reward_prompts [B, Q] of the reward
       model, padded on the left, rows [B], numbers that name the rows for their draws, and for a
       difference references [B, F], which end with EOS; where the reward model's vocabulary isn't
-      the policy's, also what `ppo_step.make_collect` asks for. It returns kl [B], `log π(y|x) −
+      the policy's, also what `rollouts.Translated` adds. It returns kl [B], `log π(y|x) −
       log π_ref(y|x)`, and score [B], above the anchor or that of y_ref, both float32; ended [B],
       tokens [B, R] and their mask [B, R].
     """
@@ -234,11 +220,8 @@ def make_measure(
             in_parts(lambda part, of=models[name]: log_probs(of, part)[0], episodes, config)
             for name in ("policy", "reference")
         )
-        ends_BR = is_end(tokens_BR, environment.ends) & generation.mask_BR
-        rows = jnp.where(ends_BR, EOS_ID, tokens_BR), mask_BR
-        if "reward_response_tokens" in batch:
-            rows = batch["reward_response_tokens"], batch["reward_response_mask"]
-        score_B = score(reward, batch, *rows)
+        read, ends_BR = read_of(batch, generation, environment)
+        score_B = score(reward, batch, *read)
         return {
             "kl": jnp.sum(own_BR - reference_BR, axis=1),
             "score": score_B - zero(reward, batch),

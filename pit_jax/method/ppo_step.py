@@ -29,14 +29,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
+from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method import flops, ppo
-from pit_jax.method.decode import Generation, SamplingConfig, generate, is_end, row_keys
+from pit_jax.method.decode import Generation
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.forward import response_log_probs, response_scores, response_values
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
 from pit_jax.method.ppo import Experience, PPOConfig
+from pit_jax.method.rollouts import Translated, make_answer, read_of
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.metrics import Metrics
@@ -112,20 +113,11 @@ def make_passes(
 
 def make_sample(networks: Networks, config: PPOConfig, environment: Environment) -> Callable:
     """Makes what samples a response to each prompt: (actor params, batch, key) -> Generation."""
-    actor = LanguageModel(networks.actor)
+    answer = make_answer(networks.actor, environment, config.temperature)
 
     def sample(params, batch, key):
         prompt_BP = batch["prompt_tokens"]
-        return generate(
-            actor,
-            params,
-            prompt_BP,
-            row_keys(key, jnp.arange(len(prompt_BP))),
-            environment.response_length,
-            SamplingConfig(temperature=config.temperature),
-            environment.allowed_V,
-            environment.ends,
-        )
+        return answer(params, prompt_BP, jnp.arange(len(prompt_BP)), key)
 
     return sample
 
@@ -141,8 +133,7 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
     Returns:
       collect(state, frozen, batch, key) -> Experience, new beta, new moments, metrics, Generation.
       `frozen` is a Frozen; `batch` is a batch of RL prompts. Where the reward model's vocabulary
-      isn't the actor's, the batch has the `generation` too, and what the reward model reads of it,
-      `reward_response_tokens` and `reward_response_mask`.
+      isn't the actor's, the batch also has what `rollouts.Translated` adds.
     """
     log_probs, values = make_passes(networks, config, environment)
     sample, reward_model = make_sample(networks, config, environment), ScalarModel(networks.reward)
@@ -170,12 +161,9 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
         reference = frozen.model("reference")
         ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
 
-        ends_BR = is_end(response_BR, environment.ends) & generation.mask_BR
+        read, ends_BR = read_of(batch, generation, environment)
         reference_B = score_of("reference", frozen, batch) if environment.difference else 0.0
-        rows = jnp.where(ends_BR, EOS_ID, response_BR), mask_BR
-        if "reward_response_tokens" in batch:
-            rows = batch["reward_response_tokens"], batch["reward_response_mask"]
-        raw_B = score(frozen, batch, *rows) - reference_B
+        raw_B = score(frozen, batch, *read) - reference_B
         zero_B = jnp.full(B, environment.anchor)
         if config.subtract_chosen:
             zero_B = score_of("chosen", frozen, batch) - reference_B
@@ -415,22 +403,17 @@ def make_step(
         doesn't need the memory any more.
       key: base key of the stage; step i uses fold_in(key, i).
       decode: makes text of ids, for the samples that are logged.
-      translate: makes of a Generation what the reward model reads of it, see `make_collect`; None
-        where its vocabulary is the actor's.
+      translate: see `rollouts.Translated`.
     """
     collect, update = make_programs(networks, config, environment, partitioner)
-    sample = make_sample(networks, config, environment)
-    sample = partitioner.jit(sample, out_shardings=partitioner.replicated)
+    translated = Translated(make_sample(networks, config, environment), translate, partitioner)
 
     def step(state: RLState, batch, number: int):
         rollout_key, update_key = jax.random.split(jax.random.fold_in(key, number))
         models = frozen(state.train.step)
         placed = partitioner.shard_batch(batch)
-        if translate is not None:
-            own = state.train.params["actor"]
-            generation = sample(models.model("actor", own), placed, rollout_key)
-            read = partitioner.shard_batch(translate(jax.device_get(generation)))
-            placed = placed | read | {"generation": generation}
+        actor = models.model("actor", state.train.params["actor"])
+        placed = translated(actor, placed, rollout_key)
         experience, beta, moments, metrics, generation = collect(state, models, placed, rollout_key)
         models = models.of_trained  # others that wait on the hosts leave the devices
         state = state.replace(beta=beta, moments=moments)

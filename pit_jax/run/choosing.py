@@ -31,6 +31,7 @@ from pit_jax.method import choice as choice_lib
 from pit_jax.method import curriculum
 from pit_jax.method.choice import Choice, Measured
 from pit_jax.method.roles import POLICY, Role
+from pit_jax.method.rollouts import Translated
 from pit_jax.method.sampler import Response, Tokens, pad_left, pad_right
 from pit_jax.run import directory as run_directory
 from pit_jax.run.run import Run
@@ -183,16 +184,11 @@ def _make(run: Run, stage: RLStage, choice: Choice, steps: list[int]) -> dict[st
 
 def _results(run: Run, stage: RLStage, rows: list[Row], steps: list[int]):
     """Yields what each checkpoint's responses to the rows are: arrays with rows first."""
-    found_networks, where = run.config.networks(stage), environment(run, stage)
-    measure, sample = (
-        run.partitioner.jit(program, out_shardings=run.partitioner.replicated)
-        for program in (
-            choice_lib.make_measure(found_networks, stage.ppo, where),
-            choice_lib.make_sample(found_networks, where),
-        )
-    )
-    translate = translation(run, stage)
-    role = role_of(stage)
+    networks, where, mesh = run.config.networks(stage), environment(run, stage), run.partitioner
+    measure = choice_lib.make_measure(networks, stage.ppo, where)
+    measure = mesh.jit(measure, out_shardings=mesh.replicated)
+    sample = choice_lib.make_sample(networks, where)
+    translated, role = Translated(sample, translation(run, stage), mesh), role_of(stage)
     reference = run.load_frozen(stage.reference, role=role)
     reward = run.load_frozen(stage.reward_model)
     batches = list(_batches(run, stage, rows))
@@ -202,11 +198,7 @@ def _results(run: Run, stage: RLStage, rows: list[Row], steps: list[int]):
         models |= {"reference": reference, "reward": reward}
         found = []
         for batch in batches:
-            placed = run.partitioner.shard_batch(batch)
-            if translate is not None:
-                generation = sample(models["policy"], placed, key)
-                read = run.partitioner.shard_batch(translate(jax.device_get(generation)))
-                placed = placed | read | {"generation": generation}
+            placed = translated(models["policy"], mesh.shard_batch(batch), key)
             found.append(jax.tree.map(np.asarray, measure(models, placed, key)))
         del models  # before the next one is loaded
         result = {name: np.concatenate([part[name] for part in found]) for name in found[0]}

@@ -24,6 +24,7 @@ from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
 from pit_jax.files import absolute, write_whole
+from pit_jax.method.roles import GAP_REWARD, PIT, POLICY, POLICY_REWARD
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.weights import configs, gguf_files, hugging_face
 from pit_jax.models.weights.rows import flatten, nest
@@ -361,8 +362,12 @@ def role_gin(network: NetworkConfig, output: epath.Path, chat_template: str, rol
       chat_template: what makes its prompts.
       role: one of method.roles.ROLES.
     """
-    stage = {"policy": "sft_policy", "pit": "sft_pit", "policy_reward": "rm_policy"}.get(role)
-    kind = "Supervised" if role in ("policy", "pit") else "Reward"
+    stage = {
+        POLICY: "sft_policy/stages.SupervisedStage",
+        PIT: "sft_pit/stages.SupervisedStage",
+        POLICY_REWARD: "rm_policy/stages.RewardStage",
+        GAP_REWARD: "rm_gap/stages.RewardStage",
+    }[role]
     lines = [
         f"# A base model of its own for the role {role}; given after a run's file.",
         "# Commonly overridden: dtype, remat; lengths of RoleConfig, where the run's don't suit.",
@@ -382,7 +387,7 @@ def role_gin(network: NetworkConfig, output: epath.Path, chat_template: str, rol
         f"    vocabulary = {f'tokenizer:{output}/tokenizer'!r}",
         f"    chat_template = {chat_template!r}",
         f"run_config.RunConfig.{role} = @{role}/run_config.RoleConfig()",
-        f"{stage or 'rm_gap'}/stages.{kind}Stage.initial = {f'{output}/model'!r}",
+        f"{stage}.initial = {f'{output}/model'!r}",
     ]
     return "\n".join(lines) + "\n"
 

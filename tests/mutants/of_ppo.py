@@ -251,35 +251,10 @@ MUTANTS = {
             "method/test_ppo_step.py::test_a_gap_may_be_a_difference_of_two_scores",
         ),
         (
-            "episodes are sampled at temperature 1",
-            "SamplingConfig(temperature=config.temperature)",
-            "SamplingConfig()",
-            "method/test_ppo_step.py::test_log_probs_are_those_of_decoding_and_of_numpy",
-        ),
-        (
-            "episodes are sampled from all ids",
-            "SamplingConfig(temperature=config.temperature),\n            environment.allowed_V,",
-            "SamplingConfig(temperature=config.temperature),\n            None,",
-            "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
-        ),
-        (
             "the policy's ratio is over all ids",
             "            config.temperature,\n            environment.allowed_V,",
             "            config.temperature,\n            None,",
             "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
-        ),
-        (
-            "the reward model reads an end that it has never seen",
-            "jnp.where(ends_BR, EOS_ID, response_BR)",
-            "response_BR",
-            "method/test_ppo_step.py::test_every_end_ends_an_episode_and_is_scored_as_eos",
-        ),
-        (
-            "EOS in the padding ends a response",
-            "is_end(response_BR, environment.ends) & generation.mask_BR",
-            "is_end(response_BR, environment.ends)",
-            "method/test_ppo_step.py::test_rewards_are_the_shaped_score_and_the_kl_penalty",
-            "Decoding fills up with padding, which isn't EOS.",
         ),
         (
             "a response without end keeps its score, less the penalty",
@@ -310,6 +285,33 @@ MUTANTS = {
             "partial(jnp.where, before.count > 0)",
             "partial(jnp.where, before.count < 0)",
             "method/test_ppo_step.py::test_a_response_without_end_never_has_the_best_score",
+        ),
+    ],
+    "method/rollouts.py": [
+        (
+            "episodes are sampled at temperature 1",
+            "SamplingConfig(temperature=temperature)",
+            "SamplingConfig()",
+            "method/test_ppo_step.py::test_log_probs_are_those_of_decoding_and_of_numpy",
+        ),
+        (
+            "episodes are sampled from all ids",
+            "SamplingConfig(temperature=temperature),\n            environment.allowed_V,",
+            "SamplingConfig(temperature=temperature),\n            None,",
+            "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
+        ),
+        (
+            "the reward model reads an end that it has never seen",
+            "jnp.where(ends_BR, EOS_ID, tokens_BR)",
+            "tokens_BR",
+            "method/test_ppo_step.py::test_every_end_ends_an_episode_and_is_scored_as_eos",
+        ),
+        (
+            "EOS in the padding ends a response",
+            "is_end(tokens_BR, environment.ends) & generation.mask_BR",
+            "is_end(tokens_BR, environment.ends)",
+            "method/test_ppo_step.py::test_rewards_are_the_shaped_score_and_the_kl_penalty",
+            "Decoding fills up with padding, which isn't EOS.",
         ),
     ],
 }

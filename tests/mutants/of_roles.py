@@ -58,14 +58,6 @@ MUTANTS = {
             "test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
         ),
     ],
-    "method/choice.py": [
-        (
-            "a checkpoint's responses are scored in the actor's ids",
-            '        if "reward_response_tokens" in batch:\n',
-            "        if False:\n",
-            "run/test_choosing.py::test_a_reward_model_of_another_vocabulary_scores_what_it_reads",
-        ),
-    ],
     "method/curriculum.py": [
         (
             "a reference is in M_P's ids",
@@ -85,18 +77,20 @@ MUTANTS = {
     ],
     "method/ppo_step.py": [
         (
-            "an episode is scored in the actor's ids",
-            '        if "reward_response_tokens" in batch:\n',
-            "        if False:\n",
-            "method/test_ppo_translation.py::"
-            "test_scores_are_those_of_the_texts_that_the_reward_model_reads",
-        ),
-        (
             "what is translated is sampled with another key",
-            "placed, rollout_key)\n            read",
-            "placed, update_key)\n            read",
+            "translated(actor, placed, rollout_key)",
+            "translated(actor, placed, update_key)",
             "method/test_ppo_translation.py::"
             "test_a_translation_that_changes_nothing_is_the_fused_step_bit_for_bit",
+        ),
+    ],
+    "method/rollouts.py": [
+        (
+            "an episode is scored in the actor's ids",
+            '    if "reward_response_tokens" in batch:\n',
+            "    if False:\n",
+            "method/test_ppo_translation.py::"
+            "test_scores_are_those_of_the_texts_that_the_reward_model_reads",
         ),
     ],
     "method/roles.py": [
