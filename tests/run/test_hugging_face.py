@@ -172,6 +172,24 @@ def test_a_base_model_is_as_the_papers_runs_expect_one(model, trained):
     assert names == {"tokenizer.json", "tokenizer_config.json"}
 
 
+def test_a_role_takes_a_base_model_of_its_own(model, trained, tmp_path, monkeypatch, capsys):
+    folder, _ = model
+    monkeypatch.chdir(trained)
+    argv = ["convert", "--from=hf", f"--input={folder}", "--chat_template=tokenizer"]
+    assert cli.main([*argv, f"--output={tmp_path}/other", "--role=pit"]) == 0
+    file = f"{tmp_path}/other/pit.gin"
+    assert capsys.readouterr().out.strip().endswith(f"other/tokenizer, {file}")
+    flags = [f"--gin_file={file}", f"--gin.MODEL_DIR='{tmp_path}/run'"]
+    assert cli.main(["train", *RUN, *flags, "--gin.STAGE='sft_pit'", "--dry_run"]) == 0
+    out = " ".join(capsys.readouterr().out.replace("\\\n", " ").split())
+    assert f"initial = '{tmp_path}/other/model'" in out
+    assert re.search(r"\bpit = @pit/[\w.]*RoleConfig\(\)", out)
+    assert cli.main(
+        ["convert", *RUN, "--gin.STAGE='rm_gap'", "--to=hf", "--output=x", "--role=pit"]
+    )
+    assert "--role: expected it with --from=hf alone" in capsys.readouterr().err
+
+
 def test_what_a_stage_leaves_for_transformers(trained):
     for stage, architecture in (
         ("sft_policy", "LlamaForCausalLM"),
