@@ -214,8 +214,9 @@ def attend(
         mask_BTS = mask_BTS >= 0
     scores = jnp.where(mask_BTS[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1) * mask_BTS[:, None, None].any(-1, keepdims=True)
-    out = jnp.einsum("BKGTS,BSKE->BTKGE", weights.astype(v_BSKE.dtype), v_BSKE)
-    return out.reshape(B, T, H, E)
+    weights = weights.astype(v_BSKE.dtype)
+    out = jnp.einsum("BKGTS,BSKE->BTKGE", weights, v_BSKE, preferred_element_type=jnp.float32)
+    return out.reshape(B, T, H, E).astype(q_BTHE.dtype)
 
 
 def _part(T: int) -> int:

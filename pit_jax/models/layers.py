@@ -8,11 +8,13 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pit_jax.models.config import LoraConfig, NetworkConfig
 from pit_jax.runtime.partitioning import constrain
 
 RESIDUAL = ("activation_batch", "activation_length", "activation_embed")
+PRODUCT = "product"  # the name of a product with a matrix, for rematerialisation
 WHOLE = ("activation_batch", "length", "activation_embed")  # the input of a layer's products
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -260,30 +262,45 @@ def _product_of(
     """The product of the last dims of `x` with a kernel's first ones, or last if output_first."""
     n, dims = num_inputs, kernel.ndim
     inputs = tuple(range(dims - n, dims) if output_first else range(n))
-    product = _int8_product if kernel.dtype == jnp.int8 else _contract
-    return product(x, kernel, inputs, dtype, out_dtype)
+    y = _contract(x.astype(dtype), kernel, inputs, dtype, out_dtype)
+    return checkpoint_name(y, PRODUCT)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _contract(x, kernel, inputs, dtype, out_dtype):
+    """A product of the compute type, summed in float32.
+
+    A result of bfloat16 is rounded from it: a CPU has instructions for this, not for sums in
+    bfloat16. The gradient of the kernel is float32 as it is, and for that of `x` the kernel is
+    cast again, where what was cast would take several times as much as one of int8.
+    """
     last = tuple(range(x.ndim - len(inputs), x.ndim))
-    dims = ((last, inputs), ((), ()))
-    return jax.lax.dot_general(x, kernel.astype(dtype), dims, preferred_element_type=out_dtype)
+    return _sum_of_products(x, kernel.astype(dtype), last, inputs).astype(out_dtype)
 
 
-# For its gradients an int8 kernel is cast again: what was cast would take several times as much.
-_int8_product = jax.custom_vjp(_contract, nondiff_argnums=(2, 3, 4))
+def _contract_forward(x, kernel, inputs, dtype, out_dtype):
+    return _contract(x, kernel, inputs, dtype, out_dtype), (x, kernel)
 
 
-def _int8_forward(x, kernel, inputs, dtype, out_dtype):
-    return _contract(x, kernel, inputs, dtype, out_dtype), kernel
-
-
-def _int8_backward(inputs, dtype, out_dtype, kernel, cotangent):
+def _contract_backward(inputs, dtype, out_dtype, residuals, cotangent):
+    del out_dtype
+    x, kernel = residuals
+    cotangent = cotangent.astype(dtype)
     outputs = tuple(dim for dim in range(kernel.ndim) if dim not in inputs)
-    return _contract(cotangent, kernel, outputs, dtype, dtype), None
+    last = tuple(range(cotangent.ndim - len(outputs), cotangent.ndim))
+    back = _sum_of_products(cotangent, kernel.astype(dtype), last, outputs).astype(x.dtype)
+    if kernel.dtype == jnp.int8:
+        return back, None
+    rows = tuple(range(x.ndim - len(inputs)))
+    pair = (x, cotangent) if inputs[0] == 0 else (cotangent, x)
+    return back, _sum_of_products(*pair, rows, rows).astype(kernel.dtype)
 
 
-_int8_product.defvjp(_int8_forward, _int8_backward)
+_contract.defvjp(_contract_forward, _contract_backward)
+
+
+def _sum_of_products(a, b, a_dims, b_dims):
+    return jax.lax.dot_general(a, b, ((a_dims, b_dims), ((), ())), preferred_element_type="float32")
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -26,7 +26,7 @@ from pit_jax.models.attention import (
     relative_buckets,
 )
 from pit_jax.models.config import NetworkConfig
-from pit_jax.models.layers import MLP, RESIDUAL, WHOLE, Dense, Embed, capped, make_norm
+from pit_jax.models.layers import MLP, PRODUCT, RESIDUAL, WHOLE, Dense, Embed, capped, make_norm
 from pit_jax.runtime.partitioning import constrain
 
 
@@ -66,9 +66,13 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         block: type[nn.Module] = Block
+        # A CPU copies a layer's parameters out of the stack, and its activations in, at each step of
+        # a loop; written out, it doesn't. Elsewhere a loop costs nothing and compiles once.
+        unroll = c.num_layers if kernels.platform() == "cpu" else 1
         if c.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            block = nn.remat(Block, prevent_cse=False, policy=policy if c.remat == "dots" else None)
+            products = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+            policy = products if c.remat == "dots" else None
+            block = nn.remat(Block, prevent_cse=unroll > 1, policy=policy)
         self.embed = Embed(c)
         self.layers = nn.scan(
             block,
@@ -76,6 +80,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, *4 * (nn.broadcast,)),
             length=c.num_layers,
+            unroll=unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
         if c.positions == "relative":
