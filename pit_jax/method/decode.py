@@ -108,7 +108,7 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig):
         filtered_BV = filter_logits(logits_BV / config.temperature, config)
         tokens_B = jax.vmap(jax.random.categorical)(keys_B, filtered_BV)
     tokens_B = tokens_B.astype(jnp.int32)
-    log_probs_B1, _ = token_log_probs(logits_BV[:, None], tokens_B[:, None], config.temperature)
+    log_probs_B1 = token_log_probs(logits_BV[:, None], tokens_B[:, None], config.temperature)
     return tokens_B, log_probs_B1[:, 0]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pit_jax.data.layouts import Tree
 from pit_jax.data.vocabularies.base import PAD_ID
-from pit_jax.method.losses import allow, token_log_probs
+from pit_jax.method.losses import allow, token_entropy, token_log_probs
 from pit_jax.models.adapters import whole
 from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
 from pit_jax.models.heads import ScalarModel, pool
@@ -49,12 +49,13 @@ def response_log_probs(
       allowed_V: bool, ids that may be sampled; None allows all.
 
     Returns:
-      log_probs_BR and entropy_BR, float32, 0 on padding.
+      log_probs_BR and entropy_BR, float32, 0 on padding; the entropy has no gradient.
     """
     rows = join(prompt_BP, response_BR[:, :-1], mask_BR[:, :-1])
     logits_BRV = model.apply({"params": whole(params)}, *rows, first=prompt_BP.shape[1] - 1)
     logits_BRV = allow(logits_BRV, allowed_V)
-    log_probs_BR, entropy_BR = token_log_probs(logits_BRV, response_BR, temperature)
+    log_probs_BR = token_log_probs(logits_BRV, response_BR, temperature)
+    entropy_BR = token_entropy(jax.lax.stop_gradient(logits_BRV), temperature)
     return jnp.where(mask_BR > 0, log_probs_BR, 0.0), jnp.where(mask_BR > 0, entropy_BR, 0.0)
 
 

@@ -156,10 +156,10 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
             generation = sample(params["actor"], batch, key)
         response_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
         bare = Experience(prompt_BP, critic_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
-        log_probs_BR, _ = in_parts(lambda part: log_probs(params["actor"], part), bare, config)
+        log_probs_BR = in_parts(lambda part: log_probs(params["actor"], part)[0], bare, config)
         values_BR = in_parts(lambda part: values(params["critic"], part), bare, config)
         reference = frozen.model("reference")
-        ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
+        ref_log_probs_BR = in_parts(lambda part: log_probs(reference, part)[0], bare, config)
 
         read, ends_BR = read_of(batch, generation, environment)
         reference_B = score_of("reference", frozen, batch) if environment.difference else 0.0
