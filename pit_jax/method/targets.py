@@ -118,9 +118,7 @@ _add_up.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _columns(trees, start, columns):
-    return jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, start, columns, axis=1), trees
-    )
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, columns, axis=1), trees)
 
 
 def _loop(part: Callable, columns: int, count: jax.Array, kept: Any = None) -> Any:

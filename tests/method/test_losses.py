@@ -47,7 +47,10 @@ def test_token_log_probs_and_entropy_match_numpy(temperature):
 
 def test_token_log_probs_by_hand():
     logits = np.log(np.array([[[0.5, 0.25, 0.25]]], np.float32)) + 4
-    log_probs, entropy = losses.token_log_probs(logits, np.array([[1]])), losses.token_entropy(logits)
+    log_probs, entropy = (
+        losses.token_log_probs(logits, np.array([[1]])),
+        losses.token_entropy(logits),
+    )
     assert float(log_probs[0, 0]) == pytest.approx(math.log(0.25), abs=1e-6)
     assert float(entropy[0, 0]) == pytest.approx(1.5 * math.log(2), abs=1e-6)
 
