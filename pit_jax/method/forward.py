@@ -41,7 +41,7 @@ def join(
 
 
 def _of_response(x_BT, prompt_BP, before: int, R: int):
-    """Takes R columns of `join`'s, the first of them `before` that of the response's first token."""
+    """Takes R columns of `join`'s, from `before` columns before the response's first token on."""
     P, T = prompt_BP.shape[1], x_BT.shape[1]
     if P - before + R <= T:
         return x_BT[:, P - before : P - before + R]

@@ -23,7 +23,7 @@ _LEAST = 32  # columns, below which a width saves nothing
 
 
 def ladder(length: int, count: int) -> tuple[int, ...]:
-    """Returns up to `count` widths in equal steps, multiples of 8, of which the last is `length`."""
+    """Returns up to `count` widths in equal steps, multiples of 8, the last of them `length`."""
     if length < 2 * _LEAST:
         return (length,)
     steps = {-(-length * n // (8 * count)) * 8 for n in range(1, count)}
@@ -48,7 +48,7 @@ def chosen(lengths_B: jax.Array, widths: tuple[int, ...]) -> jax.Array:
 def mean_width(
     prompt_BP: jax.Array, mask_BR: jax.Array, order_B: jax.Array, config: PPOConfig
 ) -> jax.Array:
-    """Returns how wide the rows of the parts are on average, if they hold all tokens, float32 []."""
+    """Returns how wide the rows of the parts are on average, where they hold all tokens."""
     widths = ladder(prompt_BP.shape[1] + mask_BR.shape[1], config.widths)
     of_parts = lengths_of(prompt_BP, mask_BR)[order_B].reshape(config.parts, -1)
     numbers = jax.vmap(lambda lengths_B: chosen(lengths_B, widths))(of_parts)

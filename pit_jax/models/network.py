@@ -66,8 +66,8 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         block: type[nn.Module] = Block
-        # A CPU copies a layer's parameters out of the stack, and its activations in, at each step of
-        # a loop; written out, it doesn't. Elsewhere a loop costs nothing and compiles once.
+        # In a loop a CPU copies each layer's parameters out of the stack, and its activations in;
+        # written out, it doesn't. Elsewhere a loop costs nothing, and compiles once.
         unroll = c.num_layers if kernels.platform() == "cpu" else 1
         if c.remat != "none":
             products = jax.checkpoint_policies.save_only_these_names(PRODUCT)

@@ -233,6 +233,7 @@ def _sampling(
     fold = getattr(config.dataset, "train_size", 0) // len(FOLDS)
     sampled = [fold or r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
     inputs = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
+    inputs["temperatures"] = ((B,), jnp.float32)
     model = _another(answering.model("reference"))
     yield Program(
         "sampling of references",

@@ -69,7 +69,7 @@ def stepping(monkeypatch):
 
 
 def test_a_translation_that_changes_nothing_is_the_fused_step(stepping, frozen):
-    """Sampling by itself draws, and scores, as within the program that collects, but for rounding."""
+    """Sampling by itself draws, and scores, as in the program that collects, but for rounding."""
     asked = []
 
     def translate(generation):
