@@ -22,7 +22,7 @@ from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method.losses import allow, token_log_probs
 from pit_jax.models.adapters import whole
 from pit_jax.models.attention import CausalRows, KVCache, positions_of
-from pit_jax.models.network import LanguageModel, in_compute_type
+from pit_jax.models.network import LanguageModel, for_decoding
 from pit_jax.runtime import partitioning
 
 
@@ -169,7 +169,7 @@ def generate(
     """
     B, P = prompt_BP.shape
     R = response_length
-    params = in_compute_type(whole(params), model.config)
+    params = for_decoding(whole(params), model.config)
     logits_BV, cache = prefill(model, params, prompt_BP, R)
     prompt_valid_BP = prompt_BP != PAD_ID
     count_B = jnp.sum(prompt_valid_BP, axis=1)
