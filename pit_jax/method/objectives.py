@@ -76,7 +76,8 @@ def supervised(network: NetworkConfig, unlikelihood: bool = False) -> Callable:
         )
         weights_BT = batch["decoder_loss_weights"]
         data = batch["decoder_target_tokens"], weights_BT
-        columns = columns_of(*weights_BT.shape, network.vocab_size)
+        B, T = weights_BT.shape
+        columns = columns_of(B, T, network.vocab_size)
         head = head_of(tree, network)
         total, (weight, right) = add_up(part, columns, head, hidden_BTD, data, weights_BT != 0)
         return (total, weight), {

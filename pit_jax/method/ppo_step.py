@@ -155,7 +155,9 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
     sample, reward_model = make_sample(networks, config, environment), ScalarModel(networks.reward)
 
     def score_at(params, rows, width):
-        return response_scores(reward_model, params, *rows, environment.pooling, width=width)
+        prompt_BQ, response_BR, mask_BR = rows
+        given = prompt_BQ, response_BR, mask_BR, environment.pooling
+        return response_scores(reward_model, params, *given, width=width)
 
     def score(frozen, batch, response_BR, mask_BR):
         prompt_BQ, params = batch["reward_prompt_tokens"], frozen.model("reward")

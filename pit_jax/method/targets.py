@@ -31,7 +31,7 @@ def columns_of(rows: int, length: int, vocab_size: int) -> int:
       length: T.
       vocab_size: V.
     """
-    shape = rows, length, vocab_size
+    shape: tuple[int, ...] = (rows, length, vocab_size)
     if (partitioner := partitioning.active()) is not None:
         spec = partitioner.spec(("batch", "length", "vocab"), shape)
         shape = jax.sharding.NamedSharding(partitioner.mesh, spec).shard_shape(shape)

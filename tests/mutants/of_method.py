@@ -137,7 +137,8 @@ MUTANTS = {
             "top-p counts probability before the temperature",
             "logits_BV = logits_BV / own\n        tokens_B = jax.vmap(jax.random.categorical)("
             "keys_B, filter_logits(logits_BV, config))",
-            "kept_BV = filter_logits(logits_BV, config) / own\n        logits_BV = logits_BV / own\n"
+            "kept_BV = filter_logits(logits_BV, config) / own\n"
+            "        logits_BV = logits_BV / own\n"
             "        tokens_B = jax.vmap(jax.random.categorical)(keys_B, kept_BV)",
             "method/test_decode.py::test_filters_never_draw_an_excluded_token",
         ),
