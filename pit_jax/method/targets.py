@@ -20,6 +20,7 @@ from pit_jax.runtime import partitioning
 from pit_jax.runtime.partitioning import constrain
 
 _LARGEST = 2**24  # logits that a device holds at once: 64 MiB of float32
+_LARGEST_OF_MESH = 2**26
 _PARTS = 8  # of a row, which end after its last target
 
 
@@ -32,10 +33,12 @@ def columns_of(rows: int, length: int, vocab_size: int) -> int:
       vocab_size: V.
     """
     shape: tuple[int, ...] = (rows, length, vocab_size)
-    if (partitioner := partitioning.active()) is not None:
-        spec = partitioner.spec(("batch", "length", "vocab"), shape)
-        shape = jax.sharding.NamedSharding(partitioner.mesh, spec).shard_shape(shape)
-    return max(1, min(_LARGEST // (shape[0] * shape[2]), -(-length // _PARTS)))
+    if (partitioner := partitioning.active()) is None:
+        return max(1, min(_LARGEST // (rows * vocab_size), -(-length // _PARTS)))
+    # On a mesh each part's gradient is summed over it, so there are as few as memory allows.
+    spec = partitioner.spec(("batch", "length", "vocab"), shape)
+    shape = jax.sharding.NamedSharding(partitioner.mesh, spec).shard_shape(shape)
+    return max(1, min(_LARGEST_OF_MESH // (shape[0] * shape[2]), length))
 
 
 def add_up(
@@ -56,6 +59,8 @@ def add_up(
     Returns:
       value and extras, summed over all parts; the extras have no gradient.
     """
+    if columns >= is_BT.shape[1]:
+        return function(params, hidden_BTD, targets)
     order_BT = jnp.argsort(~is_BT, axis=1, stable=True)
     extra = -is_BT.shape[1] % columns
     count = -(-jnp.max(jnp.sum(is_BT, axis=1)) // columns)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pit_jax.models.config import LoraConfig, NetworkConfig
+from pit_jax.runtime import partitioning
 from pit_jax.runtime.partitioning import constrain
 
 RESIDUAL = ("activation_batch", "activation_length", "activation_embed")
@@ -291,15 +292,24 @@ def _contract_backward(inputs, dtype, out_dtype, residuals, cotangent):
     back = _sum_of_products(cotangent, kernel.astype(dtype), last, outputs).astype(x.dtype)
     if kernel.dtype == jnp.int8:
         return back, None
-    # One of the two is transposed, which a CPU copies: the narrower, and then the kernel itself.
-    rows, n = tuple(range(x.ndim - len(inputs))), len(inputs)
-    if x.size <= cotangent.size:
-        grad, first = _sum_of_products(x, cotangent, rows, rows), 0
+    return back, _kernel_gradient(x, cotangent, kernel, inputs)
+
+
+def _kernel_gradient(x, cotangent, kernel, inputs):
+    """Sums over all rows; `inputs` are those dims of the kernel that `x` has."""
+    rows, first = tuple(range(x.ndim - len(inputs))), inputs[0] == 0
+    a, b = (x, cotangent) if first else (cotangent, x)
+    if partitioning.platform() != "cpu":
+        return _sum_of_products(a, b, rows, rows).astype(kernel.dtype)
+    # A CPU copies what it transposes: one of the two, or the other and the result. The compiler,
+    # left to itself, may choose forms that its products of bfloat16 don't have.
+    a, b = (each.reshape(_product(each.shape[: len(rows)]), -1) for each in (a, b))
+    if a.size <= b.size + kernel.size:
+        grad = _sum_of_products(jax.lax.optimization_barrier(a.T), b, (1,), (0,))
     else:
-        grad, first = _sum_of_products(cotangent, x, rows, rows), kernel.ndim - n
-    if first != inputs[0]:
-        grad = jnp.moveaxis(grad, range(first, first + n), inputs)
-    return back, grad.astype(kernel.dtype)
+        grad = _sum_of_products(jax.lax.optimization_barrier(b.T), a, (1,), (0,))
+        grad = jax.lax.optimization_barrier(grad).T
+    return grad.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _contract.defvjp(_contract_forward, _contract_backward)

@@ -113,7 +113,7 @@ def improver():
 def step(state, number):
     """A whole PPO step."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(5), number))
-    experience, beta, moments, _, _ = collector(R)(state, frozen(), prompts(), keys[0])
+    experience, beta, moments, _, _ = collector(R)(state, frozen(), prompts(), *keys)
     train, metrics = improver()(state.train, experience, keys[1])
     return ppo_step.RLState(train, beta, moments), metrics
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from pit_jax.method import decode
 from pit_jax.method.decode import Generation
+from pit_jax.method.sampler import Sampler
 from tests import tiny_runs
 
 REFLECTION, RESPONSE = 8, 13
@@ -32,6 +33,11 @@ suite.EvaluationConfig.pit = 'reflecting'
 """
 
 
+def in_order(sampler, lengths, width):
+    """One batch of all rows, not the shortest first."""
+    yield np.minimum(np.arange(sampler._batch_size), len(lengths) - 1), width
+
+
 def scripted(run, texts):
     """A `generate` that writes these texts, in turn, where a model reflects; | is <<Improved>>."""
     role, window = run.role("pit"), REFLECTION + RESPONSE
@@ -42,13 +48,13 @@ def scripted(run, texts):
         whole = [*encode(before), *[control.improved] * bool(marker), *encode(after)]
         return [*whole, role.vocabulary.eos_id][:window]
 
-    def generate(model, params, prompt_BP, keys_B, length, sampling, allowed_V, ends):
+    def generate(model, params, prompt_BP, keys_B, length, sampling, allowed_V, ends, *rest):
         assert not allowed_V[control.candidate]
         assert allowed_V[control.improved] == (length == window)
         if length != window:
             assert length == RESPONSE
             given = (model, params, prompt_BP, keys_B, length, sampling, allowed_V, ends)
-            return decode.generate(*given)
+            return decode.generate(*given, *rest)
         tokens = np.zeros((prompt_BP.shape[0], window), np.int32)
         for row in range(len(tokens)):
             written = ids(texts[row % len(texts)])
@@ -77,6 +83,7 @@ def test_improve_returns_the_response_and_keeps_the_reflection(
         ("cut back", long, False),
     )
     monkeypatch.setattr("pit_jax.method.sampler.generate", scripted(run, written))
+    monkeypatch.setattr(Sampler, "_batches", in_order)
     given, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [{"prompt": example.prompt, "response": ""} for example in examples]
     given.write_text("".join(json.dumps(row) + "\n" for row in rows))

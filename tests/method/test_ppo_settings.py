@@ -117,15 +117,17 @@ def test_each_option_of_the_scores_by_hand():
 @pytest.fixture
 def scripted(monkeypatch):
     """`make_step` with programs that record their states and keys; beta and moments go up by 1."""
-    calls = []
+    calls, keys = [], []
 
-    def collect(state, models, batch, key):
+    def collect(state, models, batch, key, update_key):
+        keys.append(jax.random.key_data(update_key).tolist())
         calls.append(("collect", state, models, jax.random.key_data(key).tolist()))
         moments = jax.tree.map(lambda x: x + 1, state.moments)
         return "experience", state.beta + 1, moments, {"score": (1.0, 1.0)}, None
 
     def update(state, models, experience, key):
         assert not models.models  # they may have left the devices
+        assert keys[-1] == jax.random.key_data(key).tolist()  # known while collecting
         calls.append(("update", state, experience, jax.random.key_data(key).tolist()))
         return state.replace(train=state.train.replace(step=state.train.step + 1)), {}
 

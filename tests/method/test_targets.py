@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pit_jax.method.targets import add_up, columns_of
+from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 
 B, T, D, V = 3, 7, 4, 5
 RNG = np.random.default_rng(0)
@@ -81,3 +82,14 @@ def test_what_is_frozen_gets_no_gradient_and_costs_none():
 )
 def test_a_part_is_an_eighth_of_a_row_or_what_64_mebibytes_hold(shape, columns):
     assert columns_of(*shape) == columns
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("shape", "columns"), [((16, 256, 384), 256), ((16, 2048, 2**17), 256), ((64, 8, 2**24), 1)]
+)
+def test_on_a_mesh_a_part_is_what_256_mebibytes_of_a_device_hold(shape, columns):
+    """Of 4 by 2 devices: a quarter of the rows and half of the vocabulary."""
+    partitioner = Partitioner(MeshConfig(data=4, model=2))
+    found = partitioner.jit(lambda x: x + columns_of(*shape))(0)
+    assert int(found) == columns
