@@ -194,7 +194,7 @@ def reward(message: dict, paths: dict[str, str]) -> Prepared:
         train_dataset=datasets.Dataset.from_list(examples),
     )
     optimizer = adamw(trainer.model)
-    trainer.optimizer = optimizer
+    trainer.current_gradient_accumulation_steps = 1  # which `train` sets
 
     def place(number: int):
         some = examples[number * case.rows : (number + 1) * case.rows]
