@@ -66,8 +66,8 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         block: type[nn.Module] = Block
-        # A CPU copies a layer's parameters out of the stack, and its activations in, at each step of
-        # a loop; written out, it doesn't. Elsewhere a loop costs nothing and compiles once.
+        # In a loop a CPU copies each layer's parameters out of the stack, and its activations in;
+        # written out, it doesn't. Elsewhere a loop costs nothing, and compiles once.
         unroll = c.num_layers if kernels.platform() == "cpu" else 1
         if c.remat != "none":
             products = jax.checkpoint_policies.save_only_these_names(PRODUCT)
@@ -152,8 +152,15 @@ class LanguageModel(nn.Module):
 
     def __call__(self, tokens_BT, positions_BT, mask, first: int = 0) -> jax.Array:
         """Returns the logits of the columns from `first` on, float32 [B, T - first, V]."""
-        hidden_BTD, _ = self.decoder(tokens_BT, positions_BT, mask)
-        return self.decoder.logits(hidden_BTD[:, first:])
+        return self.logits(self.hidden(tokens_BT, positions_BT, mask)[:, first:])
+
+    def hidden(self, tokens_BT, positions_BT, mask) -> jax.Array:
+        """Returns the hidden states after the last norm, [B, T, D] in the compute type."""
+        return self.decoder(tokens_BT, positions_BT, mask)[0]
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Returns the logits of hidden states, float32 [B, T, V]; `head_of` is all it reads."""
+        return self.decoder.logits(hidden_BTD)
 
     def step(self, tokens_BT, positions_BT, mask, cache: KVCache, index):
         """Returns the last column's logits, float32 [B, V], and the cache with the tokens written.
@@ -162,6 +169,13 @@ class LanguageModel(nn.Module):
         """
         hidden_BTD, written = self.decoder(tokens_BT, positions_BT, mask, cache, index)
         return self.decoder.logits(hidden_BTD[:, -1:])[:, 0], written
+
+
+def head_of(params, config: NetworkConfig):
+    """Returns the part of a language model's parameters that `LanguageModel.logits` reads."""
+    decoder = params["decoder"]
+    names = ("embed" if config.tied_embeddings else "unembed", "relative_bias")
+    return {"decoder": {name: decoder[name] for name in names if name in decoder}}
 
 
 # Of the decoder's parameters, those that every use of them casts to the compute type.
