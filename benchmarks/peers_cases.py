@@ -14,6 +14,7 @@ OURS = "pit_jax"
 BUCKETS = 32  # of T5X's relative positions
 LEARNING_RATE = 1e-4
 B1, B2, EPSILON, CLIP = 0.9, 0.95, 1e-8, 1.0  # of everybody's AdamW, and its gradients' norm
+HH = 0.26, 0.21  # the shares of their windows that prompts and responses fill in the mean
 BATCHES = 4  # that the steps go through, over and over
 
 
@@ -102,12 +103,16 @@ CASES = (
     _pair("reward_trl", "reward step", "reward", "trl", "llama", 16, 128, 128),
     _pair("ppo_tunix", "PPO iteration", "ppo", "tunix", "qwen3", 32, 64, 64),
     Case("sft_lengths", "SFT, HH's lengths", "sft", OURS, "sft_fixed", "llama", 8, 512, 512),
+    Case(
+        "ppo_lengths", "PPO, HH's lengths", "ppo_lengths", OURS, "ppo_fixed", "llama", 32, 256, 256
+    ),
     _pair("smol_train", "training step", "train", "transformers", "llama", 4, 128, 128, _SMOL),
     _pair("smol_decode", "decoding", "decode", "transformers", "llama", 16, 128, 128, _SMOL),
     _pair("smol_decode_1", "decoding", "decode", "transformers", "llama", 1, 128, 128, _SMOL),
 )
 # The models of a task, each of which has weights of its own; a scalar model has a head.
-MODELS = {"ppo": ("actor", "reference", "critic", "reward"), "reward": ("reward",)}
+_FOUR = "actor", "reference", "critic", "reward"
+MODELS = {"ppo": _FOUR, "ppo_lengths": _FOUR, "reward": ("reward",)}
 SCALAR = ("critic", "reward")
 
 
@@ -189,25 +194,28 @@ def training_rows(case: Case, batch: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return rows[:, :-1], rows[:, 1:], weight.astype(np.float32)
 
 
-def ends(case: Case) -> tuple[int, ...]:
-    """Returns ids that end sampled responses at half the window on average.
+def ends(case: Case, share: float) -> tuple[int, ...]:
+    """Returns ids that end sampled responses after a share of the window on average.
 
-    If all ids are as likely, so many ends make the mean of min(length, R) about R / 2.
+    They are as many as make the mean of min(length, R) nearest to share * R if all ids are as
+    likely as each other.
     """
-    vocabulary = case.network.vocabulary
-    count = max(round(1.59 / case.response * vocabulary), 1)
+    vocabulary, R = case.network.vocabulary, case.response
+
+    def apart(count: int) -> float:
+        alive = 1 - count / vocabulary
+        return abs(sum(alive**n for n in range(R)) - share * R)
+
+    count = min(range(1, vocabulary), key=apart)
     return tuple(range(vocabulary - count, vocabulary))
 
 
 def lengths(case: Case, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws lengths of prompts and responses [rows] whose shares of their windows are as HH's.
-
-    A prompt fills 0.26 of its window in the mean and a response 0.21, with a long tail.
-    """
+    """Draws lengths of prompts and responses [rows], whose shares of their windows are HH's."""
     rng = np.random.default_rng(0)
 
     def draw(window: int, share: float) -> np.ndarray:
         drawn = rng.lognormal(np.log(share * window) - 0.32, 0.8, rows)
         return np.clip(drawn, 4, window).astype(int)
 
-    return draw(case.prompt, 0.26), draw(case.response, 0.21)
+    return draw(case.prompt, HH[0]), draw(case.response, HH[1])

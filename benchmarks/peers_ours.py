@@ -210,7 +210,7 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
     case = cases.Case(**message)
     network = network_of(case)
     params = load(case, paths["actor"])
-    stops = cases.ends(case) if until_ends else (case.network.vocabulary,)  # which no token is
+    stops = cases.ends(case, 0.5) if until_ends else (case.network.vocabulary,)  # which no token is
     sampling = SamplingConfig(temperature=1.0 if until_ends else 0.0)
 
     def answer(params, prompt_BP, key):
@@ -269,27 +269,35 @@ def reward(message: dict, paths: dict[str, str]) -> Prepared:
     return training(step, load(case, paths["reward"], True), batches, tokens, work)
 
 
-def ppo_iteration(message: dict, paths: dict[str, str]) -> Prepared:
-    """A PPO iteration of four models, one epoch of one minibatch, to full length."""
+def ppo_iteration(
+    message: dict, paths: dict[str, str], lengths: bool = False, **settings: Any
+) -> Prepared:
+    """A PPO iteration of four models in one epoch: one minibatch to full length, or HH's lengths.
+
+    With `lengths` prompts are padded and responses end; `settings` are those of PPO.
+    """
     case = cases.Case(**message)
     network = network_of(case)
     loaded = {name: load(case, path, name in cases.SCALAR) for name, path in paths.items()}
-    config = ppo.PPOConfig(epochs=1, minibatches=1)
-    never = (case.network.vocabulary,)
-    environment = Environment(case.response, "last", ends=never)
+    config = ppo.PPOConfig(epochs=1, **({} if lengths else {"minibatches": 1}), **settings)
+    ends = cases.ends(case, cases.HH[1]) if lengths else (case.network.vocabulary,)  # or never
+    environment = Environment(case.response, "last", ends=ends)
     networks = Networks.same(network)
+    checks = {} if lengths else ppo_checks(case, loaded, network)
     trained = {name: loaded[name] for name in ("actor", "critic")}
-    checks = ppo_checks(case, loaded, network)
     state = TrainState.create(trained, ppo.make_optimizer(OPTIMIZER, config))
     held: dict[str, Any] = {
         "state": ppo_step.RLState(state, jnp.float32(config.beta), ppo.Moments.zero())
     }
-    frozen = Frozen.share(
-        {name: loaded[name] for name in ("reference", "reward")}, {"actor": None, "critic": None}
-    )
+    fixed = {name: loaded[name] for name in ("reference", "reward")}
+    frozen = Frozen.share(fixed, {"actor": None, "critic": None})
     collect, update = ppo_step.make_programs(networks, config, environment, PARTITIONER)
     sample = PARTITIONER.jit(ppo_step.make_sample(networks, config, environment))
     prompts = [cases.tokens(case, n, case.prompt) for n in range(cases.BATCHES)]
+    if lengths:
+        of_prompt, _ = cases.lengths(case, case.rows)
+        prompts = [rows * (np.arange(case.prompt) >= case.prompt - of_prompt[:, None])
+                   for rows in prompts]  # fmt: skip
 
     def batch(number: int) -> Any:
         prompt_BP = prompts[number % len(prompts)]
@@ -297,35 +305,38 @@ def ppo_iteration(message: dict, paths: dict[str, str]) -> Prepared:
         return PARTITIONER.shard_batch(rows)
 
     def gather(number: int) -> None:
-        key = jax.random.key(number)
-        found = collect(held["state"], frozen, batch(number), key)
-        held["episodes"], beta, moments = found[:3]
+        keys = jax.random.split(jax.random.key(number))
+        held["episodes"], beta, moments, metrics, _ = collect(
+            held["state"], frozen, batch(number), *keys
+        )
         held["state"] = held["state"].replace(beta=beta, moments=moments)
-        held["work"] = found[3]["model_flops"][0]
-        jax.block_until_ready(held["episodes"])
+        held["metrics"] = jax.device_get((metrics["tokens"][0], metrics["model_flops"][0]))
+        held["tokens"] += int(held["metrics"][0])
 
     def learn(number: int) -> None:
-        key = jax.random.key(number)
+        _, key = jax.random.split(jax.random.key(number))
         held["state"], _ = update(held["state"], frozen.of_trained, held["episodes"], key)
         jax.block_until_ready(held["state"])
 
     def rollout(number: int) -> None:
-        jax.block_until_ready(sample(held["state"].train.params["actor"], batch(number), key0))
+        key, _ = jax.random.split(jax.random.key(number))
+        actor = held["state"].train.params["actor"]
+        jax.block_until_ready(sample(actor, batch(number), key))
 
-    key0 = jax.random.key(0)
+    held["tokens"] = 0
     compiled = clock(lambda: (gather(0), learn(0)))
+    tokens, work = map(float, held["metrics"])
     rollout(0)
-    tokens = case.rows * (case.prompt + case.response)
 
     def go(times: int) -> dict:
-        gathering, learning, sampling = (
-            sum(clock(functools.partial(part, number)) for number in range(times))
-            for part in (gather, learn, rollout)
-        )
+        held["tokens"], gathering, learning, sampling = 0, 0.0, 0.0, 0.0
+        for number in range(times):
+            sampling += clock(functools.partial(rollout, number))  # beside the iteration
+            gathering += clock(functools.partial(gather, number))
+            learning += clock(functools.partial(learn, number))
         phases = {"rollout": sampling, "scoring": gathering - sampling, "update": learning}
-        return {"seconds": gathering + learning, "tokens": times * tokens, "phases": phases}
+        return {"seconds": gathering + learning, "tokens": held["tokens"], "phases": phases}
 
-    work = float(held["work"])
     return Prepared(go, checks, compile_seconds=compiled, flops_per_token=work / tokens)
 
 
@@ -373,6 +384,8 @@ TASKS = {
     "ends": functools.partial(decode, until_ends=True),
     "reward": reward,
     "ppo": ppo_iteration,
+    "ppo_lengths": functools.partial(ppo_iteration, lengths=True),
+    "ppo_fixed": functools.partial(ppo_iteration, lengths=True, widths=1),
     "machine": machine,
 }
 

@@ -124,7 +124,7 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
     how: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
     if until_ends:
         how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        how["eos_token_id"] = list(cases.ends(case))
+        how["eos_token_id"] = list(cases.ends(case, 0.5))
 
     def one(number: int) -> np.ndarray:
         prompt = torch.from_numpy(prompts[number % len(prompts)].astype(np.int64))

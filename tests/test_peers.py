@@ -86,11 +86,14 @@ def test_training_rows_have_their_loss_on_the_response():
     assert not np.array_equal(inputs, peers_cases.training_rows(CASE, 2)[0])
 
 
-def test_ends_halve_responses_in_the_mean():
+@pytest.mark.parametrize("share", [0.5, 0.21])
+def test_ends_fill_a_share_of_the_window_in_the_mean(share):
     case = dataclasses.replace(CASE, response=128)
-    share = len(peers_cases.ends(case)) / case.network.vocabulary
-    alive = (1 - share) ** np.arange(128)  # of a response's tokens
-    assert alive.sum() == pytest.approx(64, abs=3)
+    found = peers_cases.ends(case, share)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, case.network.vocabulary, (4000, 128))
+    ended = np.cumsum(np.isin(drawn, found), axis=1) - np.isin(drawn, found) > 0
+    assert np.mean(~ended) == pytest.approx(share, abs=0.03)
 
 
 @pytest.fixture
