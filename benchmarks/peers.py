@@ -189,7 +189,8 @@ def compare(
         about = [side.ask(**message, task=task) for side, task in zip(sides, tasks)]
         times = []
         for side in sides:
-            once = side.ask(do="go", times=1)["seconds"]
+            # Twice, since a step's own results may make it compile again.
+            *_, once = (side.ask(do="go", times=1)["seconds"] for _ in range(2))
             times.append(max(1, round(seconds / once)))
         answers = [
             tuple(side.ask(do="go", times=n) for side, n in zip(sides, times))

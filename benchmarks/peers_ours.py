@@ -117,7 +117,8 @@ def training(
       tokens: what a step counts as.
       work: the model's floating-point operations in a step.
     """
-    held = {"state": TrainState.create(params, OPTIMIZER.build()), "number": 0}
+    state = TrainState.create(params, OPTIMIZER.build())
+    held = {"state": jax.device_put(state, PARTITIONER.replicated), "number": 0}
 
     def one():
         held["state"], metrics = step(held["state"], held["batch"])
@@ -285,10 +286,9 @@ def ppo_iteration(
     networks = Networks.same(network)
     checks = {} if lengths else ppo_checks(case, loaded, network)
     trained = {name: loaded[name] for name in ("actor", "critic")}
-    state = TrainState.create(trained, ppo.make_optimizer(OPTIMIZER, config))
-    held: dict[str, Any] = {
-        "state": ppo_step.RLState(state, jnp.float32(config.beta), ppo.Moments.zero())
-    }
+    train = TrainState.create(trained, ppo.make_optimizer(OPTIMIZER, config))
+    state = ppo_step.RLState(train, jnp.float32(config.beta), ppo.Moments.zero())
+    held: dict[str, Any] = {"state": jax.device_put(state, PARTITIONER.replicated)}
     fixed = {name: loaded[name] for name in ("reference", "reward")}
     frozen = Frozen.share(fixed, {"actor": None, "critic": None})
     collect, update = ppo_step.make_programs(networks, config, environment, PARTITIONER)
