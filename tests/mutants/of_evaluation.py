@@ -347,8 +347,8 @@ MUTANTS = {
         ),
         (
             "a judge of verdicts is asked for the other order",
-            "return judge(prompts, said[a], said[b])",
-            "return judge(prompts, said[b], said[a])",
+            "return self.verdicts(said[a], said[b])",
+            "return self.verdicts(said[b], said[a])",
             "evaluation/test_language_judge.py::"
             "test_a_judge_of_verdicts_makes_the_same_table_3_as_the_checker",
         ),
