@@ -80,9 +80,13 @@ class Responses:
         known = self._traces.get(key)
         if known is None or (known and len(known[0].responses) <= iterations):
             run = self._run
-            gaps = (self.model(self._gap_model), self._gap_model) if with_gaps else ()
-            reflects = self._reflects(stage, method)
-            improver = run.improver(self.model(stage), *gaps, reflects=reflects, role=_role(method))
+            improver = run.improver(
+                self.model(stage),
+                self.model(self._gap_model) if with_gaps else None,
+                self._gap_model if with_gaps else "",
+                reflects=self._reflects(stage, method),
+                role=_role(method),
+            )
             # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are.
             improver = dataclasses.replace(improver, anchor=0.0)
             original = self.policy(self._policy, temperature)
