@@ -2,6 +2,7 @@
 
 JAX looks for a program by all that its machine code depends on: the computation, XLA's version and
 flags, and the devices, which for a CPU are its instructions. What it finds computes the same bits.
+The folder's own path counts too, so a run directory that was moved compiles once more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def keep(directory: str) -> None:
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = os.fspath(epath.Path(directory) / FOLDER)
+    folder = os.fspath(files.absolute(epath.Path(directory)) / FOLDER)
     try:
         files.check_folder(folder, FOLDER)
     except UserError:

@@ -76,6 +76,13 @@ def test_nothing_is_kept_where_nothing_can_be_written(tmp_path):
     assert settings() == DEFAULTS
 
 
+def test_the_folder_is_the_same_from_wherever_the_command_is_given(tmp_path, monkeypatch):
+    """JAX's names of programs depend on its path."""
+    monkeypatch.chdir(tmp_path)
+    compilation.keep("run")
+    assert settings()[DIRECTORY] == str(tmp_path / "run" / compilation.FOLDER)
+
+
 def test_a_bucket_has_what_took_long_to_compile():
     compilation.keep("gs://bucket/run")
     assert settings() == DEFAULTS | {DIRECTORY: f"gs://bucket/run/{compilation.FOLDER}"}
