@@ -22,9 +22,11 @@ from pit_jax.method.curriculum import Round
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.config import NetworkConfig
-from pit_jax.run import exported  # noqa: F401  its class is one of the Run that `command` replaces
+from pit_jax.run import (
+    exported,  # noqa: F401  its class is one of the Run that `command` replaces
+    stage_training,
+)
 from pit_jax.run import run as runs
-from pit_jax.run import stage_training
 from pit_jax.run.config import RunConfig
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, SupervisedStage
