@@ -153,6 +153,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "method/test_ppo_settings.py::test_so_many_rows_pass_through_the_networks_at_once": (
             "microbatches"
         ),
+        "method/test_ppo_step.py::test_what_is_computed_is_counted_by_the_widths": "widths",
         "method/test_ppo_settings.py::test_each_option_of_the_scores_by_hand": (
             "missing_eos_penalty scale_rewards scale_floor"
         ),

@@ -34,7 +34,12 @@ RUNS = [name for name in FILES if name.startswith("gin/runs/")]
 ADAPTERS = [name for name in RUNS if name.startswith("gin/runs/lora_")]
 LARGE = [name for name in RUNS if name.endswith("b.gin") and name not in ADAPTERS]  # on a pod
 # From a base model, such as tests/run/test_hugging_face.py makes; SmolLM2's take a file of tasks.
-FROM_BASE = ("gin/runs/from_base.gin", "gin/runs/smollm2.gin", "gin/runs/smollm2_cpu.gin")
+FROM_BASE = (
+    "gin/runs/from_base.gin",
+    "gin/runs/smollm2.gin",
+    "gin/runs/smollm2_cpu.gin",
+    "gin/runs/smollm2_cpu_hh.gin",
+)
 SMALL_RUNS = sorted(set(RUNS) - {*LARGE, *ADAPTERS, *FROM_BASE})
 TASKS = ("pretrain", "sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of every stage

@@ -22,7 +22,7 @@ from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method.losses import allow, token_log_probs
 from pit_jax.models.adapters import whole
 from pit_jax.models.attention import CausalRows, KVCache, positions_of
-from pit_jax.models.network import LanguageModel, in_compute_type
+from pit_jax.models.network import LanguageModel, for_decoding
 from pit_jax.runtime import partitioning
 
 
@@ -96,8 +96,19 @@ def filter_logits(logits_BV: jax.Array, config: SamplingConfig) -> jax.Array:
     return logits_BV
 
 
-def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig):
+def sample(
+    logits_BV: jax.Array,
+    keys_B: jax.Array,
+    config: SamplingConfig,
+    temperature_B: jax.Array | None = None,
+):
     """Draws a token for each row.
+
+    Args:
+      logits_BV: float32 logits.
+      keys_B: one key for each row.
+      config: temperature and filters.
+      temperature_B: each row's own temperature in place of the config's, if that isn't 0.
 
     Returns:
       tokens_B and their log-probabilities [B] under the tempered, unfiltered distribution.
@@ -105,10 +116,11 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig):
     if config.temperature == 0:
         tokens_B = jnp.argmax(logits_BV, axis=-1)
     else:
-        filtered_BV = filter_logits(logits_BV / config.temperature, config)
-        tokens_B = jax.vmap(jax.random.categorical)(keys_B, filtered_BV)
+        own = config.temperature if temperature_B is None else temperature_B[:, None]
+        logits_BV = logits_BV / own
+        tokens_B = jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, config))
     tokens_B = tokens_B.astype(jnp.int32)
-    log_probs_B1, _ = token_log_probs(logits_BV[:, None], tokens_B[:, None], config.temperature)
+    log_probs_B1 = token_log_probs(logits_BV[:, None], tokens_B[:, None])
     return tokens_B, log_probs_B1[:, 0]
 
 
@@ -140,6 +152,7 @@ def generate(
     config: SamplingConfig,
     allowed_V: np.ndarray | None = None,
     ends: tuple[int, ...] = (EOS_ID,),
+    temperature_B: jax.Array | None = None,
 ) -> Generation:
     """Samples a response to each left-padded prompt.
 
@@ -152,10 +165,11 @@ def generate(
       config: temperature and filters.
       allowed_V: bool, ids that may be sampled; None allows all.
       ends: the ids that end a response.
+      temperature_B: as for `sample`.
     """
     B, P = prompt_BP.shape
     R = response_length
-    params = in_compute_type(whole(params), model.config)
+    params = for_decoding(whole(params), model.config)
     logits_BV, cache = prefill(model, params, prompt_BP, R)
     prompt_valid_BP = prompt_BP != PAD_ID
     count_B = jnp.sum(prompt_valid_BP, axis=1)
@@ -168,7 +182,7 @@ def generate(
     def draw(t, logits_BV, generation, done_B):
         """Samples column t; rows that are done get padding."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
-        token_B, log_prob_B = sample(allow(logits_BV, allowed_V), keys, config)
+        token_B, log_prob_B = sample(allow(logits_BV, allowed_V), keys, config, temperature_B)
         token_B = jnp.where(done_B, PAD_ID, token_B)
         generation = Generation(
             write(generation.tokens_BR, token_B, t),

@@ -172,6 +172,7 @@ def ppo_collect(
     config: PPOConfig,
     written: Any = None,
     difference: bool = False,
+    widths: tuple[Any, Any, Any] | None = None,
 ) -> tuple[Work, ...]:
     """Lists the passes for a PPO step's episodes: sampling, two log-probabilities, values, scores.
 
@@ -183,20 +184,24 @@ def ppo_collect(
       config: PPO's settings.
       written: as for `sampling`.
       difference: whether y_ref is scored too.
+      widths: of the rows of actor, critic and reward model on average; their windows by default.
     """
-    parts = config.parts
+    parts, (actor, critic, reward) = config.parts, widths or (P + R, Q + R, Q + R)
     return (
         *sampling(rows, P, R, written),
-        Work(rows // parts, P + R, R, times=2 * parts),
-        Work(rows // parts, Q + R, times=parts),
-        Work(rows, Q + R, times=1 + config.subtract_chosen + difference),
+        Work(rows // parts, actor, R, times=2 * parts),
+        Work(rows // parts, critic, times=parts),
+        Work(rows // parts, reward, times=parts * (1 + config.subtract_chosen + difference)),
     )
 
 
-def ppo_update(rows: int, P: int, Q: int, R: int, config: PPOConfig) -> tuple[Work, ...]:
+def ppo_update(
+    rows: int, P: int, Q: int, R: int, config: PPOConfig, widths: Any = None
+) -> tuple[Work, ...]:
     """Lists the passes of PPO's epochs, for actor and critic; takes what `ppo_collect` takes."""
     part, updates = rows // config.parts, config.parts * config.epochs
+    actor, critic, _ = widths or (P + R, Q + R, None)
     return (
-        Work(part, P + R, R, backward=True, checkpointed=True, times=updates),
-        Work(part, Q + R, backward=True, times=updates),
+        Work(part, actor, R, backward=True, checkpointed=True, times=updates),
+        Work(part, critic, backward=True, times=updates),
     )

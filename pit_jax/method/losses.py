@@ -35,22 +35,51 @@ def allow(logits: jax.Array, allowed_V: np.ndarray | None) -> jax.Array:
     return logits if allowed_V is None else jnp.where(allowed_V, logits, NEVER)
 
 
-def token_log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array, temperature: float = 1.0):
-    """Computes each token's log-probability and each distribution's entropy.
+def token_log_probs(
+    logits_BTV: jax.Array, tokens_BT: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+    """Computes each token's log-probability, float32 [B, T], in nats.
 
     Args:
       logits_BTV: float32 logits.
       tokens_BT: int32 tokens, one for each column of logits.
       temperature: what the logits are divided by; 0 (greedy decoding) counts as 1.
-
-    Returns:
-      log_probs_BT and entropy_BT in nats.
     """
-    scaled_BTV = logits_BTV if temperature == 0 else logits_BTV / temperature
-    log_p_BTV = jax.nn.log_softmax(scaled_BTV, axis=-1)
-    log_probs_BT = jnp.take_along_axis(log_p_BTV, tokens_BT[..., None], axis=-1)[..., 0]
-    entropy_BT = -jnp.sum(jnp.exp(log_p_BTV) * log_p_BTV, axis=-1)
-    return log_probs_BT, entropy_BT
+    return _log_probs(_tempered(logits_BTV, temperature), tokens_BT)
+
+
+def token_entropy(logits_BTV: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Computes each distribution's entropy, float32 [B, T], in nats; see `token_log_probs`."""
+    log_p_BTV = jax.nn.log_softmax(_tempered(logits_BTV, temperature), axis=-1)
+    return -jnp.sum(jnp.exp(log_p_BTV) * log_p_BTV, axis=-1)
+
+
+def _tempered(logits_BTV, temperature):
+    return logits_BTV if temperature in (0, 1) else logits_BTV / temperature
+
+
+@jax.custom_vjp
+def _log_probs(logits_BTV, tokens_BT):
+    return _log_probs_forward(logits_BTV, tokens_BT)[0]
+
+
+def _log_probs_forward(logits_BTV, tokens_BT):
+    """Keeps the logits alone, and not their softmax too."""
+    most_BT1 = jnp.max(logits_BTV, axis=-1, keepdims=True)
+    log_sum_BT = jnp.log(jnp.sum(jnp.exp(logits_BTV - most_BT1), axis=-1))
+    own_BT1 = jnp.take_along_axis(logits_BTV, tokens_BT[..., None], axis=-1)
+    log_probs_BT = (own_BT1 - most_BT1)[..., 0] - log_sum_BT
+    return log_probs_BT, (logits_BTV, tokens_BT, most_BT1[..., 0] + log_sum_BT)
+
+
+def _log_probs_backward(residuals, cotangent_BT):
+    logits_BTV, tokens_BT, log_sum_BT = residuals
+    is_own_BTV = jax.nn.one_hot(tokens_BT, logits_BTV.shape[-1])
+    probability_BTV = jnp.exp(logits_BTV - log_sum_BT[..., None])
+    return cotangent_BT[..., None] * (is_own_BTV - probability_BTV), None
+
+
+_log_probs.defvjp(_log_probs_forward, _log_probs_backward)
 
 
 def sft_loss(
@@ -73,7 +102,7 @@ def sft_loss(
     Returns:
       (sum, weight): nats, number of target tokens.
     """
-    log_probs_BT, _ = token_log_probs(logits_BTV, targets_BT)
+    log_probs_BT = token_log_probs(logits_BTV, targets_BT)
     if not unlikelihood:
         return -jnp.sum(weights_BT * log_probs_BT), jnp.sum(weights_BT)
     # log(1 - p) as a ratio of sums: exact, with a gradient, however close p is to 1.

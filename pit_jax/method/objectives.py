@@ -15,11 +15,12 @@ from pit_jax.checked import checked
 from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_TREE, PAIR_TREE, Tree
 from pit_jax.method import losses
 from pit_jax.method.forward import tree_scores
+from pit_jax.method.targets import add_up, columns_of
 from pit_jax.models.adapters import whole
 from pit_jax.models.attention import CausalRows
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import POOLINGS, ScalarModel
-from pit_jax.models.network import LanguageModel
+from pit_jax.models.network import LanguageModel, head_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,24 +57,32 @@ def supervised(network: NetworkConfig, unlikelihood: bool = False) -> Callable:
     """
     model = LanguageModel(network)
 
+    def part(head, hidden_BTD, data):
+        targets_BT, weights_BT = data
+        logits_BTV = model.apply({"params": head}, hidden_BTD, method=LanguageModel.logits)
+        total, weight = losses.sft_loss(logits_BTV, targets_BT, weights_BT, unlikelihood)
+        own_BT1 = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
+        right_BT = (own_BT1[..., 0] >= jnp.max(logits_BTV, axis=-1)) & (weights_BT > 0)
+        return total, (weight, _number(right_BT))
+
     def loss(params, batch):
-        logits_BTV = model.apply(
-            {"params": whole(params)},
+        tree = whole(params)
+        hidden_BTD = model.apply(
+            {"params": tree},
             batch["decoder_input_tokens"],
             batch["decoder_positions"],
             CausalRows(batch["decoder_segment_ids"]),
+            method=LanguageModel.hidden,
         )
-        targets_BT = batch["decoder_target_tokens"]
         weights_BT = batch["decoder_loss_weights"]
-        total, weight = losses.sft_loss(logits_BTV, targets_BT, weights_BT, unlikelihood)
-        target_BT = weights_BT > 0
-        right_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) & target_BT
+        data = batch["decoder_target_tokens"], weights_BT
+        B, T = weights_BT.shape
+        columns = columns_of(B, T, network.vocab_size)
+        head = head_of(tree, network)
+        total, (weight, right) = add_up(part, columns, head, hidden_BTD, data, weights_BT != 0)
         return (total, weight), {
             "loss": (total, weight),
-            "token_accuracy": (
-                jnp.sum(right_BT.astype(jnp.float32)),
-                jnp.sum(target_BT.astype(jnp.float32)),
-            ),
+            "token_accuracy": (right, _number(weights_BT > 0)),
             **_token_counts(batch["decoder_segment_ids"]),
         }
 
@@ -150,7 +159,11 @@ def _count(condition_B, weight_B):
     return jnp.sum(condition_B.astype(jnp.float32) * weight_B)
 
 
+def _number(condition):
+    return jnp.sum(condition.astype(jnp.float32))
+
+
 def _token_counts(ids_BT):
     """Counts real tokens and their share of the batch, as metrics; ids are 0 on padding."""
-    real = jnp.sum((ids_BT > 0).astype(jnp.float32))
+    real = _number(ids_BT > 0)
     return {"tokens": (real, 1.0), "real_token_share": (real, jnp.float32(ids_BT.size))}

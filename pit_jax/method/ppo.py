@@ -6,6 +6,7 @@ Every statistic is masked: tokens after EOS never count.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -34,7 +35,10 @@ class PPOConfig:
       value_coefficient: weight of the value loss.
       epochs: passes over each batch of episodes.
       minibatches: parts of a batch, reshuffled each epoch; each gives one gradient step.
-      microbatches: parts of a minibatch whose gradients are added up.
+      microbatches: parts of a minibatch whose gradients are added up; each is of episodes of like
+        lengths.
+      widths: how many widths, in equal steps, the programs have for rows of a prompt and a
+        response, each compiled by itself; with 1 every row has its full windows.
       missing_eos_penalty: score of a response that didn't end within its window, in standard
         deviations from the mean score of all that did in the steps before; below 0.
       subtract_chosen: whether the score of y_w, a constant of each prompt, is subtracted from each
@@ -60,6 +64,9 @@ class PPOConfig:
     epochs: int = 4
     minibatches: int = 4
     microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
+    widths: int = dataclasses.field(
+        default=4, metadata={"changes_result": False, "variation": True}
+    )
     missing_eos_penalty: float = -1.0
     subtract_chosen: bool = False
     scale_rewards: bool = False
@@ -83,7 +90,7 @@ class PPOConfig:
             )
         if self.critic_warmup < 0:
             raise ValueError(f"PPOConfig: got critic_warmup={self.critic_warmup}, expected >= 0")
-        for field in ("epochs", "minibatches", "microbatches"):
+        for field in ("epochs", "minibatches", "microbatches", "widths"):
             if getattr(self, field) < 1:
                 raise ValueError(
                     f"PPOConfig: got {field}={getattr(self, field)}, expected 1 or more"
@@ -173,6 +180,31 @@ class Moments:
 def masked_mean(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
     """Takes the mean over real tokens."""
     return jnp.sum(x_BR * mask_BR) / jnp.maximum(jnp.sum(mask_BR), 1.0)
+
+
+def shape_scores(scores_B, ended_B, moments: Moments, config: PPOConfig):
+    """Makes the scores that PPO maximises of the reward model's scores.
+
+    A response that didn't end scores `missing_eos_penalty` standard deviations from the mean of all
+    that did in the steps before; in the first step, of those beside it. Whatever a reward model's
+    unit and origin, that is worse than most of them.
+
+    Args:
+      scores_B: the reward model's scores above what counts as 0 for their prompts, float32.
+      ended_B: bool, whether the response ended within its window.
+      moments: moments of the scores of ended responses before these.
+      config: PPO's settings.
+
+    Returns:
+      scores_B, and the moments after these scores.
+    """
+    before, moments = moments, moments.add(scores_B, ended_B)
+    # Those of the steps before, so that a row's score doesn't depend on the rows beside it.
+    of_ended = jax.tree.map(functools.partial(jnp.where, before.count > 0), before, moments)
+    unended = of_ended.mean + config.missing_eos_penalty * of_ended.std(config.scale_floor)
+    scores_B = jnp.where(ended_B, scores_B, unended)
+    std = moments.std(config.scale_floor)
+    return scores_B / std if config.scale_rewards else scores_B, moments
 
 
 def whiten(x_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:

@@ -36,12 +36,14 @@ from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.forward import response_log_probs, response_scores, response_values
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
+from pit_jax.method.parts import in_parts, orders
 from pit_jax.method.ppo import Experience, PPOConfig
 from pit_jax.method.rollouts import Translated, make_answer, read_of
+from pit_jax.method.widths import by_length, fitted, ladder, lengths_of, mean_width
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.metrics import Metrics
-from pit_jax.runtime.microbatches import accumulate, split
+from pit_jax.runtime.microbatches import accumulate
 from pit_jax.runtime.partitioning import Partitioner, constrain_rows
 from pit_jax.runtime.train_state import TrainState
 
@@ -87,8 +89,8 @@ def make_passes(
 
     # Rematerialised, so that the update's forward pass keeps nothing for its backward pass: only
     # then does it compile to the arithmetic of a forward pass, and the first ratio is exactly 1.
-    @jax.checkpoint
-    def log_probs(params, episodes: Experience):
+    @partial(jax.checkpoint, static_argnums=(2,))
+    def log_probs_at(params, episodes: Experience, width: int):
         return response_log_probs(
             actor,
             params,
@@ -97,13 +99,26 @@ def make_passes(
             episodes.mask_BR,
             config.temperature,
             environment.allowed_V,
+            width,
         )
 
-    def values(params, episodes: Experience):
-        values_BR = response_values(
-            critic, params, episodes.critic_prompt_BQ, episodes.response_BR, episodes.mask_BR
-        )
+    def values_at(params, episodes: Experience, width: int):
+        rows = episodes.critic_prompt_BQ, episodes.response_BR, episodes.mask_BR
+        values_BR = response_values(critic, params, *rows, width=width)
         return jnp.where(episodes.mask_BR > 0, values_BR - offset, 0.0)
+
+    def fitting(function, params, episodes: Experience, prompts):
+        widths = ladder(prompts.shape[1] + episodes.mask_BR.shape[1] - 1, config.widths)
+        if len(widths) == 1:
+            return function(params, episodes, widths[0])
+        lengths_B = lengths_of(prompts, episodes.mask_BR) - 1
+        return fitted(function, widths, params, episodes, lengths_B)
+
+    def log_probs(params, episodes: Experience):
+        return fitting(log_probs_at, params, episodes, episodes.prompt_BP)
+
+    def values(params, episodes: Experience):
+        return fitting(values_at, params, episodes, episodes.critic_prompt_BQ)
 
     return log_probs, values
 
@@ -131,35 +146,53 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
       environment: how episodes end and score.
 
     Returns:
-      collect(state, frozen, batch, key) -> Experience, new beta, new moments, metrics, Generation.
-      `frozen` is a Frozen; `batch` is a batch of RL prompts. Where the reward model's vocabulary
-      isn't the actor's, the batch also has what `rollouts.Translated` adds.
+      collect(state, frozen, batch, key, update_key) -> Experience, new beta, new moments, metrics,
+      Generation. `frozen` is a Frozen; `batch` is a batch of RL prompts. Where the reward model's
+      vocabulary isn't the actor's, the batch also has what `rollouts.Translated` adds. `update_key`
+      is the update's.
     """
     log_probs, values = make_passes(networks, config, environment)
     sample, reward_model = make_sample(networks, config, environment), ScalarModel(networks.reward)
 
+    def score_at(params, rows, width):
+        prompt_BQ, response_BR, mask_BR = rows
+        given = prompt_BQ, response_BR, mask_BR, environment.pooling
+        return response_scores(reward_model, params, *given, width=width)
+
     def score(frozen, batch, response_BR, mask_BR):
-        rows = batch["reward_prompt_tokens"], response_BR, mask_BR
-        return response_scores(reward_model, frozen.model("reward"), *rows, environment.pooling)
+        prompt_BQ, params = batch["reward_prompt_tokens"], frozen.model("reward")
+        widths = ladder(prompt_BQ.shape[1] + mask_BR.shape[1], config.widths)
+
+        def part(rows):
+            return fitted(score_at, widths, params, rows, lengths_of(rows[0], rows[2]))
+
+        rows = prompt_BQ, response_BR, mask_BR
+        return in_parts(part, rows, config, by_length(prompt_BQ, mask_BR))
 
     def score_of(name, frozen, batch):
         tokens_BR = batch[f"{name}_tokens"]
         return score(frozen, batch, tokens_BR, tokens_BR != PAD_ID)
 
-    def collect(state: RLState, frozen: Frozen, batch, key):
+    def collect(state: RLState, frozen: Frozen, batch, key, update_key):
         params = {role: frozen.model(role, own) for role, own in state.train.params.items()}
-        prompt_BP = batch["prompt_tokens"]
-        critic_prompt_BQ = batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])
+        prompt_BP, reward_prompt_BQ = batch["prompt_tokens"], batch["reward_prompt_tokens"]
+        critic_prompt_BQ = batch.get("critic_prompt_tokens", reward_prompt_BQ)
         B, P = prompt_BP.shape
         generation = batch.get("generation")
         if generation is None:
             generation = sample(params["actor"], batch, key)
         response_BR, mask_BR = generation.tokens_BR, generation.mask_BR.astype(jnp.float32)
         bare = Experience(prompt_BP, critic_prompt_BQ, response_BR, mask_BR, *([mask_BR] * 3))
-        log_probs_BR, _ = in_parts(lambda part: log_probs(params["actor"], part), bare, config)
-        values_BR = in_parts(lambda part: values(params["critic"], part), bare, config)
+        # In the parts of the update's first epoch, whose widths are then the same.
+        order_B = orders(bare, update_key, config)[0].reshape(-1)
+
+        def over(function):
+            return in_parts(function, bare, config, order_B)
+
+        log_probs_BR = over(lambda part: log_probs(params["actor"], part)[0])
+        values_BR = over(lambda part: values(params["critic"], part))
         reference = frozen.model("reference")
-        ref_log_probs_BR, _ = in_parts(lambda part: log_probs(reference, part), bare, config)
+        ref_log_probs_BR = over(lambda part: log_probs(reference, part)[0])
 
         read, ends_BR = read_of(batch, generation, environment)
         reference_B = score_of("reference", frozen, batch) if environment.difference else 0.0
@@ -168,7 +201,7 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
         if config.subtract_chosen:
             zero_B = score_of("chosen", frozen, batch) - reference_B
         ended_B = jnp.any(ends_BR, axis=1)
-        scores_B, moments = shape_scores(raw_B - zero_B, ended_B, state.moments, config)
+        scores_B, moments = ppo.shape_scores(raw_B - zero_B, ended_B, state.moments, config)
         k1_BR, k3_BR = ppo.kl_estimates(log_probs_BR, ref_log_probs_BR)
         finite = jnp.isfinite(jnp.sum(raw_B) + jnp.sum(k1_BR) + jnp.sum(values_BR))
         moments = jax.tree.map(partial(jnp.where, finite), moments, state.moments)
@@ -195,8 +228,13 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
         # Decoding ends with the longest response.
         written = jnp.sum(jnp.any(generation.mask_BR, axis=0).astype(jnp.float32))
         shape = B, P, critic_prompt_BQ.shape[1], environment.response_length, config
-        works = flops.ppo_collect(*shape, written, environment.difference)
-        actor, critic = flops.ppo_update(*shape)
+        widths = (
+            mean_width(prompt_BP, mask_BR, order_B, config),
+            mean_width(critic_prompt_BQ, mask_BR, order_B, config),
+            mean_width(reward_prompt_BQ, read[1], by_length(reward_prompt_BQ, read[1]), config),
+        )
+        works = flops.ppo_collect(*shape, written, environment.difference, widths)
+        actor, critic = flops.ppo_update(*shape, widths)
         metrics["model_flops"] = (
             flops.total((*works[:-2], actor), networks.actor)
             + flops.total((works[-2], critic), networks.critic)
@@ -206,42 +244,6 @@ def make_collect(networks: Networks, config: PPOConfig, environment: Environment
         return experience, beta, moments, metrics, generation
 
     return collect
-
-
-def shape_scores(scores_B, ended_B, moments: ppo.Moments, config: PPOConfig):
-    """Makes the scores that PPO maximises of the reward model's scores.
-
-    A response that didn't end scores `missing_eos_penalty` standard deviations from the mean of all
-    that did in the steps before; in the first step, of those beside it. Whatever a reward model's
-    unit and origin, that is worse than most of them.
-
-    Args:
-      scores_B: the reward model's scores above what counts as 0 for their prompts, float32.
-      ended_B: bool, whether the response ended within its window.
-      moments: moments of the scores of ended responses before these.
-      config: PPO's settings.
-
-    Returns:
-      scores_B, and the moments after these scores.
-    """
-    before, moments = moments, moments.add(scores_B, ended_B)
-    # Those of the steps before, so that a row's score doesn't depend on the rows beside it.
-    of_ended = jax.tree.map(partial(jnp.where, before.count > 0), before, moments)
-    unended = of_ended.mean + config.missing_eos_penalty * of_ended.std(config.scale_floor)
-    scores_B = jnp.where(ended_B, scores_B, unended)
-    std = moments.std(config.scale_floor)
-    return scores_B / std if config.scale_rewards else scores_B, moments
-
-
-def in_parts(function: Callable, episodes: Experience, config: PPOConfig):
-    """Applies a per-episode function in parts of the size that the update uses.
-
-    The same shapes as in the update give the same floating-point results, so the first ratio of
-    an update is exactly 1, and no more activations live at once than in the update.
-    """
-    parts = split(episodes, config.parts)
-    out = jax.lax.map(lambda part: function(constrain_rows(part)), parts)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
 # --- The update ----------------------------------------------------------------------------------
@@ -302,11 +304,11 @@ def update(
         state, step_metrics = state.apply_gradients(grads, value)
         return state, ({**metrics, **step_metrics}, jnp.max(deviations))
 
-    def epoch(state: TrainState, key):
-        order = jax.random.permutation(key, B).reshape(config.minibatches, -1)
-        return jax.lax.scan(minibatch_step, state, jax.tree.map(lambda x: x[order], data))
+    def epoch(state: TrainState, order_NB):
+        return jax.lax.scan(minibatch_step, state, jax.tree.map(lambda x: x[order_NB], data))
 
-    state, (metrics, deviation) = jax.lax.scan(epoch, state, jax.random.split(key, config.epochs))
+    drawn = jnp.stack(orders(experience, key, config))
+    state, (metrics, deviation) = jax.lax.scan(epoch, state, drawn)
     metrics = jax.tree.map(jnp.sum, metrics)
     bad = (state.skipped > skipped).astype(jnp.int32)
     state = state.replace(skipped=skipped + bad, skipped_in_row=(in_row + 1) * bad)
@@ -370,8 +372,8 @@ def make_programs(
     log_probs, values = make_passes(networks, config, environment)
 
     # The state's parameters aren't among its results, which would be a copy of them.
-    def collect_episodes(state: RLState, frozen: Frozen, batch, key):
-        *results, generation = collect(state, frozen, batch, key)
+    def collect_episodes(state: RLState, frozen: Frozen, batch, key, update_key):
+        *results, generation = collect(state, frozen, batch, key, update_key)
         return *results, constrain_rows(generation)
 
     def update_state(state: RLState, frozen: Frozen, experience: Experience, key):
@@ -414,7 +416,8 @@ def make_step(
         placed = partitioner.shard_batch(batch)
         actor = models.model("actor", state.train.params["actor"])
         placed = translated(actor, placed, rollout_key)
-        experience, beta, moments, metrics, generation = collect(state, models, placed, rollout_key)
+        keys = rollout_key, update_key
+        experience, beta, moments, metrics, generation = collect(state, models, placed, *keys)
         models = models.of_trained  # others that wait on the hosts leave the devices
         state = state.replace(beta=beta, moments=moments)
         state, update_metrics = update(state, models, experience, update_key)

@@ -1,14 +1,14 @@
 """Samples responses to lists of prompts, for curriculum, improvement and evaluation.
 
-Rows are cut into batches of a fixed size (the last is filled up), so that each width compiles once.
-Every process gives the same rows and gets all responses. A row's sample depends on the key and on
-the number that names the row, not on its batch.
+Rows are cut into batches of a fixed size (the last is filled up), those of like lengths together,
+of a few widths, each of which compiles once. Every process gives the same rows and gets all
+responses. A row's sample depends on the key and on the number that names the row, not on its batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,12 +17,14 @@ import numpy as np
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method.decode import SamplingConfig, generate, is_end, row_keys
 from pit_jax.method.forward import response_scores
+from pit_jax.method.widths import ladder
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.partitioning import Partitioner
 
 Tokens = list[int]
+_WIDTHS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,22 +109,19 @@ class Sampler:
           reflecting: how the model reflects; None if it writes its response alone.
         """
         run = self.respond_program(sampling, reflecting)
-        responses: list[Response] = []
+        responses: list[Response] = [Response([], False)] * len(prompts)
         numbers = np.asarray(rows, np.int32)
-        for start in range(0, len(prompts), self._batch_size):
-            chosen = self._fill(start, len(prompts))
+        for chosen, fitting in self._batches([len(prompt) for prompt in prompts], width):
             batch = {
-                "prompts": pad_left([prompts[i] for i in chosen], width),
+                "prompts": pad_left([prompts[i] for i in chosen], fitting),
                 "rows": numbers[chosen],
+                "temperatures": np.full(len(chosen), sampling.temperature, np.float32),
             }
             generation = run(params, self._partitioner.shard_batch(batch), key)
             tokens_BR = np.asarray(generation.tokens_BR)
             mask_BR = np.asarray(generation.mask_BR)
-            count = min(self._batch_size, len(prompts) - start)
-            responses += [
-                self._response(t, m)
-                for t, m in zip(tokens_BR[:count], mask_BR[:count], strict=True)
-            ]
+            for i, tokens_R, mask_R in zip(chosen, tokens_BR, mask_BR, strict=True):
+                responses[i] = self._response(tokens_R, mask_R)
         return responses
 
     def score(
@@ -137,18 +136,19 @@ class Sampler:
 
         One of no tokens is scored as if it had ended, since no other token has a score.
         """
-        run = self.score_program(pooling)
-        scores = []
-        for start in range(0, len(prompts), self._batch_size):
-            chosen = self._fill(start, len(prompts))
-            tokens_BR, mask_BR = self.scored([responses[i] for i in chosen])
+        scores = np.zeros(len(prompts), np.float32)
+        tokens_NR, mask_NR = self.scored(responses)
+        lengths = [len(prompt) + sum(mask) for prompt, mask in zip(prompts, mask_NR, strict=True)]
+        whole = width + self._response_length
+        for chosen, fitting in self._batches(lengths, whole):
+            run = self.score_program(pooling, fitting if fitting < whole else None)
             batch = {
                 "prompts": pad_left([prompts[i] for i in chosen], width),
-                "responses": tokens_BR,
-                "mask": mask_BR,
+                "responses": tokens_NR[chosen],
+                "mask": mask_NR[chosen],
             }
-            scores.append(np.asarray(run(params, self._partitioner.shard_batch(batch))))
-        return np.concatenate(scores)[: len(prompts)] if scores else np.zeros(0, np.float32)
+            scores[chosen] = np.asarray(run(params, self._partitioner.shard_batch(batch)))
+        return scores
 
     def scored(self, responses: Sequence[Response]) -> tuple[np.ndarray, np.ndarray]:
         """Makes what a reward model reads of responses: int32 tokens [n, R] and their mask."""
@@ -160,7 +160,11 @@ class Sampler:
     def respond_program(
         self, sampling: SamplingConfig, reflecting: Reflecting | None = None
     ) -> Callable:
-        """Returns the jitted program (params, {prompts [B, P], rows [B]}, key) -> Generation."""
+        """Returns the jitted program (params, batch, key) -> Generation.
+
+        Its batch has prompts [B, P], rows [B] and temperatures [B]; the sampling's own temperature
+        only says whether tokens are drawn at all.
+        """
         length, allowed_V = self._response_length, self._allowed_V
         if reflecting is not None:
             length = reflecting.window
@@ -177,12 +181,18 @@ class Sampler:
                 sampling,
                 allowed_V,
                 self._ends,
+                batch["temperatures"],
             )
 
+        if sampling.temperature:
+            sampling = dataclasses.replace(sampling, temperature=1.0)
         return self._program(("respond", sampling, reflecting), respond)
 
-    def score_program(self, pooling: str) -> Callable:
-        """Returns the jitted (params, {prompts_BQ, responses_BR, mask_BR}) -> scores_B."""
+    def score_program(self, pooling: str, width: int | None = None) -> Callable:
+        """Returns the jitted (params, {prompts_BQ, responses_BR, mask_BR}) -> scores_B.
+
+        Its rows are cut to `width` columns, which have to hold all real tokens; None cuts none.
+        """
 
         def score(params, batch):
             return response_scores(
@@ -192,18 +202,26 @@ class Sampler:
                 batch["responses"],
                 batch["mask"],
                 pooling,
+                width,
             )
 
-        return self._program(("score", pooling), score)
+        return self._program(("score", pooling, width), score)
 
     def _response(self, tokens_R: np.ndarray, mask_R: np.ndarray) -> Response:
         tokens_R = tokens_R[mask_R]
         ends = np.flatnonzero(is_end(tokens_R, self._ends))
         return Response(tokens_R[: ends[0] if len(ends) else None].tolist(), len(ends) > 0)
 
-    def _fill(self, start: int, total: int) -> np.ndarray:
-        """Returns the indices of a batch; past the end it repeats the last row."""
-        return np.minimum(np.arange(start, start + self._batch_size), total - 1)
+    def _batches(self, lengths: Sequence[int], width: int) -> Iterator[tuple[np.ndarray, int]]:
+        """Yields the rows of each batch, the shortest first, and the width that they fit in.
+
+        The last batch is filled up with its longest row.
+        """
+        order, widths = np.argsort(lengths, kind="stable"), ladder(width, _WIDTHS)
+        for start in range(0, len(lengths), self._batch_size):
+            places = np.arange(start, start + self._batch_size)
+            chosen = order[np.minimum(places, len(lengths) - 1)]
+            yield chosen, next((w for w in widths if lengths[chosen[-1]] <= w), width)
 
     def _program(self, name: Any, function: Callable) -> Callable:
         if name not in self._programs:

@@ -31,34 +31,49 @@ class KVCache:
     """Holds the keys and values of all layers; decoding writes one token in place.
 
     Attributes:
-      k_LBSKE: keys.
-      v_LBSKE: values.
+      k_LBKSE: keys; where layers are written out, a tuple of each layer's array.
+      v_LBKSE: values, likewise.
     """
 
-    k_LBSKE: jax.Array
-    v_LBSKE: jax.Array
+    k_LBKSE: jax.Array | tuple[jax.Array, ...]
+    v_LBKSE: jax.Array | tuple[jax.Array, ...]
 
     @classmethod
     def zeros(cls, config: NetworkConfig, batch: int, length: int) -> KVCache:
         """Makes an empty cache of `length` tokens for `batch` rows."""
-        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-        names = ("layers", "batch", "length", "kv_heads", "kv")
-        return cls(*(constrain(jnp.zeros(shape, config.dtype), *names) for _ in range(2)))
+        L, shape = config.num_layers, (batch, config.num_kv_heads, length, config.head_dim)
+        names = ("batch", "kv_heads", "length", "kv")
 
-    def write(self, k_BTKE: jax.Array, v_BTKE: jax.Array, layer: jax.Array, index) -> KVCache:
+        def make():
+            if kernels.written_out(config):
+                return tuple(constrain(jnp.zeros(shape, config.dtype), *names) for _ in range(L))
+            return constrain(jnp.zeros((L, *shape), config.dtype), "layers", *names)
+
+        return cls(make(), make())
+
+    def write(self, k_BTKE: jax.Array, v_BTKE: jax.Array, layer, index) -> KVCache:
         """Puts T tokens of one layer at `index` along the length."""
-        start = (layer, 0, index, 0, 0)
-        return KVCache(
-            jax.lax.dynamic_update_slice(self.k_LBSKE, k_BTKE[None], start),
-            jax.lax.dynamic_update_slice(self.v_LBSKE, v_BTKE[None], start),
-        )
 
-    def layer(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def put(whole, new_BTKE):
+            new_BKTE = jnp.swapaxes(new_BTKE, 1, 2)
+            if not isinstance(whole, tuple):
+                start = (layer, 0, 0, index, 0)
+                return jax.lax.dynamic_update_slice(whole, new_BKTE[None], start)
+            own = jax.lax.dynamic_update_slice(whole[layer], new_BKTE, (0, 0, index, 0))
+            return (*whole[:layer], own, *whole[layer + 1 :])
+
+        return KVCache(put(self.k_LBKSE, k_BTKE), put(self.v_LBKSE, v_BTKE))
+
+    def layer(self, layer) -> tuple[jax.Array, jax.Array]:
         """Returns the keys and the values of a layer, [B, S, K, E] each."""
-        return tuple(
-            jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
-            for x in (self.k_LBSKE, self.v_LBSKE)
-        )
+
+        def take(whole):
+            if isinstance(whole, tuple):
+                return jnp.swapaxes(whole[layer], 1, 2)
+            own = jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
+            return jnp.swapaxes(own, 1, 2)
+
+        return take(self.k_LBKSE), take(self.v_LBKSE)
 
 
 @flax.struct.dataclass

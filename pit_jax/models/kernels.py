@@ -1,9 +1,9 @@
-"""Chooses an attention kernel by platform, for rows whose tokens see earlier ones of a segment.
+"""Chooses by platform an attention kernel, and whether layers are a loop.
 
-`xla` is plain array code (`attention.attend_causal`) and runs everywhere; `splash` is JAX's Pallas
-kernel for TPUs; `cudnn` is NVIDIA's. They agree on real tokens and differ on padding, which nothing
-reads. Masks of another kind (trees, the KV cache), relative positions, windows and caps always take
-`xla`.
+Of the kernels for rows whose tokens see earlier ones of a segment, `xla` is plain array code
+(`attention.attend_causal`) and runs everywhere; `splash` is JAX's Pallas kernel for TPUs; `cudnn`
+is NVIDIA's. They agree on real tokens and differ on padding, which nothing reads. Masks of another
+kind (trees, the KV cache), relative positions, windows and caps always take `xla`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,21 @@ from pit_jax.runtime import partitioning
 
 _LANES = 128  # of a TPU's vector registers; splash wants rows and heads of multiples of it
 _LARGEST_BLOCK = 512
+_WRITTEN_OUT = 64  # width from which a CPU's copies cost more than compiling every layer
 
 
 def platform() -> str:
     """Returns the platform of the program that is traced: `cpu`, `gpu` or `tpu`."""
     return partitioning.platform()
+
+
+def written_out(config: NetworkConfig) -> bool:
+    """Returns whether a program has each layer's operations by themselves, and no loop over layers.
+
+    In a loop a CPU copies each layer's parameters out of the stack, and its activations in. For
+    small networks that is quicker than compiling every layer; elsewhere a loop costs nothing.
+    """
+    return platform() == "cpu" and config.embed_dim >= _WRITTEN_OUT
 
 
 def choose(config: NetworkConfig) -> str:

@@ -291,9 +291,15 @@ def _contract_backward(inputs, dtype, out_dtype, residuals, cotangent):
     back = _sum_of_products(cotangent, kernel.astype(dtype), last, outputs).astype(x.dtype)
     if kernel.dtype == jnp.int8:
         return back, None
-    rows = tuple(range(x.ndim - len(inputs)))
-    pair = (x, cotangent) if inputs[0] == 0 else (cotangent, x)
-    return back, _sum_of_products(*pair, rows, rows).astype(kernel.dtype)
+    # One of the two is transposed, which a CPU copies: the narrower, and then the kernel itself.
+    rows, n = tuple(range(x.ndim - len(inputs))), len(inputs)
+    if x.size <= cotangent.size:
+        grad, first = _sum_of_products(x, cotangent, rows, rows), 0
+    else:
+        grad, first = _sum_of_products(cotangent, x, rows, rows), kernel.ndim - n
+    if first != inputs[0]:
+        grad = jnp.moveaxis(grad, range(first, first + n), inputs)
+    return back, grad.astype(kernel.dtype)
 
 
 _contract.defvjp(_contract_forward, _contract_backward)

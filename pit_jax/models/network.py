@@ -58,6 +58,23 @@ class Block(nn.Module):
         return (constrain(x_BTD, *RESIDUAL), cache), None
 
 
+def _kept(config: NetworkConfig):
+    """What rematerialisation keeps of a layer: nothing, or the products with matrices."""
+    if config.remat == "full":
+        return None
+    return jax.checkpoint_policies.save_only_these_names(PRODUCT)
+
+
+def _apart(stack, num_layers: int):
+    """Takes the parameters of stacked layers apart; the trees' keys are '0', '1', …"""
+    split = jax.tree.map(lambda x: jax.lax.split(x, [1] * num_layers), stack)
+    is_split = lambda x: isinstance(x, (list, tuple))  # noqa: E731
+    return {
+        str(n): jax.tree.map(lambda pieces, n=n: pieces[n][0], split, is_leaf=is_split)
+        for n in range(num_layers)
+    }
+
+
 class Decoder(nn.Module):
     """Makes hidden states of tokens, and logits of hidden states (`Decoder.logits`)."""
 
@@ -66,13 +83,8 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         block: type[nn.Module] = Block
-        # A CPU copies a layer's parameters out of the stack, and its activations in, at each step of
-        # a loop; written out, it doesn't. Elsewhere a loop costs nothing and compiles once.
-        unroll = c.num_layers if kernels.platform() == "cpu" else 1
         if c.remat != "none":
-            products = jax.checkpoint_policies.save_only_these_names(PRODUCT)
-            policy = products if c.remat == "dots" else None
-            block = nn.remat(Block, prevent_cse=unroll > 1, policy=policy)
+            block = nn.remat(Block, prevent_cse=False, policy=_kept(c))
         self.embed = Embed(c)
         self.layers = nn.scan(
             block,
@@ -80,7 +92,6 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, *4 * (nn.broadcast,)),
             length=c.num_layers,
-            unroll=unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c)
         if c.positions == "relative":
@@ -130,8 +141,30 @@ class Decoder(nn.Module):
         if layers.window_L is not None:
             assert not isinstance(mask, CausalRows)  # no fused kernel has windows
             mask = distances(mask)  # here too, once
-        (x_BTD, cache), _ = self.layers((x_BTD, cache), layers, positions_BT, mask, bias_HN, index)
+        shared = positions_BT, mask, bias_HN, index
+        if kernels.written_out(self.config) and not self.is_initializing():
+            x_BTD, cache = self._in_turn(x_BTD, cache, layers, *shared)
+        else:
+            (x_BTD, cache), _ = self.layers((x_BTD, cache), layers, *shared)
         return self.final_norm(x_BTD), cache
+
+    def _in_turn(self, x_BTD, cache, layers: Layers, *shared):
+        """Applies the layers without a loop."""
+        c = self.config
+        stack = nn.meta.unbox(self.variables["params"]["layers"])
+        each = stack if "0" in stack else _apart(stack, c.num_layers)
+        for number in range(c.num_layers):
+            layer = jax.tree.map(lambda x, n=number: x[n], layers).replace(number_L=number)
+
+            def block(params, x_BTD, cache, layer=layer):
+                return Block(c, parent=None).apply(
+                    {"params": params}, (x_BTD, cache), layer, *shared
+                )[0]
+
+            if c.remat != "none":
+                block = jax.checkpoint(block, policy=_kept(c))
+            x_BTD, cache = block(each[str(number)], x_BTD, cache)
+        return x_BTD, cache
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Returns the logits of the next token, float32 [B, T, V]."""
@@ -152,8 +185,15 @@ class LanguageModel(nn.Module):
 
     def __call__(self, tokens_BT, positions_BT, mask, first: int = 0) -> jax.Array:
         """Returns the logits of the columns from `first` on, float32 [B, T - first, V]."""
-        hidden_BTD, _ = self.decoder(tokens_BT, positions_BT, mask)
-        return self.decoder.logits(hidden_BTD[:, first:])
+        return self.logits(self.hidden(tokens_BT, positions_BT, mask)[:, first:])
+
+    def hidden(self, tokens_BT, positions_BT, mask) -> jax.Array:
+        """Returns the hidden states after the last norm, [B, T, D] in the compute type."""
+        return self.decoder(tokens_BT, positions_BT, mask)[0]
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Returns the logits of hidden states, float32 [B, T, V]; `head_of` is all it reads."""
+        return self.decoder.logits(hidden_BTD)
 
     def step(self, tokens_BT, positions_BT, mask, cache: KVCache, index):
         """Returns the last column's logits, float32 [B, V], and the cache with the tokens written.
@@ -162,6 +202,26 @@ class LanguageModel(nn.Module):
         """
         hidden_BTD, written = self.decoder(tokens_BT, positions_BT, mask, cache, index)
         return self.decoder.logits(hidden_BTD[:, -1:])[:, 0], written
+
+
+def head_of(params, config: NetworkConfig):
+    """Returns the part of a language model's parameters that `LanguageModel.logits` reads."""
+    decoder = params["decoder"]
+    names = ("embed" if config.tied_embeddings else "unembed", "relative_bias")
+    return {"decoder": {name: decoder[name] for name in names if name in decoder}}
+
+
+def for_decoding(params, config: NetworkConfig):
+    """Prepares a language model's parameters for many passes: in the compute type, and apart.
+
+    Where layers are written out, their stack is taken apart here, once, and not for each token.
+    """
+    params = in_compute_type(params, config)
+    if not kernels.written_out(config):
+        return params
+    decoder = params["decoder"]
+    apart = _apart(decoder["layers"], config.num_layers)
+    return {**params, "decoder": {**decoder, "layers": apart}}
 
 
 # Of the decoder's parameters, those that every use of them casts to the compute type.

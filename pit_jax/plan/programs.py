@@ -164,7 +164,7 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         yield from _sampling(config, stage, models, resident | waiting, partitioner)
     collect, update = ppo_step.make_programs(
         networks,
-        stage.ppo,
+        dataclasses.replace(stage.ppo, widths=1),  # narrower rows take less of everything
         Environment(R, "last", difference=stage.task == "rl_pit_difference"),
         partitioner,
     )
@@ -184,14 +184,14 @@ def _rl(config: RunConfig, stage: RLStage, partitioner: Partitioner) -> Iterator
         "PPO: sample and score",
         stage.name,
         collect,
-        (state, models, batch, key),
+        (state, models, batch, key, key),
         resident | frozen,
         {},
         (*_of(networks.actor, *works), (critic, networks.critic), (scores, networks.reward)),
         B * (P + R),
         steps,
     )
-    experience = _placed(jax.eval_shape(collect, state, models, batch, key)[0], partitioner)
+    experience = _placed(jax.eval_shape(collect, state, models, batch, key, key)[0], partitioner)
     yield Program(
         "PPO: update",
         stage.name,
@@ -233,6 +233,7 @@ def _sampling(
     fold = getattr(config.dataset, "train_size", 0) // len(FOLDS)
     sampled = [fold or r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
     inputs = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
+    inputs["temperatures"] = ((B,), jnp.float32)
     model = _another(answering.model("reference"))
     yield Program(
         "sampling of references",

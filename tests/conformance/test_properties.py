@@ -39,12 +39,13 @@ CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 
 # A scalar model is extended by a number that is added to every scalar, so that a score can be
 # shifted, or be the same for all texts.
-def response_scores(model, params, *rest):
-    return forward.response_scores(model, params["model"], *rest) + params["constant"]
+def response_scores(model, params, *rest, width):
+    return forward.response_scores(model, params["model"], *rest, width) + params["constant"]
 
 
-def response_values(model, params, prompt_BP, response_BR, mask_BR):
-    values_BR = forward.response_values(model, params["model"], prompt_BP, response_BR, mask_BR)
+def response_values(model, params, prompt_BP, response_BR, mask_BR, width):
+    rows = prompt_BP, response_BR, mask_BR
+    values_BR = forward.response_values(model, params["model"], *rows, width)
     return jnp.where(mask_BR > 0, values_BR + params["constant"], 0.0)
 
 
@@ -98,7 +99,9 @@ def collector(response_length, anchor=0.0):
 def collect(state=None, models=None, batch=None, response_length=R, seed=12, anchor=0.0):
     """Experience, new beta, new moments, metrics, Generation."""
     state, models, batch = state or start(), models or frozen(), batch or prompts()
-    return collector(response_length, anchor)(state, models, batch, jax.random.key(seed))
+    return collector(response_length, anchor)(
+        state, models, batch, jax.random.key(seed), jax.random.key(0)
+    )
 
 
 @functools.cache

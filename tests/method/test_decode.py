@@ -63,9 +63,7 @@ def test_log_probs_equal_teacher_forced_ones(params, temperature):
     result = sample_rows(params, temperature=temperature)
     whole = jnp.concatenate([left_pad(PROMPTS), result.tokens_BR], axis=1)
     valid = jnp.concatenate([left_pad(PROMPTS) != PAD, result.mask_BR], axis=1)
-    forced, _ = token_log_probs(
-        full_pass(params, whole, valid)[:, :-1], result.tokens_BR, temperature
-    )
+    forced = token_log_probs(full_pass(params, whole, valid)[:, :-1], result.tokens_BR, temperature)
     np.testing.assert_allclose(result.log_probs_BR, forced * result.mask_BR, atol=1e-5)
     lengths = result.mask_BR.sum(axis=1).tolist()
     assert temperature == 0 or (max(lengths) == R and min(lengths) < R)  # both kinds of row occur

@@ -154,7 +154,7 @@ def test_a_ppo_step_counts_the_tokens_it_wrote(eos):
     }
     params = state.train.params
     frozen = Frozen({"reference": params["actor"], "reward": params["critic"]})
-    _, _, _, metrics, generation = collect(state, frozen, batch, jax.random.key(1))
+    _, _, _, metrics, generation = collect(state, frozen, batch, *[jax.random.key(1)] * 2)
     written = int(np.asarray(generation.mask_BR).any(axis=0).sum())
     assert written == (1 if eos else R)
     works = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import hypothesis.extra.numpy as hnp
@@ -37,7 +38,8 @@ def random_case(seed=0):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 def test_token_log_probs_and_entropy_match_numpy(temperature):
     _, logits, tokens = random_case()
-    log_probs, entropy = losses.token_log_probs(logits, tokens, temperature)
+    log_probs = losses.token_log_probs(logits, tokens, temperature)
+    entropy = losses.token_entropy(logits, temperature)
     expected_log_probs, expected_entropy = reference.token_log_probs(logits, tokens, temperature)
     np.testing.assert_allclose(log_probs, expected_log_probs, atol=5e-6)
     np.testing.assert_allclose(entropy, expected_entropy, atol=5e-6)
@@ -45,15 +47,36 @@ def test_token_log_probs_and_entropy_match_numpy(temperature):
 
 def test_token_log_probs_by_hand():
     logits = np.log(np.array([[[0.5, 0.25, 0.25]]], np.float32)) + 4
-    log_probs, entropy = losses.token_log_probs(logits, np.array([[1]]))
+    log_probs, entropy = (
+        losses.token_log_probs(logits, np.array([[1]])),
+        losses.token_entropy(logits),
+    )
     assert float(log_probs[0, 0]) == pytest.approx(math.log(0.25), abs=1e-6)
     assert float(entropy[0, 0]) == pytest.approx(1.5 * math.log(2), abs=1e-6)
 
 
 def test_temperature_zero_counts_as_one():
     _, logits, tokens = random_case()
-    greedy, plain = (losses.token_log_probs(logits, tokens, t) for t in (0, 1.0))
-    jax.tree.map(np.testing.assert_array_equal, greedy, plain)
+    for function in (
+        functools.partial(losses.token_log_probs, logits, tokens),
+        functools.partial(losses.token_entropy, logits),
+    ):
+        np.testing.assert_array_equal(function(0), function(1.0))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gradient_of_log_probs_is_that_of_a_softmax(temperature):
+    """d log p(y) / d logits is (1[y] - p) / temperature, also where an id is never sampled."""
+    rng, logits, tokens = random_case(3)
+    logits[:, :, -1] = losses.NEVER
+    tokens = np.minimum(tokens, V - 2)
+    weights = rng.normal(0, 1, (B, T)).astype(np.float32)
+    gradient = jax.grad(
+        lambda x: jnp.sum(weights * losses.token_log_probs(x, tokens, temperature))
+    )(logits)
+    probabilities = np.exp(reference.log_softmax(logits.astype(np.float64) / temperature))
+    expected = weights[..., None] * (np.eye(V)[tokens] - probabilities) / temperature
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
 def test_sft_loss_is_the_sum_over_targets_and_their_number():

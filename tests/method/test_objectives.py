@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import types
 
 import jax
 import numpy as np
@@ -71,12 +70,21 @@ def test_token_accuracy_is_of_the_tokens_that_are_learned(monkeypatch):
     """All four are guessed, and two of them count."""
     tokens = np.array([[3, 4, 5, 1]])
     logits = jax.nn.one_hot(tokens, TINY.vocab_size)
-    model = types.SimpleNamespace(apply=lambda *_: logits)
-    monkeypatch.setattr(objectives, "LanguageModel", lambda network: model)
+
+    class Model:
+        hidden, logits = "hidden", "logits"
+
+        def __init__(self, network):
+            del network
+
+        def apply(self, variables, x, *_, method):
+            return logits if method == "hidden" else x
+
+    monkeypatch.setattr(objectives, "LanguageModel", Model)
     names = ("input_tokens", "target_tokens", "positions", "segment_ids")
     batch = {f"decoder_{name}": tokens for name in names}
     batch["decoder_loss_weights"] = np.array([[0, 0, 1, 1]], np.float32)
-    _, metrics = objectives.supervised(TINY)({}, batch)
+    _, metrics = objectives.supervised(TINY)({"decoder": {}}, batch)
     assert mean(metrics["token_accuracy"]) == 1
 
 

@@ -224,7 +224,7 @@ PPO = ppo.PPOConfig(epochs=2, minibatches=2, value_coefficient=0.5)
 
 def log_probs_fn(params, episodes):
     logits = features(jnp, episodes) @ params
-    return losses.token_log_probs(logits, episodes.response_BR)
+    return losses.token_log_probs(logits, episodes.response_BR), losses.token_entropy(logits)
 
 
 def values_fn(params, episodes):

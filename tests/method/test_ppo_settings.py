@@ -104,7 +104,7 @@ def test_each_option_of_the_scores_by_hand():
 
     def shaped(**fields):
         config = ppo.PPOConfig(**fields)
-        return ppo_step.shape_scores(scores, ended, ppo.Moments.zero(), config)[0]
+        return ppo.shape_scores(scores, ended, ppo.Moments.zero(), config)[0]
 
     np.testing.assert_allclose(shaped(), [1, 5, 3 - 2], rtol=1e-6)
     np.testing.assert_allclose(shaped(missing_eos_penalty=-2.5), [1, 5, 3 - 5], rtol=1e-6)
@@ -183,7 +183,7 @@ def test_a_critic_is_anchored_where_it_starts_as_the_score(
     critic, pooling, subtract, expected, monkeypatch
 ):
     """Else it starts at 0, or what it learns has no origin: the score of y_w is subtracted."""
-    monkeypatch.setattr(ppo_step, "response_values", lambda *given: given[-1])
+    monkeypatch.setattr(ppo_step, "response_values", lambda *given, width: given[-1])
     config = ppo.PPOConfig(critic_start=critic, subtract_chosen=subtract)
     _, values = ppo_step.make_passes(
         Networks.same(TINY), config, Environment(R, pooling, anchor=0.25)

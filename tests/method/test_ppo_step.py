@@ -24,6 +24,8 @@ from tests import reference
 from tests.tiny_models import TINY, random_params
 
 B, R = 8, 5
+KEY = jax.random.key(0)  # of the update
+KEYS = jax.random.key(20), KEY
 TEMPERATURE = 0.8
 CONFIG = ppo.PPOConfig(
     beta=0.3,
@@ -83,7 +85,7 @@ def collect():
 
 @pytest.fixture(scope="module")
 def episodes(collect, frozen):
-    return collect(start(), Frozen(frozen), batch(), jax.random.key(20))
+    return collect(start(), Frozen(frozen), batch(), *KEYS)
 
 
 def real(tokens):
@@ -188,9 +190,7 @@ def test_a_gap_may_be_a_difference_of_two_scores(frozen, subtract_chosen):
     rows |= {"reference_tokens": references, "critic_prompt_tokens": critic_prompts}
     environment = Environment(R, "sum", difference=True)
     collect = jax.jit(make_collect(Networks.same(TINY), config, environment))
-    experience, _, moments, metrics, _ = collect(
-        start(config), Frozen(frozen), rows, jax.random.key(20)
-    )
+    experience, _, moments, metrics, _ = collect(start(config), Frozen(frozen), rows, *KEYS)
     gaps, shaped, ended = [], [], []
     for b, n in enumerate(np.asarray(experience.mask_BR).sum(axis=1).astype(int)):
         prompt, response = real(rows["reward_prompt_tokens"][b]), experience.response_BR[b, :n]
@@ -260,9 +260,7 @@ def test_the_first_ratio_of_an_update_is_exactly_1(lora):
     steps = 3 if lora else 8
     for step in range(steps):
         keys = jax.random.split(jax.random.key(step))
-        experience, _, moments, _, _ = collect(
-            state, frozen, dict.fromkeys(names, prompts), keys[0]
-        )
+        experience, _, moments, _, _ = collect(state, frozen, dict.fromkeys(names, prompts), *keys)
         train, metrics = improve(state.train, frozen.of_trained, experience, keys[1])
         state = state.replace(train=train, moments=moments)
         assert float(metrics["first_ratio_error"][0]) == 0.0, step
@@ -271,12 +269,57 @@ def test_the_first_ratio_of_an_update_is_exactly_1(lora):
     assert int(state.train.step) == steps * 2
 
 
+@pytest.fixture(scope="module")
+def of_widths():
+    """PPO steps of one batch whose rows have the full windows, and that choose between 4 widths."""
+    network = dataclasses.replace(TINY, vocab_size=64, embed_dim=32, head_dim=8, mlp_dim=64)
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(2, 64, size=(16, 72))
+    for row, length in enumerate([3, 70, 9, 40, 12, 72, 1, 20] * 2):
+        prompts[row, : 72 - length] = 0
+    rows = dict.fromkeys(("prompt_tokens", "reward_prompt_tokens", "chosen_tokens"), prompts)
+    models = {
+        "reference": random_params(LanguageModel(network), seed=3),
+        "reward": random_params(ScalarModel(network), seed=4),
+    }
+    environment, found = Environment(8, "last"), {}
+    for widths in (1, 4):
+        config = ppo.PPOConfig(epochs=2, minibatches=2, microbatches=4, widths=widths)
+        state = start(config, network)
+        collect = jax.jit(make_collect(Networks.same(network), config, environment))
+        passes = make_passes(Networks.same(network), config, environment)
+        improve = jax.jit(lambda *given, c=config, p=passes: update(*given, c, *p))
+        keys = jax.random.split(jax.random.key(5))
+        experience, _, _, metrics, _ = collect(state, Frozen(models), rows, *keys)
+        train, learned = improve(state.train, experience, keys[1])
+        found[widths] = experience, train.params, metrics | learned
+    return found
+
+
+def test_rows_cut_to_a_width_give_what_whole_windows_give(of_widths):
+    (whole, params, _), (cut, cut_params, _) = of_widths[1], of_widths[4]
+    np.testing.assert_array_equal(whole.response_BR, cut.response_BR)
+    for one, other in zip(jax.tree.leaves((whole, params)), jax.tree.leaves((cut, cut_params))):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+def test_the_first_ratio_is_exactly_1_whatever_the_widths(of_widths):
+    for _, _, metrics in of_widths.values():
+        assert float(metrics["first_ratio_error"][0]) == 0
+
+
+def test_what_is_computed_is_counted_by_the_widths(of_widths):
+    """Of 80 columns the parts with short rows have 40 or 60."""
+    whole, cut = (float(of_widths[n][2]["model_flops"][0]) for n in (1, 4))
+    assert 0.6 * whole < cut < 0.9 * whole
+
+
 def test_the_plain_score_without_options(frozen):
     """The raw score at the last token; one deviation below those of ended rows without EOS."""
     config = ppo.PPOConfig(beta=0.0, minibatches=2, target_kl=14.0, horizon=80)
     collect = make_collect(Networks.same(TINY), config, Environment(R, "last"))
     experience, beta, _, metrics, _ = jax.jit(collect)(
-        start(config).replace(beta=jnp.float32(0.5)), Frozen(frozen), batch(), jax.random.key(20)
+        start(config).replace(beta=jnp.float32(0.5)), Frozen(frozen), batch(), *KEYS
     )
     plain = experience.rewards_BR + 0.5 * (
         experience.log_probs_BR - jax.jit(lambda: _reference_log_probs(frozen, experience))()
@@ -313,17 +356,17 @@ def _reference_log_probs(frozen, experience):
 
 
 def test_the_key_decides_the_episodes(collect, frozen, episodes):
-    again = collect(start(), Frozen(frozen), batch(), jax.random.key(20))
+    again = collect(start(), Frozen(frozen), batch(), *KEYS)
     for one, two in zip(jax.tree.leaves(episodes[0]), jax.tree.leaves(again[0])):
         np.testing.assert_array_equal(one, two)
-    other = collect(start(), Frozen(frozen), batch(), jax.random.key(9))
+    other = collect(start(), Frozen(frozen), batch(), jax.random.key(9), KEY)
     assert (np.asarray(other[0].response_BR) != np.asarray(episodes[0].response_BR)).any()
 
 
 def test_rows_of_one_prompt_draw_apart(collect, frozen):
     """The number of a row in the batch is part of its key."""
     same = {name: np.repeat(rows[1:2], B, axis=0) for name, rows in batch().items()}
-    responses = collect(start(), Frozen(frozen), same, jax.random.key(20))[0].response_BR
+    responses = collect(start(), Frozen(frozen), same, *KEYS)[0].response_BR
     assert len({tuple(row) for row in np.asarray(responses).tolist()}) > B / 2
 
 
@@ -338,10 +381,10 @@ def test_a_constant_added_to_the_reward_model_changes_nothing(pooling, critic, m
     for constant in (0.0, 7.5):
         offset = constant - 10.0 if critic == "reward" else 0.0
 
-        def scores(model, params, prompt_BQ, response_BR, mask_BR, pooling, c=constant):
+        def scores(model, params, prompt_BQ, response_BR, mask_BR, pooling, width, c=constant):
             return 0.3 * jnp.sum(response_BR, axis=1) - 10.0 + c
 
-        def values(model, params, prompt_BQ, response_BR, mask_BR, offset=offset):
+        def values(model, params, prompt_BQ, response_BR, mask_BR, width, offset=offset):
             return jnp.where(mask_BR > 0, 0.2 * response_BR + offset, 0.0)
 
         monkeypatch.setattr(ppo_step, "response_scores", scores)
@@ -349,7 +392,7 @@ def test_a_constant_added_to_the_reward_model_changes_nothing(pooling, critic, m
         environment = Environment(R, pooling, anchor=-9.0 + constant)
         frozen = Frozen({"reference": start().train.params["actor"], "reward": None})
         collect = jax.jit(make_collect(Networks.same(TINY), config, environment))
-        experience, _, moments, *_ = collect(start(config), frozen, batch(), jax.random.key(20))
+        experience, _, moments, *_ = collect(start(config), frozen, batch(), *KEYS)
         found.append((experience.rewards_BR, experience.values_BR, moments))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
@@ -358,17 +401,17 @@ def test_a_constant_added_to_the_reward_model_changes_nothing(pooling, critic, m
 def test_a_response_without_end_never_has_the_best_score():
     scores = jnp.array([-12.0, -10.0, -9.0, 3.0])
     ended = jnp.array([True, True, True, False])
-    shaped, moments = ppo_step.shape_scores(scores, ended, ppo.Moments.zero(), ppo.PPOConfig())
+    shaped, moments = ppo.shape_scores(scores, ended, ppo.Moments.zero(), ppo.PPOConfig())
     # Mean -31/3 and variance 14/9 of the three that ended, in the first step.
     np.testing.assert_allclose(shaped, [-12, -10, -9, -31 / 3 - (14 / 9) ** 0.5], rtol=1e-6)
     assert float(moments.count) == 3
     # Then of those before: three scores of mean -31/3, whatever those beside it have.
     config = ppo.PPOConfig(missing_eos_penalty=-2.0)
-    shaped, moments = ppo_step.shape_scores(scores + 5, ended, moments, config)
+    shaped, moments = ppo.shape_scores(scores + 5, ended, moments, config)
     np.testing.assert_allclose(shaped, [-7, -5, -4, -31 / 3 - 2 * (14 / 9) ** 0.5], rtol=1e-6)
     # Three of mean -31/3 and three of mean -16/3.
     np.testing.assert_allclose(moments.mean, -47 / 6, rtol=1e-6)
-    scaled, moments = ppo_step.shape_scores(
+    scaled, moments = ppo.shape_scores(
         scores, ended, moments, dataclasses.replace(config, scale_rewards=True)
     )
     np.testing.assert_allclose(scaled[:3], scores[:3] / moments.std(0.1), rtol=1e-6)
@@ -392,7 +435,7 @@ def test_scores_that_are_not_finite_change_nothing_but_a_counter(frozen):
     good = Frozen(frozen)
     for number, models in enumerate((good, bad, worse, good)):
         before = state
-        experience, beta, moments, _, _ = collect(state, models, batch(), jax.random.key(20))
+        experience, beta, moments, _, _ = collect(state, models, batch(), *KEYS)
         train, metrics = improve(state.train, experience, jax.random.key(number))
         state = RLState(train, beta, moments)
         assert float(metrics["skipped_steps"][0]) == (models is not good)
@@ -411,7 +454,7 @@ def test_nothing_is_learned_from_the_first_bad_gradient_on(frozen):
     config = ppo.PPOConfig(epochs=1, minibatches=4)
     environment = Environment(R, "sum")
     experience = jax.jit(make_collect(Networks.same(TINY), config, environment))(
-        start(config), Frozen(frozen), batch(), jax.random.key(20)
+        start(config), Frozen(frozen), batch(), *KEYS
     )[0]
     passes = make_passes(Networks.same(TINY), config, environment)
 
@@ -434,7 +477,7 @@ def test_nothing_is_learned_from_the_first_bad_gradient_on(frozen):
 def test_every_end_ends_an_episode_and_is_scored_as_eos(frozen):
     ends = (EOS, 4, 6, 9)
     collect = jax.jit(make_collect(Networks.same(TINY), CONFIG, Environment(R, "sum", ends=ends)))
-    episodes = collect(start(), Frozen(frozen), batch(), jax.random.key(20))
+    episodes = collect(start(), Frozen(frozen), batch(), *KEYS)
     experience, _, _, metrics, _ = episodes
     scores, ended, last = [], [], set()
     rows = zip(experience.critic_prompt_BQ, np.asarray(experience.response_BR), lengths(episodes))
@@ -461,7 +504,7 @@ def test_ids_outside_of_the_text_are_never_sampled_nor_counted_on(frozen):
     actor = start().train.params["actor"]
     for key in range(3):
         experience, _, _, _, generation = collect(
-            start(), Frozen(frozen), batch(), jax.random.key(key)
+            start(), Frozen(frozen), batch(), jax.random.key(key), KEY
         )
         mask = np.asarray(generation.mask_BR)
         assert allowed[np.asarray(generation.tokens_BR)[mask]].all()

@@ -11,7 +11,8 @@ import pytest
 
 from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.method import forward
-from pit_jax.method.decode import SamplingConfig
+from pit_jax.method import sampler as sampler_module
+from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.method.sampler import Reflecting, Response, Sampler, pad_left, pad_right
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
@@ -21,6 +22,7 @@ from tests.tiny_models import TINY, random_params
 WIDTH, R = 4, 5
 KEY = jax.random.key(6)
 SAMPLING = SamplingConfig(temperature=1.3)
+DRAWN = SamplingConfig()  # what the program of every temperature but 0 is made for
 PROMPTS = [[5, 6, 7], [4], [9, 9, 3, 2], [5, 6, 7], [8, 2], [4], [10, 3]]
 ROWS = [11, 12, 13, 14, 15, 12, 16]
 
@@ -135,9 +137,9 @@ def test_a_program_samples_the_ids_that_are_allowed(monkeypatch):
     monkeypatch.setattr("pit_jax.method.sampler.generate", lambda *given: given)
     partitioner = types.SimpleNamespace(jit=lambda function, **_: function, replicated=None)
     made = Sampler(TINY, partitioner, R, 3, "allowed")
-    batch = {"prompts": "prompts", "rows": np.array([4])}
+    batch = {"prompts": "prompts", "rows": np.array([4]), "temperatures": 1.3}
     given = made.respond_program(SAMPLING)("params", batch, KEY)
-    assert given[1:3] == ("params", "prompts") and given[4:] == (R, SAMPLING, "allowed", (1,))
+    assert given[1:3] == ("params", "prompts") and given[4:] == (R, DRAWN, "allowed", (1,), 1.3)
 
 
 def test_one_that_reflects_may_sample_improved_in_a_wider_window(monkeypatch):
@@ -146,7 +148,7 @@ def test_one_that_reflects_may_sample_improved_in_a_wider_window(monkeypatch):
     partitioner = types.SimpleNamespace(jit=lambda function, **_: function, replicated=None)
     text = [False, True, True, True, True, True, False, False]
     made = Sampler(TINY, partitioner, R, 3, np.array(text))
-    batch = {"prompts": "prompts", "rows": np.array([4])}
+    batch = {"prompts": "prompts", "rows": np.array([4]), "temperatures": 1.3}
     for reflecting, length, improved in (
         (None, R, False),
         (Reflecting(9, 7), 9, True),
@@ -154,7 +156,7 @@ def test_one_that_reflects_may_sample_improved_in_a_wider_window(monkeypatch):
         (None, R, False),
     ):
         given = made.respond_program(SAMPLING, reflecting)("params", batch, KEY)
-        assert given[4:6] == (length, SAMPLING)
+        assert given[4:6] == (length, DRAWN)
         assert given[6].tolist() == [*text[:7], improved]
     anything = Sampler(TINY, partitioner, R, 3).respond_program(SAMPLING, Reflecting(9, 7))
     assert anything("params", batch, KEY)[6] is None
@@ -170,8 +172,8 @@ def test_a_model_that_reflects_draws_improved_beside_what_it_may(params):
 
 
 def test_a_text_with_a_reflection_comes_back_whole(monkeypatch):
-    """It is padded to its own window, and ends before EOS like any other."""
-    tokens = np.array([[4, 7, 5, 1, 0, 0, 0], [4, 4, 7, 5, 5, 5, 5]])
+    """It is padded to its own window, and ends before EOS; the shorter prompt goes first."""
+    tokens = np.array([[4, 4, 7, 5, 5, 5, 5], [4, 7, 5, 1, 0, 0, 0]])
     generation = types.SimpleNamespace(tokens_BR=tokens, mask_BR=tokens > 0)
     made = sampler(2)
     asked = []
@@ -201,3 +203,59 @@ def test_padding():
     np.testing.assert_array_equal(pad_right([[1, 2], []], 3), [[1, 2, 0], [0, 0, 0]])
     with pytest.raises(ValueError, match="prompt of 4 tokens, expected at most 3"):
         pad_left([[1, 2, 3, 4]], 3)
+
+
+def test_one_program_draws_at_every_temperature(by_three, params, monkeypatch):
+    """What it draws is what a program made for that temperature draws."""
+    found = by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SamplingConfig(temperature=0.4))
+    program = by_three.respond_program(SAMPLING)
+    assert program is by_three.respond_program(SamplingConfig(temperature=0.4))
+    assert program is not by_three.respond_program(SamplingConfig(temperature=0))
+    keys = row_keys(KEY, np.array(ROWS))
+    rows = pad_left(PROMPTS, WIDTH)
+    alone = generate(LanguageModel(TINY), params, rows, keys, R, SamplingConfig(temperature=0.4))
+    tokens = [np.asarray(row[mask]).tolist() for row, mask in zip(*alone_rows(alone), strict=True)]
+    assert [[*each.tokens, *[EOS] * each.ended] for each in found] == tokens
+
+
+def alone_rows(generation):
+    return np.asarray(generation.tokens_BR), np.asarray(generation.mask_BR)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The shapes of what programs are given, [rows, columns of a prompt] or the width of a row."""
+    shapes = []
+    forwards = sampler_module.response_scores
+
+    def generating(model, params, prompt_BP, *rest):
+        shapes.append(prompt_BP.shape)
+        return generate(model, params, prompt_BP, *rest)
+
+    def scoring(*given):
+        shapes.append(given[-1])
+        return forwards(*given)
+
+    monkeypatch.setattr(sampler_module, "generate", generating)
+    monkeypatch.setattr(sampler_module, "response_scores", scoring)
+    return shapes
+
+
+def test_rows_of_like_lengths_go_together_in_the_width_that_they_fit_in(asked, params):
+    """Prompts of up to 80 ids have 40, 64 or 80 columns; the last two batches have 80."""
+    prompts = [[2 + i % 9] * n for i, n in enumerate([3, 70, 9, 41, 38, 55, 80])]
+    found = sampler(2).respond(params, prompts, 80, range(7), KEY, SAMPLING)
+    assert asked == [(2, 40), (2, 64), (2, 80)]
+    for row, (prompt, response) in enumerate(zip(prompts, found, strict=True)):
+        alone = sampler(1).respond(params, [prompt], len(prompt), [row], KEY, SAMPLING)
+        assert alone == [response]
+
+
+def test_scored_rows_are_cut_to_the_width_that_they_fit_in(asked):
+    params = random_params(ScalarModel(TINY), seed=2)
+    prompts = [[2 + i % 9] * n for i, n in enumerate([3, 70, 9, 41, 38, 55, 79])]
+    responses = [Response([3 + i], True) for i in range(7)]
+    scores = sampler(2).score(params, prompts, 79, responses, "last")
+    assert asked == [48, None]  # of 84
+    alone = [sampler(1).score(params, [p], 79, [r], "last") for p, r in zip(prompts, responses)]
+    np.testing.assert_allclose(scores, np.concatenate(alone), rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pit_jax.models import kernels
 from pit_jax.models.attention import (
     KVCache,
     attend,
@@ -188,17 +189,21 @@ def test_positions_count_real_tokens():
     np.testing.assert_array_equal(positions_of(valid), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]])
 
 
-def test_cache_writes_one_layer_at_one_column():
+@pytest.mark.parametrize("written_out", [False, True])
+def test_cache_writes_one_layer_at_one_column(written_out, monkeypatch):
+    """Heads come before columns, so that a product over a row's keys copies nothing."""
     config = dataclasses.replace(TINY, dtype="bfloat16")
-    cache = KVCache.zeros(config, batch=2, length=5)
-    assert cache.k_LBSKE.shape == (2, 2, 5, 2, 4)
-    assert cache.k_LBSKE.dtype == jnp.bfloat16
+    monkeypatch.setattr(kernels, "_WRITTEN_OUT", config.embed_dim + (not written_out))
+    cache, layer = KVCache.zeros(config, batch=2, length=5), 1 if written_out else jnp.int32(1)
+    assert isinstance(cache.k_LBKSE, tuple) == written_out
+    assert cache.k_LBKSE[0].shape == (2, 2, 5, 4)
+    assert cache.k_LBKSE[0].dtype == jnp.bfloat16
     ones = jnp.ones((2, 1, 2, 4), jnp.bfloat16)
-    cache = cache.write(ones, 2 * ones, jnp.int32(1), jnp.int32(3))
-    expected = np.zeros((2, 2, 5, 2, 4))
-    expected[1, :, 3] = 1
-    np.testing.assert_array_equal(cache.k_LBSKE, expected)
-    np.testing.assert_array_equal(cache.v_LBSKE, 2 * expected)
-    keys, values = cache.layer(jnp.int32(1))
-    np.testing.assert_array_equal(keys, expected[1])
-    np.testing.assert_array_equal(values, 2 * expected[1])
+    cache = cache.write(ones, 2 * ones, layer, jnp.int32(3))
+    expected = np.zeros((2, 2, 2, 5, 4))
+    expected[1, :, :, 3] = 1
+    np.testing.assert_array_equal(np.stack(cache.k_LBKSE), expected)
+    np.testing.assert_array_equal(np.stack(cache.v_LBKSE), 2 * expected)
+    keys, values = cache.layer(layer)
+    np.testing.assert_array_equal(keys, np.swapaxes(expected[1], 1, 2))
+    np.testing.assert_array_equal(values, 2 * np.swapaxes(expected[1], 1, 2))

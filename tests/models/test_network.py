@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from pit_jax.method.losses import sft_loss
+from pit_jax.models import kernels
 from pit_jax.models.attention import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
-from pit_jax.models.network import LanguageModel
+from pit_jax.models.network import LanguageModel, for_decoding
 from pit_jax.models.weights.rows import flatten
 from pit_jax.runtime.partitioning import DEFAULT_RULES
 from tests import reference
@@ -128,8 +129,10 @@ def test_later_tokens_never_reach_earlier_logits(tiny):
     assert np.abs(np.asarray(a[3:5] - b[3:5])).max() > 0.1
 
 
-def test_cached_steps_equal_one_pass(tiny):
+@pytest.mark.parametrize("written_out", [False, True])
+def test_cached_steps_equal_one_pass(tiny, written_out, monkeypatch):
     model, params = tiny
+    monkeypatch.setattr(kernels, "_WRITTEN_OUT", model.config.embed_dim + (not written_out))
     tokens = np.array([[3, 4, 5, 6], [9, 8, 7, 6]], np.int32)
     whole = apply_model(*tiny, tokens, np.ones((2, 4), int))
 
@@ -137,9 +140,10 @@ def test_cached_steps_equal_one_pass(tiny):
     def step(cache, token, t):
         seen = jnp.broadcast_to(jnp.arange(4) <= t, (2, 1, 4))
         inputs = (token, jnp.full((2, 1), t), seen, cache, t)
-        return model.apply({"params": params}, *inputs, method=LanguageModel.step)
+        return model.apply({"params": prepared}, *inputs, method=LanguageModel.step)
 
-    cache = KVCache.zeros(model.config, 2, 4)
+    prepared, cache = for_decoding(params, model.config), KVCache.zeros(model.config, 2, 4)
+    assert ("0" in prepared["decoder"]["layers"]) == written_out
     for t in range(4):
         logits, cache = step(cache, tokens[:, t : t + 1], t)
         np.testing.assert_allclose(logits, whole[:, t], atol=1e-5)
@@ -478,3 +482,24 @@ def test_rematerialisation_keeps_what_it_says():
         _, backward = jax.vjp(loss, params)
         kept[remat] = sum(x.size for x in jax.tree.leaves(backward))
     assert kept["full"] < kept["dots"] < kept["none"]
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_layers_written_out_compute_what_a_loop_over_them_does(remat, monkeypatch):
+    config = dataclasses.replace(TINY, num_layers=3, remat=remat)
+    params, tokens = random_params(LanguageModel(config)), np.arange(1, 9)[None]
+    found = []
+    for least in (config.embed_dim + 1, config.embed_dim):
+        monkeypatch.setattr(kernels, "_WRITTEN_OUT", least)
+
+        def loss(params):
+            logits = LanguageModel(config).apply({"params": params}, tokens, *inputs_of(tokens))
+            return jnp.mean(jnp.square(logits))
+
+        program = jax.jit(jax.value_and_grad(loss))
+        found.append((program(params), program.lower(params).as_text().count("while")))
+    (looped, loops), (written_out, none) = found
+    assert loops == 2 and none == 0  # forwards and backwards
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), looped, written_out
+    )

@@ -135,20 +135,25 @@ MUTANTS = {
         ),
         (
             "top-p counts probability before the temperature",
-            "filter_logits(logits_BV / config.temperature, config)",
-            "filter_logits(logits_BV, config) / config.temperature",
+            "logits_BV = logits_BV / own\n        tokens_B = jax.vmap(jax.random.categorical)("
+            "keys_B, filter_logits(logits_BV, config))",
+            "kept_BV = filter_logits(logits_BV, config) / own\n"
+            "        logits_BV = logits_BV / own\n"
+            "        tokens_B = jax.vmap(jax.random.categorical)(keys_B, kept_BV)",
             "method/test_decode.py::test_filters_never_draw_an_excluded_token",
         ),
         (
             "log-probabilities of a sample have no temperature",
-            "tokens_B[:, None], config.temperature)",
-            "tokens_B[:, None])",
+            "logits_BV = logits_BV / own\n        tokens_B = jax.vmap(jax.random.categorical)("
+            "keys_B, filter_logits(logits_BV, config))",
+            "drawn_BV = filter_logits(logits_BV / own, config)\n"
+            "        tokens_B = jax.vmap(jax.random.categorical)(keys_B, drawn_BV)",
             "method/test_decode.py::test_log_probs_equal_teacher_forced_ones",
         ),
         (
             "ids that aren't allowed are sampled",
-            "sample(allow(logits_BV, allowed_V), keys, config)",
-            "sample(logits_BV, keys, config)",
+            "sample(allow(logits_BV, allowed_V), keys, config, temperature_B)",
+            "sample(logits_BV, keys, config, temperature_B)",
             "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
         ),
         (
@@ -179,14 +184,14 @@ MUTANTS = {
         ),
         (
             "the reference's log-probabilities aren't counted",
-            "Work(rows // parts, P + R, R, times=2 * parts)",
-            "Work(rows // parts, P + R, R, times=parts)",
+            "Work(rows // parts, actor, R, times=2 * parts)",
+            "Work(rows // parts, actor, R, times=parts)",
             "method/test_flops.py::test_steps_by_hand",
         ),
         (
             "the score of y_w is always counted",
-            "times=1 + config.subtract_chosen + difference",
-            "times=2",
+            "times=parts * (1 + config.subtract_chosen + difference)",
+            "times=parts * 2",
             "method/test_flops.py::test_steps_by_hand",
         ),
     ],
@@ -205,14 +210,14 @@ MUTANTS = {
         ),
         (
             "a score is read on the prompt as well",
-            "pool(scalars_BT[:, prompt_BP.shape[1] :], mask_BR, pooling)",
-            "pool(scalars_BT[:, : mask_BR.shape[1]], mask_BR, pooling)",
+            "_of_response(scalars_BT, prompt_BP, 0, response_BR.shape[1])",
+            "scalars_BT[:, : mask_BR.shape[1]]",
             "method/test_forward.py::test_shared_prefixes_give_the_gradient_of_separate_passes",
         ),
         (
             "a value is read at the first tokens of the row",
-            "scalars_BT[:, prompt_BP.shape[1] - 1 :], 0.0)",
-            "scalars_BT[:, : mask_BR.shape[1]], 0.0)",
+            "_of_response(scalars_BT, prompt_BP, 1, response_BR.shape[1])",
+            "scalars_BT[:, : mask_BR.shape[1]]",
             "method/test_forward.py::test_a_value_is_read_before_its_token",
         ),
         (
@@ -364,16 +369,50 @@ MUTANTS = {
         ),
         (
             "token accuracy counts tokens without loss",
-            "(jnp.argmax(logits_BTV, axis=-1) == targets_BT) & target_BT",
-            "jnp.argmax(logits_BTV, axis=-1) == targets_BT",
+            "(own_BT1[..., 0] >= jnp.max(logits_BTV, axis=-1)) & (weights_BT > 0)",
+            "own_BT1[..., 0] >= jnp.max(logits_BTV, axis=-1)",
             "method/test_objectives.py::test_token_accuracy_is_of_the_tokens_that_are_learned",
+        ),
+    ],
+    "method/targets.py": [
+        (
+            "targets aren't put first",
+            "jnp.argsort(~is_BT, axis=1, stable=True)",
+            "jnp.argsort(is_BT, axis=1, stable=True)",
+            "method/test_targets.py::test_parts_have_the_sum_and_the_gradients_of_the_whole",
+        ),
+        (
+            "the last part, if it isn't full, is left out",
+            "count = -(-jnp.max(jnp.sum(is_BT, axis=1)) // columns)",
+            "count = jnp.max(jnp.sum(is_BT, axis=1)) // columns",
+            "method/test_targets.py::test_parts_have_the_sum_and_the_gradients_of_the_whole",
+        ),
+        (
+            "all columns are looked at",
+            "count = -(-jnp.max(jnp.sum(is_BT, axis=1)) // columns)",
+            "count = jnp.int32(-(-is_BT.shape[1] // columns))",
+            "method/test_targets.py::test_columns_after_the_last_target_are_not_looked_at",
+        ),
+    ],
+    "method/widths.py": [
+        (
+            "a row of just the width goes to the next",
+            "jnp.max(lengths_B) > jnp.asarray",
+            "jnp.max(lengths_B) >= jnp.asarray",
+            "method/test_widths.py::test_the_least_width_that_fits_is_chosen",
+        ),
+        (
+            "the gradient is of the whole width",
+            "return None, at_width(gradient, widths, number), None, None",
+            "return None, gradient(widths[-1]), None, None",
+            "method/test_widths.py::test_gradients_are_those_of_the_width_that_is_chosen",
         ),
     ],
     "method/sampler.py": [
         (
             "a scoring program is cached without its pooling",
-            'self._program(("score", pooling), score)',
-            'self._program("score", score)',
+            'self._program(("score", pooling, width), score)',
+            'self._program(("score", width), score)',
             "method/test_sampler.py::test_each_pooling_has_a_program_of_its_own",
         ),
         (

@@ -68,6 +68,36 @@ MUTANTS = {
             "variance = jnp.mean(jnp.square(x_BR - mean))",
             "method/test_ppo.py::test_whitened_values_have_mean_zero_and_variance_one",
         ),
+        (
+            "a response without end keeps its score, less the penalty",
+            "unended = of_ended.mean +",
+            "unended = scores_B +",
+            "method/test_ppo_settings.py::test_each_option_of_the_scores_by_hand",
+        ),
+        (
+            "a penalty is of score units, not of deviations",
+            "config.missing_eos_penalty * of_ended.std(config.scale_floor)",
+            "config.missing_eos_penalty",
+            "method/test_ppo_settings.py::test_each_option_of_the_scores_by_hand",
+        ),
+        (
+            "scaled scores are centred as well",
+            "return scores_B / std if",
+            "return (scores_B - moments.mean) / std if",
+            "method/test_ppo_settings.py::test_each_option_of_the_scores_by_hand",
+        ),
+        (
+            "moments count responses without end",
+            "moments.add(scores_B, ended_B)",
+            "moments.add(scores_B, jnp.ones_like(ended_B))",
+            "method/test_ppo_settings.py::test_each_option_of_the_scores_by_hand",
+        ),
+        (
+            "a response without end is scored by those beside it",
+            "functools.partial(jnp.where, before.count > 0)",
+            "functools.partial(jnp.where, before.count < 0)",
+            "method/test_ppo_step.py::test_a_response_without_end_never_has_the_best_score",
+        ),
     ],
     "method/ppo_step.py": [
         (
@@ -105,12 +135,6 @@ MUTANTS = {
             "(experience, ppo.whiten(advantages_BR, mask_BR), returns_BR)",
             "(experience, advantages_BR, returns_BR)",
             "method/test_ppo_settings.py::test_each_setting_of_the_update_moves_its_own_gradient",
-        ),
-        (
-            "every epoch in one order",
-            "jax.random.split(key, config.epochs))",
-            "jnp.broadcast_to(key, (config.epochs,)))",
-            "conformance/test_properties.py::test_reshuffled",
         ),
         (
             "a microbatch divides by its own tokens",
@@ -234,8 +258,8 @@ MUTANTS = {
         ),
         (
             "the reward model reads the policy's prompt",
-            'rows = batch["reward_prompt_tokens"], response_BR, mask_BR',
-            'rows = batch["prompt_tokens"], response_BR, mask_BR',
+            'prompt_BQ, params = batch["reward_prompt_tokens"]',
+            'prompt_BQ, params = batch["prompt_tokens"]',
             "method/test_ppo_step.py::test_rewards_are_the_shaped_score_and_the_kl_penalty",
         ),
         (
@@ -246,8 +270,8 @@ MUTANTS = {
         ),
         (
             "the critic of a difference doesn't read y_ref",
-            'batch.get("critic_prompt_tokens", batch["reward_prompt_tokens"])',
-            'batch["reward_prompt_tokens"]',
+            'batch.get("critic_prompt_tokens", reward_prompt_BQ)',
+            "reward_prompt_BQ",
             "method/test_ppo_step.py::test_a_gap_may_be_a_difference_of_two_scores",
         ),
         (
@@ -256,35 +280,19 @@ MUTANTS = {
             "            config.temperature,\n            None,",
             "method/test_ppo_step.py::test_ids_outside_of_the_text_are_never_sampled_nor_counted_on",
         ),
+    ],
+    "method/parts.py": [
         (
-            "a response without end keeps its score, less the penalty",
-            "unended = of_ended.mean +",
-            "unended = scores_B +",
-            "method/test_ppo_settings.py::test_each_option_of_the_scores_by_hand",
+            "every epoch in one order",
+            "for each in jax.random.split(key, config.epochs):",
+            "for each in [key] * config.epochs:",
+            "conformance/test_properties.py::test_reshuffled",
         ),
         (
-            "a penalty is of score units, not of deviations",
-            "config.missing_eos_penalty * of_ended.std(config.scale_floor)",
-            "config.missing_eos_penalty",
-            "method/test_ppo_settings.py::test_each_option_of_the_scores_by_hand",
-        ),
-        (
-            "scaled scores are centred as well",
-            "return scores_B / std if",
-            "return (scores_B - moments.mean) / std if",
-            "method/test_ppo_settings.py::test_each_option_of_the_scores_by_hand",
-        ),
-        (
-            "moments count responses without end",
-            "moments.add(scores_B, ended_B)",
-            "moments.add(scores_B, jnp.ones_like(ended_B))",
-            "method/test_ppo_settings.py::test_each_option_of_the_scores_by_hand",
-        ),
-        (
-            "a response without end is scored by those beside it",
-            "partial(jnp.where, before.count > 0)",
-            "partial(jnp.where, before.count < 0)",
-            "method/test_ppo_step.py::test_a_response_without_end_never_has_the_best_score",
+            "episodes come back in the order of their parts",
+            "return jax.tree.map(lambda x: x[back_B], out)",
+            "return out",
+            "method/test_ppo_step.py::test_rows_cut_to_a_width_give_what_whole_windows_give",
         ),
     ],
     "method/rollouts.py": [

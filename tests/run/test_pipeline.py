@@ -392,12 +392,16 @@ def test_each_program_is_compiled_once_a_stage(trained):
     """All but what JAX does outside of programs, such as to add two numbers."""
     found = json.loads(trained.with_name("trained.compilations.json").read_text())
     assert list(found) == [stage.name for stage in tiny_runs.config("x").stages]
-    ppo = ["collect_episodes", "update_state"]
+    supervised, reward, ppo = (
+        ("step",),
+        ("evaluation", "step"),
+        ("collect_episodes", "update_state"),
+    )
     once = {
-        **dict.fromkeys(("pretrain", "sft_policy", "sft_pit"), ["step"]),
-        **dict.fromkeys(("rm_policy", "rm_gap"), ["evaluation", "step"]),
+        **dict.fromkeys(("pretrain", "sft_policy", "sft_pit"), supervised),
+        **dict.fromkeys(("rm_policy", "rm_gap"), reward),
         "rl_policy": ppo,
-        "rl_pit": [ppo[0], "respond", ppo[1]],  # which samples its references too
+        "rl_pit": (ppo[0], "respond", ppo[1]),  # which samples its references too
     }
     programs = {f"jit({name})" for names in once.values() for name in names}
     assert {

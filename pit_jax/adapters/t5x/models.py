@@ -121,7 +121,7 @@ class SupervisedModel(_Model):
         """Computes log-likelihoods of the targets, float32 [B]."""
         logits_BTV = self._compute_logits(params, batch)
         targets_BT = batch["decoder_target_tokens"]
-        log_probs_BT, _ = losses.token_log_probs(logits_BTV, targets_BT)
+        log_probs_BT = losses.token_log_probs(logits_BTV, targets_BT)
         token_scores_BT = log_probs_BT * jnp.abs(batch["decoder_loss_weights"])
         scores_B = jnp.sum(token_scores_BT, axis=1)
         if return_intermediates:
