@@ -343,7 +343,7 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from pit_jax.evaluation import suite
     from pit_jax.run import run as runs
     from pit_jax.run.config import RunConfig
-    from pit_jax.runtime import processes, profiling, signals
+    from pit_jax.runtime import compilation, processes, profiling, signals
     from pit_jax.runtime.partitioning import MeshConfig
 
     profile = getattr(options, "profile", None)
@@ -370,6 +370,8 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         if options.distributed:
             processes.initialize()
         with contextlib.redirect_stdout(sys.stdout if processes.is_first() else silence):
+            if config.compilation_cache:
+                compilation.keep(config.model_dir)
             run = runs.Run(config)
             run.signals, run.profile, run.config_text = caught, window, bindings.whole(roots)
             getattr(commands, options.command)(run, evaluation, options)

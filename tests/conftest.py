@@ -39,10 +39,14 @@ hypothesis.settings.load_profile("pit_jax")
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The folder of a tiny run that the `run` command trained and evaluated; not to be changed."""
+    """The folder of a tiny run that the `run` command trained and evaluated; not to be changed.
+
+    `trained.compilations.json` beside it has what each stage compiled.
+    """
     from tests import tiny_runs
 
     def make(folder):
-        assert tiny_runs.command("run", folder) == 0
+        with tiny_runs.compilations(folder.with_name(f"{folder.name}.compilations.json")):
+            assert tiny_runs.command("run", folder) == 0
 
     return tiny_runs.once(tiny_runs.shared_folder(tmp_path_factory) / "trained", make)

@@ -16,7 +16,7 @@ import pytest
 from pit_jax import bindings, cli, commands
 from pit_jax.errors import NotFiniteError
 from pit_jax.run import improving
-from pit_jax.runtime import processes
+from pit_jax.runtime import compilation, processes
 from tests import tiny_reports, tiny_runs
 from tests.child_environment import child_environment
 
@@ -50,6 +50,21 @@ def test_help_lists_the_commands(capsys):
     assert stop.value.code == 0
     output = capsys.readouterr().out
     assert all(re.search(rf"^ +{command} +\w", output, re.M) for command in COMMANDS)
+
+
+def test_help_waits_for_no_library():
+    """JAX alone takes more than a second to import."""
+    code = "import sys; from pit_jax import cli; cli._parser(); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=child_environment(1),
+        check=True,
+    )
+    slow = {"jax", "numpy", "flax", "orbax", "tensorflow", "seqio", "scipy", "matplotlib"}
+    assert "pit_jax.cli" in done.stdout.split() and not slow & set(done.stdout.split())
 
 
 def test_version(capsys):
@@ -483,6 +498,18 @@ def test_an_interrupt_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(commands, "run", interrupt)
     assert tiny_runs.command("run", tmp_path / "run") == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["run", "train", "improve", "evaluate"])
+def test_compiled_programs_are_kept_in_the_run_directory(command, trained, monkeypatch):
+    kept, flags = [], {"train": ("--gin.STAGE='pretrain'",), "improve": ("--input=a", "--output=b")}
+    monkeypatch.setattr(compilation, "keep", kept.append)
+    monkeypatch.setattr(commands, command, lambda *_: None)
+    assert tiny_runs.command(command, trained, *flags.get(command, ())) == 0
+    assert kept == [str(trained)]
+    off = (*flags.get(command, ()), "--gin.RunConfig.compilation_cache=False")
+    assert tiny_runs.command(command, trained, *off) == 0
+    assert kept == [str(trained)]
 
 
 def test_metrics_of_a_stage_go_to_weights_and_biases(tmp_path, monkeypatch, fails):

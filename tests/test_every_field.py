@@ -206,6 +206,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "run/test_stage_training.py::test_metrics_go_where_the_run_says": (
             "tensorboard wandb_project"
         ),
+        "test_cli.py::test_compiled_programs_are_kept_in_the_run_directory": "compilation_cache",
         "run/test_run.py::test_each_field_of_a_role_reaches_its_models_alone": (
             "policy pit policy_reward gap_reward"
         ),

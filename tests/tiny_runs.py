@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
@@ -21,7 +22,10 @@ from pit_jax.method.curriculum import Round
 from pit_jax.method.objectives import RewardConfig
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.config import NetworkConfig
-from pit_jax.run import exported  # noqa: F401  its class is one of the Run that `command` replaces
+from pit_jax.run import (
+    exported,  # noqa: F401  its class is one of the Run that `command` replaces
+    stage_training,
+)
 from pit_jax.run import run as runs
 from pit_jax.run.config import RunConfig
 from pit_jax.run.run import Run
@@ -256,3 +260,28 @@ def without_times(value):
 def records(path: pathlib.Path) -> list[dict]:
     """The records of a metrics.jsonl, without times."""
     return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def compilations(path: pathlib.Path) -> Iterator[None]:
+    """Writes what each stage compiles meanwhile, as JSON: the names of programs by stage."""
+    found: dict[str, list[str]] = {}
+    train = stage_training.train
+
+    def training(run, stage):
+        found[stage.name] = names = []
+
+        def listen(event, seconds, fun_name="", **_):
+            if event == "/jax/core/compile/backend_compile_duration":  # also of a cached one
+                names.append(fun_name)
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            train(run, stage)
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_training, "train", training)
+        yield
+    path.write_text(json.dumps(found))

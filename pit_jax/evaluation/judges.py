@@ -17,6 +17,7 @@ import numpy as np
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.synthetic import instructions
 from pit_jax.evaluation import scoring
+from pit_jax.evaluation.intervals import Groups
 
 
 class Judge(Protocol):
@@ -123,6 +124,60 @@ def judge_for(
         family = dataset.family
         return ExactJudge(lambda prompt, text: instructions.check(family, prompt, text))
     return RewardJudge(rewards, f"R_P ({reward_model})")
+
+
+class Verdicts:
+    """Judges responses to the same prompts; a judge with scores scores each list of them once.
+
+    Args:
+      judge: the judge.
+      prompts: x of each response.
+    """
+
+    def __init__(self, judge: Judge, prompts: Sequence[str]):
+        self._judge, self._prompts = judge, prompts
+        self._scores: dict[tuple[str, ...], np.ndarray] = {}
+
+    def scores(self, responses: Sequence[str]) -> np.ndarray | None:
+        """Returns the scores [N] of a response to each prompt; None by a judge without scores."""
+        judge = self._judge
+        return self._scored(judge, responses) if isinstance(judge, ScoringJudge) else None
+
+    def __call__(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """Returns verdicts [N] for the first of two responses to each prompt."""
+        judge = self._judge
+        if not isinstance(judge, ScoringJudge):
+            return judge(self._prompts, first, second)
+        return judge.verdicts(self._scored(judge, first), self._scored(judge, second))
+
+    def mean(
+        self, responses: Sequence[str], groups: Groups, seed: int = 0
+    ) -> dict[str, float | None]:
+        """Takes the mean score of responses, with its interval; nothing of a judge without scores.
+
+        Args:
+          responses: one to each prompt.
+          groups: the group of each; see `intervals.group_numbers`.
+          seed: of the interval.
+        """
+        judge = self._judge
+        if not isinstance(judge, ScoringJudge):
+            return {}
+        scores = self._scored(judge, responses)
+        mean = scoring.mean_interval(scores, groups, judge.bounds, seed)
+        ends = {"ci_low": known(mean.ci_low), "ci_high": known(mean.ci_high)}
+        return {"mean_score": mean.mean, **ends}
+
+    def _scored(self, judge: ScoringJudge, responses: Sequence[str]) -> np.ndarray:
+        key = tuple(responses)
+        if key not in self._scores:
+            self._scores[key] = judge.scores(self._prompts, responses)
+        return self._scores[key]
+
+
+def known(value: float) -> float | None:
+    """Returns a number, or None for one that isn't known (NaN)."""
+    return None if np.isnan(value) else float(value)
 
 
 def _check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:

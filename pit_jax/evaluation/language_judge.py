@@ -126,7 +126,8 @@ class LanguageModelJudge:
         # Equal responses tie: both orders of them are the same request.
         shown = [each for x, a, b in rows if a != b for each in ((x, a, b), (x, b, a))]
         for each in shown:
-            self._digests.setdefault(each, self._digest(self._body(each)))
+            if each not in self._digests:
+                self._digests[each] = self._digest(self._body(each))
         if self._collects:
             return np.zeros(len(rows), np.int8)
         self._ask(shown)

@@ -60,7 +60,12 @@ class Responses:
         return self._sampled[key]
 
     def improved(
-        self, stage: str, temperature: float, iterations: int, method: str = "pit"
+        self,
+        stage: str,
+        temperature: float,
+        iterations: int,
+        method: str = "pit",
+        with_gaps: bool = True,
     ) -> list[Trace]:
         """Improves the original responses at the same temperature (Algorithm 2).
 
@@ -69,16 +74,16 @@ class Responses:
           temperature: of the original responses and of the improvements.
           iterations: how often at least; where more were asked for before, there are more.
           method: `pit` or `self_refine`.
+          with_gaps: whether R_PIT scores the improvements.
         """
-        key = (stage, temperature, method)
+        key = (stage, temperature, method, with_gaps)
         known = self._traces.get(key)
         if known is None or (known and len(known[0].responses) <= iterations):
             run = self._run
-            gap_model = self.model(self._gap_model)
             improver = run.improver(
                 self.model(stage),
-                gap_model,
-                self._gap_model,
+                self.model(self._gap_model) if with_gaps else None,
+                self._gap_model if with_gaps else "",
                 reflects=self._reflects(stage, method),
                 role=_role(method),
             )

@@ -23,10 +23,10 @@ from pit_jax.data.examples import SPLITS
 from pit_jax.evaluation import curves, responses, scoring, variants
 from pit_jax.evaluation.endpoint import EndpointConfig
 from pit_jax.evaluation.held_out_pairs import HeldOutPairs
-from pit_jax.evaluation.judges import Judge, ScoringJudge, judge_for
+from pit_jax.evaluation.judges import Judge, ScoringJudge, Verdicts, judge_for
 from pit_jax.evaluation.language_judge import LanguageModelJudge
 from pit_jax.evaluation.responses import Responses
-from pit_jax.evaluation.tables import Side, Tables, mean_score
+from pit_jax.evaluation.tables import Side, Tables
 from pit_jax.method.improve import Trace
 from pit_jax.method.sampler import Response
 from pit_jax.run import checks, stages
@@ -187,9 +187,10 @@ class Suite:
         texts = [
             [r["responses"][min(k, len(r["responses"]) - 1)] for r in records] for k in range(depth)
         ]
+        verdicts = Verdicts(self._judge, prompts)
         scores = []
         for k, each in enumerate(texts):
-            if mean := mean_score(self._judge, prompts, each, prompts):
+            if mean := verdicts.mean(each, prompts):
                 scores.append({"name": f"iteration {k}", **mean})
 
         def comparisons() -> list[dict[str, Any]]:
@@ -200,9 +201,7 @@ class Suite:
                     "second": "original",
                     "judge": self._judge.name,
                     "group": "table1",
-                    **dataclasses.asdict(
-                        scoring.compare(self._judge(prompts, texts[k], texts[0]), prompts)
-                    ),
+                    **dataclasses.asdict(scoring.compare(verdicts(texts[k], texts[0]), prompts)),
                 }
                 for k in range(1, depth)
             ]
@@ -228,8 +227,11 @@ class Suite:
         return self.responses.improved(stage, temperature, iterations, method)
 
     def _pit(self, stage: str, temperature: float) -> list[Response]:
-        depth = self._config.iterations if stage == self._config.pit else 1
-        return [t.responses[1] for t in self.improved(stage, temperature, depth)]
+        if stage == self._config.pit:
+            traces = self.improved(stage, temperature, self._config.iterations)
+        else:  # of which no table has further iterations, or gaps
+            traces = self.responses.improved(stage, temperature, 1, with_gaps=False)
+        return [t.responses[1] for t in traces]
 
     def _self_refine(self, temperature: float) -> list[Trace]:
         """The original's refinements; none if Self-Refine isn't asked for."""
@@ -397,27 +399,21 @@ class Suite:
         return {"temperatures": list(self._config.sweep), "series": series, "intervals": intervals}
 
     def _samples(self) -> list[dict[str, Any]]:
-        traces = self.improved(
-            self._config.pit, self._config.temperatures[0], self._config.iterations
-        )
-        samples = []
-        for example, trace in list(zip(self.responses.examples, traces, strict=True))[
-            : self._config.num_samples
-        ]:
-            texts = responses.texts(trace.responses)
-            scores: Sequence[float] = ()
-            if isinstance(self._judge, ScoringJudge):
-                scores = self._judge.scores([example.prompt] * len(texts), texts).tolist()
-            samples.append(
-                {
-                    "prompt": example.prompt,
-                    "original": texts[0],
-                    "iterations": texts[1:],
-                    "scores": list(scores),
-                    "chosen": example.chosen,
-                }
-            )
-        return samples
+        """Shows the first examples with all their texts, as the table of iterations has them."""
+        config = self._config
+        traces = self.improved(config.pit, config.temperatures[0], config.iterations)
+        said = list(zip(*(responses.texts(trace.responses) for trace in traces), strict=True))
+        scores_KN = [self._tables.verdicts.scores(texts) for texts in said]
+        return [
+            {
+                "prompt": example.prompt,
+                "original": said[0][i],
+                "iterations": [texts[i] for texts in said[1:]],
+                "scores": [float(scores_N[i]) for scores_N in scores_KN if scores_N is not None],
+                "chosen": example.chosen,
+            }
+            for i, example in enumerate(self.responses.examples[: config.num_samples])
+        ]
 
     def _data_rows(self) -> list[list[Any]]:
         report = self._run.data.report()

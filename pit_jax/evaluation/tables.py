@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pit_jax.evaluation import elo, scoring
-from pit_jax.evaluation.intervals import Groups
-from pit_jax.evaluation.judges import Judge, ScoringJudge
+from pit_jax.evaluation.judges import Judge, Verdicts, known
 from pit_jax.evaluation.responses import Responses, texts
 from pit_jax.method.improve import Trace
 from pit_jax.method.sampler import Response
@@ -45,10 +45,14 @@ class Tables:
     judge: Judge
     seed: int
 
+    @functools.cached_property
+    def verdicts(self) -> Verdicts:
+        """What the judge says of responses to the prompts."""
+        return Verdicts(self.judge, self.responses.prompts)
+
     def compare(self, temperature: float, group: str, a: Side, b: Side) -> dict[str, Any]:
         """Compares two sides, as a row of a group of comparisons."""
-        first, second = texts(a.responses), texts(b.responses)
-        outcomes = self.judge(self.responses.prompts, first, second)
+        outcomes = self.verdicts(texts(a.responses), texts(b.responses))
         return {
             "name": f"{a.label} vs {b.label}",
             "first": a.kind,
@@ -64,11 +68,10 @@ class Tables:
 
         There is no mean score by a judge that has verdicts alone.
         """
-        prompts, groups = self.responses.prompts, self.responses.groups
         return {
             "name": name,
             "temperature": temperature,
-            **mean_score(self.judge, prompts, texts(responses), groups, self.seed),
+            **self.verdicts.mean(texts(responses), self.responses.groups, self.seed),
             "eos_rate": float(np.mean([r.ended for r in responses])),
             "mean_length": float(np.mean([len(r.tokens) for r in responses])),
         }
@@ -92,23 +95,19 @@ class Tables:
         methods = [traces for traces in (pit, self_refine) if traces]
         entries = [(pit, 0)] + [(traces, k) for traces in methods for k in range(1, count + 1)]
         said = [texts([t.responses[k] for t in ts]) for ts, k in entries]
-        judge, prompts, groups = self.judge, self.responses.prompts, self.responses.groups
-        scores: list[np.ndarray] = []
-        if isinstance(judge, ScoringJudge):
-            scores = [judge.scores(prompts, each) for each in said]
+        groups = self.responses.groups
 
         def verdicts(a: int, b: int) -> np.ndarray:
-            if isinstance(judge, ScoringJudge):
-                return judge.verdicts(scores[a], scores[b])
-            return judge(prompts, said[a], said[b])
+            return self.verdicts(said[a], said[b])
 
         pairs, outcomes = scoring.pairwise_outcomes(len(entries), verdicts)
         ratings = elo.elo_ratings(pairs, outcomes, groups, seed=self.seed)
         rows = []
         for m, (traces, k) in enumerate(entries):
+            scores = self.verdicts.scores(said[m])
             row = {
                 "iteration": k,
-                **({"mean_score": float(scores[m].mean())} if scores else {}),
+                **({} if scores is None else {"mean_score": float(scores.mean())}),
                 "elo": float(ratings.rating[m]),
                 "elo_low": known(ratings.low[m]),
                 "elo_high": known(ratings.high[m]),
@@ -127,27 +126,3 @@ class Tables:
             rows.append(row)
         table = {"rows": rows[: count + 1]}
         return table | ({"self_refine": rows[count + 1 :]} if self_refine else {})
-
-
-def mean_score(
-    judge: Judge, prompts: Sequence[str], texts: Sequence[str], groups: Groups, seed: int = 0
-) -> dict[str, float | None]:
-    """Takes the mean score of texts, with its interval; nothing of a judge without scores.
-
-    Args:
-      judge: the judge.
-      prompts: x of each text.
-      texts: the texts.
-      groups: the group of each; see `intervals.group_numbers`.
-      seed: of the interval.
-    """
-    if not isinstance(judge, ScoringJudge):
-        return {}
-    mean = scoring.mean_interval(judge.scores(prompts, texts), groups, judge.bounds, seed)
-    ends = {"ci_low": known(mean.ci_low), "ci_high": known(mean.ci_high)}
-    return {"mean_score": mean.mean, **ends}
-
-
-def known(value: float) -> float | None:
-    """Returns a number, or None for one that isn't known (NaN)."""
-    return None if np.isnan(value) else float(value)

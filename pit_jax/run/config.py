@@ -70,6 +70,8 @@ class RunConfig:
         writes together.
       improve: iterations and stop criteria of the `improve` command.
       tensorboard: whether to write TensorBoard events.
+      compilation_cache: whether compiled programs are kept in the run directory, so that commands
+        that are given again, or go on, needn't compile them again.
       wandb_project: project in which Weights & Biases shows the metrics too; empty for none.
       policy, pit, policy_reward, gap_reward: what is different about the models of M_P, M_PIT, R_P
         and R_PIT, where they aren't of one network and vocabulary; the critic has the network of
@@ -93,6 +95,7 @@ class RunConfig:
     shard_size: int = 1024
     improve: ImproveConfig = ImproveConfig()
     tensorboard: bool = False
+    compilation_cache: bool = True
     wandb_project: str = ""
     policy: RoleConfig | None = None
     pit: RoleConfig | None = None

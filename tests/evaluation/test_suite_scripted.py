@@ -11,6 +11,7 @@ import pytest
 from pit_jax.data.examples import Example
 from pit_jax.data.layouts import GAP_PAIRS, Layout
 from pit_jax.data.vocabularies.load import load
+from pit_jax.evaluation import intervals
 from pit_jax.evaluation.judges import ExactJudge, RewardJudge
 from pit_jax.evaluation.suite import EvaluationConfig, Suite
 from pit_jax.evaluation.tables import Side, Tables
@@ -67,10 +68,13 @@ class Improver:
         return [Trace([response] * 3, [0.0, 0.0]) for response in responses]
 
 
-def suite_of(config=CONFIG, more=(), complete=(), directory=None):
+def suite_of(config=CONFIG, more=(), complete=(), directory=None, dataset=None):
     """A suite of a run with some more stages, of which these are complete."""
     sampler, improved = Sampler(), []
     whole = tiny_runs.with_stages(tiny_runs.config("unused"), *more)
+    whole = dataclasses.replace(
+        whole, dataset=dataclasses.replace(whole.dataset, **(dataset or {}))
+    )
     role, improving = Role(whole.network, Layout(WORDS), whole.lengths, sampler), []
 
     def improver(*models, reflects, role):
@@ -270,6 +274,38 @@ def test_other_complete_stages_are_compared_without_being_named():
     assert said["reward_models", "rm_pair"] == "rm_pair"
     none = with_variants(complete=OURS)
     assert len(none._comparisons(1.0)) == 7 and none._variants() == []
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_nothing_is_sampled_scored_or_judged_twice(monkeypatch, exact):
+    """The whole report, whose tables and figures come back to the same responses."""
+    judged = []
+
+    def scores(judge, prompts, texts):
+        judged.append((*prompts, *texts))
+        return np.zeros(len(texts))
+
+    monkeypatch.setattr(ExactJudge if exact else RewardJudge, "scores", scores)
+    monkeypatch.setattr(intervals, "mean", lambda *_: (0.0, 0.0))  # which takes its time
+    dataset = {} if exact else {"kind": "preferences", "path": "unused"}
+    suite = suite_of(
+        EvaluationConfig(iterations=2, sweep=(0.5, 1.0), controls=(("SFT", "sft_policy"),)),
+        MORE,
+        (*OURS, *(stage.name for stage in MORE)),
+        dataset=dataset,
+    )
+    results, samples = suite._judged(), suite._samples()
+    # Five draws of four policies at two temperatures, and the second draw at 0.5 too.
+    sampled = [(model, key, sampling) for model, _, key, sampling in suite.calls]
+    assert len(sampled) == len(set(sampled)) == 11
+    # PIT, two others and Self-Refine at two temperatures; two and three more in two figures.
+    improved = [(models, key, config) for models, _, _, _, key, config in suite.improvements]
+    assert len(improved) == len(set(improved)) == 8 + 4 + 6
+    assert judged and len(judged) == len(set(judged))
+    assert len(results["comparisons"]) > 30 and len(samples) == 3
+    # R_PIT scores what the table of iterations shows, and nothing else.
+    scored = {models[0] for models, *_ in improved if "weights of rm_gap" in models}
+    assert scored == {"weights of rl_pit", "weights of rl_policy"}
 
 
 def test_without_self_refine_nothing_is_refined():

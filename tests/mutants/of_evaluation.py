@@ -111,6 +111,12 @@ MUTANTS = {
     ],
     "evaluation/judges.py": [
         (
+            "responses are scored anew each time",
+            "if key not in self._scores:",
+            "if True:",
+            "evaluation/test_suite_scripted.py::test_nothing_is_sampled_scored_or_judged_twice",
+        ),
+        (
             "a reward model as judge has no ties",
             "return scoring.reward_judge_outcomes(first, second)",
             "return scoring.win_lose_tie(first, second)",
@@ -347,8 +353,8 @@ MUTANTS = {
         ),
         (
             "a judge of verdicts is asked for the other order",
-            "return judge(prompts, said[a], said[b])",
-            "return judge(prompts, said[b], said[a])",
+            "return self.verdicts(said[a], said[b])",
+            "return self.verdicts(said[b], said[a])",
             "evaluation/test_language_judge.py::"
             "test_a_judge_of_verdicts_makes_the_same_table_3_as_the_checker",
         ),
@@ -374,6 +380,12 @@ MUTANTS = {
         ),
     ],
     "evaluation/suite.py": [
+        (
+            "gaps are scored that nothing shows",
+            "with_gaps=False",
+            "with_gaps=True",
+            "evaluation/test_suite_scripted.py::test_nothing_is_sampled_scored_or_judged_twice",
+        ),
         (
             "a response that stopped early has no later one",
             'min(k, len(r["responses"]) - 1)',

@@ -388,6 +388,27 @@ def test_ppo_starts_each_update_at_a_ratio_of_exactly_1(trained):
             assert record["first_ratio_error"] == 0.0
 
 
+def test_each_program_is_compiled_once_a_stage(trained):
+    """All but what JAX does outside of programs, such as to add two numbers."""
+    found = json.loads(trained.with_name("trained.compilations.json").read_text())
+    assert list(found) == [stage.name for stage in tiny_runs.config("x").stages]
+    supervised, reward, ppo = (
+        ("step",),
+        ("evaluation", "step"),
+        ("collect_episodes", "update_state"),
+    )
+    once = {
+        **dict.fromkeys(("pretrain", "sft_policy", "sft_pit"), supervised),
+        **dict.fromkeys(("rm_policy", "rm_gap"), reward),
+        "rl_policy": ppo,
+        "rl_pit": (ppo[0], "respond", ppo[1]),  # which samples its references too
+    }
+    programs = {f"jit({name})" for names in once.values() for name in names}
+    assert {
+        stage: sorted(name for name in names if name in programs) for stage, names in found.items()
+    } == {stage: [f"jit({name})" for name in names] for stage, names in once.items()}
+
+
 def test_mistakes_in_a_run_are_named(trained, tmp_path):
     run = tiny_runs.on_one_device(tiny_runs.config(tmp_path))
     with pytest.raises(UserError, match="stage: got 'sft', expected one of pretrain, sft_policy"):
