@@ -19,7 +19,7 @@ from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method.ppo import PPOConfig
 from pit_jax.models import adapters
 
-_LEAST = 32  # columns, below which a width saves nothing
+_LEAST = 48  # columns, below which a width saves nothing
 
 
 def ladder(length: int, count: int) -> tuple[int, ...]:

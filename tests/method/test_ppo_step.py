@@ -274,9 +274,9 @@ def of_widths():
     """PPO steps of one batch whose rows have the full windows, and that choose between 4 widths."""
     network = dataclasses.replace(TINY, vocab_size=64, embed_dim=32, head_dim=8, mlp_dim=64)
     rng = np.random.default_rng(0)
-    prompts = rng.integers(2, 64, size=(16, 72))
-    for row, length in enumerate([3, 70, 9, 40, 12, 72, 1, 20] * 2):
-        prompts[row, : 72 - length] = 0
+    prompts = rng.integers(2, 64, size=(16, 96))
+    for row, length in enumerate([3, 90, 9, 50, 12, 96, 1, 20] * 2):
+        prompts[row, : 96 - length] = 0
     rows = dict.fromkeys(("prompt_tokens", "reward_prompt_tokens", "chosen_tokens"), prompts)
     models = {
         "reference": random_params(LanguageModel(network), seed=3),
@@ -309,7 +309,7 @@ def test_the_first_ratio_is_exactly_1_whatever_the_widths(of_widths):
 
 
 def test_what_is_computed_is_counted_by_the_widths(of_widths):
-    """Of 80 columns the parts with short rows have 40 or 60."""
+    """Of 103 columns the parts with short rows have 56 or 80."""
     whole, cut = (float(of_widths[n][2]["model_flops"][0]) for n in (1, 4))
     assert 0.6 * whole < cut < 0.9 * whole
 

@@ -242,10 +242,10 @@ def asked(monkeypatch):
 
 
 def test_rows_of_like_lengths_go_together_in_the_width_that_they_fit_in(asked, params):
-    """Prompts of up to 80 ids have 40, 64 or 80 columns; the last two batches have 80."""
-    prompts = [[2 + i % 9] * n for i, n in enumerate([3, 70, 9, 41, 38, 55, 80])]
-    found = sampler(2).respond(params, prompts, 80, range(7), KEY, SAMPLING)
-    assert asked == [(2, 40), (2, 64), (2, 80)]
+    """Prompts of up to 100 ids have 56, 80 or 100 columns; the first two batches have 56."""
+    prompts = [[2 + i % 9] * n for i, n in enumerate([3, 70, 9, 41, 38, 55, 100])]
+    found = sampler(2).respond(params, prompts, 100, range(7), KEY, SAMPLING)
+    assert asked == [(2, 56), (2, 80), (2, 100)]
     for row, (prompt, response) in enumerate(zip(prompts, found, strict=True)):
         alone = sampler(1).respond(params, [prompt], len(prompt), [row], KEY, SAMPLING)
         assert alone == [response]
@@ -253,9 +253,9 @@ def test_rows_of_like_lengths_go_together_in_the_width_that_they_fit_in(asked, p
 
 def test_scored_rows_are_cut_to_the_width_that_they_fit_in(asked):
     params = random_params(ScalarModel(TINY), seed=2)
-    prompts = [[2 + i % 9] * n for i, n in enumerate([3, 70, 9, 41, 38, 55, 79])]
+    prompts = [[2 + i % 9] * n for i, n in enumerate([3, 70, 9, 41, 38, 55, 95])]
     responses = [Response([3 + i], True) for i in range(7)]
-    scores = sampler(2).score(params, prompts, 79, responses, "last")
-    assert asked == [48, None]  # of 84
-    alone = [sampler(1).score(params, [p], 79, [r], "last") for p, r in zip(prompts, responses)]
+    scores = sampler(2).score(params, prompts, 95, responses, "last")
+    assert asked == [56, 80, None]  # of 100
+    alone = [sampler(1).score(params, [p], 95, [r], "last") for p, r in zip(prompts, responses)]
     np.testing.assert_allclose(scores, np.concatenate(alone), rtol=1e-5, atol=1e-5)
