@@ -25,8 +25,9 @@ from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.errors import UserError
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.forward import response_scores
+from pit_jax.method.parts import in_parts
 from pit_jax.method.ppo import Experience, PPOConfig
-from pit_jax.method.ppo_step import in_parts, make_passes
+from pit_jax.method.ppo_step import make_passes
 from pit_jax.method.rollouts import make_answer, read_of
 from pit_jax.models.heads import ScalarModel
 

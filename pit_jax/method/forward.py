@@ -15,6 +15,7 @@ import numpy as np
 from pit_jax.data.layouts import Tree
 from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method.losses import allow, token_entropy, token_log_probs
+from pit_jax.method.widths import take_columns
 from pit_jax.models.adapters import whole
 from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
 from pit_jax.models.heads import ScalarModel, pool
@@ -35,8 +36,8 @@ def join(
         columns_BT = jnp.argmax(valid_BT, axis=1)[:, None] + jnp.arange(width)[None]
         inside_BT = columns_BT < T
         columns_BT = jnp.minimum(columns_BT, T - 1)
-        tokens_BT = jnp.take_along_axis(tokens_BT, columns_BT, axis=1)
-        valid_BT = jnp.take_along_axis(valid_BT, columns_BT, axis=1) & inside_BT
+        tokens_BT = take_columns(tokens_BT, columns_BT)
+        valid_BT = take_columns(valid_BT, columns_BT) & inside_BT
     return tokens_BT, positions_of(valid_BT), CausalRows(valid_BT.astype(jnp.int32))
 
 
@@ -46,9 +47,7 @@ def _of_response(x_BT, prompt_BP, before: int, R: int):
     if P - before + R <= T:
         return x_BT[:, P - before : P - before + R]
     first_B = jnp.sum(prompt_BP != PAD_ID, axis=1) - before
-    columns_BR = jnp.clip(first_B[:, None] + jnp.arange(R)[None], 0, T - 1)
-    index = columns_BR.reshape(*columns_BR.shape, *(1,) * (x_BT.ndim - 2))
-    return jnp.take_along_axis(x_BT, index, axis=1)
+    return take_columns(x_BT, jnp.clip(first_B[:, None] + jnp.arange(R)[None], 0, T - 1))
 
 
 def response_log_probs(

@@ -138,7 +138,7 @@ class Sampler:
         """
         scores = np.zeros(len(prompts), np.float32)
         tokens_NR, mask_NR = self.scored(responses)
-        lengths = [len(prompt) + sum(mask) for prompt, mask in zip(prompts, mask_NR, strict=True)]
+        lengths = (mask_NR.sum(axis=1) + [len(prompt) for prompt in prompts]).tolist()
         whole = width + self._response_length
         for chosen, fitting in self._batches(lengths, whole):
             run = self.score_program(pooling, fitting if fitting < whole else None)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pit_jax.method.widths import take_columns
 from pit_jax.models.layers import WHOLE
 from pit_jax.runtime import partitioning
 from pit_jax.runtime.partitioning import constrain
@@ -66,9 +67,7 @@ def add_up(
     count = -(-jnp.max(jnp.sum(is_BT, axis=1)) // columns)
 
     def first(x):
-        index = order_BT.reshape(*order_BT.shape, *(1,) * (x.ndim - 2))
-        taken = jnp.take_along_axis(x, index, axis=1)
-        return jnp.pad(taken, ((0, 0), (0, extra), *((0, 0),) * (x.ndim - 2)))
+        return jnp.pad(take_columns(x, order_BT), ((0, 0), (0, extra), *((0, 0),) * (x.ndim - 2)))
 
     hidden_BTD = constrain(first(hidden_BTD), *WHOLE)
     return _add_up(function, columns, params, hidden_BTD, jax.tree.map(first, targets), count)
@@ -77,9 +76,9 @@ def add_up(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _add_up(function, columns, params, hidden_BTD, targets, count):
     def part(start):
-        return function(params, *_columns((hidden_BTD, targets), start, columns))
+        return function(params, *_columns((hidden_BTD, targets), start, columns)), None
 
-    return _loop(part, columns, count)
+    return _loop(part, columns, count)[0]
 
 
 def _forward(function, columns, params, hidden_BTD, targets, count):
@@ -102,11 +101,8 @@ def _forward(function, columns, params, hidden_BTD, targets, count):
         (total, extras), (moved, hidden_BCD) = grad(moved, hidden_BCD)
         return (total, extras, moved), hidden_BCD
 
-    def put(all_BTD, part_BCD, start):
-        return jax.lax.dynamic_update_slice_in_dim(all_BTD, part_BCD, start, axis=1)
-
-    kept = (jnp.zeros_like(hidden_BTD), put)
-    (total, extras, moved), hidden_BTD = _loop(part, columns, count.value, kept)
+    zeros_BTD = jnp.zeros_like(hidden_BTD)
+    (total, extras, moved), hidden_BTD = _loop(part, columns, count.value, zeros_BTD)
     moved = iter(moved)
     grads = jax.tree.unflatten(shape, [next(moved) if is_ else None for is_ in trained])
     return (total, extras), (grads, hidden_BTD)
@@ -126,21 +122,23 @@ def _columns(trees, start, columns):
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, columns, axis=1), trees)
 
 
-def _loop(part: Callable, columns: int, count: jax.Array, kept: Any = None) -> Any:
-    """Adds up `part(start)` of `count` parts; what `kept` is given for is put into one array."""
-    shapes = jax.eval_shape(part, jnp.int32(0))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    if kept is None:
+def _loop(part: Callable, columns: int, count: jax.Array, whole: Any = None) -> tuple[Any, Any]:
+    """Adds up the sums of `count` parts, and puts the columns that each has into `whole`.
 
-        def add(number, totals):
-            return jax.tree.map(jnp.add, totals, part(number * columns))
+    Args:
+      part: gives, for a part's first column, its sums and its columns, None without `whole`.
+      columns: of a part.
+      count: number of parts.
+      whole: where columns go, [B, T, …].
+    """
+    sums, _ = jax.eval_shape(part, jnp.int32(0))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
 
-        return jax.lax.fori_loop(0, count, add, zeros)
-    whole, put = kept
-
-    def add_and_put(number, carry):
+    def add(number, carry):
         totals, whole = carry
-        new, piece = part(number * columns)
-        return jax.tree.map(jnp.add, totals, new), put(whole, piece, number * columns)
+        start = number * columns
+        new, piece = part(start)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+        return jax.tree.map(jnp.add, totals, new), jax.tree.map(put, whole, piece)
 
-    return jax.lax.fori_loop(0, count, add_and_put, (zeros[0], whole))
+    return jax.lax.fori_loop(0, count, add, (zeros, whole))

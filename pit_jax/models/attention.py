@@ -69,8 +69,9 @@ class KVCache:
 
         def take(whole):
             if isinstance(whole, tuple):
-                return jnp.swapaxes(whole[layer], 1, 2)
-            own = jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
+                own = whole[layer]
+            else:
+                own = jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
             return jnp.swapaxes(own, 1, 2)
 
         return take(self.k_LBKSE), take(self.v_LBKSE)

@@ -67,11 +67,10 @@ def _kept(config: NetworkConfig):
 
 def _apart(stack, num_layers: int):
     """Takes the parameters of stacked layers apart; the trees' keys are '0', '1', …"""
-    split = jax.tree.map(lambda x: jax.lax.split(x, [1] * num_layers), stack)
-    is_split = lambda x: isinstance(x, (list, tuple))  # noqa: E731
+    leaves, tree = jax.tree.flatten(stack)
+    pieces = [jax.lax.split(x, [1] * num_layers) for x in leaves]
     return {
-        str(n): jax.tree.map(lambda pieces, n=n: pieces[n][0], split, is_leaf=is_split)
-        for n in range(num_layers)
+        str(n): jax.tree.unflatten(tree, [each[n][0] for each in pieces]) for n in range(num_layers)
     }
 
 

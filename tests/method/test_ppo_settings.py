@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from pit_jax.method import ppo, ppo_step
+from pit_jax.method import parts, ppo, ppo_step
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.ppo_step import RLState, update
@@ -229,7 +229,7 @@ def test_so_many_rows_pass_through_the_networks_at_once(minibatches, microbatche
     jax.eval_shape(lambda: update(state, experience, key, config, log_probs, value_of))
     assert seen == {rows}
     seen.clear()
-    jax.eval_shape(lambda: ppo_step.in_parts(lambda part: value_of(0.0, part), experience, config))
+    jax.eval_shape(lambda: parts.in_parts(lambda part: value_of(0.0, part), experience, config))
     assert seen == {rows}
 
 
