@@ -275,6 +275,7 @@ class Decoding:
 
     def advance(self, params, rows: Rows, enough: int | jax.Array | None = None) -> Rows:
         """Decodes until that many rows are done; None stands for all."""
+
         # No row takes more steps than the window has columns; a compiler can read off this bound.
         def unfinished(carry):
             step, rows = carry
