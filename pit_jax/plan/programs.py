@@ -218,9 +218,9 @@ def _sampling(
     """Yields the programs by which `Sampler` samples references from the policy and scores them.
 
     All of the sampler's rows count as if they began together; it begins a quarter of them at once.
-    A round needs a reference for each prompt of its fold. Where the prompts are in files, which
-    aren't read here, as many as its steps use are counted. No stage runs the scoring: evaluations
-    and the `improve` command do.
+    A round samples as many references as its steps use, or one for each prompt of its fold if
+    these are fewer, as far as the fold is known before files are read. No stage runs the scoring:
+    evaluations and the `improve` command do.
     """
     policy, gap = config.of_role(POLICY), config.of_role(GAP_REWARD)
     widths, read = (layouts.widths(each.windows, _SPACE) for each in (policy, gap))
@@ -232,7 +232,8 @@ def _sampling(
         for here, there in ((networks.actor, policy.network), (networks.reward, gap.network))
     )
     fold = getattr(config.dataset, "train_size", 0) // len(FOLDS)
-    sampled = [fold or r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
+    needed = [r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
+    sampled = [min(rows, fold or rows) for rows in needed]
     rows = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
     batch = _batch(rows, partitioner)
     model = _another(answering.model("reference"))
