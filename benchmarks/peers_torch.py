@@ -126,8 +126,12 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
         how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         how["eos_token_id"] = list(cases.ends(case, 0.5))
 
-    def one(number: int) -> np.ndarray:
-        prompt = torch.from_numpy(prompts[number % len(prompts)].astype(np.int64))
+    def one(number: int) -> list[np.ndarray]:
+        """A batch; where rows end all of them, one after another."""
+        return [batch(n) for n in (range(len(prompts)) if until_ends else [number % len(prompts)])]
+
+    def batch(number: int) -> np.ndarray:
+        prompt = torch.from_numpy(prompts[number].astype(np.int64))
         with torch.inference_mode():
             rows = model.generate(
                 input_ids=prompt,
@@ -138,10 +142,10 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
             )
         return rows[:, case.prompt :].numpy()
 
-    found: list[np.ndarray] = []
+    found: list[list[np.ndarray]] = []
     torch.manual_seed(0)
     first = clock(lambda: found.append(one(0)))
-    checks = {} if until_ends else {"tokens": found[0].tolist()}
+    checks = {} if until_ends else {"tokens": found[0][0].tolist()}
 
     def real(rows: np.ndarray) -> int:
         if not until_ends:
@@ -153,7 +157,7 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
         tokens = 0
         start = time.perf_counter()
         for number in range(times):
-            tokens += real(one(number))
+            tokens += sum(map(real, one(number)))
         return {"seconds": time.perf_counter() - start, "tokens": tokens}
 
     return Prepared(go, checks, compile_seconds=first)
