@@ -253,7 +253,7 @@ def to_ends(message: dict, paths: dict[str, str]) -> Prepared:
     case = cases.Case(**message)
     params, stops = load(case, paths["actor"]), cases.ends(case, 0.5)
     sampler = Sampler(network_of(case), PARTITIONER, case.response, case.rows, ends=stops)
-    batches = [cases.tokens(case, n, case.prompt) for n in range(cases.BATCHES)]
+    batches = [cases.tokens(case, n, case.prompt) for n in range(cases.WAITING)]
     prompts = np.concatenate(batches).tolist()
 
     def one(number: int) -> int:

@@ -120,7 +120,8 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
     """`generate`: greedy to full length, or sampling to ends."""
     case = cases.Case(**message)
     model = model_of(case, paths["actor"]).eval()
-    prompts = [cases.tokens(case, n, case.prompt) for n in range(cases.BATCHES)]
+    count = cases.WAITING if until_ends else cases.BATCHES
+    prompts = [cases.tokens(case, n, case.prompt) for n in range(count)]
     how: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
     if until_ends:
         how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
