@@ -193,6 +193,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "test_bfloat16_stays_near_float32_and_logits_are_not_rounded": "dtype",
         "models/test_network.py::test_rematerialisation_keeps_what_it_says": "remat",
         "models/test_kernels.py::test_a_network_takes_the_kernel_that_is_chosen": "attention",
+        "models/test_cache.py::test_int8_keys_and_values_are_those_within_half_a_step": "cache",
         "models/test_adapters.py::"
         "test_kernels_with_two_dims_on_either_side_have_adapters_of_these_dims": "lora",
     },
@@ -306,6 +307,7 @@ MADE = {
     "evaluation.seeds": "Summary",
     "evaluation.tables": "Side Tables",
     "method.choice": "Decision Measured",
+    "method.decode": "Decoding",
     "method.environment": "Environment Networks",
     "method.flops": "Work",
     "method.improve": "Improver",
