@@ -54,15 +54,15 @@ MUTANTS = {
         ),
         (
             "a tie is a loss",
-            "won = (outcomes_QN.reshape(-1) + 1) / 2.0",
-            "won = (outcomes_QN.reshape(-1) > 0) * 1.0",
+            "np.tile([0.0, stake / 2, stake]",
+            "np.tile([0.0, 0.0, stake]",
             "evaluation/test_elo.py::test_elo_of_one_match_by_hand",
         ),
         (
             "all orders of a list are one",
-            "        for matches in matches_ST:\n            rng.shuffle(matches)\n",
-            "        rng.shuffle(matches_ST.T)\n",
-            "evaluation/test_elo.py::test_elo_against_matches_played_one_at_a_time",
+            "            rng.shuffle(kinds_T)\n",
+            "            np.random.default_rng(0).shuffle(kinds_T)\n",
+            "evaluation/test_elo.py::test_orders_are_those_of_the_seed",
         ),
     ],
     "evaluation/intervals.py": [
