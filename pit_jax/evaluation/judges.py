@@ -176,8 +176,8 @@ class Verdicts:
 
 
 def known(value: float) -> float | None:
-    """Returns a number, or None for one that isn't known (NaN)."""
-    return None if np.isnan(value) else float(value)
+    """Returns a number as Python's own, or None for one that isn't known (NaN)."""
+    return None if np.isnan(value) else value if isinstance(value, int) else float(value)
 
 
 def _check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:

@@ -46,6 +46,7 @@ _COMPARISON: _Measured = {
 _ITERATION: _Measured = {
     "delta_vs_original": (True, _POINTS),
     "elo": (False, None),
+    "bradley_terry": (False, None),
     "changed": (False, _SHARE),
     "gap": (False, None),
 }

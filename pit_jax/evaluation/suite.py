@@ -26,7 +26,7 @@ from pit_jax.evaluation.held_out_pairs import HeldOutPairs
 from pit_jax.evaluation.judges import Judge, ScoringJudge, Verdicts, judge_for
 from pit_jax.evaluation.language_judge import LanguageModelJudge
 from pit_jax.evaluation.responses import Responses
-from pit_jax.evaluation.tables import Side, Tables
+from pit_jax.evaluation.tables import Side, Tables, compared
 from pit_jax.method.improve import Trace
 from pit_jax.method.sampler import Response
 from pit_jax.run import checks, stages
@@ -201,7 +201,7 @@ class Suite:
                     "second": "original",
                     "judge": self._judge.name,
                     "group": "table1",
-                    **dataclasses.asdict(scoring.compare(verdicts(texts[k], texts[0]), prompts)),
+                    **compared(verdicts(texts[k], texts[0]), texts[k], texts[0], prompts),
                 }
                 for k in range(1, depth)
             ]

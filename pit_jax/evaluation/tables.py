@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pit_jax.evaluation import elo, scoring
+from pit_jax.evaluation import bradley_terry, elo, lengths, scoring
+from pit_jax.evaluation.intervals import Groups
 from pit_jax.evaluation.judges import Judge, Verdicts, known
 from pit_jax.evaluation.responses import Responses, texts
 from pit_jax.method.improve import Trace
@@ -29,6 +30,33 @@ class Side:
     kind: str
     label: str
     responses: Sequence[Response]
+
+
+def compared(
+    outcomes: np.ndarray,
+    first: Sequence[str],
+    second: Sequence[str],
+    groups: Groups,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Summarises verdicts, as a row of a comparison.
+
+    Args:
+      outcomes: verdicts [N] for the first of two responses to each prompt.
+      first, second: what these say.
+      groups: the group of each; see `intervals.group_numbers`.
+      seed: of the intervals.
+
+    Returns:
+      the fields of `scoring.Comparison`; `sign_test` has those of `scoring.SignTest`, and `lengths`
+      those of `lengths.LengthEffect`, with None for NaN.
+    """
+    effect = lengths.effect(outcomes, list(map(len, first)), list(map(len, second)), groups)
+    return {
+        **dataclasses.asdict(scoring.compare(outcomes, groups, seed)),
+        "sign_test": dataclasses.asdict(scoring.sign_test(outcomes, groups)),
+        "lengths": {k: known(v) for k, v in dataclasses.asdict(effect).items()},
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +80,8 @@ class Tables:
 
     def compare(self, temperature: float, group: str, a: Side, b: Side) -> dict[str, Any]:
         """Compares two sides, as a row of a group of comparisons."""
-        outcomes = self.verdicts(texts(a.responses), texts(b.responses))
+        said = texts(a.responses), texts(b.responses)
+        outcomes = self.verdicts(*said)
         return {
             "name": f"{a.label} vs {b.label}",
             "first": a.kind,
@@ -60,7 +89,7 @@ class Tables:
             "temperature": temperature,
             "judge": self.judge.name,
             "group": group,
-            **dataclasses.asdict(scoring.compare(outcomes, self.responses.groups, self.seed)),
+            **compared(outcomes, *said, self.responses.groups, self.seed),
         }
 
     def score(self, name: str, temperature: float, responses: Sequence[Response]) -> dict[str, Any]:
@@ -102,6 +131,7 @@ class Tables:
 
         pairs, outcomes = scoring.pairwise_outcomes(len(entries), verdicts)
         ratings = elo.elo_ratings(pairs, outcomes, groups, seed=self.seed)
+        fitted = bradley_terry.ratings(pairs, outcomes, groups, seed=self.seed)
         rows = []
         for m, (traces, k) in enumerate(entries):
             scores = self.verdicts.scores(said[m])
@@ -112,6 +142,9 @@ class Tables:
                 "elo_low": known(ratings.low[m]),
                 "elo_high": known(ratings.high[m]),
                 "rank": int(ratings.rank[m]),
+                "bradley_terry": float(fitted.rating[m]),
+                "bradley_terry_low": known(fitted.low[m]),
+                "bradley_terry_high": known(fitted.high[m]),
             }
             if k:
                 delta = scoring.compare(verdicts(m, 0), groups)

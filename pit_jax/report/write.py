@@ -10,12 +10,15 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   stages         [{name, steps, seconds, tokens, tokens_per_second, mfu, parameters,
                    final: {metric: value}}]
   comparisons    [{name, first, second, temperature, judge, win, lose, tie, delta, ci_low, ci_high,
-                   n, group: 'table1' | 'table2' | 'control' | 'figure5'}]
+                   n, group: 'table1' | 'table2' | 'control' | 'figure5',
+                   sign_test: {wins, losses, ties, p}, lengths: {longer_wins, longer_low,
+                   longer_high, longer_n, delta, ci_low, ci_high}}]
   variants       [{group: 'table2' | 'control' | 'reward_models' | 'figure5', label, stage, what}]:
                  what the models of a group are, where a run has several of one kind
   scores         [{name, temperature, mean_score, ci_low, ci_high, eos_rate, mean_length}]
   iterations     [{temperature, rows: [{iteration, mean_score, delta_vs_original, ci_low, ci_high,
-                   elo, elo_low, elo_high, rank, changed, gap}], self_refine: [the same]}]
+                   elo, elo_low, elo_high, rank, bradley_terry, bradley_terry_low,
+                   bradley_terry_high, changed, gap}], self_refine: [the same]}]
   reward_models  [{name, accuracy, ci_low, ci_high, n, inequalities, means, degeneration}]
   figure2        {'wl' | 'ww' | 'll' | 'lw': rewards}
   figure3        {temperatures, series: {name: deltas}, intervals: {name: [[low, high]]}}

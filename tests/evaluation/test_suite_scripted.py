@@ -185,6 +185,21 @@ def test_rows_of_one_group_count_as_one(suite, monkeypatch):
     assert row["delta"] == pytest.approx(100 / 3)
     assert row["ci_low"] == pytest.approx(100 / 3 - 0.975 * (100 / 3 + 100))
     assert row["ci_high"] == pytest.approx(100 / 3 + 0.975 * (100 - 100 / 3))
+    assert row["sign_test"] == {"wins": 1, "losses": 0, "ties": 0, "p": 1.0}
+
+
+def test_a_comparison_says_how_often_the_longer_text_wins(suite):
+    class Judge:
+        name = "judge"
+
+        def __call__(self, prompts, first, second):
+            return np.array([1, 1, -1])
+
+    long, short = said("from 1 do +1"), said("x7")
+    a, b = Side("pit", "PIT", [long, short, short]), Side("pit", "PIT", [short, long, long])
+    lengths = Tables(suite.responses, Judge(), 0).compare(1.0, "table1", a, b)["lengths"]
+    assert (lengths["longer_wins"], lengths["longer_n"]) == (pytest.approx(2 / 3), 3)
+    assert lengths["delta"] > 0 and lengths["ci_low"] is lengths["ci_high"] is None
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -203,6 +218,9 @@ def test_iterations_are_judged_against_the_original(suite, exact):
     assert [row["delta_vs_original"] for row in rows[1:]] == [100 if exact else 0, 100]
     assert [row["gap"] for row in rows[1:]] == [0.25, -0.5]
     assert rows[2]["elo"] > rows[0]["elo"]
+    assert rows[2]["bradley_terry"] > 1200 > 800 > rows[0]["bradley_terry"]
+    assert np.mean([row["bradley_terry"] for row in rows]) == pytest.approx(1000)
+    assert rows[0]["bradley_terry_low"] is None  # alike on all prompts
     assert rows[2]["rank"] == 1 and (not exact or [row["rank"] for row in rows] == [3, 2, 1])
 
 
