@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# The precision of the normal prior on each coefficient, whose deviation is 10. It keeps coefficients
-# finite where all is won or lost, and moves others by less than a table shows.
+# The precision of the normal prior on each coefficient, whose deviation is 10. It keeps
+# coefficients finite where all is won or lost, and moves others by less than a table shows.
 PRECISION = 0.01
 _STEPS = 100
 

@@ -159,3 +159,37 @@ class Tables:
             rows.append(row)
         table = {"rows": rows[: count + 1]}
         return table | ({"self_refine": rows[count + 1 :]} if self_refine else {})
+
+
+def of_generations(judge: Judge, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Compares each iteration's text of saved generations with the original's.
+
+    Args:
+      judge: says which is better.
+      records: as `Suite.judge_generations` takes them.
+
+    Returns:
+      comparisons; scores, which are none by a judge that has verdicts alone.
+    """
+    prompts = [record["prompt"] for record in records]
+    depth = max(len(record["responses"]) for record in records)
+    said = [
+        [r["responses"][min(k, len(r["responses"]) - 1)] for r in records] for k in range(depth)
+    ]
+    verdicts = Verdicts(judge, prompts)
+    scores = []
+    for k, each in enumerate(said):
+        if mean := verdicts.mean(each, prompts):
+            scores.append({"name": f"iteration {k}", **mean})
+    comparisons = [
+        {
+            "name": f"Iteration {k} vs Original",
+            "first": "iteration",
+            "second": "original",
+            "judge": judge.name,
+            "group": "table1",
+            **compared(verdicts(said[k], said[0]), said[k], said[0], prompts),
+        }
+        for k in range(1, depth)
+    ]
+    return {"comparisons": comparisons, "scores": scores}

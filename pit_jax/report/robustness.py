@@ -10,10 +10,10 @@ from pit_jax.report.formatting import NONE, count, known, points, share, tone, w
 
 _CAPTION = (
     "The same comparisons, tested in other ways. Won, lost, tied: prompts with more wins than "
-    "losses, fewer, and as many. p: of an exact two-sided sign test of these prompts, not corrected "
-    "for the number of comparisons. Longer wins: how often the longer response (in characters) is "
-    "the better one where lengths and verdicts differ; near 50, length plays no part. Δ at equal "
-    "length: by a logistic regression of the verdicts on the difference in length, as AlpacaEval’s "
+    "losses, fewer, and as many. p: of an exact two-sided sign test of these prompts, not "
+    "corrected for the number of comparisons. Longer wins: how often the longer response (in "
+    "characters) is the better one where lengths and verdicts differ. Δ at equal length: by a "
+    "logistic regression of the verdicts on the difference in length, as AlpacaEval’s "
     "length-controlled win rate (Dubois et al., 2024). Brackets: 95% intervals over prompts; none "
     "where too few verdicts differ."
 )

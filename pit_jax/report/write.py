@@ -26,8 +26,11 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   figure5        as figure3
   curves         [{stage, metric, steps, values}]
   samples        [{prompt, original, iterations, scores, chosen}]
-  judging        {name, comparisons, agreed, answers, first, second, tie, none, cut, prompt_tokens,
+  judging        {name, comparisons, agreed, both, first_twice, second_twice, swapped_low,
+                  swapped_high, answers, first, second, tie, none, cut, prompt_tokens,
                   completion_tokens}: counts of a judge that is a language model
+  ground_truth   [{name, n, accuracy, ci_low, ci_high, kappa, kappa_low, kappa_high}]: of judges
+                  beside an exact checker; a row of n = 0 has no others
   choices        [{stage, and all that run/choosing.py records}]
   warnings       [text]
 
@@ -79,7 +82,11 @@ from pit_jax.report.formatting import (
 Build = Callable[[Results], tuple[list[Section], Drawings]]
 _Lines = tuple[list[str], list[list[str]]]
 
-_SHARES = {"scores": ("eos_rate",), "reward_models": ("accuracy", "ci_low", "ci_high")}
+_SHARES = {
+    "scores": ("eos_rate",),
+    "reward_models": ("accuracy", "ci_low", "ci_high"),
+    "ground_truth": ("accuracy", "ci_low", "ci_high"),
+}
 
 
 def write_report(

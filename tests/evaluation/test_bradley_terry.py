@@ -22,10 +22,12 @@ def test_two_models_by_hand():
 
 
 def _verdicts(seed, prompts=60, size=1):
-    """Four models of unlike strength, by their scores on prompts, of which `size` rows are alike."""
-    scores = np.random.default_rng(seed).normal(size=(4, prompts)) + [[0.0], [0.3], [0.9], [0.4]]
-    judge = lambda a, b: scoring.win_lose_tie(scores[a], scores[b], 0.2)  # noqa: E731
-    pairs, outcomes = scoring.pairwise_outcomes(4, judge)
+    """Four models of unlike strength, by scores on prompts, of which `size` rows are alike."""
+    levels = np.array([0.0, 0.3, 0.9, 0.4])
+    scores = np.random.default_rng(seed).normal(size=(4, prompts)) + levels[:, None]
+    pairs, outcomes = scoring.pairwise_outcomes(
+        4, lambda a, b: scoring.win_lose_tie(scores[a], scores[b], 0.2)
+    )
     return pairs, np.repeat(outcomes, size, axis=1)
 
 

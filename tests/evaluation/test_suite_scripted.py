@@ -321,6 +321,8 @@ def test_nothing_is_sampled_scored_or_judged_twice(monkeypatch, exact):
     assert len(improved) == len(set(improved)) == 8 + 4 + 6
     assert judged and len(judged) == len(set(judged))
     assert len(results["comparisons"]) > 30 and len(samples) == 3
+    names = [row["name"] for row in results["ground_truth"]]
+    assert names == (["R_P (rm_policy)"] if exact else [])
     # R_PIT scores what the table of iterations shows, and nothing else.
     scored = {models[0] for models, *_ in improved if "weights of rm_gap" in models}
     assert scored == {"weights of rl_pit", "weights of rl_policy"}

@@ -328,9 +328,15 @@ MUTANTS = {
     ],
     "evaluation/tables.py": [
         (
+            "a response that stopped early has no later one",
+            'min(k, len(r["responses"]) - 1)',
+            "0",
+            "evaluation/test_suite_scripted.py::test_a_response_that_stopped_early_stands_for_later_ones",
+        ),
+        (
             "a comparison's rows count as independent",
-            "scoring.compare(outcomes, self.responses.groups, self.seed)",
-            "scoring.compare(outcomes, None, self.seed)",
+            "compared(outcomes, *said, self.responses.groups, self.seed)",
+            "compared(outcomes, *said, None, self.seed)",
             "evaluation/test_suite_scripted.py::test_rows_of_one_group_count_as_one",
         ),
         (
@@ -385,12 +391,6 @@ MUTANTS = {
             "with_gaps=False",
             "with_gaps=True",
             "evaluation/test_suite_scripted.py::test_nothing_is_sampled_scored_or_judged_twice",
-        ),
-        (
-            "a response that stopped early has no later one",
-            'min(k, len(r["responses"]) - 1)',
-            "0",
-            "evaluation/test_suite_scripted.py::test_a_response_that_stopped_early_stands_for_later_ones",
         ),
     ],
 }
