@@ -38,18 +38,21 @@ class Accord:
     n: int
 
 
-def accord(verdicts, truth, groups: Groups = None, seed: int = 0) -> Accord:
+def accord(
+    verdicts, truth, groups: Groups = None, seed: int = 0, resamples: int = RESAMPLES
+) -> Accord:
     """Measures how far verdicts [N] are those of an exact checker [N].
 
     Kappa is Cohen's (1960), of the three verdicts: with p the accuracy, and q that of verdicts
     which are as frequent but independent of the true ones, (p - q) / (1 - q). It is NaN where q is
-    1. Its interval is the percentile bootstrap over groups.
+    1. Its interval is Student's, with the variance over resamples of the groups.
 
     Args:
       verdicts: the judge's.
       truth: the checker's.
       groups: the group of each; see `intervals.group_numbers`.
       seed: of the bootstraps.
+      resamples: how many there are for kappa.
     """
     verdicts_N, truth_N = np.asarray(verdicts, int), np.asarray(truth, int)
     if verdicts_N.ndim != 1 or not verdicts_N.size or verdicts_N.shape != truth_N.shape:
@@ -62,18 +65,21 @@ def accord(verdicts, truth, groups: Groups = None, seed: int = 0) -> Accord:
     low, high = intervals.mean(sums_G, sizes_G, (0, 1), seed)
     table_G9 = np.zeros((sizes_G.size, 9))
     np.add.at(table_G9, (group_N, 3 * (verdicts_N + 1) + truth_N + 1), 1)
-    kappa_low = kappa_high = float("nan")
+    half = float("nan")
     if not intervals.is_thin(sums_G, sizes_G):
         chance = np.ones(sizes_G.size) / sizes_G.size
-        drawn_RG = np.random.default_rng(seed).multinomial(sizes_G.size, chance, RESAMPLES)
-        kappa_low, kappa_high = intervals.percentiles(_kappa(drawn_RG @ table_G9))
+        drawn_RG = np.random.default_rng(seed).multinomial(sizes_G.size, chance, resamples)
+        deviation = _kappa(drawn_RG @ table_G9).std(ddof=1)
+        half = intervals.t_quantile(sizes_G.size) * deviation
+        half *= np.sqrt(sizes_G.size / (sizes_G.size - 1))
+    kappa = float(_kappa(table_G9.sum(axis=0)[None])[0])
     return Accord(
         accuracy=float((verdicts_N == truth_N).mean()),
         ci_low=low,
         ci_high=high,
-        kappa=float(_kappa(table_G9.sum(axis=0)[None])[0]),
-        kappa_low=kappa_low,
-        kappa_high=kappa_high,
+        kappa=kappa,
+        kappa_low=float(kappa - half),
+        kappa_high=float(kappa + half),
         n=verdicts_N.size,
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from pit_jax.evaluation import intervals, logistic
+from pit_jax.evaluation import intervals, logistic, scoring
 from pit_jax.evaluation.intervals import Groups
 
 
@@ -73,11 +73,10 @@ def _longer_wins(outcomes_N, longer_N, group_N) -> tuple[float, float, float, in
     told_N = (outcomes_N != 0) & (longer_N != 0)
     if not told_N.any():
         return float("nan"), float("nan"), float("nan"), 0
-    won = outcomes_N[told_N] == np.sign(longer_N[told_N])
-    numbers = intervals.group_numbers(group_N[told_N].tolist(), won.size)
-    sums_G, sizes_G = intervals.by_group(won, numbers)
-    low, high = intervals.mean(sums_G, sizes_G, (0, 1), seed=0)
-    return float(won.mean()), low, high, int(won.size)
+    # Length is the evaluator here, and the verdicts are the labels.
+    agreed = (outcomes_N * np.sign(longer_N))[told_N]
+    found = scoring.agreement(agreed, group_N[told_N].tolist())
+    return found.accuracy, found.ci_low, found.ci_high, found.n
 
 
 def _at_equal_length(outcomes_N, longer_N, group_N) -> tuple[float, float, float]:

@@ -278,7 +278,14 @@ class Suite:
     def _iterations(self, temperature: float) -> dict[str, Any]:
         count = self._config.iterations
         traces = self.improved(self._config.pit, temperature, count)
-        return self._tables.iterations(traces, self._self_refine(temperature), count)
+        min_gap = self._run.config.improve.min_gap or 0.0
+        return {
+            **self._tables.iterations(traces, self._self_refine(temperature), count),
+            # `improve` counts a gap from the anchor, and these are scores as they are.
+            "stops": self._tables.stops(
+                traces, count, min_gap + self._run.anchor(self._config.gap_model)
+            ),
+        }
 
     def _reward_model_rows(self) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
         """Makes Table 4 and, of R_PIT's rewards, Figure 2.
@@ -371,7 +378,7 @@ class Suite:
                 yield refined, original
                 yield pit, refined
 
-        return self._series("figure3", sides)
+        return self._series(sides)
 
     def _supervised_pit(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Makes Figure 5 and its comparisons, for a run of several supervised PIT models."""
@@ -397,17 +404,17 @@ class Suite:
         first, *more = models(temperature)
         pairs = [*sides(temperature), *((first, other) for other in more)]
         rows = [self._tables.compare(temperature, "figure5", a, b) for a, b in pairs]
-        return self._series("figure5", sides), rows
+        return self._series(sides), rows
 
-    def _series(self, group: str, sides) -> dict[str, Any]:
+    def _series(self, sides) -> dict[str, Any]:
         """Makes a curve of each comparison of `sides(temperature)` over the sweep."""
         series: dict[str, list[float]] = {}
         intervals: dict[str, list[list[float]]] = {}
         for temperature in self._config.sweep:
             for a, b in sides(temperature):
-                row = self._tables.compare(temperature, group, a, b)
-                series.setdefault(row["name"], []).append(row["delta"])
-                intervals.setdefault(row["name"], []).append([row["ci_low"], row["ci_high"]])
+                found, name = self._tables.delta(a, b), f"{a.label} vs {b.label}"
+                series.setdefault(name, []).append(found.delta)
+                intervals.setdefault(name, []).append([found.ci_low, found.ci_high])
         return {"temperatures": list(self._config.sweep), "series": series, "intervals": intervals}
 
     def _samples(self) -> list[dict[str, Any]]:

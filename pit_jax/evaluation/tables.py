@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pit_jax.evaluation import bradley_terry, elo, lengths, scoring
+from pit_jax.evaluation import bradley_terry, elo, lengths, scoring, stopping
 from pit_jax.evaluation.intervals import Groups
 from pit_jax.evaluation.judges import Judge, Verdicts, known
 from pit_jax.evaluation.responses import Responses, texts
@@ -92,6 +92,11 @@ class Tables:
             **compared(outcomes, *said, self.responses.groups, self.seed),
         }
 
+    def delta(self, a: Side, b: Side) -> scoring.Comparison:
+        """Compares two sides by Δ alone, as a point of a curve."""
+        outcomes = self.verdicts(texts(a.responses), texts(b.responses))
+        return scoring.compare(outcomes, self.responses.groups, self.seed)
+
     def score(self, name: str, temperature: float, responses: Sequence[Response]) -> dict[str, Any]:
         """Takes the mean score of responses, how many of them ended, and their mean length.
 
@@ -159,6 +164,35 @@ class Tables:
             rows.append(row)
         table = {"rows": rows[: count + 1]}
         return table | ({"self_refine": rows[count + 1 :]} if self_refine else {})
+
+    def stops(self, pit: Sequence[Trace], count: int, min_gap: float) -> list[dict[str, Any]]:
+        """Compares stop criteria by what PIT ends with and by what that takes.
+
+        Args:
+          pit: the improvements of the original by PIT, with gaps.
+          count: how many improvements in a row.
+          min_gap: the gap below which a row stops that stops by its gap.
+        """
+        groups, original = self.responses.groups, texts([t.responses[0] for t in pit])
+        rows = []
+        for criterion in stopping.criteria(pit, count, min_gap):
+            ends = [stopping.stop(trace, criterion, count) for trace in pit]
+            kept = texts([t.responses[end.kept] for t, end in zip(pit, ends, strict=True)])
+            scores = self.verdicts.scores(kept)
+            delta = scoring.compare(self.verdicts(kept, original), groups)
+            rows.append(
+                {
+                    "criterion": criterion.name,
+                    "limit": criterion.limit,
+                    "iterations": float(np.mean([end.iterations for end in ends])),
+                    "tokens": float(np.mean([end.tokens for end in ends])),
+                    **({} if scores is None else {"mean_score": float(scores.mean())}),
+                    "delta_vs_original": delta.delta,
+                    "ci_low": delta.ci_low,
+                    "ci_high": delta.ci_high,
+                }
+            )
+        return rows
 
 
 def of_generations(judge: Judge, records: Sequence[dict[str, Any]]) -> dict[str, Any]:

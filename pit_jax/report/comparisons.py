@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax.evaluation import scoring
-from pit_jax.report import paper, plots, robustness
+from pit_jax.report import paper, plots, robustness, stopping
 from pit_jax.report.blocks import Block, Cell, Drawings, Figure, Results, Section, Table
 from pit_jax.report.formatting import (
     INTERVALS,
@@ -153,6 +153,7 @@ def iterations(results: Results, drawings: Drawings) -> Section:
                 f"prompts. {paper.TABLE_3}"
             )
         blocks.append(_iteration_table(group, caption))
+    blocks += stopping.blocks(groups)
     return Section("Improvement iterations", blocks)
 
 
@@ -187,8 +188,8 @@ def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
 
 
 def _bradley_terry(row: Mapping[str, Any]) -> str:
-    ends = (row.get(f"bradley_terry_{end}") for end in ("low", "high"))
-    return with_interval(whole(row.get("bradley_terry")), *ends, whole)
+    low, high = row.get("bradley_terry_low"), row.get("bradley_terry_high")
+    return with_interval(whole(row.get("bradley_terry")), low, high, whole)
 
 
 def temperature(results: Results, drawings: Drawings) -> Section:

@@ -18,7 +18,9 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   scores         [{name, temperature, mean_score, ci_low, ci_high, eos_rate, mean_length}]
   iterations     [{temperature, rows: [{iteration, mean_score, delta_vs_original, ci_low, ci_high,
                    elo, elo_low, elo_high, rank, bradley_terry, bradley_terry_low,
-                   bradley_terry_high, changed, gap}], self_refine: [the same]}]
+                   bradley_terry_high, changed, gap}], self_refine: [the same],
+                   stops: [{criterion, limit, iterations, tokens, mean_score, delta_vs_original,
+                   ci_low, ci_high}]}]: evaluation/stopping.py has the criteria
   reward_models  [{name, accuracy, ci_low, ci_high, n, inequalities, means, degeneration}]
   figure2        {'wl' | 'ww' | 'll' | 'lw': rewards}
   figure3        {temperatures, series: {name: deltas}, intervals: {name: [[low, high]]}}

@@ -93,6 +93,7 @@ def suite_of(config=CONFIG, more=(), complete=(), directory=None, dataset=None):
         key=lambda *purposes: purposes,
         load_frozen=lambda name: f"weights of {name}",
         pooling=lambda name: f"pooling of {name}",
+        anchor=lambda name: 0.25,
         is_complete=lambda name: name in complete,
         stage={stage.name: stage for stage in whole.stages}.get,
         reflects=lambda name: name == "thinks",
@@ -224,6 +225,41 @@ def test_iterations_are_judged_against_the_original(suite, exact):
     assert rows[2]["rank"] == 1 and (not exact or [row["rank"] for row in rows] == [3, 2, 1])
 
 
+def test_stop_criteria_are_compared_by_score_and_tokens(suite):
+    """Scores rise with the digit; a text of two words costs two tokens."""
+    judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=float(text[0]) / 9))
+    long, short = (
+        Trace([said(text) for text in texts], gaps)
+        for texts, gaps in ((("1", "5 5", "3 3"), [2.0, -1.0]), (("4", "4", "8"), [0.5, 1.0]))
+    )
+    rows = Tables(suite.responses, judge, 0).stops([long, long, short], 2, min_gap=0.75)
+    found = {(row["criterion"], row["limit"]): row for row in rows}
+    assert list(found) == [
+        ("iterations", 1),
+        ("iterations", 2),
+        ("unchanged", None),
+        ("gap", 0.75),
+        ("tokens", 2),  # 5 / 3
+    ]
+    expected = {  # iterations, tokens, nine times the score and Δ, in sum over the prompts
+        ("iterations", 1): (3, 5, 5 + 5 + 4, 2),
+        ("iterations", 2): (6, 10, 3 + 3 + 8, 3),
+        ("unchanged", None): (5, 9, 3 + 3 + 4, 2),
+        ("gap", 0.75): (5, 9, 5 + 5 + 4, 2),
+        ("tokens", 2): (4, 6, 5 + 5 + 8, 3),
+    }
+    for key, (iterations, tokens, score, delta) in expected.items():
+        row = found[key]
+        assert 3 * row["iterations"] == pytest.approx(iterations), key
+        assert 3 * row["tokens"] == pytest.approx(tokens), key
+        assert 27 * row["mean_score"] == pytest.approx(score), key
+        assert row["delta_vs_original"] == pytest.approx(100 * delta / 3), key
+        assert row["ci_low"] <= row["delta_vs_original"] <= row["ci_high"]
+    # The suite counts a gap from the anchor, 0.25, by improve's own limit, 0.5.
+    limits = {row["criterion"]: row["limit"] for row in suite._iterations(1.0)["stops"]}
+    assert limits["gap"] == 0.75
+
+
 def test_self_refine_is_rated_beside_pit(suite):
     """PIT goes 0, 0.5, 1 and Self-Refine 0, 0.25, 0.75: each of the five beats all below it."""
     by_text = dict(zip("12345", (0, 0.5, 1, 0.25, 0.75), strict=True))
@@ -332,7 +368,7 @@ def test_without_self_refine_nothing_is_refined():
     suite = with_variants(self_refine=False)
     names = [row["name"] for row in suite._comparisons(1.0)]
     assert "first vs Original" in names and not any("Self-Refine" in name for name in names)
-    assert set(suite._iterations(1.0)) == {"rows"} and len(suite._sweep()["series"]) == 2
+    assert set(suite._iterations(1.0)) == {"rows", "stops"} and len(suite._sweep()["series"]) == 2
     assert {call[-1].method for call in suite.improvements} == {"pit"}
 
 
