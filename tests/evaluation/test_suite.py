@@ -420,13 +420,14 @@ def test_the_papers_delta_stands_beside_the_same_comparison(with_ablations):
 
 def test_the_report_shows_the_papers_delta_of_the_suites_rows(with_ablations):
     parts, _ = sections.build({"comparisons": with_ablations})
-    (table,) = [
+    table, tests = [
         block
         for part in parts
         if part.title == "The curriculum"
         for block in part.blocks
         if isinstance(block, Table)
     ]
+    assert [row[0] for row in tests.rows] == [row[0] for row in table.rows]
     rows = {row[0]: row[-1] for row in table.rows}
     assert table.columns[-1] == "Paper’s Δ"
     assert rows["PIT vs A"] == "+30.10\u00a0HH" and rows["PIT vs C"] == "–"
