@@ -31,7 +31,8 @@ class KVCache:
     """Holds the keys and values of all layers; decoding writes one token in place.
 
     Attributes:
-      k_LBKSE: keys; where layers are written out, a tuple of each layer's array.
+      k_LBKSE: keys, in the compute type or its bits; where layers are written out, a tuple of each
+        layer's array.
       v_LBKSE: values, likewise.
     """
 
@@ -42,19 +43,53 @@ class KVCache:
     def zeros(cls, config: NetworkConfig, batch: int, length: int) -> KVCache:
         """Makes an empty cache of `length` tokens for `batch` rows."""
         L, shape = config.num_layers, (batch, config.num_kv_heads, length, config.head_dim)
-        names = ("batch", "kv_heads", "length", "kv")
+
+        # XLA on a CPU has no update of a slice of bfloat16: it would cast all columns for each.
+        as_bits = kernels.platform() == "cpu" and config.dtype == "bfloat16"
+        dtype = "uint16" if as_bits else config.dtype
 
         def make():
             if kernels.written_out(config):
-                return tuple(constrain(jnp.zeros(shape, config.dtype), *names) for _ in range(L))
-            return constrain(jnp.zeros((L, *shape), config.dtype), "layers", *names)
+                return tuple(jnp.zeros(shape, dtype) for _ in range(L))
+            return jnp.zeros((L, *shape), dtype)
 
-        return cls(make(), make())
+        return cls(make(), make()).placed()
+
+    def placed(self) -> KVCache:
+        """Fixes how the cache is split over devices."""
+        names = ("layers", "batch", "kv_heads", "length", "kv")
+        return jax.tree.map(lambda x: constrain(x, *names[-x.ndim :]), self)
+
+    def put(self, places_N: jax.Array, new: KVCache) -> KVCache:
+        """Puts N rows of a cache of equal length in the places of others, or drops it."""
+        rows = (slice(None), places_N) if not isinstance(self.k_LBKSE, tuple) else places_N
+        return jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), self, new)
+
+    def widened(self, columns: int) -> KVCache:
+        """Adds empty columns on the left."""
+        return jax.tree.map(
+            lambda x: jnp.pad(x, (*(x.ndim - 2) * ((0, 0),), (columns, 0), (0, 0))), self
+        )
 
     def write(self, k_BTKE: jax.Array, v_BTKE: jax.Array, layer, index) -> KVCache:
-        """Puts T tokens of one layer at `index` along the length."""
+        """Puts T tokens of one layer at `index` along the length, or one token of each row at its.
+
+        Args:
+          k_BTKE, v_BTKE: the tokens' keys and values.
+          layer: its number.
+          index: int32, a column; or [B], one of each row, where T is 1.
+        """
 
         def put(whole, new_BTKE):
+            if jax.tree.leaves(whole)[0].dtype == jnp.uint16:
+                new_BTKE = jax.lax.bitcast_convert_type(new_BTKE, jnp.uint16)
+            if jnp.ndim(index):
+                rows_B = jnp.arange(new_BTKE.shape[0])
+                how = {"mode": "promise_in_bounds", "unique_indices": True}
+                if not isinstance(whole, tuple):
+                    return whole.at[layer, rows_B, :, index].set(new_BTKE[:, 0], **how)
+                own = whole[layer].at[rows_B, :, index].set(new_BTKE[:, 0], **how)
+                return (*whole[:layer], own, *whole[layer + 1 :])
             new_BKTE = jnp.swapaxes(new_BTKE, 1, 2)
             if not isinstance(whole, tuple):
                 start = (layer, 0, 0, index, 0)
@@ -72,6 +107,8 @@ class KVCache:
                 own = whole[layer]
             else:
                 own = jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
+            if own.dtype == jnp.uint16:
+                own = jax.lax.bitcast_convert_type(own, jnp.bfloat16)
             return jnp.swapaxes(own, 1, 2)
 
         return take(self.k_LBKSE), take(self.v_LBKSE)
@@ -223,7 +260,9 @@ def attend(
     K = k_BSKE.shape[2]
     scale = E**-0.5 if scale is None else scale
     q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E) * jnp.asarray(scale, q_BTHE.dtype)
-    scores = jnp.einsum("BTKGE,BSKE->BKGTS", q_BTKGE, k_BSKE, preferred_element_type=jnp.float32)
+    by_head = kernels.platform() == "cpu" and q_BTHE.dtype == jnp.bfloat16
+    scores_of, mixed = (_scores_by_head, _mixed_by_head) if by_head else (_scores, _mixed)
+    scores = scores_of(q_BTKGE, k_BSKE)
     scores = capped(scores, cap)
     if bias_HN is not None:
         scores += _bias(bias_HN.reshape(K, H // K, -1), mask_BTS, q_BTHE.dtype)
@@ -231,8 +270,43 @@ def attend(
     scores = jnp.where(mask_BTS[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1) * mask_BTS[:, None, None].any(-1, keepdims=True)
     weights = weights.astype(v_BSKE.dtype)
-    out = jnp.einsum("BKGTS,BSKE->BTKGE", weights, v_BSKE, preferred_element_type=jnp.float32)
-    return out.reshape(B, T, H, E).astype(q_BTHE.dtype)
+    return mixed(weights, v_BSKE).reshape(B, T, H, E).astype(q_BTHE.dtype)
+
+
+def _scores(q_BTKGE, k_BSKE):
+    return jnp.einsum("BTKGE,BSKE->BKGTS", q_BTKGE, k_BSKE, preferred_element_type=jnp.float32)
+
+
+def _mixed(weights_BKGTS, v_BSKE):
+    how = {"preferred_element_type": jnp.float32}
+    return jnp.einsum("BKGTS,BSKE->BTKGE", weights_BKGTS, v_BSKE, **how)
+
+
+def _scores_by_head(q_BTKGE, k_BSKE):
+    """Computes `_scores` in a form that XLA's products of bfloat16 on a CPU have."""
+    B, T, K, G, E = q_BTKGE.shape
+    q_BKNE = jnp.transpose(q_BTKGE, (0, 2, 3, 1, 4)).reshape(B, K, G * T, E)
+    return _by_head(q_BKNE, jnp.swapaxes(k_BSKE, 1, 2), 3).reshape(B, K, G, T, -1)
+
+
+def _mixed_by_head(weights_BKGTS, v_BSKE):
+    B, K, G, T, S = weights_BKGTS.shape
+    weights_BKNS = weights_BKGTS.reshape(B, K, G * T, S)
+    out_BKNE = _by_head(weights_BKNS, jnp.swapaxes(v_BSKE, 1, 2), 2)
+    return jnp.transpose(out_BKNE.reshape(B, K, G, T, -1), (0, 3, 1, 2, 4))
+
+
+def _by_head(a, b, axis):
+    """The product of the last dim of a [B, K, N, X] and an axis of b, float32.
+
+    The barriers keep XLA from folding transpositions into the product afterwards: it swaps the
+    operands then, and what comes out stops the program with "Unsupported element type for
+    DotThunk" when it is run.
+    """
+    a, b = jax.lax.optimization_barrier((a, b))
+    dims = (((3,), (axis,)), ((0, 1), (0, 1)))
+    product = jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(product)
 
 
 def _part(T: int) -> int:
