@@ -3,7 +3,7 @@
 MUTANTS = {
     "evaluation/bradley_terry.py": [
         (
-            "a tie is a loss",
+            "a tie is a loss for Bradley-Terry",
             "(row + 1) / 2",
             "(row > 0) * 1.0",
             "evaluation/test_bradley_terry.py::test_two_models_by_hand",
@@ -15,7 +15,7 @@ MUTANTS = {
             "evaluation/test_bradley_terry.py::test_two_models_by_hand",
         ),
         (
-            "rows of a prompt are drawn one by one",
+            "rows of a prompt are drawn one by one for Bradley-Terry",
             "group_N = intervals.group_numbers(groups, outcomes_QN.shape[1])",
             "group_N = intervals.group_numbers(None, outcomes_QN.shape[1])",
             "evaluation/test_bradley_terry.py::test_intervals_are_those_of_resampled_prompts",
