@@ -9,7 +9,7 @@ from typing import Any
 from pit_jax.evaluation import scoring
 from pit_jax.report import paper, plots
 from pit_jax.report.blocks import Block, Drawings, Figure, Results, Section, Table
-from pit_jax.report.formatting import count, number, share, with_interval
+from pit_jax.report.formatting import NO_BREAK, count, number, share, with_interval
 from pit_jax.report.variants import table_of
 
 
@@ -61,7 +61,7 @@ def section(results: Results, drawings: Drawings) -> Section:
 
 def _inequality_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     names = [f"{above}>{below}" for above, below in scoring.GAP_INEQUALITIES]
-    columns = ["Gap model", *(name.replace(">", " > ") for name in names)]
+    columns = ["Gap model", *(name.replace(">", f"{NO_BREAK}>{NO_BREAK}") for name in names)]
     columns += [*(f"mean {pair}" for pair in scoring.GAP_PAIRS), "Reference moves"]
     cells = [
         [
