@@ -177,6 +177,8 @@ def whole():
     def rating(iteration, mean, elo, rank):
         spread = {"elo_low": elo - 12, "elo_high": elo + 12}
         row = {"iteration": iteration, "mean_score": mean, "elo": elo, "rank": rank, **spread}
+        names = ("bradley_terry", "bradley_terry_low", "bradley_terry_high")
+        row |= dict(zip(names, (elo + 5, elo - 1, elo + 11), strict=True))
         delta = {"delta_vs_original": 300 * (mean - 0.6), "changed": 0.5, "gap": mean - 0.5}
         ends = {"ci_low": 300 * (mean - 0.6) - 7, "ci_high": 300 * (mean - 0.6) + 7}
         return row | (delta | ends if iteration else {})

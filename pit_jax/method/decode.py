@@ -21,7 +21,8 @@ from pit_jax.checked import checked
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method.losses import allow, token_log_probs
 from pit_jax.models.adapters import whole
-from pit_jax.models.attention import CausalRows, KVCache, positions_of
+from pit_jax.models.attention import CausalRows, positions_of
+from pit_jax.models.cache import KVCache
 from pit_jax.models.network import LanguageModel, for_decoding
 from pit_jax.runtime import partitioning
 from pit_jax.runtime.partitioning import constrain

@@ -1,4 +1,4 @@
-"""Computes grouped-query attention; has its masks and the KV cache. Dims: see `network.py`.
+"""Computes grouped-query attention; has its masks. Dims: see `network.py`.
 
 Masks are boolean, True where a query may look at a key. All padding is expressed by segment ids:
 0 is padding, and tokens see only their own segment.
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pit_jax.models import kernels
+from pit_jax.models.cache import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import Dense, RMSNorm, capped
 from pit_jax.models.rotary import frequencies, frequencies_of_layers, rotary
@@ -24,94 +25,6 @@ from pit_jax.runtime.partitioning import constrain
 RELATIVE_BUCKETS = 32
 # The least distance of buckets 1, 2, …: one each up to 16, then 16 in a geometric row up to 128.
 _STARTS = np.array([*range(1, 16), *(math.ceil(16 * 8 ** (n / 16)) for n in range(16))])
-
-
-@flax.struct.dataclass
-class KVCache:
-    """Holds the keys and values of all layers; decoding writes one token in place.
-
-    Attributes:
-      k_LBKSE: keys, in the compute type or its bits; where layers are written out, a tuple of each
-        layer's array.
-      v_LBKSE: values, likewise.
-    """
-
-    k_LBKSE: jax.Array | tuple[jax.Array, ...]
-    v_LBKSE: jax.Array | tuple[jax.Array, ...]
-
-    @classmethod
-    def zeros(cls, config: NetworkConfig, batch: int, length: int) -> KVCache:
-        """Makes an empty cache of `length` tokens for `batch` rows."""
-        L, shape = config.num_layers, (batch, config.num_kv_heads, length, config.head_dim)
-
-        # XLA on a CPU has no update of a slice of bfloat16: it would cast all columns for each.
-        as_bits = kernels.platform() == "cpu" and config.dtype == "bfloat16"
-        dtype = "uint16" if as_bits else config.dtype
-
-        def make():
-            if kernels.written_out(config):
-                return tuple(jnp.zeros(shape, dtype) for _ in range(L))
-            return jnp.zeros((L, *shape), dtype)
-
-        return cls(make(), make()).placed()
-
-    def placed(self) -> KVCache:
-        """Fixes how the cache is split over devices."""
-        names = ("layers", "batch", "kv_heads", "length", "kv")
-        return jax.tree.map(lambda x: constrain(x, *names[-x.ndim :]), self)
-
-    def put(self, places_N: jax.Array, new: KVCache) -> KVCache:
-        """Puts N rows of a cache of equal length in the places of others, or drops it."""
-        rows = (slice(None), places_N) if not isinstance(self.k_LBKSE, tuple) else places_N
-        return jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), self, new)
-
-    def widened(self, columns: int) -> KVCache:
-        """Adds empty columns on the left."""
-        return jax.tree.map(
-            lambda x: jnp.pad(x, (*(x.ndim - 2) * ((0, 0),), (columns, 0), (0, 0))), self
-        )
-
-    def write(self, k_BTKE: jax.Array, v_BTKE: jax.Array, layer, index) -> KVCache:
-        """Puts T tokens of one layer at `index` along the length, or one token of each row at its.
-
-        Args:
-          k_BTKE, v_BTKE: the tokens' keys and values.
-          layer: its number.
-          index: int32, a column; or [B], one of each row, where T is 1.
-        """
-
-        def put(whole, new_BTKE):
-            if jax.tree.leaves(whole)[0].dtype == jnp.uint16:
-                new_BTKE = jax.lax.bitcast_convert_type(new_BTKE, jnp.uint16)
-            if jnp.ndim(index):
-                rows_B = jnp.arange(new_BTKE.shape[0])
-                how = {"mode": "promise_in_bounds", "unique_indices": True}
-                if not isinstance(whole, tuple):
-                    return whole.at[layer, rows_B, :, index].set(new_BTKE[:, 0], **how)
-                own = whole[layer].at[rows_B, :, index].set(new_BTKE[:, 0], **how)
-                return (*whole[:layer], own, *whole[layer + 1 :])
-            new_BKTE = jnp.swapaxes(new_BTKE, 1, 2)
-            if not isinstance(whole, tuple):
-                start = (layer, 0, 0, index, 0)
-                return jax.lax.dynamic_update_slice(whole, new_BKTE[None], start)
-            own = jax.lax.dynamic_update_slice(whole[layer], new_BKTE, (0, 0, index, 0))
-            return (*whole[:layer], own, *whole[layer + 1 :])
-
-        return KVCache(put(self.k_LBKSE, k_BTKE), put(self.v_LBKSE, v_BTKE))
-
-    def layer(self, layer) -> tuple[jax.Array, jax.Array]:
-        """Returns the keys and the values of a layer, [B, S, K, E] each."""
-
-        def take(whole):
-            if isinstance(whole, tuple):
-                own = whole[layer]
-            else:
-                own = jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
-            if own.dtype == jnp.uint16:
-                own = jax.lax.bitcast_convert_type(own, jnp.bfloat16)
-            return jnp.swapaxes(own, 1, 2)
-
-        return take(self.k_LBKSE), take(self.v_LBKSE)
 
 
 @flax.struct.dataclass
@@ -241,6 +154,7 @@ def attend(
     scale: float | None = None,
     bias_HN: jax.Array | None = None,
     cap: float = 0.0,
+    scales: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Computes grouped-query attention, softmax in float32; a query that sees no key gets zeros.
 
@@ -252,6 +166,7 @@ def attend(
       scale: factor of the scores; 1/sqrt(E) by default.
       bias_HN: added to the scores, for each head and bucket of distance.
       cap: of the scores, see `layers.capped`.
+      scales: what keys and values are to be multiplied with, float32 [B, K, S] each; None for 1.
 
     Returns:
       [B, T, H, E] in the type of `q_BTHE`.
@@ -262,15 +177,19 @@ def attend(
     q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E) * jnp.asarray(scale, q_BTHE.dtype)
     by_head = kernels.platform() == "cpu" and q_BTHE.dtype == jnp.bfloat16
     scores_of, mixed = (_scores_by_head, _mixed_by_head) if by_head else (_scores, _mixed)
-    scores = scores_of(q_BTKGE, k_BSKE)
+    scores = scores_of(q_BTKGE, k_BSKE.astype(q_BTHE.dtype))
+    if scales is not None:
+        scores *= scales[0][:, :, None, None]
     scores = capped(scores, cap)
     if bias_HN is not None:
         scores += _bias(bias_HN.reshape(K, H // K, -1), mask_BTS, q_BTHE.dtype)
         mask_BTS = mask_BTS >= 0
     scores = jnp.where(mask_BTS[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1) * mask_BTS[:, None, None].any(-1, keepdims=True)
-    weights = weights.astype(v_BSKE.dtype)
-    return mixed(weights, v_BSKE).reshape(B, T, H, E).astype(q_BTHE.dtype)
+    if scales is not None:
+        weights *= scales[1][:, :, None, None]
+    weights = weights.astype(q_BTHE.dtype)
+    return mixed(weights, v_BSKE.astype(q_BTHE.dtype)).reshape(B, T, H, E).astype(q_BTHE.dtype)
 
 
 def _scores(q_BTKGE, k_BSKE):
@@ -432,8 +351,8 @@ class Attention(nn.Module):
             out_BTHE = whole(q_BTHE, k_BTKE, v_BTKE, mask, *how)
         else:  # decoding: look at what the cache holds
             assert cache is not None
-            k_BSKE, v_BSKE = cache.layer(layer.number_L)
-            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask, *how)
+            k_BSKE, v_BSKE, scales = cache.layer(layer.number_L)
+            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask, *how, scales)
         # Attention is split by rows, as the cache is; decoding, its result then goes to the weights
         # of the projection. In training the two are the same.
         out_BTHE = constrain(out_BTHE, "batch", "length", "heads", "kv")

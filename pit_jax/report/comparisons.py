@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from pit_jax.evaluation import scoring
-from pit_jax.report import paper, plots
+from pit_jax.report import paper, plots, robustness, stopping
 from pit_jax.report.blocks import Block, Cell, Drawings, Figure, Results, Section, Table
 from pit_jax.report.formatting import (
     INTERVALS,
@@ -154,11 +154,13 @@ def iterations(results: Results, drawings: Drawings) -> Section:
                 "much better R_PIT finds the response than the one before it. ELO, as in the "
                 "paper’s Table 3, rates all responses of this table by comparing each with each; "
                 "it is averaged over orders of the comparisons, and its interval is that of the "
-                "average. Brackets: 95% intervals over prompts."
+                "average. Bradley–Terry: ratings by maximum likelihood on the same scale, on which "
+                "no order bears; a tie is half a win. Brackets: 95% intervals over prompts."
             )
         if with_papers:
             caption += f" {paper.TABLE_3}"
         blocks.append(dataclasses.replace(table, caption=caption))
+    blocks += stopping.blocks(groups)
     return Section("Improvement iterations", blocks)
 
 
@@ -173,6 +175,7 @@ def _iteration_table(group: Mapping[str, Any]) -> tuple[Table, bool]:
         "ELO",
         [paper.elo(row["iteration"], method, group["temperature"]) for _, method, row in rows],
     )
+    fitted = any(known(row.get("bradley_terry")) for _, _, row in rows)
     cells: list[list[str | Cell]] = []
     for (label, _, row), of_paper in zip(rows, theirs, strict=True):
         low, high = row.get("ci_low"), row.get("ci_high")
@@ -185,14 +188,20 @@ def _iteration_table(group: Mapping[str, Any]) -> tuple[Table, bool]:
                 Cell(delta, tone(row)),
                 with_interval(elo, row.get("elo_low"), row.get("elo_high"), whole),
                 *([whole(row.get("rank"))] if ranked else []),
+                *([_bradley_terry(row)] if fitted else []),
                 share(row.get("changed")),
                 number(row.get("gap")),
                 *of_paper,
             ]
         )
     columns = ["Iteration", *(["Mean score"] if scored else []), "Δ vs original", "ELO"]
-    columns += ["Rank"] if ranked else []
+    columns += ["Rank"] * ranked + ["Bradley–Terry"] * fitted
     return Table([*columns, "Changed %", "Mean r_gap", *more], cells), bool(more)
+
+
+def _bradley_terry(row: Mapping[str, Any]) -> str:
+    low, high = row.get("bradley_terry_low"), row.get("bradley_terry_high")
+    return with_interval(whole(row.get("bradley_terry")), low, high, whole)
 
 
 def temperature(results: Results, drawings: Drawings) -> Section:
@@ -269,4 +278,4 @@ def _comparison_blocks(
     if more:
         caption += f" {source}"
     picture = Figure(name, f"Win, tie and lose rates and delta: {', '.join(labels)}")
-    return [picture, Table(columns, cells, caption)]
+    return [picture, Table(columns, cells, caption), *robustness.blocks(rows, labels)]

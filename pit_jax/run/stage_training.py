@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from pit_jax.data.datasets import MixtureConfig
+from pit_jax.data.examples import Example
 from pit_jax.data.input_pipeline import DATA_REFERENCES
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
@@ -272,7 +273,7 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
     directory = references_folder(run, stage, number)
     policy_step = round_.policy_step or run.result(round_.policy)["model_step"]
     checkpoint = f"{round_.policy}@{policy_step}"
-    examples = run.data.examples("train", "rl")
+    examples: Sequence[Example] = run.data.examples("train", "rl")
     if not isinstance(run.data.config, MixtureConfig):  # rates may ask for more of a small dataset
         seed = _seed(run, stage, number, "references")
         examples = curriculum.to_sample(examples, round_, stage.batch_size, seed)

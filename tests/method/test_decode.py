@@ -307,3 +307,15 @@ def test_bfloat16_with_shared_key_heads_decodes(temperature):
     logits = exact.apply({"params": params}, whole, positions_of(valid), mask, P - 1)
     forced = token_log_probs(logits[:, :-1], result.tokens_BR, temperature)
     np.testing.assert_allclose(result.log_probs_BR, forced * result.mask_BR, atol=0.1)
+
+
+def test_an_int8_cache_changes_little(params):
+    """What is sampled has nearly the log-probability that a full pass gives it."""
+    model = LanguageModel(dataclasses.replace(MODEL.config, cache="int8"))
+    keys = decode.row_keys(jax.random.key(5), jnp.arange(4))
+    result = generate(model, params, left_pad(PROMPTS), keys, R, SamplingConfig())
+    whole = jnp.concatenate([left_pad(PROMPTS), result.tokens_BR], axis=1)
+    valid = jnp.concatenate([left_pad(PROMPTS) != PAD, result.mask_BR], axis=1)
+    forced = token_log_probs(full_pass(params, whole, valid)[:, :-1], result.tokens_BR)
+    off = np.abs(result.log_probs_BR - forced * result.mask_BR)
+    assert 1e-4 < off.max() < 0.1

@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pit_jax.models import kernels
 from pit_jax.models.attention import (
-    KVCache,
     attend,
     attend_causal,
     attend_in_turn,
@@ -187,43 +185,6 @@ def test_tree_mask_gives_each_branch_what_it_gets_alone(fields):
 def test_positions_count_real_tokens():
     valid = jnp.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
     np.testing.assert_array_equal(positions_of(valid), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]])
-
-
-@pytest.mark.parametrize("written_out", [False, True])
-def test_cache_writes_one_layer_at_one_column(written_out, monkeypatch):
-    """Heads come before columns, so that a product over a row's keys copies nothing."""
-    config = dataclasses.replace(TINY, dtype="bfloat16")
-    monkeypatch.setattr(kernels, "_WRITTEN_OUT", config.embed_dim + (not written_out))
-    cache, layer = KVCache.zeros(config, batch=2, length=5), 1 if written_out else jnp.int32(1)
-    assert isinstance(cache.k_LBKSE, tuple) == written_out
-    assert cache.k_LBKSE[0].shape == (2, 2, 5, 4)
-    assert cache.k_LBKSE[0].dtype == jnp.uint16  # the bits, of which a CPU can write a slice
-    ones = jnp.ones((2, 1, 2, 4), jnp.bfloat16)
-    cache = cache.write(ones, 2 * ones, layer, jnp.int32(3))
-    expected = np.zeros((2, 2, 2, 5, 4))
-    expected[1, :, :, 3] = 1
-    stacked_k, stacked_v = (np.stack(x).view(jnp.bfloat16) for x in (cache.k_LBKSE, cache.v_LBKSE))
-    np.testing.assert_array_equal(stacked_k, expected)
-    np.testing.assert_array_equal(stacked_v, 2 * expected)
-    keys, values = cache.layer(layer)
-    np.testing.assert_array_equal(keys, np.swapaxes(expected[1], 1, 2))
-    np.testing.assert_array_equal(values, 2 * np.swapaxes(expected[1], 1, 2))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("written_out", [False, True])
-def test_cache_writes_a_column_of_each_row(written_out, dtype, monkeypatch):
-    config = dataclasses.replace(TINY, dtype=dtype)
-    monkeypatch.setattr(kernels, "_WRITTEN_OUT", config.embed_dim + (not written_out))
-    cache, layer = KVCache.zeros(config, batch=2, length=5), 1 if written_out else jnp.int32(1)
-    ones = jnp.ones((2, 1, 2, 4), dtype)
-    cache = cache.write(ones, 2 * ones, layer, jnp.array([3, 0]))
-    expected = np.zeros((2, 5, 2, 4))
-    expected[0, 3] = expected[1, 0] = 1
-    for found, factor in zip(cache.layer(layer), (1, 2)):
-        np.testing.assert_array_equal(found, factor * expected)
-    for other in cache.layer(0 if written_out else jnp.int32(0)):
-        assert not np.any(other)
 
 
 @pytest.mark.parametrize(("T", "S", "K", "G"), [(1, 9, 2, 3), (7, 7, 2, 1), (4, 4, 1, 5)])
