@@ -44,7 +44,7 @@ _EXAMPLES = {
     "evaluate": (
         "python -m pit_jax evaluate --gin_file=gin/runs/quickstart.gin "
         "--gin.EvaluationConfig.split=dev\n"
-        "  python -m pit_jax evaluate --compare=runs/seed0,runs/seed1 --output=runs/seeds"
+        "  python -m pit_jax evaluate --compare runs/seed0 runs/seed1 --output=runs/seeds"
     ),
 }
 _SUMMARIES = {
@@ -93,8 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       the exit status: 0, 2 for a user's mistake, 1 when training broke off, 143 or 130 when it was
       ended by SIGTERM or SIGINT, 141 when nobody reads what it prints any more.
     """
-    arguments, flags = bindings.take_out(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments, flags = bindings.take_out(argv)
     options = _parsed(arguments)
+    options.argv = argv  # a report says how it was made
     status = _status(options, flags)
     if status and getattr(options, "distributed", False) and _joined():
         # At once: the other processes may wait for this one, and its end would wait for them.
@@ -236,9 +238,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             command.add_argument("--generations", help="JSONL written by improve, to judge instead")
             command.add_argument(
                 "--compare",
-                metavar="DIRS",
-                help="combine the reports of these run directories, comma-separated, one for each "
-                "seed; takes no gin file",
+                nargs="+",
+                metavar="DIR",
+                help="combine the reports of these run directories, one for each seed, with spaces "
+                "or commas between them: each seed's figures side by side, their mean, and its "
+                "interval over seeds; takes no gin file",
             )
             command.add_argument("--output", help="folder of the report; the run's own by default")
             _add_on_error(command)
@@ -423,7 +427,8 @@ def _compare(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         raise UserError(
             "--compare takes no gin file, binding, --generations, --dry_run or --distributed"
         )
-    options.compare = [checked.expand(path.strip()) for path in options.compare.split(",")]
+    paths = [path.strip() for listed in options.compare for path in listed.split(",")]
+    options.compare = [checked.expand(path) for path in paths]
     if options.output:
         files.check_folder(options.output, "--output")
     from pit_jax import commands

@@ -6,10 +6,13 @@ Each command takes the Run, the EvaluationConfig and the flags, except `plan`, w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import pathlib
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -18,6 +21,7 @@ from pit_jax import files
 from pit_jax.errors import UserError
 from pit_jax.runtime import processes
 
+_LINE = 100  # characters of a command's line in a report
 # Commands for which the data need not be there.
 _WITHOUT_DATA = ("convert", "improve")
 
@@ -211,7 +215,7 @@ def compare(options) -> None:
     if options.output:
         _check_comparison(options.output)
     results = reports.headings(found) | seeds.gather(found)
-    results["command"] = f"python -m pit_jax evaluate --compare={','.join(options.compare)}"
+    results["command"] = command_line(options.argv)
     print(report.format_tables(results, seed_tables.for_terminal(results)))
     if options.output:
         paths = report.write_report(results, options.output, sections.build)
@@ -255,24 +259,42 @@ def _beside(directory, evaluation):
 
 
 def _report(run, evaluation, directory, options) -> None:
-    from pit_jax.evaluation import suite
+    from pit_jax.evaluation import about, suite
+    from pit_jax.report import cautions
     from pit_jax.report import write as report
     from pit_jax.run import checks, choosing
 
     checks.check_records(run)
     print("evaluating …", flush=True)
-    results = suite.Suite(run, evaluation).results()
-    results["warnings"] = [*results.get("warnings", ()), *_warnings(run, evaluation)]
+    results = suite.Suite(run, evaluation).results() | about.facts(run)
+    results["subjects"] = _subjects(evaluation)
+    found = (results.get("warnings", ()), _warnings(run, evaluation), cautions.cautions(results))
+    results["warnings"] = list(itertools.chain(*found))
     results["choices"] = choosing.recorded(run)
     results["config_text"] = options.operative
-    results["subjects"] = _subjects(evaluation)
-    results["command"] = f"python -m pit_jax {options.command} " + " ".join(
-        f"--gin_file={file}" for file in options.gin_file
-    )
+    results["command"] = command_line(options.argv)
     if processes.is_first():
         paths = report.write_report(results, directory)
         print(report.format_summary(results))
         print(f"report: {paths['html']}")
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Writes the command with these arguments as a shell takes it, over lines if it is long."""
+    first, *others = ["python -m pit_jax", *map(_quoted, argv)]
+    line = " ".join([first, *others])
+    return line if len(line) <= _LINE else " \\\n  ".join([f"{first} {others[0]}", *others[1:]])
+
+
+def _quoted(argument: str) -> str:
+    """An argument, or its value, in the quotes that it needs; double ones around a gin string."""
+    name, equals, value = argument.partition("=")
+    if not (equals and re.fullmatch(r"--[\w./-]+", name)):
+        name, equals, value = "", "", argument
+    quoted = shlex.quote(value)
+    if "'" in value and not re.search(r'["$`\\!\n]', value):
+        quoted = f'"{value}"'
+    return name + equals + quoted
 
 
 def improve(run, evaluation, options) -> None:
@@ -296,12 +318,15 @@ def _improving_stages(evaluation) -> dict[str, str]:
 
 def _evaluate_generations(run, evaluation, options) -> None:
     from pit_jax.evaluation import generations, suite
+    from pit_jax.report import cautions
     from pit_jax.report import write as report
 
     found = generations.read(run, options.generations, options.on_error)
     for line in found.notes:
         print(line)
     results = suite.Suite(run, evaluation).judge_generations(found.records)
+    results["warnings"] = [*results.get("warnings", ()), *cautions.few_prompts(results)]
+    results["command"] = command_line(options.argv)
     print(report.format_summary(results))
     if options.output and processes.is_first():
         paths = report.write_report(results, options.output)

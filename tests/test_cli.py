@@ -558,7 +558,11 @@ def test_seeds_are_compared_and_written(tmp_path, capsys):
     assert f"report: {tmp_path / 'all' / 'report.html'}" in output
     saved = json.loads((tmp_path / "all" / "report.json").read_text())
     assert saved["comparisons"][0]["delta"]["mean"] == 33.0
-    assert saved["command"].startswith("python -m pit_jax evaluate --compare=")
+    assert saved["command"].startswith("python -m pit_jax evaluate \\\n  --compare='")
+    assert saved["warnings"] == []
+    # With spaces between the directories, as a shell's runs/seed* gives them.
+    assert cli.main(["evaluate", "--compare", *folders]) == 0
+    assert capsys.readouterr().out == output.rpartition("report: ")[0]
     # Into its own directory again, but not into that of a run, whose report stays.
     commands._check_comparison(str(tmp_path / "all"))
     before = (tmp_path / "seed1" / "report.json").read_bytes()

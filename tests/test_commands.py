@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import types
 
 import pytest
@@ -62,6 +63,18 @@ def test_a_report_never_takes_the_place_of_another(tmp_path, written, changes, n
         (tmp_path / "report.json").write_text(text)
     evaluation = dataclasses.replace(EvaluationConfig(), **changes)
     assert commands._beside(tmp_path, evaluation) == tmp_path / name
+
+
+def test_a_command_is_written_as_a_shell_takes_it():
+    argv = ["run", "--gin_file=gin/runs/quickstart.gin", "--gin.MODEL_DIR='runs/it s'"]
+    line = commands.command_line(argv)
+    assert line == (
+        "python -m pit_jax run --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=\"'runs/it s'\""
+    )
+    argv += ["--gin.A='$HOME'", "--gin.rm_gap/B.c=(1, 2)", "a file", "--compare", "x='\\y"]
+    written = commands.command_line(argv)
+    assert written.startswith("python -m pit_jax run \\\n  --gin_file=gin/runs/quickstart.gin \\\n")
+    assert shlex.split(written.replace("\\\n", " ")) == ["python", "-m", "pit_jax", *argv]
 
 
 def test_a_plan_is_explained_or_json(monkeypatch):

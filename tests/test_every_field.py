@@ -326,7 +326,7 @@ MADE = {
     "plan.hlo": "Collective",
     "plan.programs": "Program",
     "report.blocks": (
-        "Cell Code Figure Paragraph Response Sample Section Table Tile Tiles Warnings"
+        "Cell Code Curves Figure Paragraph Response Sample Section Table Terms Tile Tiles Warnings"
     ),
     "report.seed_plots": "Panel",
     "run.choosing": "Row",

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax.method import curriculum
-from pit_jax.run import stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RLStage
 from pit_jax.runtime import metrics
+
+# What tells most about a stage, in order: its reward, what that cost, what it is trained for, and
+# how that is on held-out pairs.
+_TELLING = (
+    *("score", "kl", "entropy", "loss", "held_out_accuracy", "held_out_loss", "accuracy"),
+    *("token_accuracy", "grad_norm"),
+)
+_SHOWN = 3
+# Depends on the machine, and is no matter of what was learned; the table of stages has it.
+_SPEED = ("tokens_per_second", "model_tflops_per_second", "mfu")
+_MOST = 200  # points of a curve beside those that are shown
 
 
 def reward_curves(run: Run, models: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -48,23 +59,46 @@ def reward_curves(run: Run, models: Sequence[tuple[str, str]]) -> list[dict[str,
     return curves
 
 
+def _telling(there: Mapping[str, Any]) -> list[str]:
+    """The three metrics of a stage's that tell most, or fewer where it has fewer."""
+    return [name for name in _TELLING if name in there][:_SHOWN]
+
+
 def learning_curves(run: Run) -> list[dict[str, Any]]:
-    """The score of each stage of RL and the loss of each other one, by step."""
+    """What each stage recorded, by step: the three metrics that tell most, then all others.
+
+    Returns:
+      stage, metric, steps, values, and `folded`: whether it is one of the others. These have 200
+      points at most, and those that never change are left out, as are those of speed.
+    """
     curves = []
     for stage in run.config.stages:
         if not run.is_complete(stage.name):
             continue
-        metric = "score" if stage.task in stages.RL_TASKS else "loss"
-        records = [r for r in _records(run, stage.name) if metric in r]
-        curves.append(
-            {
-                "stage": stage.name,
-                "metric": metric,
-                "steps": [r["step"] for r in records],
-                "values": [r[metric] for r in records],
-            }
-        )
+        records = _records(run, stage.name)
+        names = dict.fromkeys(name for record in records for name in record)
+        shown = _telling(names)
+        for name in (*shown, *sorted(names.keys() - {"step", *_SPEED, *shown})):
+            points = [(r["step"], r[name]) for r in records if _is_number(r.get(name))]
+            folded = name not in shown
+            if folded and len({value for _, value in points}) < 2:
+                continue
+            if folded:
+                points = points[:: -(-len(points) // _MOST)]
+            curves.append(
+                {
+                    "stage": stage.name,
+                    "metric": name,
+                    "steps": [step for step, _ in points],
+                    "values": [value for _, value in points],
+                    "folded": folded,
+                }
+            )
     return curves
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _records(run: Run, stage: str) -> list[dict[str, Any]]:

@@ -82,7 +82,8 @@ def headings(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": seeds,
         "num_prompts": first.get("num_prompts"),
         "judge": first["judge"],
-        "warnings": warnings(reports),
+        **{key: first[key] for key in ("task", "score", "subjects") if key in first},
+        "warnings": [*_own_warnings(reports), *warnings(reports)],
         "runs": [
             {
                 **{key: report.get(key) for key in ("seed", "folder", "device", "versions")},
@@ -146,6 +147,18 @@ def _decides(name: str) -> bool:
 
 def _without_scope(name: str) -> str:
     return name.rpartition("/")[2]
+
+
+def _own_warnings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the report of each seed warns of, once for the seeds that say the same."""
+    seeds: dict[str, list[str]] = {}
+    for report in reports:
+        for text in report.get("warnings", ()):
+            seeds.setdefault(text, []).append(str(report["seed"]))
+    return [
+        f"seed{'s' if len(those) > 1 else ''} {', '.join(those)}: {text}"
+        for text, those in seeds.items()
+    ]
 
 
 def warnings(reports: Sequence[Mapping[str, Any]]) -> list[str]:

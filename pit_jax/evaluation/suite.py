@@ -429,7 +429,9 @@ class Suite:
                 "original": said[0][i],
                 "iterations": [texts[i] for texts in said[1:]],
                 "scores": [float(scores_N[i]) for scores_N in scores_KN if scores_N is not None],
+                "gaps": [float(gap) for gap in traces[i].gaps[: config.iterations]],
                 "chosen": example.chosen,
+                "rejected": example.rejected,
             }
             for i, example in enumerate(self.responses.examples[: config.num_samples])
         ]

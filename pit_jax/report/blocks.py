@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 Results = Mapping[str, Any]
-Drawings = dict[str, "Drawing"]
+
+
+class Draw(Protocol):
+    """Draws a figure; a narrow one is as wide as a phone, with its panels below each other."""
+
+    def __call__(self, *, narrow: bool = False) -> Drawing: ...
+
+
+# How to draw each figure, by its name.
+Drawings = dict[str, Draw]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +45,10 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Paragraph:
-    """Running text."""
+    """Running text; it `leads` where it is what to read if nothing else is."""
 
     text: str
+    leads: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +58,32 @@ class Figure:
     name: str
     alt: str
     caption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Small curves side by side, those of `folded` folded away.
+
+    A curve has metric, steps and values. The page draws them itself; in Markdown the figure `name`
+    stands for those of `shown`.
+    """
+
+    name: str
+    title: str
+    shown: Sequence[Mapping[str, Any]]
+    folded: Sequence[Mapping[str, Any]]
+
+    @property
+    def alt(self) -> str:
+        """In words what they show."""
+        return f"{self.title}: {', '.join(curve['metric'] for curve in self.shown)} by step"
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What words mean: (word, meaning) of each."""
+
+    terms: Sequence[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +128,18 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """A named response; `revises` the one before it, or stands for itself."""
+    """A named response; `revises` the one before it, or stands for itself.
+
+    One that is `marked` is the best of a sample's.
+    """
 
     label: str
     text: str
     revises: bool = False
+    marked: bool = False
 
 
-Block = Table | Paragraph | Figure | Tiles | Warnings | Code | Sample
+Block = Table | Paragraph | Figure | Curves | Terms | Tiles | Warnings | Code | Sample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pit_jax.report.blocks import Block, Code, Section, Table
+from pit_jax.report.blocks import Block, Code, Drawings, Results, Section, Table
 from pit_jax.report.formatting import NONE, known, share, three_digits, with_interval
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
 
 _NORMAL = 1.96  # standard errors on each side of a mean that a 95% interval has
 
 
-def section(results: Mapping[str, Any], drawings: dict[str, Drawing]) -> Section:
+def section(results: Results, drawings: Drawings) -> Section:
     """The records of all stages whose checkpoint is chosen; no blocks if there is none."""
     del drawings
     blocks: list[Block] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pit_jax.evaluation import scoring
@@ -11,13 +13,14 @@ from pit_jax.report.blocks import Block, Cell, Drawings, Figure, Results, Sectio
 from pit_jax.report.formatting import (
     INTERVALS,
     NO_BREAK,
-    NONE,
     comparison_labels,
     count,
     held_out,
+    judge_of,
     known,
     number,
     points,
+    score_of,
     share,
     three_digits,
     tone,
@@ -59,7 +62,7 @@ def _score_table(results: Results, scores: Sequence[Mapping[str, Any]]) -> Table
         cells[-1] += [share(row.get("eos_rate")), number(row.get("mean_length"), 1)]
     columns = ["Responses", "Temperature", "Mean score [95% interval]", "Ended %", "Tokens"]
     caption = (
-        f"Mean checker score (0 to 1) of each model’s responses to {held_out(results)}, the "
+        f"Mean {score_of(results)} of each model’s responses to {held_out(results)}, the "
         f"share that ended within the window, and their mean length. {INTERVALS}"
     )
     if not scored:
@@ -78,7 +81,7 @@ def curriculum(results: Results, drawings: Drawings) -> Section:
     rounds = results.get("figure4")
     if rounds:
         regions = scoring.regions_of(results.get("reward_models", ()))
-        drawings["rewards"] = plots.rewards_by_step(rounds, regions)
+        drawings["rewards"] = partial(plots.rewards_by_step, rounds, regions)
         caption = (
             "Gap reward of a response against its reference during reinforcement learning, by "
             "round; where it is noisy, faint with its running mean."
@@ -130,9 +133,9 @@ def iterations(results: Results, drawings: Drawings) -> Section:
     groups = results.get("iterations", ())
     refined = any(group.get("self_refine") for group in groups)
     if groups:
-        drawings["iterations"] = plots.iterations(groups)
+        drawings["iterations"] = partial(plots.iterations, groups)
         scored = any("mean_score" in row for group in groups for row in group["rows"])
-        caption = "Mean checker score, " * scored
+        caption = f"Mean {score_of(results)}, " * scored
         caption += "Δ against the original response and ELO; shaded: intervals."
         if refined:
             caption += " Dashed: Self-Refine."
@@ -144,28 +147,37 @@ def iterations(results: Results, drawings: Drawings) -> Section:
             f"{methods} applied again and again to its own output at temperature "
             f"{group['temperature']:g}, on {held_out(results)}."
         )
-        if group is groups[-1]:
+        table, with_papers = _iteration_table(group)
+        if group is groups[0]:
             caption += (
-                " Changed: responses that differ from those of the iteration before; r_gap: reward "
-                "of the step. ELO is averaged over orders of all comparisons, and its interval is "
-                "that of the average. Bradley–Terry: ratings by maximum likelihood on the same "
-                "scale, on which no order bears; a tie is half a win. Brackets: 95% intervals over "
-                f"prompts. {paper.TABLE_3}"
+                " Changed: responses that differ from those of the iteration before; r_gap: how "
+                "much better R_PIT finds the response than the one before it. ELO, as in the "
+                "paper’s Table 3, rates all responses of this table by comparing each with each; "
+                "it is averaged over orders of the comparisons, and its interval is that of the "
+                "average. Bradley–Terry: ratings by maximum likelihood on the same scale, on which "
+                "no order bears; a tie is half a win. Brackets: 95% intervals over prompts."
             )
-        blocks.append(_iteration_table(group, caption))
+        if with_papers:
+            caption += f" {paper.TABLE_3}"
+        blocks.append(dataclasses.replace(table, caption=caption))
     blocks += stopping.blocks(groups)
     return Section("Improvement iterations", blocks)
 
 
-def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
+def _iteration_table(group: Mapping[str, Any]) -> tuple[Table, bool]:
+    """The table of one temperature, and whether it has the paper's figures."""
     refined = group.get("self_refine", ())
     rows = [(f"PIT{NO_BREAK}" if refined else "", "pit", row) for row in group["rows"]]
     rows += [(f"Self\u2011Refine{NO_BREAK}", "self_refine", row) for row in refined]
     ranked = any(known(row.get("rank")) for _, _, row in rows)
     scored = any(known(row.get("mean_score")) for _, _, row in rows)
+    more, theirs = paper.columns(
+        "ELO",
+        [paper.elo(row["iteration"], method, group["temperature"]) for _, method, row in rows],
+    )
     fitted = any(known(row.get("bradley_terry")) for _, _, row in rows)
     cells: list[list[str | Cell]] = []
-    for label, method, row in rows:
+    for (label, _, row), of_paper in zip(rows, theirs, strict=True):
         low, high = row.get("ci_low"), row.get("ci_high")
         delta = with_interval(points(row.get("delta_vs_original")), low, high, points)
         elo = whole(row.get("elo"))
@@ -179,12 +191,12 @@ def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
                 *([_bradley_terry(row)] if fitted else []),
                 share(row.get("changed")),
                 number(row.get("gap")),
-                paper.elo(row["iteration"], method) or NONE,
+                *of_paper,
             ]
         )
     columns = ["Iteration", *(["Mean score"] if scored else []), "Δ vs original", "ELO"]
     columns += ["Rank"] * ranked + ["Bradley–Terry"] * fitted
-    return Table([*columns, "Changed %", "Mean r_gap", "Paper’s ELO"], cells, caption)
+    return Table([*columns, "Changed %", "Mean r_gap", *more], cells), bool(more)
 
 
 def _bradley_terry(row: Mapping[str, Any]) -> str:
@@ -197,7 +209,7 @@ def temperature(results: Results, drawings: Drawings) -> Section:
     figure3 = results.get("figure3")
     if not figure3 or not figure3["series"]:
         return Section("", [])
-    drawings["temperatures"] = plots.temperatures(figure3)
+    drawings["temperatures"] = partial(plots.temperatures, figure3)
     caption = (
         f"Δ between responses improved at each temperature and those they are compared with, on "
         f"{held_out(results)}; shaded: 95% intervals over prompts. Paper (Figure 3): on "
@@ -215,7 +227,7 @@ def supervised(results: Results, drawings: Drawings) -> Section:
     blocks += table_of(results, "figure5")
     figure5 = results.get("figure5")
     if figure5 and figure5["series"]:
-        drawings["supervised"] = plots.temperatures(figure5)
+        drawings["supervised"] = partial(plots.temperatures, figure5)
         caption = (
             "Δ between what each supervised PIT model makes of the SFT policy’s response at each "
             "temperature and that response itself, sampled at temperature 1, on "
@@ -243,28 +255,27 @@ def _comparison_blocks(
         return []
     labels = comparison_labels(rows)
     name = _FIGURES[group]
-    drawings[name] = plots.comparisons(
-        [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+    drawings[name] = partial(
+        plots.comparisons,
+        [{**row, "label": label} for row, label in zip(rows, labels, strict=True)],
     )
-    papers = [paper.delta(row["first"], row["second"]) for row in rows]
-    columns = ["Comparison", "Win %", "Lose %", "Tie %", "Δ [95% interval]", "Prompts"]
+    papers = [paper.delta(row["first"], row["second"], row.get("temperature")) for row in rows]
+    more, theirs = paper.columns("Δ", papers)
+    columns = ["Comparison", "Win %", "Lose %", "Tie %", "Δ [95% interval]", "Prompts", *more]
     cells: list[list[str | Cell]] = []
-    for row, label, theirs in zip(rows, labels, papers, strict=True):
+    for row, label, of_paper in zip(rows, labels, theirs, strict=True):
         delta = with_interval(points(row["delta"]), row.get("ci_low"), row.get("ci_high"), points)
         rates = [number(row.get(key), 1) for key in ("win", "lose", "tie")]
-        cells.append([label, *rates, Cell(delta, tone(row)), count(row.get("n"))])
-        if any(papers):
-            cells[-1].append(theirs or NONE)
+        cells.append([label, *rates, Cell(delta, tone(row)), count(row.get("n")), *of_paper])
     temperatures = {row.get("temperature") for row in rows}
     (temperature,) = temperatures if len(temperatures) == 1 else (None,)
     caption = (
         f"The first model’s response against the second’s on {held_out(results)}. "
-        f"Judge: {rows[0]['judge']}. "
+        f"Judge: {judge_of({'judge': rows[0]['judge']})}. "
         + (f"Temperature {temperature:g}. " if known(temperature) else "")
         + f"Δ = win − lose, in points of percent. {INTERVALS}"
     )
-    if any(papers):
-        columns.append("Paper’s Δ")
+    if more:
         caption += f" {source}"
     picture = Figure(name, f"Win, tie and lose rates and delta: {', '.join(labels)}")
     return [picture, Table(columns, cells, caption), *robustness.blocks(rows, labels)]

@@ -91,3 +91,19 @@ def held_out(results: Mapping[str, Any]) -> str:
     """Says on how many prompts the results are."""
     prompts = results.get("num_prompts")
     return "held-out prompts" if prompts is None else f"{count(prompts)} held-out prompts"
+
+
+def judge_of(results: Mapping[str, Any]) -> str:
+    """Names the judge of results, as captions do."""
+    name = results.get("judge")
+    if not name:
+        name = next((row["judge"] for row in results.get("comparisons", ())), "judge")
+    return {"checker": "the exact checker", "judge": "the judge"}.get(name, name)
+
+
+def score_of(results: Mapping[str, Any]) -> str:
+    """Says what a score is and by which judge, as captions do."""
+    judge = judge_of(results)
+    if judge == "the exact checker":
+        return "score by the exact checker (0 to 1)"
+    return f"{'reward' if judge.startswith('R_P') else 'score'} by {judge}"

@@ -9,11 +9,13 @@ from pit_jax.report.blocks import (
     Block,
     Cell,
     Code,
+    Curves,
     Figure,
     Paragraph,
     Sample,
     Section,
     Table,
+    Terms,
     Tiles,
     Warnings,
 )
@@ -36,12 +38,19 @@ def to_markdown(
 def _block(block: Block, image_paths: Mapping[str, str]) -> str:
     match block:
         case Paragraph():
-            return _escaped(block.text)
+            return f"**{_escaped(block.text)}**" if block.leads else _escaped(block.text)
         case Table():
             return _table(block)
+        case Curves():
+            image = f"![{_escaped(block.alt)}]({image_paths[block.name]})"
+            return f"### {_escaped(block.title)}\n\n{image}"
         case Figure():
             image = f"![{_escaped(block.alt)}]({image_paths[block.name]})"
             return f"{image}\n\n{_escaped(block.caption)}" if block.caption else image
+        case Terms():
+            return "\n".join(
+                f"- **{_escaped(word)}**: {_escaped(meaning)}" for word, meaning in block.terms
+            )
         case Tiles():
             return "\n".join(
                 f"- **{_escaped(tile.label)}: {_escaped(tile.value)}** ({_escaped(tile.note)})"

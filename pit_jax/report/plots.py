@@ -1,12 +1,14 @@
 """Draws the figures of a report; matplotlib needs no display and is imported on first use.
 
-Every function returns a `matplotlib.figure.Figure` of the page's width; `render` makes bytes of it.
+Every function returns a `matplotlib.figure.Figure` of the page's width, or as wide as a phone with
+its panels below each other if it is to be `narrow`; `render` makes bytes of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 9.0  # inches
+WIDTH, NARROW = 9.0, 3.9  # inches
+_WRAPPED = 18  # characters of a line of a narrow figure's labels
 
 INK, MUTED, RULE = "#1f2a37", "#6b7683", "#d9dee4"
 BLUE, TEAL, AMBER, RED, PLUM = "#2f5f8f", "#3b8b7d", "#c58a2d", "#b4513f", "#75588c"
@@ -50,6 +53,7 @@ def styled():
         "axes.titlelocation": "left",
         "axes.labelcolor": INK,
         "axes.edgecolor": MUTED,
+        "axes.facecolor": "none",
         "axes.linewidth": 0.8,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -72,50 +76,72 @@ def styled():
         yield
 
 
-def canvas(height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, np.ndarray]:
-    """Makes a figure of the page's width, and its axes [rows, columns]."""
+def canvas(
+    height: float, rows: int = 1, columns: int = 1, *, narrow: bool = False, **options
+) -> tuple[Figure, np.ndarray]:
+    """Makes a figure of the page's width, or a narrow one, and its axes [panels].
+
+    Args:
+      height: inches; of a narrow figure, those of each panel.
+      rows, columns: how many panels; a narrow figure has them below each other.
+      narrow: whether the figure is as wide as a phone.
+      **options: of `Figure.subplots`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    if narrow:
+        rows, columns, height = rows * columns, 1, height * rows * columns
+        options.pop("width_ratios", None)
+    figure = Figure(figsize=(NARROW if narrow else WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
 
 
 def render(figure: Figure, file_format: str) -> bytes:
-    """The figure as bytes of `svg` or `png`, the same for the same data."""
+    """The figure as bytes of `svg` or `png`, the same for the same data.
+
+    A PNG is white; an SVG has no ground of its own, so that it fits a dark page too.
+    """
     buffer = io.BytesIO()
-    metadata = {"Date": None} if file_format == "svg" else None
+    vector = file_format == "svg"
+    metadata, ground = ({"Date": None}, "none") if vector else (None, "white")
     with styled():
-        figure.savefig(buffer, format=file_format, dpi=160, facecolor="white", metadata=metadata)
+        figure.savefig(buffer, format=file_format, dpi=160, facecolor=ground, metadata=metadata)
     return buffer.getvalue()
 
 
-def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def wrapped(labels: Sequence[str], narrow: bool) -> list[str]:
+    """The labels, over several lines where the figure is narrow."""
+    return [textwrap.fill(label, _WRAPPED) if narrow else label for label in labels]
+
+
+def comparisons(rows: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> Figure:
     """Draws win, tie and lose rates, and delta with its interval, a line for each comparison.
 
     Args:
       rows: label, win, tie, lose, delta, ci_low, ci_high (percent).
+      narrow: whether the figure is as wide as a phone.
     """
     with styled():
-        figure, axes = canvas(
-            1.15 + 0.36 * len(rows), columns=2, sharey=True, width_ratios=(1.15, 1)
+        height = 1.15 + (0.52 if narrow else 0.36) * len(rows)
+        figure, (rates, deltas) = canvas(
+            height, columns=2, sharey=True, width_ratios=(1.15, 1), narrow=narrow
         )
-        rates, deltas = axes[0]
         y = np.arange(len(rows))
         left = np.zeros(len(rows))
         for key, label, colour in _OUTCOMES:
             width = np.array([row.get(key) or 0 for row in rows], float)
             rates.barh(y, width, left=left, height=0.62, color=colour, label=label)
             for place, (start, share) in enumerate(zip(left, width, strict=True)):
-                if share >= 8:
+                if share >= (15 if narrow else 8):
                     ink = "white" if key == "win" else INK
                     middle = start + share / 2
                     rates.text(
                         middle, place, f"{share:.0f}", color=ink, ha="center", va="center", size=8.5
                     )
             left += width
-        rates.set_yticks(y, [row["label"] for row in rows])
+        rates.set_yticks(y, wrapped([row["label"] for row in rows], narrow))
         rates.set_ylim(len(rows) - 0.5, -0.5)
         rates.set(xlim=(0, 100), xlabel="Share of prompts (%)")
         rates.grid(visible=False)
@@ -134,12 +160,12 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 deltas.plot(row["delta"], place, "o", color=colour, markersize=6)
         deltas.grid(visible=False, axis="y")
         deltas.tick_params(axis="y", length=0)
-        deltas.set_xlabel("Δ = win − lose (points), 95% interval")
+        deltas.set_xlabel("Δ = win − lose (points)" + ", 95% interval" * (not narrow))
         deltas.margins(x=0.08)
         return figure
 
 
-def iterations(groups: Sequence[Mapping[str, Any]]) -> Figure:
+def iterations(groups: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> Figure:
     """Mean score, delta against the original and ELO by iteration, a line for each temperature.
 
     Without mean scores, as of a judge that has none, two panels are left.
@@ -160,8 +186,9 @@ def iterations(groups: Sequence[Mapping[str, Any]]) -> Figure:
             rows = [*group["rows"][:1], *refined]
             lines.append((f"Self-Refine, {name}", colour, "--", rows))
     with styled():
-        figure, axes = canvas(3.0 if len(lines) == len(groups) else 3.4, columns=len(panels))
-        for axis, (key, low, high, title) in zip(axes[0], panels, strict=True):
+        height = 2.4 if narrow else 3.0 if len(lines) == len(groups) else 3.4
+        figure, axes = canvas(height, columns=len(panels), narrow=narrow)
+        for axis, (key, low, high, title) in zip(axes, panels, strict=True):
             for name, colour, style, every in lines:
                 rows = [row for row in every if key in row]
                 x = [row["iteration"] for row in rows]
@@ -173,20 +200,19 @@ def iterations(groups: Sequence[Mapping[str, Any]]) -> Figure:
             axis.set(xlabel="Iteration (0 = original)", title=title)
             _integer_ticks(axis)
         if len(lines) == len(groups):
-            axes[0][0].legend()
+            axes[0].legend()
         else:
-            legend_below(figure, axes[0][0], columns=4)
+            legend_below(figure, axes[0], columns=2 if narrow else 4)
         return figure
 
 
-def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
+def reward_distributions(series: Mapping[str, Sequence[float]], *, narrow: bool = False) -> Figure:
     """Draws Figure 2: densities of a gap reward for the four pairs of chosen and rejected."""
     finite = {name: [v for v in series.get(name, ()) if known(v)] for name in _PAIR_LABELS}
     present = {name: values for name, values in finite.items() if values}
     edges, densities = scoring.density_histograms(present)
     with styled():
-        figure, axes = canvas(3.4)
-        axis = axes[0][0]
+        figure, (axis,) = canvas(3.4, narrow=narrow)
         for name, density in densities.items():
             colour = _PAIR_COLOURS[name]
             axis.stairs(density, edges, fill=True, color=colour, alpha=0.16)
@@ -194,16 +220,18 @@ def reward_distributions(series: Mapping[str, Sequence[float]]) -> Figure:
             axis.axvline(float(np.mean(present[name])), color=colour, linewidth=1, linestyle=":")
         axis.set(xlabel="Gap reward (dotted: mean)", ylabel="Density")
         axis.set_ylim(bottom=0)
-        _legend_above(axis, columns=4)
+        if narrow:
+            legend_below(figure, axis, columns=2)
+        else:
+            _legend_above(axis, columns=4)
         return figure
 
 
-def temperatures(figure3: Mapping[str, Any]) -> Figure:
+def temperatures(figure3: Mapping[str, Any], *, narrow: bool = False) -> Figure:
     """Figures 3 and 5: delta against the temperature of improvement, a line a comparison."""
     x = figure3["temperatures"]
     with styled():
-        figure, axes = canvas(3.4)
-        axis = axes[0][0]
+        figure, (axis,) = canvas(3.4, narrow=narrow)
         axis.axhline(0, color=MUTED, linewidth=0.9)
         for index, (name, deltas) in enumerate(figure3["series"].items()):
             colour = CYCLE[index % len(CYCLE)]
@@ -212,7 +240,7 @@ def temperatures(figure3: Mapping[str, Any]) -> Figure:
             axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         axis.set(xlabel="Temperature of improvement", ylabel="Δ = win − lose (points)")
         axis.set_xticks(x)
-        _legend_above(axis, columns=3 if len(figure3["series"]) < 4 else 2)
+        _legend_above(axis, columns=1 if narrow else 3 if len(figure3["series"]) < 4 else 2)
         return figure
 
 
@@ -228,7 +256,10 @@ def line_names(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def rewards_by_step(
-    rounds: Sequence[Mapping[str, Any]], regions: tuple[float, float] | None
+    rounds: Sequence[Mapping[str, Any]],
+    regions: tuple[float, float] | None,
+    *,
+    narrow: bool = False,
 ) -> Figure:
     """Figure 4: reward against step for each round of RL, over the regions of `reward_regions`.
 
@@ -237,8 +268,7 @@ def rewards_by_step(
     """
     several = has_several_models(rounds)
     with styled():
-        figure, axes = canvas(3.5)
-        axis = axes[0][0]
+        figure, (axis,) = canvas(3.5, narrow=narrow)
         axis.set(xlabel="Step", ylabel="Gap reward", title="Reward")
         if several:
             axis.set_xlabel("Step of the second round, which begins at 0")
@@ -253,25 +283,42 @@ def rewards_by_step(
             _draw_smoothed(axis, steps, run["reward"], *line, label)
         if regions is not None:
             shade_regions(axis, *regions)
-        legend_below(figure, axis)
+        legend_below(figure, axis, columns=1 if narrow else 3)
         return figure
 
 
-def curves(series: Sequence[Mapping[str, Any]]) -> Figure:
-    """Small multiples: a panel for each metric of each stage."""
+def curves(series: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> Figure:
+    """Small multiples: a panel for each metric of a stage."""
     columns = min(3, len(series))
     rows = -(-len(series) // columns)
     with styled():
-        figure, axes = canvas(0.2 + 2.05 * rows, rows=rows, columns=columns)
-        for axis, curve in zip(axes.flat, series, strict=False):
+        height = 2.05 if narrow else 0.2 + 2.05 * rows
+        figure, axes = canvas(height, rows=rows, columns=columns, narrow=narrow)
+        for axis, curve in zip(axes, series, strict=False):
             _draw_smoothed(axis, curve["steps"], curve["values"], BLUE, "-", None)
-            axis.set_title(f"{curve['stage']} · {curve['metric']}", fontsize=9)
+            axis.set_title(curve["metric"], fontsize=9)
             axis.tick_params(labelsize=8)
-        for axis in axes.flat[len(series) :]:
+        for axis in axes[len(series) :]:
             axis.set_visible(False)
-        for axis in axes.flat[max(0, len(series) - columns) : len(series)]:
+        for axis in axes[max(0, len(series) - columns) : len(series)]:
             axis.set_xlabel("Step")
         return figure
+
+
+def smoothed(values: np.ndarray) -> np.ndarray | None:
+    """The running mean of values [N] over a twentieth of them to each side; None for few values.
+
+    The window is cut off at the end; at the start, where curves are steep, it shrinks on both
+    sides, so that the mean isn't drawn towards what comes later.
+    """
+    window = len(values) // 20
+    if window < 2:
+        return None
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    centre = np.arange(len(values))
+    reach = np.minimum(window, centre)
+    low, high = centre - reach, np.minimum(centre + reach + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
 
 
 def _draw_smoothed(axis: Axes, steps, values, colour: str, style: str, label: str | None) -> None:
@@ -280,19 +327,13 @@ def _draw_smoothed(axis: Axes, steps, values, colour: str, style: str, label: st
     if not points:
         return
     x, y = np.array(points, float).T
-    window = len(x) // 20
-    if window < 2:
+    means = smoothed(y)
+    if means is None:
         marker = "o" if len(x) == 1 else None
         axis.plot(x, y, style, color=colour, label=label, marker=marker)
         return
-    # The window is cut off at the end; at the start, where curves are steep, it shrinks on both
-    # sides, so that the mean isn't drawn towards what comes later.
-    total = np.concatenate([[0.0], np.cumsum(y)])
-    centre = np.arange(len(x))
-    reach = np.minimum(window, centre)
-    low, high = centre - reach, np.minimum(centre + reach + 1, len(x))
     axis.plot(x, y, color=colour, alpha=0.28, linewidth=0.8)
-    axis.plot(x, (total[high] - total[low]) / (high - low), style, color=colour, label=label)
+    axis.plot(x, means, style, color=colour, label=label)
 
 
 def shade_regions(axis: Axes, low: float, high: float) -> None:
@@ -333,7 +374,9 @@ def legend_below(figure: Figure, axis: Axes, columns: int = 3) -> None:
     """Puts the legend of an axis below the figure."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=3)
+        length = 3 if columns > 2 else 2
+        place = "outside lower left"
+        figure.legend(handles, labels, loc=place, ncols=columns, handlelength=length)
 
 
 def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -344,12 +387,12 @@ def lengths(fields: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     with styled():
         figure, axes = canvas(2.6, columns=len(fields))
-        for axis, (name, field) in zip(axes[0], fields.items(), strict=True):
+        for axis, (name, field) in zip(axes, fields.items(), strict=True):
             edges = np.array(field["edges"])
             axis.bar(edges[:-1], field["counts"], np.diff(edges), align="edge", color=BLUE)
             axis.axvline(field["window"], color=RED, linewidth=1.2, label="window")
             axis.set(title=name, xlabel="Tokens")
             axis.grid(visible=False, axis="x")
-        axes[0][0].set_ylabel("Examples")
-        axes[0][0].legend()
+        axes[0].set_ylabel("Examples")
+        axes[0].legend()
         return figure

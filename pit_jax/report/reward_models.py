@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pit_jax.evaluation import scoring
 from pit_jax.report import paper, plots
 from pit_jax.report.blocks import Block, Drawings, Figure, Results, Section, Table
-from pit_jax.report.formatting import NONE, count, number, share, with_interval
+from pit_jax.report.formatting import NO_BREAK, count, number, share, with_interval
 from pit_jax.report.variants import table_of
 
 
@@ -17,6 +18,7 @@ def section(results: Results, drawings: Drawings) -> Section:
     blocks: list[Block] = []
     rows = results.get("reward_models", ())
     if rows:
+        more, theirs = paper.columns("accuracy", [paper.accuracy(row["name"]) for row in rows])
         cells = [
             [
                 row["name"],
@@ -24,18 +26,20 @@ def section(results: Results, drawings: Drawings) -> Section:
                     share(row.get("accuracy")), row.get("ci_low"), row.get("ci_high"), share
                 ),
                 count(row.get("n")),
-                paper.accuracy(row["name"]) or NONE,
+                *of_paper,
             ]
-            for row in rows
+            for row, of_paper in zip(rows, theirs, strict=True)
         ]
         caption = (
             "How often each reward model prefers the chosen to the rejected response of held-out "
             "pairs; brackets: 95% intervals over prompts. A gap model prefers it when "
-            "r(chosen, rejected) > r(rejected, chosen). Paper: Table 4, in percent."
+            "r(chosen, rejected) > r(rejected, chosen). Guessing agrees with 50%."
         )
+        if more:
+            caption += f" {paper.TABLE_4}"
         if results.get("judging"):
             caption += " The last row is the judge; a tie of it doesn’t agree."
-        columns = ["Reward model", "Accuracy % [95% interval]", "Pairs", "Paper’s accuracy"]
+        columns = ["Reward model", "Accuracy % [95% interval]", "Pairs", *more]
         blocks.append(Table(columns, cells, caption))
         blocks += table_of(results, "reward_models")
     gap_rows = [row for row in rows if row.get("inequalities") or row.get("means")]
@@ -43,7 +47,7 @@ def section(results: Results, drawings: Drawings) -> Section:
         blocks.append(_inequality_table(gap_rows))
     figure2 = results.get("figure2")
     if figure2:
-        drawings["reward_distributions"] = plots.reward_distributions(figure2)
+        drawings["reward_distributions"] = partial(plots.reward_distributions, figure2)
         caption = (
             "Gap reward of the four pairs of chosen and rejected response, "
             f"{count(len(figure2['wl']))} held-out examples each; r(a, b) scores a as an "
@@ -57,7 +61,7 @@ def section(results: Results, drawings: Drawings) -> Section:
 
 def _inequality_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     names = [f"{above}>{below}" for above, below in scoring.GAP_INEQUALITIES]
-    columns = ["Gap model", *(name.replace(">", " > ") for name in names)]
+    columns = ["Gap model", *(name.replace(">", f"{NO_BREAK}>{NO_BREAK}") for name in names)]
     columns += [*(f"mean {pair}" for pair in scoring.GAP_PAIRS), "Reference moves"]
     cells = [
         [

@@ -32,16 +32,19 @@ class Panel:
     lines: Sequence[Line]
 
 
-def comparisons(labels: Sequence[str], deltas: Sequence[Mapping[str, Any]]) -> Figure:
+def comparisons(
+    labels: Sequence[str], deltas: Sequence[Mapping[str, Any]], *, narrow: bool = False
+) -> Figure:
     """Draws Δ of each seed, and of their mean with its intervals, a row for each comparison.
 
     Args:
       labels: of the rows.
       deltas: their `evaluation.seeds.Summary` as dicts.
+      narrow: whether the figure is as wide as a phone.
     """
     with plots.styled():
-        figure, grid = plots.canvas(0.9 + 0.36 * len(labels))
-        axis = grid[0][0]
+        height = 0.9 + (0.52 if narrow else 0.36) * len(labels)
+        figure, (axis,) = plots.canvas(height, narrow=narrow)
         axis.axvline(0, color=plots.MUTED, linewidth=0.9)
         for place, delta in enumerate(deltas):
             both, seeds = delta["both"], delta["seeds"]
@@ -56,7 +59,7 @@ def comparisons(labels: Sequence[str], deltas: Sequence[Mapping[str, Any]]) -> F
             axis.plot(
                 delta["mean"], place, "D", color=colour, markersize=7, markeredgecolor="white"
             )
-        axis.set_yticks(range(len(labels)), labels)
+        axis.set_yticks(range(len(labels)), plots.wrapped(labels, narrow))
         axis.set_ylim(len(labels) - 0.5, -0.5)
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)
@@ -65,17 +68,21 @@ def comparisons(labels: Sequence[str], deltas: Sequence[Mapping[str, Any]]) -> F
         return figure
 
 
-def lines(panels: Sequence[Panel], regions: tuple[float, float] | None = None) -> Figure:
+def lines(
+    panels: Sequence[Panel], regions: tuple[float, float] | None = None, *, narrow: bool = False
+) -> Figure:
     """Draws panels side by side, whose lines have one colour for each name.
 
     Args:
       panels: one or more, with lines of the same names.
       regions: bounds of Figure 4's Similar region, to shade in a single panel.
+      narrow: whether the figure is as wide as a phone.
     """
     with plots.styled():
         most = max(len(panel.lines) for panel in panels)
-        figure, grid = plots.canvas(3.0 + 0.2 * -(-most // 3), columns=len(panels))
-        for axis, panel in zip(grid[0], panels, strict=True):
+        height = 3.0 + 0.2 * -(-most // 3)
+        figure, axes = plots.canvas(height, columns=len(panels), narrow=narrow)
+        for axis, panel in zip(axes, panels, strict=True):
             for index, (name, x, means, seeds) in enumerate(panel.lines):
                 more, place = divmod(index, len(plots.CYCLE))
                 colour, style = plots.CYCLE[place], plots.LINES[more % len(plots.LINES)]
@@ -91,6 +98,6 @@ def lines(panels: Sequence[Panel], regions: tuple[float, float] | None = None) -
                 axis.set_xticks(sorted({place for _, x, *_ in panel.lines for place in x}))
             axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         if regions is not None:
-            plots.shade_regions(grid[0][0], *regions)
-        plots.legend_below(figure, grid[0][0])
+            plots.shade_regions(axes[0], *regions)
+        plots.legend_below(figure, axes[0], columns=1 if narrow else 3)
         return figure

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pit_jax.report import paper
 from pit_jax.report.blocks import Cell, Results, Table
 from pit_jax.report.formatting import (
     NO_BREAK,
@@ -35,10 +36,13 @@ def table(
     key: str,
     form: Form,
     caption: str,
-    papers: Sequence[str] = (),
-    paper_column: str = "",
+    papers: Sequence[Mapping[str, str]] = (),
+    quantity: str = "",
 ) -> Table:
-    """One quantity of each row, seed by seed; the rows are (labels, row)."""
+    """One quantity of each row, seed by seed; the rows are (labels, row).
+
+    `papers` are the paper's figures of that `quantity` beside each row, by dataset.
+    """
     there = [(labels, row[key]) for labels, row in named if key in row]
     with_prompts = any(any(summary["prompts"]) for _, summary in there)
     partial = any(summary["n"] < len(results["seeds"]) for _, summary in there)
@@ -51,8 +55,9 @@ def table(
         row += [NONE] * (len(columns) + len(results["seeds"]) + 1 + with_prompts - len(row))
         rows.append([*row, str(summary["n"])] if partial else row)
     if any(papers):
-        heads.append(paper_column)
-        rows = [[*row, text or NONE] for row, text in zip(rows, papers, strict=True)]
+        more, theirs = paper.columns(quantity, papers)
+        heads += more
+        rows = [[*row, *of_paper] for row, of_paper in zip(rows, theirs, strict=True)]
     return Table(heads, rows, caption, labels=len(columns))
 
 

@@ -8,10 +8,11 @@ one for each seed: [{seed, folder, device, versions, seconds}].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pit_jax.evaluation import scoring
-from pit_jax.report import paper, plots, seed_plots, seed_tables
+from pit_jax.report import opening, paper, plots, seed_plots, seed_tables
 from pit_jax.report.blocks import (
     Block,
     Cell,
@@ -22,6 +23,7 @@ from pit_jax.report.blocks import (
     Results,
     Section,
     Table,
+    Terms,
     Tile,
     Tiles,
     Warnings,
@@ -32,8 +34,11 @@ from pit_jax.report.formatting import (
     comparison_labels,
     duration,
     held_out,
+    judge_of,
+    known,
     number,
     points,
+    score_of,
     share,
     three_digits,
     tone,
@@ -47,12 +52,17 @@ _HEADLINES = 4
 # Where the paper's figures beside each group of comparisons are from.
 _SOURCES = {"table1": paper.TABLE_1, "table2": paper.TABLE_2, "figure5": "", "control": ""}
 _INTERVALS = (
-    "A seed’s brackets are its 95% interval over prompts: what that one trained model would show "
-    "on other prompts like these. Those of the mean are its 95% interval over seeds (Student’s t): "
-    "what the mean of ever more seeds would show on these prompts. All seeds answer the same "
-    "prompts; the interval over seeds and prompts adds the luck of these to that of the seeds, and "
-    "says what that mean would show on other prompts. One seed, or seeds that are all equal, have "
-    "no interval over seeds."
+    ("Over prompts", "A seed’s own: what that one trained model would show on other prompts."),
+    (
+        "Over seeds",
+        "What the mean of ever more seeds would show on these prompts (Student’s t). There is none "
+        "for one seed, or where all seeds are equal. With few seeds it is wide, as it should be.",
+    ),
+    (
+        "Over seeds and prompts",
+        "What that mean would show on other prompts. All seeds answer the same prompts, so their "
+        "luck with these isn’t seen between seeds; this interval adds it.",
+    ),
 )
 _METHODS = {"PIT": "pit", "Self-Refine": "self_refine"}
 # The figure's name here, and the paper's, of each figure of Δ against temperature.
@@ -69,7 +79,8 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
     others = {row["group"] for row in results["comparisons"]} - set(_SOURCES)
     sections = [
         _headline(results),
-        Section("The intervals", [Paragraph(_INTERVALS)]),
+        opening.terms(results, drawings),
+        Section("The three intervals, each of 95%", [Terms(_INTERVALS)]),
         Section("Quality of the responses", [*group("table1"), *_scores(results)]),
         Section("The curriculum", [*group("table2"), *_rewards_by_step(results, drawings)]),
         Section("Improvement iterations", _iterations(results, drawings)),
@@ -86,24 +97,48 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
 
 
 def _headline(results: Results) -> Section:
-    rows = [row for row in results["comparisons"] if row["group"] == "table1" and "delta" in row]
+    rows = opening.leading(results)
+    first, _ = opening.glossary(results)
+    blocks: list[Block] = [Terms(first)] if first else []
+    if rows and (rows[0]["first"], rows[0]["second"]) == ("pit", "original"):
+        blocks.append(Paragraph(_verdict(results, rows[0]), leads=True))
     tiles = []
-    rows = rows[:_HEADLINES]
-    for row, label in zip(rows, comparison_labels(rows), strict=True):
+    for row in rows[:_HEADLINES]:
         delta = row["delta"]
-        low, high = delta["both"] or (None, None)
-        mark = tone({"ci_low": low, "ci_high": high})
         note = "seeds " + ", ".join(points(value) for value in delta["values"])
         if delta["both"]:
+            low, high = delta["both"]
             note += (
                 f"; 95% interval over seeds and prompts {points(low)} to {points(high)}: "
-                f"{VERDICTS[mark]}"
+                f"{VERDICTS[_mark(delta)]}"
             )
-        tiles.append(Tile(label, f"Δ {points(delta['mean'])}", note, mark))
-    blocks: list[Block] = [Tiles(tiles)] if tiles else []
+        tiles.append(Tile(row["name"], f"Δ {points(delta['mean'])}", note, _mark(delta)))
+    if tiles:
+        blocks.append(Tiles(tiles))
     if results.get("warnings"):
         blocks.append(Warnings(list(results["warnings"])))
     return Section("", blocks)
+
+
+def _mark(delta: Row) -> str:
+    low, high = delta["both"] or (None, None)
+    return tone({"ci_low": low, "ci_high": high})
+
+
+def _verdict(results: Results, row: Row) -> str:
+    """Says in a sentence how PIT does against the original over all seeds."""
+    delta, seeds = row["delta"], results["seeds"]
+    said = opening.claim("PIT", _mark(delta), "these seeds")
+    text = (
+        f"{said}: trained from {len(seeds)} seed{'s' * (len(seeds) > 1)} and judged by "
+        f"{judge_of(results)} at temperature {row['temperature']:g}, it has a mean Δ of "
+        f"{points(delta['mean'])} points"
+    )
+    if delta["both"]:
+        low, high = map(points, delta["both"])
+        text += f", 95% interval over seeds and prompts {low} to {high}"
+    found = [value for value in delta["values"] if known(value)]
+    return f"{text}. Seed by seed it is {', '.join(map(points, found))}."
 
 
 def _comparisons(results: Results, group: str, drawings: Drawings) -> list[Block]:
@@ -111,11 +146,12 @@ def _comparisons(results: Results, group: str, drawings: Drawings) -> list[Block
     if not rows:
         return []
     labels = comparison_labels(rows)
-    drawings[group] = seed_plots.comparisons(labels, [row["delta"] for row in rows])
-    papers = [paper.delta(row["first"], row["second"]) for row in rows]
+    deltas = [row["delta"] for row in rows]
+    drawings[group] = partial(seed_plots.comparisons, labels, deltas)
+    papers = [paper.delta(row["first"], row["second"], row.get("temperature")) for row in rows]
     caption = (
         "Δ = win − lose of the first model’s responses against the second’s, in points of percent, "
-        f"on {held_out(results)}. Judge: {results['judge']}."
+        f"on {held_out(results)}. Judge: {judge_of(results)}."
     )
     if any(papers):
         caption += f" {_SOURCES.get(group, '')}".rstrip()
@@ -128,7 +164,7 @@ def _comparisons(results: Results, group: str, drawings: Drawings) -> list[Block
     )
     return [
         picture,
-        seed_tables.table(results, columns, named, "delta", points, caption, papers, "Paper’s Δ"),
+        seed_tables.table(results, columns, named, "delta", points, caption, papers, "Δ"),
         *_at_equal_length(results, group),
     ]
 
@@ -150,9 +186,7 @@ def _scores(results: Results) -> list[Block]:
     if not rows:
         return []
     columns, named = seed_tables.with_temperatures("Responses", rows)
-    caption = (
-        f"Mean score of each model’s responses to {held_out(results)}, by the {results['judge']}."
-    )
+    caption = f"Mean {score_of(results)} of each model’s responses to {held_out(results)}."
     return [seed_tables.table(results, columns, named, "mean_score", three_digits, caption)]
 
 
@@ -162,10 +196,8 @@ def _rewards_by_step(results: Results, drawings: Drawings) -> list[Block]:
         return []
     several = plots.has_several_models(curves)
     steps = "Step of the second round, which begins at 0" if several else "Step"
-    drawings["rewards"] = seed_plots.lines(
-        [seed_plots.Panel("Reward", steps, "Gap reward", _reward_lines(curves))],
-        results["regions"],
-    )
+    panel = seed_plots.Panel("Reward", steps, "Gap reward", _reward_lines(curves))
+    drawings["rewards"] = partial(seed_plots.lines, [panel], results["regions"])
     caption = "Gap reward during reinforcement learning. Thin lines: seeds; thick: their mean."
     if results["regions"]:
         low, high = results["regions"]
@@ -233,7 +265,7 @@ def _iterations(results: Results, drawings: Drawings) -> list[Block]:
             ]
             series.append((name, *_line(points_)))
         panels.append(seed_plots.Panel(title, "Iteration (0 = original)", "", series))
-    drawings["iterations"] = seed_plots.lines(panels)
+    drawings["iterations"] = partial(seed_plots.lines, panels)
     caption = "Thin lines: seeds; thick: their mean."
     alt = "Score, delta and ELO by iteration and seed"
     blocks: list[Block] = [Figure("iterations", alt, caption)]
@@ -243,7 +275,7 @@ def _iterations(results: Results, drawings: Drawings) -> list[Block]:
             f"Improvements in a row at temperature {temperature:g}: the mean with its interval "
             f"over seeds, and beside it the values of seeds {_listed(results['seeds'])}."
         )
-        if temperature == temperatures[-1]:
+        if temperature == paper.BEST_TEMPERATURE:
             note += f" {paper.TABLE_3}"
         there = [row for row in rows if row["temperature"] == temperature]
         blocks.append(_iteration_table(there, note))
@@ -269,8 +301,12 @@ def _iteration_table(rows: Sequence[Row], caption: str) -> Table:
     ]
     if any("bradley_terry" in row for row in rows):
         shown.append(("Bradley–Terry", "bradley_terry", whole))
+    more, theirs = paper.columns(
+        "ELO",
+        [paper.elo(row["iteration"], _METHODS[row["method"]], row["temperature"]) for row in rows],
+    )
     cells: list[list[str | Cell]] = []
-    for row in rows:
+    for row, of_paper in zip(rows, theirs, strict=True):
         name = f"{row['method']} {row['iteration']}" if row["iteration"] else "Original"
         line: list[str | Cell] = [name]
         for _, key, form in shown:
@@ -283,9 +319,9 @@ def _iteration_table(rows: Sequence[Row], caption: str) -> Table:
                 if summary
                 else [NONE, NONE]
             )
-        cells.append([*line, paper.elo(row["iteration"], _METHODS[row["method"]]) or NONE])
+        cells.append([*line, *of_paper])
     columns = [column for title, _, _ in shown for column in (title, "by seed")]
-    return Table(["Iteration", *columns, "Paper’s ELO"], cells, caption)
+    return Table(["Iteration", *columns, *more], cells, caption)
 
 
 def _sweep(results: Results, drawings: Drawings, figure: str) -> list[Block]:
@@ -298,7 +334,7 @@ def _sweep(results: Results, drawings: Drawings, figure: str) -> list[Block]:
         for name in dict.fromkeys(row["name"] for row in rows)
     ]
     axes = ("Temperature of improvement", "Δ = win − lose (points)")
-    drawings[drawing] = seed_plots.lines([seed_plots.Panel("", *axes, series)])
+    drawings[drawing] = partial(seed_plots.lines, [seed_plots.Panel("", *axes, series)])
     alt = f"{title}: delta against the temperature of improvement, by seed"
     caption = f"{title}. Thin lines: seeds; thick: their mean."
     columns, named = seed_tables.with_temperatures("Comparison", rows)
@@ -317,13 +353,11 @@ def _reward_models(results: Results) -> list[Block]:
     named = [([row["name"]], row) for row in rows]
     caption = (
         "How often each reward model prefers the chosen to the rejected response, in percent. "
-        "Paper: Table 4, in percent."
+        f"Guessing agrees with 50%. {paper.TABLE_4}"
     )
     columns = ["Reward model"]
     blocks: list[Block] = [
-        seed_tables.table(
-            results, columns, named, "accuracy", share, caption, papers, "Paper’s accuracy"
-        ),
+        seed_tables.table(results, columns, named, "accuracy", share, caption, papers, "accuracy"),
         *table_of(results, "reward_models"),
     ]
     details = [

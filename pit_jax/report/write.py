@@ -5,7 +5,9 @@ unknown here is kept in report.json. Units: win, lose, tie, delta and their inte
 percent, as `scoring.Comparison` has them; accuracies, inequalities, eos_rate and changed are shares
 between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is refused.
 
-  title, description, command, seed, versions, device, num_prompts, config_text
+  title, description, command, seed, versions, device, num_prompts, config_text, subjects
+  task, score    what a response has to do; what its score is, by an exact checker
+  commit         of the code; data_digest: SHA-256 of the examples
   data           {'rows': [[name, value]]}
   stages         [{name, steps, seconds, tokens, tokens_per_second, mfu, parameters,
                    final: {metric: value}}]
@@ -26,8 +28,8 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   figure3        {temperatures, series: {name: deltas}, intervals: {name: [[low, high]]}}
   figure4        [{model, round, steps, reward, start: the step before a model's second round}]
   figure5        as figure3
-  curves         [{stage, metric, steps, values}]
-  samples        [{prompt, original, iterations, scores, chosen}]
+  curves         [{stage, metric, steps, values, folded: whether it is shown on demand only}]
+  samples        [{prompt, original, iterations, scores, gaps, chosen, rejected}]
   judging        {name, comparisons, agreed, both, first_twice, second_twice, swapped_low,
                   swapped_high, answers, first, second, tie, none, cut, prompt_tokens,
                   completion_tokens}: counts of a judge that is a language model
@@ -49,9 +51,9 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   original_sft              M_P^SFT's, sampled at temperature 1 and improved as those that follow
   pit_sft, self_refine_sft  improvements of it by an M_PIT^SFT; by Self-Refine with M_P^SFT
 
-`scores` of a sample are those of the original and then of each iteration; `chosen` is the response
-of the data. Of a judge that has verdicts alone there is no `mean_score`, and `scores` of a sample
-are empty.
+`scores` of a sample are those of the original and then of each iteration, `gaps` R_PIT's of each
+iteration; `chosen` and `rejected` are the responses of the data. Of a judge that has verdicts alone
+there is no `mean_score`, and `scores` of a sample are empty.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ from etils import epath
 
 from pit_jax.files import write_whole
 from pit_jax.report import markdown, page, plots, sections
-from pit_jax.report.blocks import Drawings, Results, Section
+from pit_jax.report.blocks import Drawings, Figure, Results, Section
 from pit_jax.report.formatting import (
     NONE,
     comparison_labels,
@@ -123,12 +125,19 @@ def write_report(
 
     parts, figures = build(plain)
     title, description = plain.get("title", "PIT report"), plain.get("description", "")
-    vector = {name: plots.render(figure, "svg") for name, figure in figures.items()}
+    shown = [b.name for part in parts for b in part.blocks if isinstance(b, Figure)]
+    vector = {
+        name: (
+            plots.render(figures[name](), "svg"),
+            plots.render(figures[name](narrow=True), "svg"),
+        )
+        for name in shown
+    }
     write_whole(paths["html"], page.to_html(title, description, parts, vector))
 
     image_paths = {name: f"figures/{name}.png" for name in figures}
-    for name, figure in figures.items():
-        write_whole(folder / image_paths[name], plots.render(figure, "png"))
+    for name, draw in figures.items():
+        write_whole(folder / image_paths[name], plots.render(draw(), "png"))
     write_whole(paths["markdown"], markdown.to_markdown(title, description, parts, image_paths))
     return {name: str(path) for name, path in paths.items()}
 

@@ -76,13 +76,41 @@ def test_the_rewards_of_other_stages_beside_pits(tmp_path):
 
 def test_what_each_stage_learned_by(tmp_path):
     found = curves.learning_curves(run_in(tmp_path))
+    # The one value of `other`, which doesn't tell most, is no curve.
     assert found == [
-        {"stage": "sft_pit", "metric": "loss", "steps": [1], "values": [3.0]},
+        {"stage": "sft_pit", "metric": "loss", "steps": [1], "values": [3.0], "folded": False},
         {
             "stage": "rl_pit",
             "metric": "score",
             "steps": [1, 2, 3, 4, 5],
             "values": [1.25, 2.25, 3.25, 4.25, 5.25],
+            "folded": False,
+        },
+        {
+            "stage": "rl_pit",
+            "metric": "loss",
+            "steps": [1, 2, 3, 4, 5],
+            "values": [0.5, 1.0, 1.5, 2.0, 2.5],
+            "folded": False,
         },
     ]
-    assert len(curves.learning_curves(run_in(tmp_path, ("rl_pit",)))) == 1
+    assert len(curves.learning_curves(run_in(tmp_path, ("rl_pit",)))) == 2
+
+
+def test_three_curves_are_shown_and_the_others_thinned_and_folded(tmp_path):
+    run = run_in(tmp_path, stages=STAGES[:1])
+    records = [
+        {"step": n, "beta": n, "kl": n, "entropy": n, "loss": n, "score": n, "same": 1, "mfu": n}
+        for n in range(1, 402)
+    ]
+    records[0]["texts"] = {"sample": "text"}
+    records[0]["beta"] = float("nan")  # which is no point of a curve
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "sft_pit" / "metrics.jsonl").write_text(lines)
+    found = {curve["metric"]: curve for curve in curves.learning_curves(run)}
+    assert list(found) == ["score", "kl", "entropy", "beta", "loss"]
+    assert [curve["folded"] for curve in found.values()] == [False] * 3 + [True] * 2
+    assert found["kl"]["steps"] == list(range(1, 402))
+    # 400 points of which each second is kept; 401 of which each third is.
+    assert found["beta"]["steps"] == list(range(2, 402, 2))
+    assert found["loss"]["steps"] == list(range(1, 402, 3))

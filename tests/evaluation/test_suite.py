@@ -273,8 +273,8 @@ def test_figures_show_steps_and_temperatures(results):
         "round 1: references from policy",
     ]
     assert [curve["steps"] for curve in results["figure4"]] == [[1], [2, 3, 4]]
-    curves = {curve["stage"]: curve for curve in results["curves"]}
-    assert list(curves) == [stage.name for stage in tiny_runs.config("x").stages]
+    curves = {curve["stage"]: curve for curve in reversed(results["curves"])}
+    assert list(reversed(curves)) == [stage.name for stage in tiny_runs.config("x").stages]
     assert curves["rl_pit"]["metric"] == "score" and curves["rm_gap"]["metric"] == "loss"
     assert curves["pretrain"]["steps"] == [1, 2, 3, 4]
 
@@ -290,6 +290,8 @@ def test_samples_show_every_text_with_its_score(results, suite, run, examples):
         assert [sample["original"], *sample["iterations"]] == texts
         expected = [instructions.check("drafts", example.prompt, text).score for text in texts]
         assert sample["scores"] == expected
+        assert sample["gaps"] == [float(gap) for gap in trace.gaps]
+        assert sample["rejected"] == example.rejected
 
 
 def test_data_is_counted(results):
@@ -393,7 +395,10 @@ def with_ablations(trained, tmp_path_factory):
 
 def test_the_papers_delta_stands_beside_the_same_comparison(with_ablations):
     theirs = {row["name"]: paper.delta(row["first"], row["second"]) for row in with_ablations}
-    assert {name: text.replace("\u00a0", " ") for name, text in theirs.items()} == {
+    assert {
+        name: ", ".join(f"{value} {dataset}" for dataset, value in deltas.items())
+        for name, deltas in theirs.items()
+    } == {
         "RL vs SFT": "",
         "Original vs y_w": "-22.66 synthetic, +50.20 HH, +74.20 Summary",
         "PIT vs Original": "+33.59 synthetic, +14.00 HH, +7.20 Summary",
@@ -429,8 +434,8 @@ def test_the_report_shows_the_papers_delta_of_the_suites_rows(with_ablations):
     ]
     assert [row[0] for row in tests.rows] == [row[0] for row in table.rows]
     rows = {row[0]: row[-1] for row in table.rows}
-    assert table.columns[-1] == "Paper’s Δ"
-    assert rows["PIT vs A"] == "+30.10\u00a0HH" and rows["PIT vs C"] == "–"
+    assert table.columns[-1] == "Paper’s Δ: HH"
+    assert rows["PIT vs A"] == "+30.10" and rows["PIT vs C"] == "–"
 
 
 def test_results_are_plain(results):

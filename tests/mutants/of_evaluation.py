@@ -80,10 +80,10 @@ MUTANTS = {
             "evaluation/test_curves.py::test_the_reward_by_round",
         ),
         (
-            "the curve of PPO is its loss",
-            'metric = "score" if stage.task in stages.RL_TASKS else "loss"',
-            'metric = "loss"',
-            "evaluation/test_curves.py::test_what_each_stage_learned_by",
+            "curves beside the three that tell most aren't folded",
+            "folded = name not in shown",
+            "folded = False",
+            "evaluation/test_curves.py::test_three_curves_are_shown_and_the_others_thinned_and_folded",
         ),
         (
             "a stage without a second round begins one at once",

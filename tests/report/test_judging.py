@@ -109,7 +109,7 @@ def test_mean_scores_are_left_out(parts):
     assert all(len(row) == len(table.columns) for row in table.rows)
     (figure,) = [b for b in blocks["Improvement iterations"] if isinstance(b, Figure)]
     assert "score" not in figure.alt.lower() and "score" not in figure.caption
-    assert [axis.get_title("left") for axis in drawings["iterations"].axes] == [
+    assert [axis.get_title("left") for axis in drawings["iterations"]().axes] == [
         "Δ vs original (points)",
         "ELO",
     ]
@@ -132,4 +132,4 @@ def test_seeds_by_verdicts_are_combined(tmp_path):
     combined = reports.headings(found) | seeds.gather(found)
     built, drawings = seed_sections.build(combined)
     (part,) = [part for part in built if part.title == "Improvement iterations"]
-    assert len(drawings["iterations"].axes) == 2 and tables(part.blocks)
+    assert len(drawings["iterations"]().axes) == 2 and tables(part.blocks)

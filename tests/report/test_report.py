@@ -16,244 +16,20 @@ from hypothesis import strategies as st
 
 from pit_jax.report import blocks, markdown, page, paper, plots, sections
 from pit_jax.report import write as report
-
-SCRIPT = '<script>alert("owned")</script>'
-
-
-def _comparison(name, kinds, group, delta=21.5, temperature=1.0):
-    first, second = kinds
-    return {
-        "name": name,
-        "first": first,
-        "second": second,
-        "temperature": temperature,
-        "judge": "checker",
-        "group": group,
-        "win": 40.0,
-        "lose": 40.0 - delta,
-        "tie": 20.0 + delta,
-        "delta": delta,
-        "ci_low": delta - 8,
-        "ci_high": delta + 8,
-        "n": 256,
-    }
-
-
-def _results():
-    rng = np.random.default_rng(0)
-    means = {"wl": 3.0, "ww": 0.0, "ll": -0.5, "lw": -4.0}
-    return {
-        "title": "A small run",
-        "description": "What was done.",
-        "command": "python -m pit_jax run --gin_file=gin/runs/small.gin",
-        "seed": 7,
-        "versions": {"jax": "0.10"},
-        "device": "CPU",
-        "num_prompts": 256,
-        "config_text": f"train.steps = 4\n# {SCRIPT}\n",
-        "data": {"rows": [["examples", 12000], ["dropped", 3]]},
-        "stages": [
-            {
-                "name": "sft_policy",
-                "steps": 400,
-                "seconds": 83.0,
-                "tokens": 1_234_567,
-                "tokens_per_second": 14874.0,
-                "mfu": 0.4321,
-                "parameters": 1_204_331,
-                "final": {"loss": 0.3125},
-            }
-        ],
-        "comparisons": [
-            _comparison("PIT vs original", ("pit", "original"), "table1"),
-            _comparison("PIT vs original", ("pit", "original"), "table1", temperature=0.4),
-            _comparison(f"PIT vs {SCRIPT}", ("pit", "first_only"), "table2", delta=20.0),
-            _comparison("PIT vs itself", ("pit", "control"), "control", delta=0.0),
-        ],
-        "scores": [
-            {
-                "name": "original",
-                "temperature": 1.0,
-                "mean_score": 0.625,
-                "ci_low": 0.6,
-                "ci_high": 0.65,
-                "eos_rate": 0.992,
-                "mean_length": 21.0,
-            }
-        ],
-        "iterations": [
-            {
-                "temperature": 0.4,
-                "rows": [
-                    {
-                        "iteration": 0,
-                        "mean_score": 0.6,
-                        "elo": 950.0,
-                        "elo_low": 940.0,
-                        "elo_high": 960.0,
-                    },
-                    {
-                        "iteration": 1,
-                        "mean_score": 0.7,
-                        "delta_vs_original": 31.2,
-                        "ci_low": 20.0,
-                        "ci_high": 40.0,
-                        "elo": 1050.0,
-                        "elo_low": 1040.0,
-                        "elo_high": 1060.0,
-                        "changed": 0.5,
-                        "gap": float("nan"),
-                    },
-                ],
-            }
-        ],
-        "reward_models": [
-            {
-                "name": "R_PIT",
-                "accuracy": 0.9609,
-                "ci_low": 0.94,
-                "ci_high": 0.98,
-                "n": 512,
-                "inequalities": {"wl>ww": 0.91, "wl>ll": 0.92, "wl>lw": 0.96, "ww>lw": 0.9},
-                "means": means,
-                "degeneration": 3.5,
-            },
-            {"name": "R_P", "accuracy": 0.875, "ci_low": 0.84, "ci_high": 0.9, "n": 512},
-        ],
-        "figure2": {pair: rng.normal(mean, 1, 50).tolist() for pair, mean in means.items()},
-        "figure3": {
-            "temperatures": [0.0, 0.5, 1.0],
-            "series": {"PIT vs original": [20.0, 25.0, None]},
-            "intervals": {"PIT vs original": [[15, 25], [20, 30], [None, None]]},
-        },
-        "figure4": [
-            {"round": "Both rounds", "steps": [0, 1, 2], "reward": [0.0, 1.0, 2.0]},
-            {"round": "Second only", "steps": [0, 1], "reward": [-1.0, 0.0]},
-        ],
-        "curves": [
-            {"stage": "sft_policy", "metric": "loss", "steps": [1, 2], "values": [2.0, 1.0]}
-        ],
-        "samples": [
-            {
-                "prompt": f"do {SCRIPT}",
-                "original": f"one {SCRIPT} two",
-                "iterations": [f"one two {SCRIPT} `three`", f"one two {SCRIPT} `three`"],
-                "scores": [0.25, 0.5, 0.5],
-                "chosen": f"```\n{SCRIPT}",
-            }
-        ],
-        "warnings": [f"careful with {SCRIPT}"],
-    }
-
-
-def _whole_results():
-    """Those of a run with Self-Refine and with several models of each kind."""
-    results = _results()
-    rng = np.random.default_rng(1)
-    names = ("First RL only", "Second RL only", "rl_pit_turned")
-    kinds = ("first_only", "second_only", "ablation")
-    results["comparisons"] = [
-        _comparison(name, pair, group, delta)
-        for group, delta, name, pair in (
-            ("table1", 30, "RL vs SFT", ("original", "sft")),
-            ("table1", 15, "PIT vs Original", ("pit", "original")),
-            ("table1", -18, "Self-Refine vs Original", ("self_refine", "original")),
-            *(
-                ("table2", delta, name, pair)
-                for variant, kind in zip(names, kinds, strict=True)
-                for delta, name, pair in (
-                    (10, f"{variant} vs Original", (kind, "original")),
-                    (35, f"{variant} vs Self-Refine", (kind, "self_refine")),
-                    (5, f"PIT vs {variant}", ("pit", kind)),
-                )
-            ),
-            ("control", 0, "rl_policy_longer vs Original", ("control", "original")),
-            ("figure5", 12, "PIT (SFT) vs Original (SFT)", ("pit_sft", "original_sft")),
-            ("figure5", 4, "PIT (SFT, CoT) vs Original (SFT)", ("pit_sft", "original_sft")),
-            ("figure5", 8, "PIT (SFT) vs PIT (SFT, CoT)", ("pit_sft", "pit_sft")),
-        )
-    ]
-    what = "from sft_pit: 40 steps on references from the data, then 40 steps on references from "
-    results["variants"] = [
-        {"group": group, "label": label, "stage": stage, "what": said}
-        for group, label, stage, said in (
-            ("table2", "PIT", "rl_pit", f"{what}rl_policy; reward: rm_gap (gap loss eq2)"),
-            ("table2", "First RL only", "rl_pit_first_only", "from sft_pit: 80 steps"),
-            ("control", "rl_policy_longer", "rl_policy_longer", "from rl_policy: 80 steps"),
-            ("reward_models", "R_PIT", "rm_gap", "gap loss eq2, 400 steps from sft_pit"),
-            ("reward_models", "rm_gap_pair", "rm_gap_pair", "gap loss two_term, 400 steps"),
-            ("figure5", "PIT (SFT)", "sft_pit", "sft_pit, 400 steps from pretrain"),
-        )
-    ]
-
-    def rating(iteration, mean, elo, rank):
-        spread = {"elo_low": elo - 12, "elo_high": elo + 12}
-        row = {"iteration": iteration, "mean_score": mean, "elo": elo, "rank": rank, **spread}
-        names = ("bradley_terry", "bradley_terry_low", "bradley_terry_high")
-        row |= dict(zip(names, (elo + 5, elo - 1, elo + 11), strict=True))
-        delta = {"delta_vs_original": 300 * (mean - 0.6), "changed": 0.5, "gap": mean - 0.5}
-        ends = {"ci_low": 300 * (mean - 0.6) - 7, "ci_high": 300 * (mean - 0.6) + 7}
-        return row | (delta | ends if iteration else {})
-
-    results["iterations"] = [
-        {
-            "temperature": temperature,
-            "rows": [rating(0, 0.6, 995, 3), rating(1, 0.7, 1040, 2), rating(2, 0.75, 1075, 1)],
-            "self_refine": [rating(1, 0.5, 950, 4), rating(2, 0.45, 940, 5)],
-        }
-        for temperature in (1.0, 0.4)
-    ]
-    both = {"wl>ww": 0.8, "wl>ll": 0.8, "wl>lw": 0.8, "ww>lw": 0.8, "ll>lw": 0.8}
-    means = {"wl": 1.5, "ww": 0.0, "ll": 0.0, "lw": -1.5}
-    results["reward_models"].insert(
-        1,
-        {
-            "name": "R_P(y1) - R_P(y2)",
-            "accuracy": 0.8,
-            "n": 512,
-            "inequalities": both,
-            "means": means,
-            "degeneration": 1.0,
-        },
-    )
-    for figure, curves in (
-        ("figure3", ("PIT", "Policy re-sampled", "Self-Refine")),
-        ("figure5", ("PIT (SFT)", "PIT (SFT, CoT)", "Self-Refine (SFT)")),
-    ):
-        series = {f"{c} vs Original": [20 - 9 * i, 24 - 9 * i] for i, c in enumerate(curves)}
-        series["PIT vs Self-Refine"] = [38.0, 40.0]
-        intervals = {c: [[v - 5, v + 5] for v in values] for c, values in series.items()}
-        results[figure] = {"temperatures": [0.4, 1.0], "series": series, "intervals": intervals}
-
-    def curve(model, round_, steps, start, low, high):
-        reward = np.linspace(low, high, len(steps)) + rng.normal(0, 0.3, len(steps))
-        return {
-            "model": model,
-            "round": f"round {round_}: references from {('data', 'policy')[round_]}",
-            "steps": list(steps),
-            "reward": reward.tolist(),
-            "start": start,
-        }
-
-    results["figure4"] = [
-        curve("PIT", 0, range(1, 41), 40, -3, 3),
-        curve("PIT", 1, range(41, 81), 40, 0, 3),
-        curve("First RL only", 0, range(1, 81), 80, -3, 4),
-        curve("Second RL only", 1, range(1, 81), 0, -1.5, 0.5),
-    ]
-    return results
+from tests import made_up_report
+from tests.made_up_report import SCRIPT, comparison
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    paths = report.write_report(_results(), tmp_path_factory.mktemp("run") / "report")
+    paths = report.write_report(made_up_report.results(), tmp_path_factory.mktemp("run") / "report")
     return {name: pathlib.Path(path).read_text("utf-8") for name, path in paths.items()}, paths
 
 
 class _Page(html.parser.HTMLParser):
     """Collects the tags, links and visible text of a page, and checks that tags nest."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "source")
 
     def __init__(self, text):
         super().__init__()
@@ -263,7 +39,7 @@ class _Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.sources += [v for k, v in attrs if k in ("src", "href")]
+        self.sources += [v for k, v in attrs if k in ("src", "srcset", "href")]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -277,12 +53,14 @@ class _Page(html.parser.HTMLParser):
 def test_html_stands_alone_and_shows_model_output_as_text(written):
     page = _Page(written[0]["html"])
     assert "script" not in page.tags
-    # A prompt, its original, two iterations and the data's response, each with what it changed; the
-    # name of a comparison, in its table alone; the configuration and a warning.
-    assert "".join(page.text).count(SCRIPT) == 8
+    # A prompt, its original, two iterations and the data's two responses, with what they changed;
+    # the name of a comparison, in its table alone; the configuration and a warning.
+    assert "".join(page.text).count(SCRIPT) == 9
     assert SCRIPT not in written[0]["html"]
     assert all(s.startswith(("#", "data:image/svg+xml;base64,")) for s in page.sources)
-    assert page.tags.count("img") == 8
+    # Seven figures, each for wide and for narrow screens, and the small curve of the one stage.
+    assert page.tags.count("img") == page.tags.count("source") == 7
+    assert page.tags.count("svg") == 1
     assert "default-src 'none'" in written[0]["html"]
 
 
@@ -290,15 +68,23 @@ def test_html_shows_numbers_with_intervals_and_the_papers(written):
     text = " ".join("".join(_Page(written[0]["html"]).text).replace("\u00a0", " ").split())
     for expected in (
         "+21.5 [+13.5, +29.5]",
-        "+33.59 synthetic, +14.00 HH, +7.20 Summary",
-        "+30.10 HH",
-        "96.1 [94.0, 98.0]",
-        "96.09 synthetic, 65.63 HH, 72.66 Summary",
+        # Of temperature 1, which is the paper's, and of another.
+        "PIT vs original (T=1) 40.0 18.5 41.5 +21.5 [+13.5, +29.5] 256 +33.59 +14.00 +7.20",
+        "PIT vs original (T=0.4) 40.0 18.5 41.5 +21.5 [+13.5, +29.5] 256 – – –",
+        "Paper’s Δ: synthetic Paper’s Δ: HH Paper’s Δ: Summary",
+        "256 +30.10",
+        "R_PIT 96.1 [94.0, 98.0] 512 96.09 65.63 72.66",
         "0.625 [0.600, 0.650]",
-        "1050 [1040, 1060]",
-        "1033 HH, 1022 Summary",
+        "1050 [1040, 1060] 50.0 – 1033 1022",
+        "Mean score by the exact checker (0 to 1) of each model’s responses",
         "The first model’s response against the second’s on 256 held-out prompts.",
-        "Iteration 2 · score 0.50 · unchanged",
+        "Original · score 0.25",
+        "Iteration 1 · score 0.50 · gap +1.25 · best",
+        "Iteration 2 · score 0.50 · gap -0.50 · unchanged",
+        "Rejected response of the data (y_l)",
+        "loss 1",
+        "1 to 2, steps 1 to 2",
+        "Commit of the code c0ffee with changes",
         # Bounds (-4 - 0.5) / 2 and (3 + 0) / 2; the last rewards are 2 and 0.
         "The Similar region, -2.25 to 1.50",
         "Both rounds in Better, Second only in Similar",
@@ -309,19 +95,20 @@ def test_html_shows_numbers_with_intervals_and_the_papers(written):
 
 
 def test_a_run_with_several_models_of_each_kind_shows_them_all():
-    parts, figures = sections.build(_whole_results())
-    page_ = _Page(page.to_html("t", "", parts, dict.fromkeys(figures, b"")))
+    parts, figures = sections.build(made_up_report.whole())
+    page_ = _Page(page.to_html("t", "", parts, dict.fromkeys(figures, (b"", b""))))
     text = "".join(page_.text).replace("\u00a0", " ").replace("\u2011", "-")
     text = " ".join(text.split())
-    assert page_.tags.count("img") == len(figures) == 10
+    # The curves of the stage are drawn on the page itself.
+    assert page_.tags.count("img") == len(figures) - 1 == 9
     for expected in (
-        "First RL only vs Self-Refine 40.0 5.0 55.0 +35.0 [+27.0, +43.0] 256 -15.70 HH",
-        "PIT vs Second RL only 40.0 35.0 25.0 +5.0 [-3.0, +13.0] 256 +36.70 HH",
+        "First RL only vs Self-Refine 40.0 5.0 55.0 +35.0 [+27.0, +43.0] 256 -15.70",
+        "PIT vs Second RL only 40.0 35.0 25.0 +5.0 [-3.0, +13.0] 256 +36.70",
         "PIT vs rl_pit_turned 40.0 35.0 25.0 +5.0 [-3.0, +13.0] 256 –",
         "PIT rl_pit from sft_pit: 40 steps on references from the data, then",
-        "PIT 2 0.750 +45.0 [+38.0, +52.0] 1075 [1063, 1087] 1 1080 [1074, 1086] 50.0 0.25 1016 HH",
-        "Refine 1 0.500 -30.0 [-37.0, -23.0] 950 [938, 962] 4 955 [949, 961] 50.0 0.00 1001 HH",
-        "Original 0.600 – 995 [983, 1007] 3 1000 [994, 1006] – – 921 HH, 900 Summary",
+        "2 0.750 +45.0 [+38.0, +52.0] 1075 [1063, 1087] 1 1080 [1074, 1086] 50.0 0.25 1016 1049",
+        "Refine 1 0.500 -30.0 [-37.0, -23.0] 950 [938, 962] 4 955 [949, 961] 50.0 0.00 1001 –",
+        "Original 0.600 – 995 [983, 1007] 3 1000 [994, 1006] – – 921 900",
         "R_P(y1) - R_P(y2) 80.0 80.0 80.0 80.0 80.0 1.50 0.00 0.00 -1.50 1.00",
         "PIT (SFT, CoT) vs Original (SFT) 40.0 36.0",
         "it has these curves as a plot only, without figures",
@@ -332,12 +119,12 @@ def test_a_run_with_several_models_of_each_kind_shows_them_all():
 
 
 def test_rewards_are_aligned_where_second_rounds_begin():
-    figure = plots.rewards_by_step(_whole_results()["figure4"], None)
+    figure = plots.rewards_by_step(made_up_report.whole()["figure4"], None)
     (axis,) = figure.axes
     drawn = [line.get_xdata() for line in axis.lines if len(line.get_xdata()) > 2]
     # Twice each: the values, and their running mean.
     assert [(x[0], x[-1]) for x in drawn[::2]] == [(-39, 0), (1, 40), (-79, 0), (1, 80)]
-    alone = plots.rewards_by_step(_whole_results()["figure4"][:2], None)
+    alone = plots.rewards_by_step(made_up_report.whole()["figure4"][:2], None)
     (axis,) = alone.axes
     drawn = [line.get_xdata() for line in axis.lines]
     assert [(x[0], x[-1]) for x in drawn[::2]] == [(1, 40), (41, 80)]
@@ -372,17 +159,28 @@ def test_markdown_links_its_figures_and_fences_model_output(written):
     assert any("\\<script\\>" in line for line in outside)
 
 
-def test_report_is_the_same_for_the_same_results(written, tmp_path):
-    again = report.write_report(_results(), tmp_path)
-    assert pathlib.Path(again["html"]).read_text("utf-8") == written[0]["html"]
+def test_report_is_the_same_for_the_same_results(written):
+    parts, figures = sections.build(report._plain(made_up_report.results()))
+    name = "temperatures"
+    for narrow in (False, True):
+        image = plots.render(figures[name](narrow=narrow), "svg")
+        assert page._data_uri(image) in written[0]["html"]
+    html_ = page.to_html("A small run", "What was done.", parts, dict.fromkeys(figures, (b"", b"")))
+    without_images = re.sub('base64,[^"]*', "base64,", written[0]["html"])
+    assert html_ == without_images
 
 
-@pytest.mark.parametrize("absent", sorted(_whole_results()))
+@pytest.mark.parametrize("absent", sorted(made_up_report.whole()))
 def test_any_part_may_be_absent(absent):
-    results = report._plain(_whole_results())
+    results = report._plain(made_up_report.whole())
     del results[absent]
     parts, figures = sections.build(results)
-    drawn = {b.name for part in parts for b in part.blocks if isinstance(b, blocks.Figure)}
+    drawn = {
+        b.name
+        for part in parts
+        for b in part.blocks
+        if isinstance(b, (blocks.Figure, blocks.Curves))
+    }
     assert drawn == set(figures)
     assert all(part.blocks for part in parts)
     assert report.format_summary(results)
@@ -396,7 +194,7 @@ def test_empty_results_make_an_empty_report(tmp_path):
 
 
 def test_missing_numbers_are_dashes():
-    row = _comparison("a vs b", ("pit", "iteration"), "table1", delta=0.0)
+    row = comparison("a vs b", ("pit", "iteration"), "table1", delta=0.0)
     del row["ci_low"], row["ci_high"]
     results = {
         "comparisons": [row],
@@ -406,7 +204,7 @@ def test_missing_numbers_are_dashes():
     parts, _ = sections.build(results)
     text = markdown.to_markdown("t", "", parts, dict.fromkeys(("comparisons",), "x.png"))
     assert "| a vs b | 40.0 | 40.0 | 20.0 | +0.0 | 256 |" in text
-    assert "| R | – | – | – |" in text
+    assert "| R | – | – |" in text
     assert "| sft\\_policy | – | – | – | – | – | – |" in text
 
 
@@ -424,7 +222,7 @@ def test_missing_numbers_are_dashes():
     ],
 )
 def test_wrong_units_are_refused_after_the_results_are_saved(change, message, tmp_path):
-    results = copy.deepcopy(_results())
+    results = copy.deepcopy(made_up_report.results())
     change(results)
     with pytest.raises(ValueError, match=message):
         report.write_report(results, tmp_path)
@@ -432,7 +230,7 @@ def test_wrong_units_are_refused_after_the_results_are_saved(change, message, tm
 
 
 def test_summary_is_aligned():
-    summary = report.format_summary(_results())
+    summary = report.format_summary(made_up_report.results())
     lines = summary.splitlines()
     assert lines[0] == "A small run"
     header = next(line for line in lines if line.startswith("comparison"))
@@ -478,6 +276,49 @@ def test_a_response_on_the_page_keeps_its_white_space_and_marks_its_changes():
     assert "<dd>\n one  <del>two</del><ins>&lt;b&gt;</ins>\n</dd>" in text
 
 
+def test_a_long_text_is_folded_behind_its_opening():
+    words = " ".join(f"word{n}" for n in range(200))
+    responses = [
+        blocks.Response("Original", "short"),
+        blocks.Response("Iteration 1", words, revises=True, marked=True),
+    ]
+    found = _Page(page.to_html("t", "", [blocks.Section("", [blocks.Sample("p", responses)])], {}))
+    text = "".join(found.text)
+    assert found.tags.count("details") == 1 and f"all {len(words)} characters" in text
+    # The opening, up to a whole word below 320 characters; then all of it.
+    assert f"{words[:319].rpartition(' ')[0]} … " in text and words in text
+    assert page._opening("x " * 450) == "" and page._opening("x " * 451) != ""
+
+
+def test_small_curves_by_hand():
+    drawn = page._drawn({"steps": [10, 20, 30], "values": [1.0, None, 3.0]})
+    # 300 by 84, with 3 and 4 left free at each side: from the lowest left to the highest right.
+    assert drawn["lines"] == [("plain", "3.0,80.0 297.0,4.0")]
+    assert [drawn[key] for key in ("last", "low", "high", "first", "end")] == [
+        *("3", "1", "3", "10", "30")
+    ]
+    flat = page._drawn({"steps": [5], "values": [2.0]})
+    assert flat["lines"] == [("plain", "3.0,4.0")]
+    assert page._drawn({"steps": [5], "values": [None]}) == {"lines": []}
+    many = page._drawn({"steps": list(range(1000)), "values": [float(n % 7) for n in range(1000)]})
+    assert [kind for kind, _ in many["lines"]] == ["faint", "plain"]
+    assert all(len(points.split()) == 250 for _, points in many["lines"])
+
+
+def test_rest_of_the_curves_is_folded():
+    results = made_up_report.results()
+    (shown,) = results["curves"]
+    folded = shown | {"metric": "grad_norm", "folded": True}
+    parts, figures = sections.build({"curves": [shown, folded], "stages": results["stages"]})
+    (part,) = parts
+    (block,) = [block for block in part.blocks if isinstance(block, blocks.Curves)]
+    assert (block.shown, block.folded) == ([shown], [folded])
+    assert list(figures) == ["curves_sft_policy"] == [block.name]
+    text = "".join(_Page(page.to_html("t", "", parts, {})).text)
+    assert "1 more metrics of sft_policy" in text and "grad_norm" in text
+    assert "loss 0.3125" in text  # of its last record, the metrics that are shown
+
+
 def test_a_block_that_the_page_cannot_draw_is_refused():
     with pytest.raises(jinja2.UndefinedError, match="has no attribute 'Cell'"):
         page.to_html("t", "", [blocks.Section("", [blocks.Cell("1")])], {})
@@ -514,16 +355,19 @@ def test_markdown_tables_keep_their_columns():
     ],
 )
 def test_paper_deltas(first, second, expected):
-    assert paper.delta(first, second).replace("\u00a0", " ") == expected
+    found = paper.delta(first, second, 1.0)
+    assert ", ".join(f"{value} {dataset}" for dataset, value in found.items()) == expected
+    assert paper.delta(first, second, 0.4) == {} == paper.delta(first, second, None)
 
 
-def test_the_paper_has_each_comparison_once_only():
+def test_the_paper_has_eachcomparison_once_only():
     assert not {(b, a) for a, b in paper.DELTAS} & set(paper.DELTAS)
 
 
 def test_what_the_paper_does_not_have():
-    assert paper.accuracy("other") == "" == paper.elo(6)
-    assert "Summary" not in paper.elo(1, "self_refine") and paper.elo(6, "self_refine") == ""
+    assert paper.accuracy("other") == {} == paper.elo(6) == paper.elo(1, "pit", 1.0)
+    assert paper.elo(1, "self_refine") == {"HH": "1001"} and paper.elo(6, "self_refine") == {}
+    assert paper.columns("Δ", [{}, {}]) == ([], [[], []])
 
 
 def test_importing_the_report_loads_no_matplotlib_or_jax():
@@ -537,7 +381,7 @@ def test_importing_the_report_loads_no_matplotlib_or_jax():
 
 def test_smoothing_keeps_a_straight_line_straight():
     _, axes = plots.canvas(2.0)
-    plots._draw_smoothed(axes[0][0], range(50), [2.0 * i for i in range(50)], "k", "-", None)
-    x, y = axes[0][0].lines[1].get_data()
+    plots._draw_smoothed(axes[0], range(50), [2.0 * i for i in range(50)], "k", "-", None)
+    x, y = axes[0].lines[1].get_data()
     # The window is cut off at the end only.
     np.testing.assert_allclose(y[:48], 2.0 * x[:48])

@@ -44,7 +44,8 @@ def test_a_comparison_has_each_seed_the_mean_and_the_papers(built):
     assert title == "Quality of the responses"
     assert columns == [
         *("Comparison", "T", "Seed 0", "Seed 1", "Seed 2", "Mean [over seeds]"),
-        *("[Over seeds and prompts]", "Paper’s Δ"),
+        "[Over seeds and prompts]",
+        *("Paper’s Δ: synthetic", "Paper’s Δ: HH", "Paper’s Δ: Summary"),
     ]
     # 30, 32 and 37: mean 33, s = 3.606, and 4.303 s / √3 = 8.957; √(8.957² + 5²) = 10.258.
     assert plain(rows[0]) == [
@@ -55,9 +56,10 @@ def test_a_comparison_has_each_seed_the_mean_and_the_papers(built):
         "+37.0 [+32.0, +42.0]",
         "+33.0 [+24.0, +42.0]",
         "[+22.7, +43.3]",
-        "+33.59 synthetic, +14.00 HH, +7.20 Summary",
+        *("+33.59", "+14.00", "+7.20"),
     ]
-    assert rows[1][1] == "0.4"
+    # The paper's figures are of temperature 1.
+    assert rows[1][1] == "0.4" and rows[1][-3:] == ["–", "–", "–"]
 
 
 def test_every_part_has_its_table_and_figure(built):
@@ -103,8 +105,15 @@ def test_figures_of_the_parts(built):
     iteration, refined = plain(found[4][2][1]), plain(found[4][2][2])
     assert (iteration[0], refined[0]) == ("PIT 1", "Self-Refine 1")
     assert iteration[3:5] == ["+34.0 [+25.0, +43.0]", "+31.0, +33.0, +38.0"]
-    assert iteration[-1] == "1033 HH, 1022 Summary"
-    assert refined[-1] == "1001 HH"
+    at_best = sections._iteration_table(
+        [
+            {"method": method, "temperature": 0.4, "iteration": 1}
+            for method in ("PIT", "Self-Refine")
+        ],
+        "",
+    )
+    assert at_best.columns[-2:] == ["Paper’s ELO: HH", "Paper’s ELO: Summary"]
+    assert [row[-2:] for row in at_best.rows] == [["1033", "1022"], ["1001", "–"]]
     assert plain(found[9][2][0])[1] == "95.0 [80.0, 99.0]"
     assert found[-1][2][1][:1] + found[-1][2][1][-1:] == ["1", "2.2 min"]
 
@@ -115,9 +124,33 @@ def test_a_row_that_a_seed_lacks_counts_those_that_have_it(tmp_path):
             del report["comparisons"][1]
 
     (_, columns, rows) = tables(sections.build(results(tmp_path, change=lacking))[0])[2]
-    assert columns[-2:] == ["Seeds", "Paper’s Δ"]
+    assert columns[-2:] == ["Seeds", "Paper’s Δ: HH"]
     assert [row[3] for row in rows] == ["–", rows[1][3]] and rows[1][3] != "–"
     assert [row[-2] for row in rows] == ["2", "3"]
+
+
+def test_it_opens_with_a_verdict_over_seeds_and_the_seeds_warnings(tmp_path):
+    def warned(report):
+        report["task"] = "Sums."
+        report["warnings"] = ["few prompts", f"weak by {report['seed'] // 2}"]
+
+    folders = tiny_reports.write(tmp_path)
+    found = reports.read(folders)
+    for report in found:
+        warned(report)
+    combined = reports.headings(found) | seeds.gather(found)
+    first = sections.build(combined)[0][0]
+    terms, verdict, tiles, warnings = first.blocks
+    assert [word for word, _ in terms.terms] == ["Task", "Judge", "Score", "Original", "PIT"]
+    assert verdict.leads and verdict.text == (
+        "PIT improves the original responses: trained from 3 seeds and judged by the exact checker "
+        "at temperature 1, it has a mean Δ of +33.0 points, 95% interval over seeds and prompts "
+        "+22.7 to +43.3. Seed by seed it is +30.0, +32.0, +37.0."
+    )
+    assert [tile.label for tile in tiles.tiles] == ["PIT vs Original"]
+    assert list(warnings.texts) == [
+        *("seeds 0, 1, 2: few prompts", "seeds 0, 1: weak by 0", "seed 2: weak by 1")
+    ]
 
 
 def test_one_seed_has_no_interval_over_seeds(tmp_path):
@@ -152,7 +185,7 @@ def test_written_and_printed(tmp_path):
     saved = json.loads(pathlib.Path(paths["json"]).read_text("utf-8"))
     assert saved["comparisons"][0]["delta"]["values"] == [30.0, 32.0, 37.0]
     page = pathlib.Path(paths["html"]).read_text("utf-8")
-    assert page.count("data:image/svg+xml") == 2 and "Student’s t" in page
+    assert page.count("data:image/svg+xml") == 4 and "Student’s t" in page
     images = re.findall(r"\]\((figures/\w+\.png)\)", pathlib.Path(paths["markdown"]).read_text())
     assert len(images) == 2 and all((tmp_path / "all" / image).exists() for image in images)
     lines = (

@@ -28,6 +28,13 @@ import numpy as np
 from pit_jax.checked import checked
 from pit_jax.data.examples import Check
 
+# For a reader of the report: what a response has to do, and what its score is.
+ASKED = (
+    "work sheets of arithmetic: a prompt has a digit and operations on it, and a response gives "
+    "the result of each step, the newest first, or leaves it open with a “?”"
+)
+SCORED = "the share of the sheet’s steps that are worked out, if none is wrong; else 0"
+
 OPERATIONS = ("+1", "+2", "+3", "+4", "+5", "x3", "x7", "x9")
 DIGITS = tuple(str(n) for n in range(10))
 BLANK = "?"

@@ -10,7 +10,8 @@ from pit_jax.data.examples import SPLITS, Check, Example, stable_hash
 from pit_jax.data.synthetic import drafts, requirements
 from pit_jax.errors import UserError
 
-# A family is a module with WORDS, CONFIG (its frozen configuration class), generate and check.
+# A family is a module with WORDS, CONFIG (its frozen configuration class), generate and check, and
+# with ASKED and SCORED, which say in words what its task and its score are.
 FAMILIES = {"drafts": drafts, "requirements": requirements}
 
 # Of ten prompts, one can only ever be in dev, one only in test and eight only in train.

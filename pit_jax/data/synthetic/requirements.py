@@ -24,6 +24,16 @@ import numpy as np
 from pit_jax.checked import checked
 from pit_jax.data.examples import Check
 
+# For a reader of the report: what a response has to do, and what its score is.
+ASKED = (
+    "instructions on words: a prompt asks to write, reverse or sort some words and to meet "
+    "requirements, such as a greeting or bullets"
+)
+SCORED = (
+    "the share of the requirements that are met, less as much for each that nobody asked for; 0 "
+    "where the words themselves are wrong"
+)
+
 TASKS: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "write": list,
     "reverse": lambda content: list(content)[::-1],
