@@ -29,7 +29,9 @@ These are its modules, in the order of the way from plain text to arrays:
     seqio_tasks.feature_converters  those features -> padded or packed model features
     seqio_tasks.tasks         the table of tasks, and a seqio Task of each
     batching                  order of rows, mixtures, packing, length buckets
-    tables                    all rows of a task as arrays, and batches of them
+    flat_arrays               arrays made piece by piece, big ones in files mapped to memory
+    rows                      rows without their padding
+    tables                    all rows of a task, and batches of them
     reference_store           sampled references on disk, read back through seqio
     input_pipeline            batches in a deterministic order; what other folders call
 

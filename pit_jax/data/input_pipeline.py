@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,15 +20,10 @@ import numpy as np
 from pit_jax.data import batching, datasets, layouts, tables, windows
 from pit_jax.data.batching import Batch, BatchingConfig
 from pit_jax.data.examples import FOLDS, SPLITS, Example, digest, of_fold
-from pit_jax.data.layouts import (
-    FEATURES,
-    TASK_FOLDS,
-    TASK_ROWS,
-    Layout,
-    Lengths,
-    feature_lengths,
-)
+from pit_jax.data.flat_arrays import Append, Cache
+from pit_jax.data.layouts import FEATURES, TASK_FOLDS, TASK_ROWS, Layout, Lengths, feature_lengths
 from pit_jax.data.reference_store import ReferenceStore
+from pit_jax.data.rows import features
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError, quiet_stderr
 
@@ -55,6 +51,7 @@ class InputPipeline:
         lengths: Lengths,
         batching: BatchingConfig = BatchingConfig(),
         beside: Sequence[tuple[Vocabulary, Lengths]] = (),
+        cache: str | os.PathLike[str] = "",
     ):
         """Reads or generates the dataset.
 
@@ -64,6 +61,8 @@ class InputPipeline:
           lengths: the windows.
           batching: packing and length buckets.
           beside: see the attribute.
+          cache: where the rows of big data are kept, for all processes of a host and later runs;
+            empty for temporary files.
 
         Raises:
           UserError: if the dataset can't be read.
@@ -73,6 +72,7 @@ class InputPipeline:
         self.lengths = lengths
         self.batching = batching
         self.beside = list(beside)
+        self._cache = Cache(cache)
         self._layouts = [Layout(each) for each in (vocabulary, *(v for v, _ in beside))]
         self._layout = self._layouts[0]
         templates = any(layout.vocabulary.has_template for layout in self._layouts)
@@ -141,8 +141,7 @@ class InputPipeline:
         if limit and not evaluating:
             raise ValueError(f"limit: got {limit} of shuffled or repeated rows, expected 0")
         if size < (1 if evaluating else batch_size):
-            packed = "decoder_segment_ids" in table.rows and self.batching.packed_length
-            what = f"rows of {packed} tokens" if packed else "examples"
+            what = f"rows of {table.packing.width} tokens" if table.packing else "examples"
             raise UserError(
                 f"{task}: {size} {what} in split {split!r} (fold {fold or 'of the task'}), "
                 f"expected at least batch_size={batch_size}; {self.counts()}"
@@ -392,14 +391,27 @@ class InputPipeline:
                 (name, [e for e in examples if not self._left_out_beside(e)])
                 for name, examples in self._parts(split, fold)
             ]
-            rows = [
-                tables.materialise(part, converter, lengths)
-                for part in self._seqio_tasks(task, parts, store, as_text)
-            ]
+
+            def fill(append: Append) -> None:
+                tasks = self._seqio_tasks(task, parts, store, as_text)
+                tables.fill(append, (tables.rows_of(each, converter, lengths) for each in tasks))
+
+            arrays = self._cache.arrays(
+                fill, sum(map(_characters, parts)), task, lambda: self._identity(key)
+            )
+            counts = arrays.pop("counts").tolist()
+            widths = converter(pack=False).get_model_feature_lengths(lengths)
             if len(self._tables) == _KEPT_TABLES:
                 self._tables.pop(next(iter(self._tables)))
-            self._tables[key] = tables.make(task, rows, self.batching)
+            rows = features(arrays, widths)
+            self._tables[key] = tables.make(task, rows, counts, self.batching)
         return self._tables[key]
+
+    def _identity(self, key: tuple) -> tuple:
+        """All that the rows of a table depend on, beside the code."""
+        own = (self.vocabulary, self.lengths)
+        models = [(v.fingerprint, v.protocol, windows) for v, windows in (own, *self.beside)]
+        return (self.digest, models, *key)
 
     def _seqio_tasks(
         self,
@@ -431,3 +443,7 @@ def _fold(task: str, split: str, fold: str | None) -> str:
     if task not in FEATURES:
         raise ValueError(f"task: got {task!r}, expected one of {', '.join(FEATURES)}")
     return fold or (TASK_FOLDS[task] if split == "train" else _ALL)
+
+
+def _characters(part: tuple[str, Sequence[Example]]) -> int:
+    return sum(len(e.prompt) + len(e.chosen) + len(e.rejected) for e in part[1])

@@ -39,19 +39,33 @@ MUTANTS = {
             "data/test_batching.py::test_an_epoch_has_each_row_at_most_once",
         ),
         (
-            "examples of a packed row are one segment",
-            'packed["decoder_segment_ids"][number, into] = segment',
-            'packed["decoder_segment_ids"][number, into] = 1',
-            "data/test_batching.py::test_packing_loses_nothing",
-        ),
-        (
             "an epoch leaves out the same rows",
             "rng.permutation(sum(sources)) if shuffle else np.arange(sum(sources))",
             "rng.permutation(size) if shuffle else np.arange(sum(sources))",
             "data/test_batching.py::test_rows_that_are_left_over_are_others_in_each_epoch",
         ),
     ],
+    "data/flat_arrays.py": [
+        (
+            "damaged files are read",
+            'hexdigest() != about["sha256"]',
+            'hexdigest() == ""',
+            "data/test_flat_arrays.py::test_what_is_damaged_is_made_anew",
+        ),
+    ],
     "data/tables.py": [
+        (
+            "examples of a packed row are one segment",
+            "np.cumsum(begins, axis=1, dtype=begins.dtype)",
+            "1",
+            "data/test_tables.py::test_packed_rows_by_hand",
+        ),
+        (
+            "examples of a packed row all begin where the row does",
+            "columns = before - before[np.repeat(np.cumsum(counts) - counts, counts)]",
+            "columns = before * 0",
+            "data/test_tables.py::test_packed_rows_by_hand",
+        ),
         (
             "a batch is as wide as its shortest row needs",
             "self.buckets[numbers].max()",
