@@ -19,11 +19,13 @@ import numpy as np
 
 from pit_jax.data import batching, datasets, layouts, tables, windows
 from pit_jax.data.batching import Batch, BatchingConfig
-from pit_jax.data.examples import FOLDS, SPLITS, Example, digest, of_fold
+from pit_jax.data.examples import FOLDS, SPLITS, Example, digest
 from pit_jax.data.flat_arrays import Append, Cache
 from pit_jax.data.layouts import FEATURES, TASK_FOLDS, TASK_ROWS, Layout, Lengths, feature_lengths
+from pit_jax.data.progress import told
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.rows import features
+from pit_jax.data.texts import Examples, of_fold
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError, quiet_stderr
 
@@ -252,13 +254,19 @@ class InputPipeline:
         sizes, left_out = windows.measured(e, self._layout, self.lengths.of_task(task))
         return sizes, left_out or self._left_out_beside(e)
 
+    def _fitting_beside(self, examples: Examples) -> Examples:
+        if not self.beside:
+            return examples
+        fits = (not self._left_out_beside(e) for e in examples)
+        return examples.select(np.fromiter(fits, bool, len(examples)))
+
     def _left_out_beside(self, e: Example) -> int:
         for layout, (_, lengths) in zip(self._layouts[1:], self.beside, strict=True):
             if left_out := windows.measured(e, layout, lengths.of_task(""))[1]:
                 return left_out
         return 0
 
-    def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, list[Example]]]:
+    def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, Examples]]:
         """The name and the examples of each source of a split's batches, too long ones as well."""
         if split not in SPLITS or fold not in (*FOLDS, _ALL):
             raise ValueError(
@@ -267,20 +275,18 @@ class InputPipeline:
             )
         parts = [(each.name, each.splits[split]) for each in self._datasets]
         if split != "train" and len(parts) > 1:
-            merged = sorted((e for _, part in parts for e in part), key=lambda e: e.index)
-            parts = [(self.config.name, merged)]
+            parts = [(self.config.name, Examples.joined([part for _, part in parts]))]
         if fold == _ALL:
             return parts
         return [(name, of_fold(examples, fold)) for name, examples in parts]
 
-    def examples(self, split: str, fold: str = _ALL) -> list[Example]:
+    def examples(self, split: str, fold: str = _ALL) -> Examples:
         """Returns the examples that fit the windows, as text, in the order of the dataset.
 
         The first ones of dev and test are a sample of all (`datasets.load`).
         """
-        examples = [example for _, part in self._parts(split, fold) for example in part]
-        left_out = self._left_out(split)
-        return [example for example in examples if not left_out[example.index]]
+        examples = Examples.joined([part for _, part in self._parts(split, fold)])
+        return examples.select(self._left_out(split)[examples.indices] == 0)
 
     def counts(self) -> str:
         """Says on one line, for a message, what became of the pairs; see `report`."""
@@ -362,8 +368,9 @@ class InputPipeline:
 
     def _left_out(self, split: str) -> np.ndarray:
         if split not in self._marks:  # much sooner than TensorFlow could start
-            examples = sorted((e for _, p in self._parts(split) for e in p), key=lambda e: e.index)
-            self._marks[split] = np.array([self._measure(e)[1] for e in examples], np.int32)
+            examples = Examples.joined([part for _, part in self._parts(split)])
+            marks = (self._measure(e)[1] for e in told(examples, "pairs measured", len(examples)))
+            self._marks[split] = np.fromiter(marks, np.int8, len(examples))
         return self._marks[split]
 
     def table(
@@ -387,17 +394,14 @@ class InputPipeline:
         key = (task, split, fold, store and store.fingerprint, as_text)
         if key not in self._tables:
             converter, lengths = self.feature_converter(task), self.feature_lengths(task)
-            parts = [
-                (name, [e for e in examples if not self._left_out_beside(e)])
-                for name, examples in self._parts(split, fold)
-            ]
+            parts = [(n, self._fitting_beside(part)) for n, part in self._parts(split, fold)]
 
             def fill(append: Append) -> None:
                 tasks = self._seqio_tasks(task, parts, store, as_text)
                 tables.fill(append, (tables.rows_of(each, converter, lengths) for each in tasks))
 
             arrays = self._cache.arrays(
-                fill, sum(map(_characters, parts)), task, lambda: self._identity(key)
+                fill, sum(part.size() for _, part in parts), task, lambda: self._identity(key)
             )
             counts = arrays.pop("counts").tolist()
             widths = converter(pack=False).get_model_feature_lengths(lengths)
@@ -416,7 +420,7 @@ class InputPipeline:
     def _seqio_tasks(
         self,
         task: str,
-        parts: list[tuple[str, list[Example]]],
+        parts: list[tuple[str, Examples]],
         store: ReferenceStore | None,
         as_text: bool,
     ) -> Iterator[Any]:
@@ -424,8 +428,9 @@ class InputPipeline:
         from pit_jax.data.seqio_tasks import sources
 
         if store is not None:
-            known = {example.index for _, examples in parts for example in examples}
-            if missing := [index for index in store.example_indices if index not in known]:
+            known = np.concatenate([examples.indices for _, examples in parts])
+            found = np.array(store.example_indices, np.int64)
+            if len(missing := found[~np.isin(found, known)]):
                 raise UserError(
                     f"{store.directory}: has a reference for example {missing[0]}, which isn't "
                     f"among the {len(known)} examples read; was it sampled from another dataset?"
@@ -443,7 +448,3 @@ def _fold(task: str, split: str, fold: str | None) -> str:
     if task not in FEATURES:
         raise ValueError(f"task: got {task!r}, expected one of {', '.join(FEATURES)}")
     return fold or (TASK_FOLDS[task] if split == "train" else _ALL)
-
-
-def _characters(part: tuple[str, Sequence[Example]]) -> int:
-    return sum(len(e.prompt) + len(e.chosen) + len(e.rejected) for e in part[1])

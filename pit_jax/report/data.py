@@ -108,7 +108,7 @@ def _overlap(data: InputPipeline) -> dict[str, int]:
     parts = [{split: data.examples(split) for split in SPLITS}]
     parts.append({fold: data.examples("train", fold) for fold in FOLDS})
     return {
-        f"{a} and {b}": len({e.group for e in part[a]} & {e.group for e in part[b]})
+        f"{a} and {b}": len(np.intersect1d(part[a].hashes("split"), part[b].hashes("split")))
         for part in parts
         for a, b in itertools.combinations(part, 2)
     }
