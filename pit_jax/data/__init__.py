@@ -3,6 +3,8 @@
 These are its modules, in the order of the way from plain text to arrays:
 
     examples                  what an example, its turns and a verdict are; folds by a hash
+    progress                  how far a long loop is
+    texts                     the text of many examples in one piece; folds of them
     synthetic.drafts          a synthetic family with an exact checker
     synthetic.requirements    another synthetic family
     synthetic.instructions    the splits of both
@@ -22,6 +24,7 @@ These are its modules, in the order of the way from plain text to arrays:
     vocabularies.sentence_pieces  SentencePiece models
     vocabularies.tokenizer_json   Hugging Face tokenizers
     vocabularies.load         the vocabulary that a configuration names
+    splits                    groups of examples, and which split each is in
     datasets                  what a dataset is made of; its train, dev and test examples; mixtures
     layouts                   token layouts of every model's input (Appendix A of the paper)
     seqio_tasks.sources       seqio's sources of examples and of sampled references
@@ -29,7 +32,9 @@ These are its modules, in the order of the way from plain text to arrays:
     seqio_tasks.feature_converters  those features -> padded or packed model features
     seqio_tasks.tasks         the table of tasks, and a seqio Task of each
     batching                  order of rows, mixtures, packing, length buckets
-    tables                    all rows of a task as arrays, and batches of them
+    flat_arrays               arrays made piece by piece, big ones in files mapped to memory
+    rows                      rows without their padding
+    tables                    all rows of a task, and batches of them
     reference_store           sampled references on disk, read back through seqio
     input_pipeline            batches in a deterministic order; what other folders call
 

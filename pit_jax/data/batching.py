@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -44,29 +44,17 @@ class BatchingConfig:
             )
 
 
-def pack(rows: Mapping[str, np.ndarray], length: int) -> Batch:
-    """Packs rows that have a single example each into rows of `length` tokens.
+def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
+    """Packs examples into rows of `room` tokens, and returns which ones each row has.
 
     From the longest on, each example goes into the row where it leaves the least room (best fit).
     The rows are in the order of their first examples, so the first ones aren't the longest.
-    Segment ids count the examples of a row from 1.
 
     Args:
-      rows: features of SFTFeatureConverter, [n, T].
-      length: length of the new rows; no example may be longer.
+      lengths: tokens of each example, none over `room`.
+      room: length of a row.
     """
-    lengths = row_lengths(rows["decoder_segment_ids"])
-    bins = sorted(_best_fit(lengths, length), key=min)
-    packed = {name: np.zeros((len(bins), length), x.dtype) for name, x in rows.items()}
-    for number, members in enumerate(bins):
-        start = 0
-        for segment, member in enumerate(members, 1):
-            own, into = lengths[member], slice(start, start + lengths[member])
-            for name, array in rows.items():
-                packed[name][number, into] = array[member, :own]
-            packed["decoder_segment_ids"][number, into] = segment
-            start += own
-    return packed
+    return sorted(_best_fit(lengths, room), key=min)
 
 
 def _best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
@@ -83,11 +71,6 @@ def _best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
         if left > own:
             bisect.insort(free, (left - own, number))
     return bins
-
-
-def row_lengths(ids: np.ndarray) -> np.ndarray:
-    """Counts the real tokens of each row, [n], whose ids are 0 on the padding at its end."""
-    return np.sum(ids > 0, axis=1)
 
 
 def bucket_widths(lengths: np.ndarray, count: int) -> np.ndarray:

@@ -6,15 +6,19 @@ import collections
 import dataclasses
 import functools
 import math
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pit_jax.checked import UserPath, at_least, checked
-from pit_jax.data.examples import SPLITS, Example, stable_hash
+from pit_jax.data import splits
+from pit_jax.data.examples import SPLITS, Example
 from pit_jax.data.files import formats, readers, turns
 from pit_jax.data.files.fields import NAMES, Fields, nearest
+from pit_jax.data.splits import GROUPS
 from pit_jax.data.synthetic import instructions
+from pit_jax.data.texts import Examples, Texts
 from pit_jax.errors import UserError
 
 # Of each kind: what reads its files.
@@ -28,12 +32,6 @@ KINDS = ("instructions", *_READERS, "tfds")
 _SHAPED = ("preferences", "hh")
 A_TENTH = -1  # a size of dev or test
 _MOST_OF_A_TENTH = 300
-# What examples share that are in one split and in one fold together -> what an example has of it:
-# how its x says it, and how its file does.
-_GROUPS: dict[str, Callable[[Example], tuple[str, str]]] = {
-    "prompt": lambda e: (e.prompt, e.group),
-    "first_turn": lambda e: (turns.first_turn(e.prompt),) * 2,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +90,8 @@ class DatasetConfig:
         if self.on_error not in readers.ON_ERROR:
             choices = ", ".join(readers.ON_ERROR)
             raise UserError(f"dataset: got on_error={self.on_error!r}, expected one of {choices}")
-        if self.group_by not in _GROUPS:
-            choices = ", ".join(_GROUPS)
+        if self.group_by not in GROUPS:
+            choices = ", ".join(GROUPS)
             raise UserError(f"dataset: got group_by={self.group_by!r}, expected one of {choices}")
         self._check_columns()
         if self.kind == "instructions":
@@ -188,7 +186,7 @@ class Dataset:
     """
 
     name: str
-    splits: dict[str, list[Example]]
+    splits: dict[str, Examples]
     read: int
     dropped: dict[str, int]
     malformed: tuple[str, ...] = ()
@@ -253,42 +251,25 @@ def load(
     """
     parts = config.parts if isinstance(config, MixtureConfig) else (config,)
     sources = [_source(part, check) for part in parts]
-    group = _grouping(sources, _GROUPS[config.group_by])
-    loaded = [_divided(each, group, fits) for each in sources]
-    held_out: set[str] = set()
+    piles = [pile for each in sources for pile in each.piles.values()]
+    voting = [not is_synthetic(each.config) for each in sources for _ in each.piles]
+    texts, rows = splits.grouped(piles, config.group_by, voting)
+    found = iter(rows)
+    loaded = [_divided(each, texts, [next(found) for _ in each.piles], fits) for each in sources]
+    dropped = [each.dropped for each in sources]
+    reason = f"{_words(config.group_by)} also in another part"
+    splits.without_shared(texts, loaded, dropped, reason)
     names: collections.Counter[str] = collections.Counter()
     datasets = []
-    for split in ("test", "dev", "train"):
-        for each in loaded:
-            kept = [e for e in each.splits[split] if e.group not in held_out]
-            reason = f"{_words(config.group_by)} also in another part"
-            each.dropped[reason] += len(each.splits[split]) - len(kept)
-            each.splits[split] = kept
-        held_out |= {e.group for each in loaded for e in each.splits[split]}
-    for split in SPLITS:
-        _number([each.splits for each in loaded], split)
-    for each in loaded:
-        names[each.name] += 1
-        name = each.name if names[each.name] == 1 else f"{each.name}_{names[each.name]}"
-        dropped = {reason: n for reason, n in each.dropped.items() if n}
-        datasets.append(dataclasses.replace(each, name=name, dropped=dropped))
+    for each, examples in zip(sources, splits.numbered(texts, loaded), strict=True):
+        names[each.config.name] += 1
+        number = names[each.config.name]
+        name = each.config.name if number == 1 else f"{each.config.name}_{number}"
+        lost = {reason: n for reason, n in each.dropped.items() if n}
+        datasets.append(
+            Dataset(name, examples, each.read, lost, each.malformed, "; ".join(each.shapes))
+        )
     return datasets
-
-
-def _number(parts: Sequence[dict[str, list[Example]]], split: str) -> None:
-    """Numbers a split's examples over all parts, one part after the other only in train."""
-    pool = [(part, example) for part in parts for example in part[split]]
-    if split != "train" and len(parts) > 1:
-        pool.sort(key=lambda pair: _order(pair[1]))
-    for part in parts:
-        part[split] = []
-    for index, (part, example) in enumerate(pool):
-        part[split].append(dataclasses.replace(example, index=index))
-
-
-def _order(example: Example) -> tuple[int, str]:
-    """Sorts groups at random, alike in every dataset and independently of splits and folds."""
-    return stable_hash(example.group, "order"), example.group
 
 
 def _words(group_by: str) -> str:
@@ -297,85 +278,68 @@ def _words(group_by: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Holds what was read for a dataset; `held_out` is None if its own files hold dev and test."""
+    """Holds what was read for a dataset, or generated.
+
+    Its piles are `train`, `dev` and `test`, or all of its examples, and `held_out` where those of
+    dev and test come from other files.
+    """
 
     config: DatasetConfig
-    reading: readers.Reading
-    held_out: readers.Reading | None
+    piles: dict[str, Examples]
+    read: int
+    dropped: collections.Counter[str]
+    malformed: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
 
 
 def _source(config: DatasetConfig, check: readers.Check | None) -> _Source:
-    if config.kind == "instructions":
-        return _Source(config, readers.Reading([], 0, {}), None)
-    return _Source(config, *_read(config, check))
-
-
-def _normal(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _grouping(
-    sources: Sequence[_Source], told: Callable[[Example], tuple[str, str]]
-) -> Callable[[Example], str]:
-    """Returns what names an example's group, the same in all of the sources."""
-    names: dict[str, str] = {}
-    for each in sources:
-        if is_synthetic(each.config):
-            continue
-        for reading in filter(None, (each.reading, each.held_out)):
-            for text, name in map(told, reading.examples):
-                key = _normal(text)
-                names[key] = min(names.get(key, name), name, key=_by_length)
-
-    def group(example: Example) -> str:
-        text, name = told(example)
-        return names.get(_normal(text), name)
-
-    return group
-
-
-def _by_length(text: str) -> tuple[int, str]:
-    return len(text), text
-
-
-def _divided(
-    source: _Source, group: Callable[[Example], str], fits: Callable[[Example], bool]
-) -> Dataset:
-    """Divides what was read, or generates it, with a Counter as `dropped`."""
-    config, reading, held_out = source.config, source.reading, source.held_out
     sizes = {"train": config.train_size, "dev": config.dev_size, "test": config.test_size}
     if config.kind == "instructions":
-        splits = {
-            split: _grouped(
-                instructions.examples(
-                    config.family, split, sizes[split], config.seed, config.level
-                ),
-                group,
+        made = {
+            split: Examples.of(
+                instructions.examples(config.family, split, sizes[split], config.seed, config.level)
             )
             for split in SPLITS
         }
-        read = sum(map(len, splits.values()))
-        return Dataset(config.name, splits, read, collections.Counter())
-    dropped = collections.Counter(reading.dropped)
-    count, malformed = reading.read, reading.malformed
-    examples = _grouped(reading.examples, group)
-    if held_out is not None:
-        dropped.update(held_out.dropped)
-        count, malformed = count + held_out.read, malformed + held_out.malformed
-        others = _grouped(held_out.examples, group)
-        test, dev, unused = _divide(others, _held_out_sizes(sizes, others), fits)
-        dropped["not needed for dev or test"] = len(unused)
-        groups = {example.group for example in others}
-        train = [e for e in examples if e.group not in groups]
-        dropped[f"{_words(config.group_by)} also in the test files"] = len(examples) - len(train)
-    else:
-        test, dev, train = _divide(examples, _held_out_sizes(sizes, examples), fits)
-    if sizes["train"]:
-        dropped["over train_size"] = max(0, len(train) - sizes["train"])
-        train = sorted(sorted(train, key=_order)[: sizes["train"]], key=lambda e: e.index)
-    splits = {"train": train, "dev": dev, "test": test}
-    both = dict.fromkeys(each.shape for each in (reading, held_out) if each and each.shape)
-    return Dataset(config.name, splits, count, dropped, malformed, "; ".join(both))
+        return _Source(config, made, sum(map(len, made.values())), collections.Counter())
+    reading, held_out = _read(config, check)
+    both = [reading] if held_out is None else [reading, held_out]
+    dropped: collections.Counter[str] = collections.Counter()
+    for each in both:
+        dropped.update(each.dropped)
+    return _Source(
+        config,
+        {
+            name: Examples.of(each.examples)
+            for name, each in zip(("all", "held_out"), both, strict=False)
+        },
+        sum(each.read for each in both),
+        dropped,
+        tuple(line for each in both for line in each.malformed),
+        tuple(dict.fromkeys(each.shape for each in both if each.shape)),
+    )
+
+
+def _divided(
+    source: _Source, texts: Texts, rows: Sequence[np.ndarray], fits: splits.Fits
+) -> dict[str, np.ndarray]:
+    """Returns the rows of each split, and counts what is in none."""
+    config, dropped = source.config, source.dropped
+    if config.kind == "instructions":
+        return dict(zip(SPLITS, rows, strict=True))
+    pool = rows[-1]
+    found = splits.divide(texts, pool, _held_out_sizes(config, len(pool)), fits)
+    train = found.pop("rest")
+    if len(rows) > 1:
+        dropped["not needed for dev or test"] = len(train)
+        groups = texts.hashes["split"]
+        train = rows[0][~np.isin(groups[rows[0]], groups[pool])]
+        lost = len(rows[0]) - len(train)
+        dropped[f"{_words(config.group_by)} also in the test files"] = lost
+    if config.train_size:
+        dropped["over train_size"] = max(0, len(train) - config.train_size)
+        train = np.sort(splits.by_order(texts, train)[: config.train_size])
+    return {"train": train, **found}
 
 
 def _read(
@@ -394,9 +358,9 @@ def _read(
 
     if not isinstance(config.path, str):
         raise UserError(f"dataset: got path {config.path!r}, expected the name of one TFDS dataset")
-    splits = builders.read_prepared(config.path, config.data_dir or None)
-    train = splits.pop("train", [])
-    held_out = [example for examples in splits.values() for example in examples]
+    read_splits = builders.read_prepared(config.path, config.data_dir or None)
+    train = read_splits.pop("train", [])
+    held_out = [example for examples in read_splits.values() for example in examples]
     found = []
     for examples in (train, held_out):
         accepted = check or (lambda _: None)
@@ -404,32 +368,7 @@ def _read(
     return found[0], found[1] if held_out else None
 
 
-def _grouped(examples: list[Example], group: Callable[[Example], str]) -> list[Example]:
-    return [dataclasses.replace(example, group=group(example)) for example in examples]
-
-
-def _held_out_sizes(sizes: dict[str, int], pool: list[Example]) -> dict[str, int]:
-    tenth = min(len(pool) // 10, _MOST_OF_A_TENTH)
+def _held_out_sizes(config: DatasetConfig, count: int) -> dict[str, int]:
+    tenth = min(count // 10, _MOST_OF_A_TENTH)
+    sizes = {"dev": config.dev_size, "test": config.test_size}
     return {split: tenth if size == A_TENTH else size for split, size in sizes.items()}
-
-
-def _divide(
-    examples: list[Example], sizes: dict[str, int], fits: Callable[[Example], bool]
-) -> tuple[list[Example], list[Example], list[Example]]:
-    """Divides whole groups by their hash; the rest stays in file order."""
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.group, []).append(example)
-    parts: dict[str, list[Example]] = {"test": [], "dev": [], "rest": []}
-    room = {split: sizes[split] for split in ("test", "dev")}
-    for key in sorted(groups, key=lambda group: (stable_hash(group, "split"), group)):
-        group = groups[key]
-        part = "rest"
-        if any(room.values()):
-            count = sum(map(fits, group))
-            part = next((s for s in room if room[s] and count <= room[s]), "rest")
-        if part != "rest":
-            room[part] -= count
-        parts[part] += group
-    test, dev = (sorted(parts[split], key=_order) for split in room)
-    return test, dev, sorted(parts["rest"], key=lambda e: e.index)

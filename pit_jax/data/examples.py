@@ -122,9 +122,3 @@ def digest(datasets: Iterable[Mapping[str, Sequence[Example]]], rates: Sequence[
 def fold_of(group: str, folds: int = len(FOLDS)) -> int:
     """Returns the fold, in [0, folds), that every example of this group belongs to."""
     return stable_hash(group, "fold") % folds
-
-
-def of_fold(examples: Iterable[Example], fold: str) -> list[Example]:
-    """Returns the examples of a fold, one of FOLDS, in their order."""
-    number = FOLDS.index(fold)
-    return [example for example in examples if fold_of(example.group) == number]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,16 +19,13 @@ import numpy as np
 
 from pit_jax.data import batching, datasets, layouts, tables, windows
 from pit_jax.data.batching import Batch, BatchingConfig
-from pit_jax.data.examples import FOLDS, SPLITS, Example, digest, of_fold
-from pit_jax.data.layouts import (
-    FEATURES,
-    TASK_FOLDS,
-    TASK_ROWS,
-    Layout,
-    Lengths,
-    feature_lengths,
-)
+from pit_jax.data.examples import FOLDS, SPLITS, Example, digest
+from pit_jax.data.flat_arrays import Append, Cache
+from pit_jax.data.layouts import FEATURES, TASK_FOLDS, TASK_ROWS, Layout, Lengths, feature_lengths
+from pit_jax.data.progress import told
 from pit_jax.data.reference_store import ReferenceStore
+from pit_jax.data.rows import features
+from pit_jax.data.texts import Examples, of_fold
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError, quiet_stderr
 
@@ -55,6 +53,7 @@ class InputPipeline:
         lengths: Lengths,
         batching: BatchingConfig = BatchingConfig(),
         beside: Sequence[tuple[Vocabulary, Lengths]] = (),
+        cache: str | os.PathLike[str] = "",
     ):
         """Reads or generates the dataset.
 
@@ -64,6 +63,8 @@ class InputPipeline:
           lengths: the windows.
           batching: packing and length buckets.
           beside: see the attribute.
+          cache: where the rows of big data are kept, for all processes of a host and later runs;
+            empty for temporary files.
 
         Raises:
           UserError: if the dataset can't be read.
@@ -73,6 +74,7 @@ class InputPipeline:
         self.lengths = lengths
         self.batching = batching
         self.beside = list(beside)
+        self._cache = Cache(cache)
         self._layouts = [Layout(each) for each in (vocabulary, *(v for v, _ in beside))]
         self._layout = self._layouts[0]
         templates = any(layout.vocabulary.has_template for layout in self._layouts)
@@ -141,8 +143,7 @@ class InputPipeline:
         if limit and not evaluating:
             raise ValueError(f"limit: got {limit} of shuffled or repeated rows, expected 0")
         if size < (1 if evaluating else batch_size):
-            packed = "decoder_segment_ids" in table.rows and self.batching.packed_length
-            what = f"rows of {packed} tokens" if packed else "examples"
+            what = f"rows of {table.packing.width} tokens" if table.packing else "examples"
             raise UserError(
                 f"{task}: {size} {what} in split {split!r} (fold {fold or 'of the task'}), "
                 f"expected at least batch_size={batch_size}; {self.counts()}"
@@ -253,13 +254,19 @@ class InputPipeline:
         sizes, left_out = windows.measured(e, self._layout, self.lengths.of_task(task))
         return sizes, left_out or self._left_out_beside(e)
 
+    def _fitting_beside(self, examples: Examples) -> Examples:
+        if not self.beside:
+            return examples
+        fits = (not self._left_out_beside(e) for e in examples)
+        return examples.select(np.fromiter(fits, bool, len(examples)))
+
     def _left_out_beside(self, e: Example) -> int:
         for layout, (_, lengths) in zip(self._layouts[1:], self.beside, strict=True):
             if left_out := windows.measured(e, layout, lengths.of_task(""))[1]:
                 return left_out
         return 0
 
-    def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, list[Example]]]:
+    def _parts(self, split: str, fold: str = _ALL) -> list[tuple[str, Examples]]:
         """The name and the examples of each source of a split's batches, too long ones as well."""
         if split not in SPLITS or fold not in (*FOLDS, _ALL):
             raise ValueError(
@@ -268,20 +275,18 @@ class InputPipeline:
             )
         parts = [(each.name, each.splits[split]) for each in self._datasets]
         if split != "train" and len(parts) > 1:
-            merged = sorted((e for _, part in parts for e in part), key=lambda e: e.index)
-            parts = [(self.config.name, merged)]
+            parts = [(self.config.name, Examples.joined([part for _, part in parts]))]
         if fold == _ALL:
             return parts
         return [(name, of_fold(examples, fold)) for name, examples in parts]
 
-    def examples(self, split: str, fold: str = _ALL) -> list[Example]:
+    def examples(self, split: str, fold: str = _ALL) -> Examples:
         """Returns the examples that fit the windows, as text, in the order of the dataset.
 
         The first ones of dev and test are a sample of all (`datasets.load`).
         """
-        examples = [example for _, part in self._parts(split, fold) for example in part]
-        left_out = self._left_out(split)
-        return [example for example in examples if not left_out[example.index]]
+        examples = Examples.joined([part for _, part in self._parts(split, fold)])
+        return examples.select(self._left_out(split)[examples.indices] == 0)
 
     def counts(self) -> str:
         """Says on one line, for a message, what became of the pairs; see `report`."""
@@ -363,8 +368,9 @@ class InputPipeline:
 
     def _left_out(self, split: str) -> np.ndarray:
         if split not in self._marks:  # much sooner than TensorFlow could start
-            examples = sorted((e for _, p in self._parts(split) for e in p), key=lambda e: e.index)
-            self._marks[split] = np.array([self._measure(e)[1] for e in examples], np.int32)
+            examples = Examples.joined([part for _, part in self._parts(split)])
+            marks = (self._measure(e)[1] for e in told(examples, "pairs measured", len(examples)))
+            self._marks[split] = np.fromiter(marks, np.int8, len(examples))
         return self._marks[split]
 
     def table(
@@ -388,23 +394,33 @@ class InputPipeline:
         key = (task, split, fold, store and store.fingerprint, as_text)
         if key not in self._tables:
             converter, lengths = self.feature_converter(task), self.feature_lengths(task)
-            parts = [
-                (name, [e for e in examples if not self._left_out_beside(e)])
-                for name, examples in self._parts(split, fold)
-            ]
-            rows = [
-                tables.materialise(part, converter, lengths)
-                for part in self._seqio_tasks(task, parts, store, as_text)
-            ]
+            parts = [(n, self._fitting_beside(part)) for n, part in self._parts(split, fold)]
+
+            def fill(append: Append) -> None:
+                tasks = self._seqio_tasks(task, parts, store, as_text)
+                tables.fill(append, (tables.rows_of(each, converter, lengths) for each in tasks))
+
+            arrays = self._cache.arrays(
+                fill, sum(part.size() for _, part in parts), task, lambda: self._identity(key)
+            )
+            counts = arrays.pop("counts").tolist()
+            widths = converter(pack=False).get_model_feature_lengths(lengths)
             if len(self._tables) == _KEPT_TABLES:
                 self._tables.pop(next(iter(self._tables)))
-            self._tables[key] = tables.make(task, rows, self.batching)
+            rows = features(arrays, widths)
+            self._tables[key] = tables.make(task, rows, counts, self.batching)
         return self._tables[key]
+
+    def _identity(self, key: tuple) -> tuple:
+        """All that the rows of a table depend on, beside the code."""
+        own = (self.vocabulary, self.lengths)
+        models = [(v.fingerprint, v.protocol, windows) for v, windows in (own, *self.beside)]
+        return (self.digest, models, *key)
 
     def _seqio_tasks(
         self,
         task: str,
-        parts: list[tuple[str, list[Example]]],
+        parts: list[tuple[str, Examples]],
         store: ReferenceStore | None,
         as_text: bool,
     ) -> Iterator[Any]:
@@ -412,8 +428,9 @@ class InputPipeline:
         from pit_jax.data.seqio_tasks import sources
 
         if store is not None:
-            known = {example.index for _, examples in parts for example in examples}
-            if missing := [index for index in store.example_indices if index not in known]:
+            known = np.concatenate([examples.indices for _, examples in parts])
+            found = np.array(store.example_indices, np.int64)
+            if len(missing := found[~np.isin(found, known)]):
                 raise UserError(
                     f"{store.directory}: has a reference for example {missing[0]}, which isn't "
                     f"among the {len(known)} examples read; was it sampled from another dataset?"

@@ -1,44 +1,96 @@
-"""Holds every row of a task's batches as arrays, and gives batches of these."""
+"""Holds every row of a task's batches without padding, and gives batches of these."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pit_jax.data import batching
 from pit_jax.data.batching import Batch, BatchingConfig
+from pit_jax.data.flat_arrays import Append
+from pit_jax.data.rows import Feature, RowWriter
 from pit_jax.errors import UserError
 
 SPLIT = "train"  # where sources hold the examples that a table is made of
 _CHUNK = 512
+_SEGMENTS = "decoder_segment_ids"
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Says which examples each packed row has.
+
+    Attributes:
+      members: the examples of all rows, one row after another.
+      offsets: where each row begins in `members`, and where the last one ends; [rows + 1].
+      width: tokens of a row.
+    """
+
+    members: np.ndarray
+    offsets: np.ndarray
+    width: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Every row of a task's batches, as arrays with the rows first.
+    """Every row of a task's batches.
 
     Attributes:
-      rows: the arrays.
+      features: the rows, before they are packed.
       sources: number of rows of each dataset of a mixture, whose rows follow each other.
       widths: the widths that batches come in, ascending; empty where rows can't be cut.
       buckets: for each row the index of the first of `widths` that holds it.
+      packing: which of the features' rows make a row; None if each is one of its own.
     """
 
-    rows: Batch
+    features: dict[str, Feature]
     sources: list[int]
     widths: np.ndarray
     buckets: np.ndarray
+    packing: Packing | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """Number of rows before they are packed."""
+        return len(next(iter(self.features.values())))
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """Returns the rows of these numbers, as wide as the batch needs."""
-        rows = {name: array[numbers] for name, array in self.rows.items()}
-        if not len(self.widths):
-            return rows
-        width = self.widths[self.buckets[numbers].max()]
-        return {name: array[:, :width] for name, array in rows.items()}
+        if self.packing is not None:
+            return self._packed(numbers)
+        most = int(self.widths[self.buckets[numbers].max()]) if len(self.widths) else None
+        rows = np.arange(len(numbers))
+        found = {}
+        for name, feature in self.features.items():
+            width = feature.width if most is None else min(feature.width, most)
+            found[name] = np.zeros((len(numbers), width), feature.values.dtype)
+            feature.put(found[name], numbers, rows, np.zeros(len(numbers), np.int64))
+        return found
+
+    def _packed(self, numbers: np.ndarray) -> Batch:
+        """Puts the examples of each row behind one another; segment ids count them from 1."""
+        assert self.packing is not None
+        bounds = zip(self.packing.offsets[numbers], self.packing.offsets[numbers + 1], strict=True)
+        each = [self.packing.members[start:end] for start, end in bounds]
+        members = np.concatenate(each)
+        counts = [len(part) for part in each]
+        rows = np.repeat(np.arange(len(numbers)), counts)
+        segments = self.features[_SEGMENTS]
+        lengths = segments.offsets[members + 1] - segments.offsets[members]
+        before = np.cumsum(lengths) - lengths
+        columns = before - before[np.repeat(np.cumsum(counts) - counts, counts)]
+        found = {}
+        for name, feature in self.features.items():
+            found[name] = np.zeros((len(numbers), self.packing.width), feature.values.dtype)
+            feature.put(found[name], members, rows, columns)
+        begins = np.zeros_like(found[_SEGMENTS])
+        begins[rows, columns] = 1
+        found[_SEGMENTS] *= np.cumsum(begins, axis=1, dtype=begins.dtype)
+        return found
 
     def in_order(self, batch_size: int, start_batch: int = 0, limit: int = 0) -> Iterator[Batch]:
         """Yields batches of all rows, or of the first `limit`, with their `weight`.
@@ -54,38 +106,51 @@ class Table:
             yield {**batch, "weight": weight}
 
 
-def make(task: str, parts: list[Batch], config: BatchingConfig) -> Table:
+def make(
+    task: str, rows: Mapping[str, Feature], counts: Sequence[int], config: BatchingConfig
+) -> Table:
     """Packs the rows of each dataset, or sorts them into length buckets.
 
     Args:
       task: name of the task, for the error.
-      parts: the rows of each dataset.
+      rows: the rows of all datasets.
+      counts: the number of rows of each dataset.
       config: packing and buckets.
 
     Raises:
       UserError: if an example is longer than a packed row.
     """
-    ids = next((i for i in ("decoder_segment_ids", "blocks") if i in parts[0]), None)
-    if config.packed_length and ids == "decoder_segment_ids":
-        longest = max(int(batching.row_lengths(part[ids]).max(initial=0)) for part in parts)
-        if config.packed_length < longest:
+    found = dict(rows)
+    ids = next((name for name in (_SEGMENTS, "blocks") if name in found), None)
+    if ids is None:
+        return Table(found, [*counts], np.zeros(0, int), np.zeros(sum(counts), np.int32))
+    lengths = found[ids].lengths()
+    if config.packed_length and ids == _SEGMENTS:
+        if config.packed_length < (longest := int(lengths.max(initial=0))):
             raise UserError(
                 f"{task}: got packed_length={config.packed_length}, expected at least {longest}, "
                 "the length of the longest example"
             )
-        parts = [batching.pack(part, config.packed_length) for part in parts]
-        ids = None
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    counts = [len(next(iter(part.values()))) for part in parts]
-    if ids is None:
-        return Table(rows, counts, np.zeros(0, int), np.zeros(sum(counts), int))
-    lengths = batching.row_lengths(rows[ids])
+        packing, sizes = _pack(lengths, counts, config.packed_length)
+        return Table(found, sizes, np.zeros(0, int), np.zeros(sum(sizes), np.int32), packing)
     widths = batching.bucket_widths(lengths, config.length_buckets)
-    return Table(rows, counts, widths, np.searchsorted(widths, lengths))
+    buckets = np.searchsorted(widths, lengths).astype(np.int32)
+    return Table(found, [*counts], widths, buckets)
 
 
-def materialise(task: Any, converter: Any, lengths: Mapping[str, int]) -> Batch:
-    """Runs a seqio Task and its feature converter over SPLIT of its source, in order."""
+def _pack(lengths: np.ndarray, counts: Sequence[int], room: int) -> tuple[Packing, list[int]]:
+    """Packs each dataset by itself; returns their numbers of packed rows too."""
+    members, sizes, rows = [], [np.zeros(1, np.int64)], []
+    for start, count in zip(np.cumsum([0, *counts]), counts, strict=False):
+        bins = batching.pack(lengths[start : start + count], room)
+        members.append(start + np.fromiter(itertools.chain.from_iterable(bins), np.int64))
+        sizes.append(np.fromiter(map(len, bins), np.int64))
+        rows.append(len(bins))
+    return Packing(np.concatenate(members), np.cumsum(np.concatenate(sizes)), room), rows
+
+
+def rows_of(task: Any, converter: Any, lengths: Mapping[str, int]) -> Any:
+    """Makes the tf.data.Dataset of a seqio Task and its feature converter, in order."""
     dataset = task.get_dataset(
         split=SPLIT,
         sequence_length=lengths,
@@ -95,7 +160,21 @@ def materialise(task: Any, converter: Any, lengths: Mapping[str, int]) -> Batch:
     )
     names = list(lengths)
     dataset = dataset.map(lambda features: {name: features[name] for name in names})
-    return arrays(converter(pack=False)(dataset, lengths))
+    return converter(pack=False)(dataset, lengths)
+
+
+def fill(append: Append, datasets: Iterable[Any]) -> None:
+    """Appends the rows of several `rows_of`, and how many each of them has."""
+    writer = None
+    for dataset in datasets:
+        if writer is None:
+            spec = dataset.element_spec
+            writer = RowWriter(append, {name: s.dtype.as_numpy_dtype for name, s in spec.items()})
+        count = 0
+        for chunk in dataset.batch(_CHUNK).as_numpy_iterator():
+            writer.write(chunk)
+            count += len(next(iter(chunk.values())))
+        append("counts", np.array([count], np.int64))
 
 
 def arrays(dataset: Any) -> Batch:

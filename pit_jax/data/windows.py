@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pit_jax.data.datasets import Dataset
-from pit_jax.data.examples import Example, stable_hash
+from pit_jax.data.examples import Example
 from pit_jax.data.layouts import GAP_TREE, Layout, Lengths
 from pit_jax.errors import UserError
 
@@ -59,15 +59,20 @@ def from_data(datasets: Sequence[Dataset], layout: Layout) -> Lengths:
     Raises:
       UserError: if there is no example.
     """
-    examples = [e for each in datasets for part in each.splits.values() for e in part]
-    if not examples:
+    parts = [part for each in datasets for part in each.splits.values()]
+    if not any(map(len, parts)):
         dropped = ", ".join(f"{n} {why}" for d in datasets for why, n in d.dropped.items())
         raise UserError(
             f"data: got no pair to learn from, expected some; read {sum(d.read for d in datasets)}"
             + (f", dropped {dropped}" if dropped else "")
         )
-    chosen = sorted(examples, key=lambda e: (stable_hash(e.group, "order"), e.group))[:_MEASURED]
-    sizes = [layout.sizes(e.prompt, e.chosen, e.rejected) for e in chosen]
+    order = np.argsort(np.concatenate([part.hashes("order") for part in parts]), kind="stable")
+    starts = np.cumsum([0, *map(len, parts)])
+    sizes = []
+    for place in order[:_MEASURED]:
+        number = int(np.searchsorted(starts, place, side="right")) - 1
+        e = parts[number][place - starts[number]]
+        sizes.append(layout.sizes(e.prompt, e.chosen, e.rejected))
     prompt_N = np.array([size["prompt"] for size in sizes])
     response_N = np.array([max(size["chosen"], size["rejected"]) for size in sizes])
     return Lengths(**windows_for(prompt_N, response_N, _LONGEST_ROW))

@@ -84,9 +84,6 @@ def _padding(data: InputPipeline, task: str, batch_size: int) -> dict[str, Any]:
         "tokens": ("blocks", lengths.get("tokens", 0)),
         "prompt": ("prompt_tokens", lengths.get("prompt", 0)),
     }[next(iter(lengths))]
-    ids = table.rows[name]
-    packed = name == "decoder_segment_ids"
-    examples = int(ids.max(axis=1, initial=0).sum()) if packed else len(ids)
     batches = data.batches(task, "train", batch_size, num_epochs=1)
     shapes: collections.Counter[tuple[int, int]] = collections.Counter()
     real = 0
@@ -95,15 +92,15 @@ def _padding(data: InputPipeline, task: str, batch_size: int) -> dict[str, Any]:
         real += int(np.sum(batch[name] > 0))
     tokens = sum(rows * columns * count for (rows, columns), count in shapes.items())
     return {
-        "rows": len(ids),
+        "rows": sum(table.sources),
         "batches": sum(shapes.values()),
         "widths": sorted(columns for _, columns in shapes),
         "real_tokens": real,
         "tokens": tokens,
         "real_share": real / tokens,
-        "examples": examples,
+        "examples": table.num_examples,
         "window_width": width,
-        "window_share": float(np.sum(ids > 0) / (examples * width)),
+        "window_share": len(table.features[name].values) / (table.num_examples * width),
     }
 
 
@@ -111,7 +108,7 @@ def _overlap(data: InputPipeline) -> dict[str, int]:
     parts = [{split: data.examples(split) for split in SPLITS}]
     parts.append({fold: data.examples("train", fold) for fold in FOLDS})
     return {
-        f"{a} and {b}": len({e.group for e in part[a]} & {e.group for e in part[b]})
+        f"{a} and {b}": len(np.intersect1d(part[a].hashes("split"), part[b].hashes("split")))
         for part in parts
         for a, b in itertools.combinations(part, 2)
     }

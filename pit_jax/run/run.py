@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from pit_jax.data import flat_arrays
 from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.vocabularies.base import Vocabulary
@@ -73,6 +74,7 @@ class Run:
             can't be read or rendered.
         """
         self.directory = epath.Path(config.model_dir)
+        self._cache = self.directory / flat_arrays.FOLDER
         self.finds_windows = any(config.of_role(name).windows.from_data for name in ROLES)
         prompts = self_refine.read(config.improve.self_refine)
         self._layouts: dict[RoleConfig, Layout] = {}
@@ -110,7 +112,7 @@ class Run:
                 key = layout.vocabulary, own
                 if key not in self._pipelines:
                     dataset, batching = config.dataset, config.batching
-                    self._pipelines[key] = InputPipeline(dataset, *key, batching)
+                    self._pipelines[key] = InputPipeline(dataset, *key, batching, cache=self._cache)
                 windows = self._pipelines[key].lengths
                 self._pipelines[layout.vocabulary, windows] = self._pipelines[key]
             windows = dataclasses.replace(windows, reflection=own.reflection)
@@ -177,7 +179,9 @@ class Run:
         beside = [reader for reader in dict.fromkeys(readers.values()) if reader != mine]
         if mine not in self._pipelines or beside != self._pipelines[mine].beside:
             config = self.config
-            self._pipelines[mine] = InputPipeline(config.dataset, *mine, config.batching, beside)
+            self._pipelines[mine] = InputPipeline(
+                config.dataset, *mine, config.batching, beside, self._cache
+            )
         return self._pipelines[mine]
 
     def reward_data(self, stage: Stage) -> InputPipeline | None:

@@ -8,9 +8,10 @@ import pytest
 
 from pit_jax.data import datasets
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
-from pit_jax.data.examples import FOLDS, of_fold, stable_hash
+from pit_jax.data.examples import FOLDS, stable_hash
 from pit_jax.data.files.turns import first_turn
 from pit_jax.data.synthetic import drafts, instructions, requirements
+from pit_jax.data.texts import of_fold
 from pit_jax.errors import UserError
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from pit_jax.data import flat_arrays, tables
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.input_pipeline import InputPipeline
@@ -265,6 +266,27 @@ def test_packed_rows_hold_the_same_examples(pipeline):
     with pytest.raises(UserError, match="sft_pit: 1 rows of 2000 tokens in split 'dev'"):
         wide = InputPipeline(CONFIG, WORDS, LENGTHS, BatchingConfig(packed_length=2000))
         wide.batches("sft_pit", "dev", 8)
+
+
+def test_rows_in_files_are_those_in_memory(pipeline, tmp_path, monkeypatch):
+    """They are found again by a pipeline of the same data and windows, which runs no seqio."""
+    monkeypatch.setattr(flat_arrays, "BIG", 0)
+    written = InputPipeline(CONFIG, WORDS, LENGTHS, cache=tmp_path)
+    same(whole(written, "rm_gap"), whole(pipeline, "rm_gap"))
+    monkeypatch.setattr(tables, "rows_of", None)
+    found = InputPipeline(CONFIG, WORDS, LENGTHS, cache=tmp_path)
+    same(whole(found, "rm_gap"), whole(pipeline, "rm_gap"))
+    for other in (
+        InputPipeline(CONFIG, WORDS, Lengths(12, 14, 16), cache=tmp_path),
+        InputPipeline(dataclasses.replace(CONFIG, seed=1), WORDS, LENGTHS, cache=tmp_path),
+        InputPipeline(CONFIG, load("bytes"), LENGTHS, cache=tmp_path),
+        InputPipeline(CONFIG, WORDS, LENGTHS, beside=[(WORDS, LENGTHS)], cache=tmp_path),
+    ):
+        with pytest.raises(TypeError):  # made anew
+            other.table("rm_gap", "train")
+    for task, fold in (("rm_gap", "sft"), ("rm_policy", None)):
+        with pytest.raises(TypeError):
+            found.table(task, "train", fold)
 
 
 def test_buckets_cut_padding_and_nothing_else(pipeline):

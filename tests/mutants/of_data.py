@@ -39,19 +39,33 @@ MUTANTS = {
             "data/test_batching.py::test_an_epoch_has_each_row_at_most_once",
         ),
         (
-            "examples of a packed row are one segment",
-            'packed["decoder_segment_ids"][number, into] = segment',
-            'packed["decoder_segment_ids"][number, into] = 1',
-            "data/test_batching.py::test_packing_loses_nothing",
-        ),
-        (
             "an epoch leaves out the same rows",
             "rng.permutation(sum(sources)) if shuffle else np.arange(sum(sources))",
             "rng.permutation(size) if shuffle else np.arange(sum(sources))",
             "data/test_batching.py::test_rows_that_are_left_over_are_others_in_each_epoch",
         ),
     ],
+    "data/flat_arrays.py": [
+        (
+            "damaged files are read",
+            'hexdigest() != about["sha256"]',
+            'hexdigest() == ""',
+            "data/test_flat_arrays.py::test_what_is_damaged_is_made_anew",
+        ),
+    ],
     "data/tables.py": [
+        (
+            "examples of a packed row are one segment",
+            "np.cumsum(begins, axis=1, dtype=begins.dtype)",
+            "1",
+            "data/test_tables.py::test_packed_rows_by_hand",
+        ),
+        (
+            "examples of a packed row all begin where the row does",
+            "columns = before - before[np.repeat(np.cumsum(counts) - counts, counts)]",
+            "columns = before * 0",
+            "data/test_tables.py::test_packed_rows_by_hand",
+        ),
         (
             "a batch is as wide as its shortest row needs",
             "self.buckets[numbers].max()",
@@ -79,45 +93,15 @@ MUTANTS = {
     ],
     "data/datasets.py": [
         (
-            "dev and test are in the order of the file",
-            "(sorted(parts[split], key=_order) for split in room)",
-            "(sorted(parts[split], key=lambda e: e.index) for split in room)",
-            "data/test_datasets.py::test_the_first_of_every_split_are_a_sample_of_the_file",
-        ),
-        (
             "train_size takes the first of the file",
-            'sorted(sorted(train, key=_order)[: sizes["train"]]',
-            'sorted(train[: sizes["train"]]',
+            "np.sort(splits.by_order(texts, train)[: config.train_size])",
+            "train[: config.train_size]",
             "data/test_datasets.py::test_the_first_of_every_split_are_a_sample_of_the_file",
-        ),
-        (
-            "examples are grouped by the whole prompt",
-            "group=group(example)",
-            "group=example.prompt",
-            "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
-        ),
-        (
-            "parts of a mixture share groups across splits",
-            "if e.group not in held_out]",
-            "if e.prompt not in held_out]",
-            "data/test_datasets.py::test_test_files_and_mixtures_hold_out_first_turns",
-        ),
-        (
-            "dev of a mixture is one part after the other",
-            "        pool.sort(key=lambda pair: _order(pair[1]))\n",
-            "        pass\n",
-            "data/test_datasets.py::test_the_first_of_a_mixture_are_a_sample_of_its_parts",
-        ),
-        (
-            "dev counts examples that don't fit",
-            "count = sum(map(fits, group))",
-            "count = len(group)",
-            "data/test_datasets.py::test_sizes_count_what_fits",
         ),
         (
             "prompts of the test files are trained on",
-            "train = [e for e in examples if e.group not in groups]",
-            "train = list(examples)",
+            "rows[0][~np.isin(groups[rows[0]], groups[pool])]",
+            "rows[0]",
             "data/test_datasets.py::test_test_files_hold_out_their_prompts",
         ),
         (
@@ -127,11 +111,49 @@ MUTANTS = {
             "data/test_datasets.py::test_family_level_and_seed_are_those_of_the_generator",
         ),
     ],
-    "data/examples.py": [
+    "data/splits.py": [
+        (
+            "dev and test are in the order of the file",
+            "{name: by_order(texts, rows[part == n]) for",
+            "{name: rows[part == n] for",
+            "data/test_datasets.py::test_the_first_of_every_split_are_a_sample_of_the_file",
+        ),
+        (
+            "examples are grouped by the whole prompt",
+            '"first_turn": lambda e: (turns.first_turn(e.prompt),) * 2',
+            '"first_turn": lambda e: (e.prompt,) * 2',
+            "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
+        ),
+        (
+            "parts of a mixture share groups across splits",
+            "kept = splits[split][~np.isin(groups[splits[split]], held_out)]",
+            "kept = splits[split]",
+            "data/test_datasets.py::test_test_files_and_mixtures_hold_out_first_turns",
+        ),
+        (
+            "dev of a mixture is one part after the other",
+            "rows, parts = rows[order], parts[order]",
+            "pass",
+            "data/test_datasets.py::test_the_first_of_a_mixture_are_a_sample_of_its_parts",
+        ),
+        (
+            "dev counts examples that don't fit",
+            "sum(fits(texts.example(int(row), 0)) for row in rows[members])",
+            "len(members)",
+            "data/test_datasets.py::test_sizes_count_what_fits",
+        ),
+        (
+            "a group is named by the first way in which it is written",
+            "min(voted, key=lambda name: (len(name), name))",
+            "voted[0]",
+            "data/test_texts.py::test_files_are_divided_as_lists_are",
+        ),
+    ],
+    "data/texts.py": [
         (
             "folds divide a group by its prompts",
-            "fold_of(example.group) == number",
-            "fold_of(example.prompt) == number",
+            'found["fold"][row] = fold_of(name)',
+            'found["fold"][row] = fold_of(read.prompt)',
             "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
         ),
     ],

@@ -18,6 +18,8 @@ from typing import Any
 
 from pit_jax.data.examples import Example
 from pit_jax.data.files import formats, records, shapes, summaries
+from pit_jax.data.progress import told
+from pit_jax.data.texts import TextWriter
 from pit_jax.errors import UserError
 
 ON_ERROR = ("raise", "skip")
@@ -40,7 +42,7 @@ class Reading:
       joined: number of pairs that were made of two records each.
     """
 
-    examples: list[Example]
+    examples: Sequence[Example]
     read: int
     dropped: dict[str, int]
     malformed: tuple[str, ...] = ()
@@ -143,13 +145,13 @@ def _read(
 ) -> Reading:
     if on_error not in ON_ERROR:
         raise UserError(f"on_error: got {on_error!r}, expected one of {', '.join(ON_ERROR)}")
-    examples: list[Example] = []
-    told: list[dict[str, Any]] = []
+    examples = TextWriter()
+    columns: dict[str, list[Any]] = {}
     dropped: collections.Counter[str] = collections.Counter()
     problems = records.Problems()
     interpreter = shapes.Interpreter(rules)
     read = 0
-    for record, found in interpreter.pairs(records.records(paths)):
+    for record, found in told(interpreter.pairs(records.records(paths)), "pairs read"):
         read += 1
         try:
             if isinstance(found, Exception):
@@ -164,17 +166,24 @@ def _read(
             dropped["malformed"] += 1
             problems.add(record.place, str(error))
         else:
-            examples.append(dataclasses.replace(example, index=len(examples)))
-            told.append(values)
+            for name in values:
+                columns.setdefault(name, [None] * len(examples))
+            for name, column in columns.items():
+                column.append(values.get(name))
+            examples.append(example)
     if problems.total and on_error == "raise":
         raise UserError(problems.message())
-    names = dict.fromkeys(name for values in told for name in values)
-    columns = {name: [values.get(name) for values in told] for name in names}
     shape = "; ".join(interpreter.described)
     if interpreter.contrary:
         shape += f" (the rejected answer has the higher score in {interpreter.contrary:,})"
     return Reading(
-        examples, read, dict(dropped), problems.lines(), columns, shape, interpreter.joined
+        examples.finish(),
+        read,
+        dict(dropped),
+        problems.lines(),
+        columns,
+        shape,
+        interpreter.joined,
     )
 
 
@@ -184,7 +193,7 @@ def checked(examples: Sequence[Example], place: str, on_error: str, check: Check
     Raises:
       UserError: for malformed examples, unless they are skipped.
     """
-    kept: list[Example] = []
+    kept = TextWriter()
     problems = records.Problems()
     for number, example in enumerate(examples):
         try:
@@ -192,8 +201,8 @@ def checked(examples: Sequence[Example], place: str, on_error: str, check: Check
         except ValueError as error:
             problems.add(f"{place}:{number}", str(error))
         else:
-            kept.append(dataclasses.replace(example, index=len(kept)))
+            kept.append(example)
     if problems.total and on_error == "raise":
         raise UserError(problems.message())
     dropped = {"malformed": problems.total} if problems.total else {}
-    return Reading(kept, len(examples), dropped, problems.lines())
+    return Reading(kept.finish(), len(examples), dropped, problems.lines())

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.examples import FOLDS, TEXTS, Example, of_fold, turns_json
+from pit_jax.data.examples import FOLDS, TEXTS, Example, turns_json
 from pit_jax.data.reference_store import ReferenceStore
+from pit_jax.data.texts import Examples, of_fold
 from pit_jax.data.vocabularies.base import Vocabulary
+
+_CHUNK = 256
 
 
 class ExampleSource(seqio.DataSource):
-    """Offers examples that are held in memory, in their order.
+    """Offers examples in their order.
 
     A split `train` also offers `train_sft`, `train_rm` and `train_rl`, the three folds by the hash
     of the group. The elements have the text fields of Example as strings, `index`, int32, and
     `turns`, a string: what examples.turns_json makes of the prompt.
     """
 
-    def __init__(self, splits: Mapping[str, Sequence[Example]]):
-        self._examples = {split: list(examples) for split, examples in splits.items()}
+    def __init__(self, splits: Mapping[str, Iterable[Example]]):
+        self._examples = {split: Examples.of(examples) for split, examples in splits.items()}
         for split in tuple(self._examples):
             for fold in FOLDS:
                 self._examples[f"{split}_{fold}"] = of_fold(self._examples[split], fold)
@@ -36,7 +40,7 @@ class ExampleSource(seqio.DataSource):
     def list_shards(self, split: str) -> Sequence[str]:
         return [split]
 
-    def examples(self, split: str) -> list[Example]:
+    def examples(self, split: str) -> Examples:
         """Returns the examples of a split or a fold of it, in order."""
         return self._examples[split]
 
@@ -44,13 +48,22 @@ class ExampleSource(seqio.DataSource):
         """Is called by seqio; it never shuffles, as the order of batches is made elsewhere."""
         _refuse_shards(shard_info)
         examples = self._examples[split]
-        tensors = {
-            field: tf.constant([getattr(e, field).encode() for e in examples], tf.string)
-            for field in TEXTS
-        }
-        tensors["index"] = tf.constant([e.index for e in examples], tf.int32)
-        tensors["turns"] = tf.constant([turns_json(e.prompt) for e in examples], tf.string)
-        return tf.data.Dataset.from_tensor_slices(tensors)
+
+        def read(start: np.ndarray) -> list[Any]:
+            some = examples.select(slice(int(start), int(start) + _CHUNK))
+            return [*some.columns().values(), some.indices]
+
+        names = [*TEXTS, "turns", "index"]
+        types = [tf.string] * (len(names) - 1) + [tf.int32]
+
+        def chunk(start: tf.Tensor) -> dict[str, tf.Tensor]:
+            columns = tf.numpy_function(read, [start], types)
+            return {
+                name: tf.ensure_shape(column, [None])
+                for name, column in zip(names, columns, strict=True)
+            }
+
+        return tf.data.Dataset.range(0, len(examples), _CHUNK).map(chunk).unbatch()
 
 
 class ReferenceSource(seqio.DataSource):
@@ -65,7 +78,7 @@ class ReferenceSource(seqio.DataSource):
     def __init__(
         self,
         store: ReferenceStore,
-        examples: Sequence[Example],
+        examples: Iterable[Example],
         vocabulary: Vocabulary,
         text_window: int = 0,
     ):
@@ -81,9 +94,12 @@ class ReferenceSource(seqio.DataSource):
         self._store = store
         self._text_window = text_window
         self._vocabulary = vocabulary
-        self._by_index = {example.index: example for example in examples}
-        indices = enumerate(store.example_indices)
-        self._positions = [k for k, index in indices if index in self._by_index]
+        self._examples = Examples.of(examples)
+        wanted = np.array(store.example_indices, np.int64)
+        self._positions = np.flatnonzero(np.isin(wanted, self._examples.indices))
+        order = np.argsort(self._examples.indices)
+        found = np.searchsorted(self._examples.indices, wanted[self._positions], sorter=order)
+        self._places = order[found]
         counts = {"train": len(self._positions)}
         super().__init__(splits=("train",), num_input_examples=counts, caching_permitted=False)
 
@@ -103,9 +119,9 @@ class ReferenceSource(seqio.DataSource):
         return tf.data.Dataset.from_generator(self._elements, output_signature=signature)
 
     def _elements(self) -> Iterator[dict]:
-        for position in self._positions:
-            record = self._store[position]
-            example = self._by_index[record["index"]]
+        for position, place in zip(self._positions, self._places, strict=True):
+            record = self._store[int(position)]
+            example = self._examples[int(place)]
             element = {field: getattr(example, field).encode() for field in TEXTS}
             element["index"] = np.int32(example.index)
             element["turns"] = turns_json(example.prompt).encode()
