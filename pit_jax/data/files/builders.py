@@ -88,7 +88,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
             texts = {name: getattr(example, name) for name in TEXTS}
             yield key, texts | {name: values[key] for name, values in columns.items()}
 
-    def _generators(self, splits: dict[str, tuple[Sequence[Example], dict[str, list[Any]]]]):
+    def _generators(self, splits: Mapping[str, tuple[Sequence[Example], dict[str, list[Any]]]]):
         """Returns a generator for each split that has examples."""
         if not any(examples for examples, _ in splits.values()):
             raise UserError(f"{self.info.full_name}: got no example, expected at least one")
