@@ -16,6 +16,7 @@ LEARNING_RATE = 1e-4
 B1, B2, EPSILON, CLIP = 0.9, 0.95, 1e-8, 1.0  # of everybody's AdamW, and its gradients' norm
 HH = 0.26, 0.21  # the shares of their windows that prompts and responses fill in the mean
 BATCHES = 4  # that the steps go through, over and over
+WAITING = 8  # batches of prompts to which responses are sampled to their ends
 
 
 @dataclasses.dataclass(frozen=True)

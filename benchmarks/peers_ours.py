@@ -21,6 +21,7 @@ from pit_jax.method import flops, forward, objectives, ppo, ppo_step, supervised
 from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.frozen import Frozen
+from pit_jax.method.sampler import Sampler
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
@@ -206,13 +207,12 @@ def sft(message: dict, paths: dict[str, str], packed: bool = True) -> Prepared:
     return prepared
 
 
-def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Prepared:
-    """Decoding: greedy to full length, or sampling to ends."""
+def decode(message: dict, paths: dict[str, str]) -> Prepared:
+    """Decoding, greedy to full length."""
     case = cases.Case(**message)
     network = network_of(case)
     params = load(case, paths["actor"])
-    stops = cases.ends(case, 0.5) if until_ends else (case.network.vocabulary,)  # which no token is
-    sampling = SamplingConfig(temperature=1.0 if until_ends else 0.0)
+    stops, sampling = (case.network.vocabulary,), SamplingConfig(temperature=0.0)  # no token stops
 
     def answer(params, prompt_BP, key):
         keys_B = row_keys(key, jnp.arange(case.rows))
@@ -229,7 +229,7 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
         return found["last"]
 
     compiled = clock(lambda: jax.block_until_ready(one(0)))
-    checks = {} if until_ends else {"tokens": np.asarray(found["last"].tokens_BR).tolist()}
+    checks = {"tokens": np.asarray(found["last"].tokens_BR).tolist()}
 
     def go(times: int) -> dict:
         tokens = 0
@@ -244,10 +244,31 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
 
     c, seen = network, case.prompt + case.response / 2
     cache = 2 * 4 * c.num_layers * case.rows * seen * c.num_kv_heads * c.head_dim
-    about = {"compile_seconds": compiled}
-    if not until_ends:
-        about["bytes_per_token"] = (size_of(params) + cache) / case.rows
-    return Prepared(go, checks, **about)
+    moved = (size_of(params) + cache) / case.rows
+    return Prepared(go, checks, compile_seconds=compiled, bytes_per_token=moved)
+
+
+def to_ends(message: dict, paths: dict[str, str]) -> Prepared:
+    """Sampling to ends, where prompts that wait take the places of rows that are done."""
+    case = cases.Case(**message)
+    params, stops = load(case, paths["actor"]), cases.ends(case, 0.5)
+    sampler = Sampler(network_of(case), PARTITIONER, case.response, case.rows, ends=stops)
+    batches = [cases.tokens(case, n, case.prompt) for n in range(cases.WAITING)]
+    prompts = np.concatenate(batches).tolist()
+
+    def one(number: int) -> int:
+        key, rows = jax.random.key(number), range(len(prompts))
+        found = sampler.respond(params, prompts, case.prompt, rows, key, SamplingConfig())
+        return sum(len(each.tokens) + each.ended for each in found)
+
+    compiled = clock(lambda: one(0))
+
+    def go(times: int) -> dict:
+        start = time.perf_counter()
+        tokens = sum(map(one, range(times)))
+        return {"seconds": time.perf_counter() - start, "tokens": tokens}
+
+    return Prepared(go, {}, compile_seconds=compiled)
 
 
 def reward(message: dict, paths: dict[str, str]) -> Prepared:
@@ -381,7 +402,7 @@ TASKS = {
     "sft": sft,
     "sft_fixed": functools.partial(sft, packed=False),
     "decode": decode,
-    "ends": functools.partial(decode, until_ends=True),
+    "ends": to_ends,
     "reward": reward,
     "ppo": ppo_iteration,
     "ppo_lengths": functools.partial(ppo_iteration, lengths=True),

@@ -120,14 +120,19 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
     """`generate`: greedy to full length, or sampling to ends."""
     case = cases.Case(**message)
     model = model_of(case, paths["actor"]).eval()
-    prompts = [cases.tokens(case, n, case.prompt) for n in range(cases.BATCHES)]
+    count = cases.WAITING if until_ends else cases.BATCHES
+    prompts = [cases.tokens(case, n, case.prompt) for n in range(count)]
     how: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
     if until_ends:
         how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         how["eos_token_id"] = list(cases.ends(case, 0.5))
 
-    def one(number: int) -> np.ndarray:
-        prompt = torch.from_numpy(prompts[number % len(prompts)].astype(np.int64))
+    def one(number: int) -> list[np.ndarray]:
+        """A batch; where rows end all of them, one after another."""
+        return [batch(n) for n in (range(len(prompts)) if until_ends else [number % len(prompts)])]
+
+    def batch(number: int) -> np.ndarray:
+        prompt = torch.from_numpy(prompts[number].astype(np.int64))
         with torch.inference_mode():
             rows = model.generate(
                 input_ids=prompt,
@@ -138,10 +143,10 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
             )
         return rows[:, case.prompt :].numpy()
 
-    found: list[np.ndarray] = []
+    found: list[list[np.ndarray]] = []
     torch.manual_seed(0)
     first = clock(lambda: found.append(one(0)))
-    checks = {} if until_ends else {"tokens": found[0].tolist()}
+    checks = {} if until_ends else {"tokens": found[0][0].tolist()}
 
     def real(rows: np.ndarray) -> int:
         if not until_ends:
@@ -153,7 +158,7 @@ def decode(message: dict, paths: dict[str, str], until_ends: bool = False) -> Pr
         tokens = 0
         start = time.perf_counter()
         for number in range(times):
-            tokens += real(one(number))
+            tokens += sum(map(real, one(number)))
         return {"seconds": time.perf_counter() - start, "tokens": tokens}
 
     return Prepared(go, checks, compile_seconds=first)

@@ -73,6 +73,7 @@ LONG = {"method.ppo_step:make_collect": "episodes from prompts to rewards, on on
 
 # Frozen dataclasses that are results rather than configs: written out whole, or for the caller.
 RECORDS = {
+    "Accord",
     "Agreement",
     "Answer",
     "Check",
@@ -82,9 +83,12 @@ RECORDS = {
     "Estimate",
     "Example",
     "Improvement",
+    "LengthEffect",
     "Mean",
     "Measured",
+    "Ratings",
     "ReferenceMeta",
+    "SignTest",
     "Summary",
     "Widths",
 }

@@ -36,12 +36,14 @@ class ReferenceMeta:
       source: name of what they were sampled from, such as `rl_policy`.
       checkpoint: the checkpoint that they were sampled from.
       seed: seed of the sampling.
+      prompts: how many prompts are to have one.
     """
 
     round: int
     source: str
     checkpoint: str
     seed: int
+    prompts: int
 
 
 class ReferenceWriter:
@@ -83,8 +85,11 @@ class ReferenceWriter:
         }
         if (self.directory / MANIFEST).exists():
             self._manifest = _read_manifest(self.directory)
+            earlier = (
+                {"prompts": meta.prompts} if self.closed else {}
+            )  # versions that didn't say it
             for key, value in expected.items():
-                if self._manifest.get(key) != value:
+                if (earlier | self._manifest).get(key) != value:
                     raise UserError(
                         f"{self.directory}: holds a reference store with {key}="
                         f"{self._manifest.get(key)!r}, expected {value!r}; use another directory"

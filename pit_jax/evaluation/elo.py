@@ -11,7 +11,9 @@ from pit_jax.evaluation import intervals
 RESAMPLES = 1000
 # Orders in which each resample is played.
 _ORDERS = 4
-_CHUNK_ELEMENTS = 1 << 24
+# Matches of all orders that are held at once, and those of each order that are looked up at once.
+_CHUNK_ELEMENTS = 1 << 25
+_BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,34 +100,43 @@ def split_variance(values_RmM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _play(rng, pairs_Q2, outcomes_QN, rows_SN, k: float, initial: float) -> np.ndarray:
     """Plays the matches of S lists of rows, each in an order of its own: last ratings [S, M]."""
-    num_pairs, num_rows = outcomes_QN.shape
-    first = np.repeat(pairs_Q2[:, 0], num_rows)
-    second = np.repeat(pairs_Q2[:, 1], num_rows)
-    won = (outcomes_QN.reshape(-1) + 1) / 2.0
-    starts_Q = np.arange(num_pairs, dtype=np.int32) * num_rows
+    num_pairs = len(pairs_Q2)
+    # Matches of one pair with one verdict are alike, so an order is one of these few kinds.
+    kinds_QN = 3 * np.arange(num_pairs)[:, None] + outcomes_QN + 1
+    small = np.min_scalar_type(3 * num_pairs)
     parts = []
-    chunk = max(1, _CHUNK_ELEMENTS // won.size)
+    chunk = max(1, _CHUNK_ELEMENTS // outcomes_QN.size)
     for start in range(0, len(rows_SN), chunk):
-        rows = rows_SN[start : start + chunk].astype(np.int32)
-        matches_ST = (starts_Q[None, :, None] + rows[:, None, :]).reshape(len(rows), -1)
-        for matches in matches_ST:
-            rng.shuffle(matches)
-        order_TS = np.ascontiguousarray(matches_ST.T)
-        parts.append(_play_in_order(first, second, won, order_TS, k, initial))
+        rows_CN = rows_SN[start : start + chunk]
+        order_CT = np.empty((len(rows_CN), outcomes_QN.size), small)
+        for order_T, rows_N in zip(order_CT, rows_CN, strict=True):
+            kinds_T = kinds_QN[:, rows_N].reshape(-1)
+            rng.shuffle(kinds_T)
+            order_T[:] = kinds_T
+        parts.append(_play_in_order(pairs_Q2, np.ascontiguousarray(order_CT.T), k, initial))
     return np.concatenate(parts)
 
 
-def _play_in_order(first, second, won, order_TS, k: float, initial: float) -> np.ndarray:
-    """Plays T matches one after another, in S orders at once; returns the last ratings [S, M]."""
-    rows = np.arange(order_TS.shape[1])
-    ratings_MS = np.full((int(max(first.max(), second.max())) + 1, rows.size), float(initial))
-    flat, offsets = ratings_MS.reshape(-1), rows
-    for match_S in order_TS:
-        a_S = first[match_S] * rows.size + offsets
-        b_S = second[match_S] * rows.size + offsets
-        rating_a_S, rating_b_S = flat[a_S], flat[b_S]
-        expected_S = 1.0 / (1.0 + 10.0 ** ((rating_b_S - rating_a_S) / 400.0))
-        change_S = k * (won[match_S] - expected_S)
-        flat[a_S] = rating_a_S + change_S
-        flat[b_S] = rating_b_S - change_S
-    return ratings_MS.T
+def _play_in_order(pairs_Q2, order_TS, k: float, initial: float) -> np.ndarray:
+    """Plays T matches one after another, in S orders at once; returns the last ratings [S, M].
+
+    Ratings are kept in units of 400 / log(10) points above `initial`, in which the expected share
+    is 1 / (1 + e^-difference); k is in them too. A kind of match is 3 q + verdict + 1.
+    """
+    num_orders = order_TS.shape[1]
+    unit = 400.0 / np.log(10.0)
+    stake = k / unit
+    first_K, second_K = np.repeat(pairs_Q2.T * num_orders, 3, axis=1).astype(np.intp)
+    gain_K = np.tile([0.0, stake / 2, stake], len(pairs_Q2))
+    ratings_MS = np.zeros((int(pairs_Q2.max()) + 1, num_orders))
+    flat, offsets_S = ratings_MS.reshape(-1), np.arange(num_orders)
+    for start in range(0, len(order_TS), _BLOCK):
+        kinds_BS = order_TS[start : start + _BLOCK].astype(np.intp)
+        first_BS = first_K.take(kinds_BS) + offsets_S
+        second_BS = second_K.take(kinds_BS) + offsets_S
+        for a_S, b_S, gain_S in zip(first_BS, second_BS, gain_K.take(kinds_BS), strict=True):
+            rating_a_S, rating_b_S = flat.take(a_S), flat.take(b_S)
+            change_S = gain_S - stake / (1.0 + np.exp(rating_b_S - rating_a_S))
+            flat[a_S] = rating_a_S + change_S
+            flat[b_S] = rating_b_S - change_S
+    return initial + unit * ratings_MS.T

@@ -113,17 +113,22 @@ class RewardJudge:
 def judge_for(
     dataset: DatasetConfig | MixtureConfig, rewards: Callable, reward_model: str
 ) -> ScoringJudge:
-    """Makes the judge of a dataset: its exact checker where it has one, else a reward model.
+    """Makes the judge of a dataset: its `checker` where it has one, else a reward model.
 
     Args:
       dataset: the dataset that the prompts are from.
       rewards: makes N scalar rewards of N prompts and N responses.
       reward_model: name of the stage that `rewards` comes from.
     """
-    if isinstance(dataset, DatasetConfig) and dataset.kind == "instructions":
-        family = dataset.family
-        return ExactJudge(lambda prompt, text: instructions.check(family, prompt, text))
-    return RewardJudge(rewards, f"R_P ({reward_model})")
+    return checker(dataset) or RewardJudge(rewards, f"R_P ({reward_model})")
+
+
+def checker(dataset: DatasetConfig | MixtureConfig) -> ExactJudge | None:
+    """Makes the exact checker of a dataset; None where it has none."""
+    if not isinstance(dataset, DatasetConfig) or dataset.kind != "instructions":
+        return None
+    family = dataset.family
+    return ExactJudge(lambda prompt, text: instructions.check(family, prompt, text))
 
 
 class Verdicts:
@@ -176,8 +181,8 @@ class Verdicts:
 
 
 def known(value: float) -> float | None:
-    """Returns a number, or None for one that isn't known (NaN)."""
-    return None if np.isnan(value) else float(value)
+    """Returns a number as Python's own, or None for one that isn't known (NaN)."""
+    return None if np.isnan(value) else value if isinstance(value, int) else float(value)
 
 
 def _check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:

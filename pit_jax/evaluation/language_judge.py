@@ -33,6 +33,7 @@ from etils import epath
 
 from pit_jax import files
 from pit_jax.errors import UserError
+from pit_jax.evaluation import scoring
 from pit_jax.evaluation.answers import Answers
 from pit_jax.evaluation.endpoint import Answer, Body, Endpoint, EndpointConfig
 from pit_jax.method import prompt_files
@@ -49,6 +50,8 @@ SHIPPED = pathlib.Path(__file__).with_name("prompts")
 # In the run directory.
 FILE = "judge_answers.jsonl"
 _PROGRESS_SECONDS = 30.0
+# The share of verdicts that swap with the order from which on the report warns of it.
+MUCH_BIAS = 0.2
 
 
 def read(name: str) -> Step:
@@ -73,6 +76,23 @@ def verdict(text: str) -> str:
     """Returns the last verdict in an answer: A, B or C; empty if it has none."""
     found = re.findall(r"\[\[([ABC])\]\]", text)
     return found[-1] if found else ""
+
+
+def _swaps(prompts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Counts pairs of verdicts, of the straight and the turned order, that are for one place."""
+    told = [(x, pair) for x, pair in zip(prompts, pairs, strict=True) if all(pair)]
+    swapped = np.array([pair in (("A", "A"), ("B", "B")) for _, pair in told])
+    low = high = None
+    if told:
+        mean = scoring.mean_interval(swapped, [x for x, _ in told], bounds=(0, 1))
+        low, high = mean.ci_low, mean.ci_high
+    return {
+        "both": len(told),
+        "first_twice": sum(pair == ("A", "A") for _, pair in told),
+        "second_twice": sum(pair == ("B", "B") for _, pair in told),
+        "swapped_low": low,
+        "swapped_high": high,
+    }
 
 
 def name_of(config: EndpointConfig) -> str:
@@ -156,18 +176,23 @@ class LanguageModelJudge:
 
         Returns:
           name; comparisons of responses that differ, and in how many of them both orders agree;
-          answers, and how many of them have the verdict `first` (A), `second` (B), `tie` (C) and
-          `none`; how many were `cut`; `prompt_tokens` and `completion_tokens`. A judge without
-          position bias prefers A as often as B.
+          `both`, those with a verdict in both orders, in how many of them the response is preferred
+          that comes first (`first_twice`) or second (`second_twice`) in both, and the 95% interval
+          over prompts of the share of these two, `swapped_low` to `swapped_high`; answers, and how
+          many of them have the verdict `first` (A), `second` (B), `tie` (C) and `none`; how many
+          were `cut`; `prompt_tokens` and `completion_tokens`. A judge without position bias prefers
+          A as often as B.
         """
         shown = [each for each, key in self._digests.items() if key in self._answers]
         answers = [self._answers[self._digests[each]] for each in shown]
         found = Counter(map(self._verdict, shown))
-        pairs = [(self._verdict((x, a, b)), self._verdict((x, b, a))) for x, a, b in shown if a < b]
+        straight = [(x, a, b) for x, a, b in shown if a < b]
+        pairs = [(self._verdict((x, a, b)), self._verdict((x, b, a))) for x, a, b in straight]
         return {
             "name": self.name,
             "comparisons": len(self._digests) // 2,
             "agreed": sum(pair in (("A", "B"), ("B", "A"), ("C", "C")) for pair in pairs),
+            **_swaps([x for x, _, _ in straight], pairs),
             "answers": len(answers),
             **{key: found[v] for key, v in (("first", "A"), ("second", "B"), ("tie", "C"))},
             "none": found[""],
@@ -177,15 +202,23 @@ class LanguageModelJudge:
         }
 
     def warnings(self) -> list[str]:
-        """Says how many of these answers have no verdict, if there are any."""
-        found = self.counts()
-        if not found["none"]:
-            return []
-        cut = f", {found['cut']} were cut at max_tokens" if found["cut"] else ""
-        return [
-            f"{found['none']} of {found['answers']} answers of the {self.name} have no verdict and "
-            f"count as ties{cut}"
-        ]
+        """Says of how many answers there is no verdict, and much position bias, if there is any."""
+        found, said = self.counts(), []
+        if found["none"]:
+            cut = f", {found['cut']} were cut at max_tokens" if found["cut"] else ""
+            said.append(
+                f"{found['none']} of {found['answers']} answers of the {self.name} have no verdict "
+                f"and count as ties{cut}"
+            )
+        swapped = found["first_twice"] + found["second_twice"]
+        if swapped and swapped >= MUCH_BIAS * found["both"]:
+            said.append(
+                f"position bias: in {swapped} of {found['both']} comparisons the verdict of the "
+                f"{self.name} swapped with the order, which counts as a tie; it preferred the "
+                f"first response {found['first_twice']} times and the second "
+                f"{found['second_twice']} times"
+            )
+        return said
 
     # Requests
 

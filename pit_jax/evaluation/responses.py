@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from pit_jax.method.improve import Trace
 from pit_jax.method.roles import PIT, POLICY, POLICY_REWARD
 from pit_jax.method.sampler import Response
 from pit_jax.run.run import Run
+
+PROGRESS_SECONDS = 30.0
 
 
 class Responses:
@@ -44,12 +47,14 @@ class Responses:
         self._sampled: dict[tuple, list[Response]] = {}
         self._traces: dict[tuple, list[Trace]] = {}
         self._rewards: dict[tuple, np.ndarray] = {}
+        self._started = self._said = time.monotonic()
 
     def policy(self, stage: str, temperature: float, draw: int = 0) -> list[Response]:
         """Samples a policy's response to each prompt; another `draw` is an independent sample."""
         key = (stage, temperature, draw)
         if key not in self._sampled:
             run = self._run
+            self._say(stage, temperature)
             self._sampled[key] = run.role(POLICY).answers(
                 self.model(stage),
                 self.prompts,
@@ -90,6 +95,7 @@ class Responses:
             # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are.
             improver = dataclasses.replace(improver, anchor=0.0)
             original = self.policy(self._policy, temperature)
+            self._say(stage, temperature, method)
             draw = run.key("evaluation", stage, method)
             config = self._improving(self._at(temperature), iterations, method)
             self._traces[key] = improver(self.prompts, original, self.rows, draw, config)
@@ -114,6 +120,7 @@ class Responses:
             purposes = () if method == "pit" else (method,)
             draw = run.key("evaluation", stage, "sweep", *purposes)
             original = self.policy(policy, 1.0)
+            self._say(stage, temperature, method)
             config = self._improving(self._at(temperature), 1, method)
             traces = improver(self.prompts, original, self.rows, draw, config)
             self._sampled[key] = [trace.responses[1] for trace in traces]
@@ -138,6 +145,16 @@ class Responses:
                 model, built, role.widths.reward, read, pooling
             )
         return self._rewards[known]
+
+    def _say(self, stage: str, temperature: float, method: str = "responses") -> None:
+        """Says what is sampled next, if nothing has been said for a while."""
+        now = time.monotonic()
+        if now - self._said >= PROGRESS_SECONDS:
+            what = method.replace("_", "-")
+            passed = f"{round(now - self._started)} s so far"
+            line = f"evaluating: {what} of {stage} at temperature {temperature:g}, {passed}"
+            print(line, flush=True)
+            self._said = now
 
     def _reflects(self, stage: str, method: str) -> bool:
         return method == "pit" and self._run.reflects(stage)

@@ -49,6 +49,22 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
+class SignTest:
+    """Holds a sign test of a first model against a second, with each group as one draw.
+
+    Attributes:
+      wins, losses, ties: how many groups have more wins than losses, fewer, and as many.
+      p: probability of signs as one-sided as these, or more so, if a group that isn't tied were as
+        likely to be won as lost; two-sided, and 1 where all groups are tied.
+    """
+
+    wins: int
+    losses: int
+    ties: int
+    p: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Mean:
     """Holds a mean over n rows with its 95% interval, NaN where the rows don't tell one."""
 
@@ -118,6 +134,24 @@ def compare(
         ci_high=high,
         n=n,
     )
+
+
+def sign_test(outcomes, groups: Groups = None) -> SignTest:
+    """Tests by the signs of groups (Dixon and Mood, 1946) whether verdicts [N] favour a side.
+
+    A group's sign is that of the sum of its verdicts. The test is exact at any number of groups.
+
+    Args:
+      outcomes: the verdicts.
+      groups: the group of each row; see `intervals.group_numbers`.
+    """
+    from scipy import stats  # its import takes a second or two
+
+    outcomes_N = _outcomes(outcomes)
+    sums_G, _ = intervals.by_group(outcomes_N, intervals.group_numbers(groups, outcomes_N.size))
+    wins, losses = int((sums_G > 0).sum()), int((sums_G < 0).sum())
+    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return SignTest(wins=wins, losses=losses, ties=sums_G.size - wins - losses, p=float(p))
 
 
 def mean_interval(

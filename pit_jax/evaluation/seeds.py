@@ -43,9 +43,11 @@ _COMPARISON: _Measured = {
     "lose": (False, _PERCENT),
     "tie": (False, _PERCENT),
 }
+_LENGTHS: _Measured = {"delta": (True, _POINTS), "longer_wins": (False, _SHARE)}
 _ITERATION: _Measured = {
     "delta_vs_original": (True, _POINTS),
     "elo": (False, None),
+    "bradley_terry": (False, None),
     "changed": (False, _SHARE),
     "gap": (False, None),
 }
@@ -131,8 +133,9 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
     iteration. A row that only some seeds have is there for those.
 
     Returns:
-      `comparisons`, `scores`, `iterations`, `reward_models`, `figure3` and `figure5`, each a list
-      of rows: what names the row, then a Summary as a dict for each quantity. `figure4` is a list
+      `comparisons`, `lengths` (of comparisons, at equal length), `scores`, `iterations`,
+      `reward_models`, `figure3` and `figure5`, each a list of rows: what names the row, then a
+      Summary as a dict for each quantity. `figure4` is a list
       of curves {model, round, steps, mean, seeds, ending, regions}: the mean of the seeds' curves,
       the curves, each as long as `steps`, the Summary of the mean of each curve's last tenth, and
       in which region that lies by the seed's own reward model. `regions` has the mean of the
@@ -149,6 +152,7 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
     return {
         "variants": _combined([r.get("variants", ()) for r in reports], {}),
         "comparisons": _combined([r.get("comparisons", ()) for r in reports], _COMPARISON),
+        "lengths": _combined([_lengths(r) for r in reports], _LENGTHS),
         "scores": _combined([r.get("scores", ()) for r in reports], score),
         "iterations": _combined(
             [_iterations(r) for r in reports],
@@ -213,6 +217,15 @@ def _number(value: Any) -> float | None:
 def _interval(row: Row) -> Interval | None:
     low, high = _number(row.get("ci_low")), _number(row.get("ci_high"))
     return None if low is None or high is None else (low, high)
+
+
+def _lengths(report: Report) -> list[Row]:
+    """What comparisons have at equal length, as rows of their names."""
+    return [
+        {key: value for key, value in row.items() if _names(key, value)} | row["lengths"]
+        for row in report.get("comparisons", ())
+        if row.get("lengths")
+    ]
 
 
 def _iterations(report: Report) -> list[Row]:

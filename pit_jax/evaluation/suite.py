@@ -20,13 +20,21 @@ import jax
 from pit_jax import __version__
 from pit_jax.checked import at_least, checked
 from pit_jax.data.examples import SPLITS
-from pit_jax.evaluation import curves, responses, scoring, variants
+from pit_jax.evaluation import curves, ground_truth, responses, scoring, variants
 from pit_jax.evaluation.endpoint import EndpointConfig
 from pit_jax.evaluation.held_out_pairs import HeldOutPairs
-from pit_jax.evaluation.judges import Judge, ScoringJudge, Verdicts, judge_for
+from pit_jax.evaluation.judges import (
+    ExactJudge,
+    Judge,
+    RewardJudge,
+    ScoringJudge,
+    Verdicts,
+    checker,
+    judge_for,
+)
 from pit_jax.evaluation.language_judge import LanguageModelJudge
 from pit_jax.evaluation.responses import Responses
-from pit_jax.evaluation.tables import Side, Tables
+from pit_jax.evaluation.tables import Side, Tables, of_generations
 from pit_jax.method.improve import Trace
 from pit_jax.method.sampler import Response
 from pit_jax.run import checks, stages
@@ -100,11 +108,11 @@ class Suite:
         examples = run.data.examples(config.split)[: config.num_prompts or None]
         self.responses = Responses(run, examples, config.policy, config.gap_model)
         self._judge: Judge
+        self._rewards = functools.partial(self.responses.rewards, config.reward_model)
         if config.judge:
             self._judge = LanguageModelJudge(config.judge, run.directory)
         else:
-            rewards = functools.partial(self.responses.rewards, config.reward_model)
-            self._judge = judge_for(run.config.dataset, rewards, config.reward_model)
+            self._judge = judge_for(run.config.dataset, self._rewards, config.reward_model)
         self._tables = Tables(self.responses, self._judge, run.config.seed)
         self._pairs = HeldOutPairs(run, self.responses, config.split)
         of = functools.partial(variants.others, run)
@@ -160,6 +168,7 @@ class Suite:
             "scores": scores,
             "iterations": [{"temperature": t, **self._iterations(t)} for t in config.temperatures],
             "reward_models": agreement,
+            "ground_truth": self._ground_truth(),
             "figure3": self._sweep(),
             "figure5": figure5,
         }
@@ -182,35 +191,11 @@ class Suite:
           records: `prompt` and `responses` [y_0, y_1, …], all of the same length or stopped early
             (the last one then stands for the later ones).
         """
-        prompts = [record["prompt"] for record in records]
-        depth = max(len(record["responses"]) for record in records)
-        texts = [
-            [r["responses"][min(k, len(r["responses"]) - 1)] for r in records] for k in range(depth)
-        ]
-        verdicts = Verdicts(self._judge, prompts)
-        scores = []
-        for k, each in enumerate(texts):
-            if mean := verdicts.mean(each, prompts):
-                scores.append({"name": f"iteration {k}", **mean})
-
-        def comparisons() -> list[dict[str, Any]]:
-            return [
-                {
-                    "name": f"Iteration {k} vs Original",
-                    "first": "iteration",
-                    "second": "original",
-                    "judge": self._judge.name,
-                    "group": "table1",
-                    **dataclasses.asdict(scoring.compare(verdicts(texts[k], texts[0]), prompts)),
-                }
-                for k in range(1, depth)
-            ]
-
+        made = self._with_verdicts(lambda: of_generations(self._judge, records))
         return {
             "title": "Saved generations",
-            "num_prompts": len(prompts),
-            "comparisons": self._with_verdicts(comparisons),
-            "scores": scores,
+            "num_prompts": len(records),
+            **made,
             **self._judging(),
         }
 
@@ -243,6 +228,11 @@ class Suite:
     # Tables
 
     def _comparisons(self, temperature: float) -> list[dict[str, Any]]:
+        rows = self._sides(temperature)
+        return [self._tables.compare(temperature, group, a, b) for group, a, b in rows]
+
+    def _sides(self, temperature: float) -> list[tuple[str, Side, Side]]:
+        """Lists what is compared, by the group of its table."""
         config = self._config
         original = Side("original", "Original", self.policy(config.policy, temperature))
         pit = Side("pit", "PIT", self._pit(config.pit, temperature))
@@ -272,7 +262,7 @@ class Suite:
         ]
         for other in others:
             rows += [("control", other, original), ("control", pit, other)]
-        return [self._tables.compare(temperature, group, a, b) for group, a, b in rows]
+        return rows
 
     def _scores(self, temperature: float) -> list[dict[str, Any]]:
         config = self._config
@@ -288,7 +278,14 @@ class Suite:
     def _iterations(self, temperature: float) -> dict[str, Any]:
         count = self._config.iterations
         traces = self.improved(self._config.pit, temperature, count)
-        return self._tables.iterations(traces, self._self_refine(temperature), count)
+        min_gap = self._run.config.improve.min_gap or 0.0
+        return {
+            **self._tables.iterations(traces, self._self_refine(temperature), count),
+            # `improve` counts a gap from the anchor, and these are scores as they are.
+            "stops": self._tables.stops(
+                traces, count, min_gap + self._run.anchor(self._config.gap_model)
+            ),
+        }
 
     def _reward_model_rows(self) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
         """Makes Table 4 and, of R_PIT's rewards, Figure 2.
@@ -308,6 +305,28 @@ class Suite:
             rows += [pairs.policy_row(label, stage), pairs.gap_row(f"difference of {label}", own)]
         rows += [pairs.gap_row(label, pairs.gap_rewards(s)) for label, s in self._gap_models]
         return rows, {pair: values.tolist() for pair, values in rewards.items()}
+
+    def _ground_truth(self) -> list[dict[str, Any]]:
+        """Compares the judge, and R_P as one, with the exact checker on what Table 1 compares."""
+        exact, true = checker(self._run.config.dataset), self._tables.verdicts
+        if exact is None:
+            return []
+        rewards = RewardJudge(self._rewards, f"R_P ({self._config.reward_model})")
+        judges = {rewards.name: Verdicts(rewards, self.responses.prompts)}
+        if not isinstance(self._judge, ExactJudge):
+            true = Verdicts(exact, self.responses.prompts)
+            judges = {self._judge.name: self._tables.verdicts, **judges}
+        pairs = [
+            (responses.texts(a.responses), responses.texts(b.responses))
+            for temperature in self._config.temperatures
+            for group, a, b in self._sides(temperature)
+            if group == "table1"
+        ]
+        groups, seed = self.responses.groups, self._run.config.seed
+        return [
+            ground_truth.row(name, verdicts, true, pairs, groups, seed)
+            for name, verdicts in judges.items()
+        ]
 
     def _variants(self) -> list[dict[str, str]]:
         """Says what each model of a group is, where there are several."""
@@ -359,7 +378,7 @@ class Suite:
                 yield refined, original
                 yield pit, refined
 
-        return self._series("figure3", sides)
+        return self._series(sides)
 
     def _supervised_pit(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Makes Figure 5 and its comparisons, for a run of several supervised PIT models."""
@@ -385,17 +404,17 @@ class Suite:
         first, *more = models(temperature)
         pairs = [*sides(temperature), *((first, other) for other in more)]
         rows = [self._tables.compare(temperature, "figure5", a, b) for a, b in pairs]
-        return self._series("figure5", sides), rows
+        return self._series(sides), rows
 
-    def _series(self, group: str, sides) -> dict[str, Any]:
+    def _series(self, sides) -> dict[str, Any]:
         """Makes a curve of each comparison of `sides(temperature)` over the sweep."""
         series: dict[str, list[float]] = {}
         intervals: dict[str, list[list[float]]] = {}
         for temperature in self._config.sweep:
             for a, b in sides(temperature):
-                row = self._tables.compare(temperature, group, a, b)
-                series.setdefault(row["name"], []).append(row["delta"])
-                intervals.setdefault(row["name"], []).append([row["ci_low"], row["ci_high"]])
+                found, name = self._tables.delta(a, b), f"{a.label} vs {b.label}"
+                series.setdefault(name, []).append(found.delta)
+                intervals.setdefault(name, []).append([found.ci_low, found.ci_high])
         return {"temperatures": list(self._config.sweep), "series": series, "intervals": intervals}
 
     def _samples(self) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pit_jax.evaluation import elo, scoring
+from pit_jax.evaluation import bradley_terry, elo, lengths, scoring, stopping
+from pit_jax.evaluation.intervals import Groups
 from pit_jax.evaluation.judges import Judge, Verdicts, known
 from pit_jax.evaluation.responses import Responses, texts
 from pit_jax.method.improve import Trace
@@ -29,6 +30,33 @@ class Side:
     kind: str
     label: str
     responses: Sequence[Response]
+
+
+def compared(
+    outcomes: np.ndarray,
+    first: Sequence[str],
+    second: Sequence[str],
+    groups: Groups,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Summarises verdicts, as a row of a comparison.
+
+    Args:
+      outcomes: verdicts [N] for the first of two responses to each prompt.
+      first, second: what these say.
+      groups: the group of each; see `intervals.group_numbers`.
+      seed: of the intervals.
+
+    Returns:
+      the fields of `scoring.Comparison`; `sign_test` has those of `scoring.SignTest`, and `lengths`
+      those of `lengths.LengthEffect`, with None for NaN.
+    """
+    effect = lengths.effect(outcomes, list(map(len, first)), list(map(len, second)), groups)
+    return {
+        **dataclasses.asdict(scoring.compare(outcomes, groups, seed)),
+        "sign_test": dataclasses.asdict(scoring.sign_test(outcomes, groups)),
+        "lengths": {k: known(v) for k, v in dataclasses.asdict(effect).items()},
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +80,8 @@ class Tables:
 
     def compare(self, temperature: float, group: str, a: Side, b: Side) -> dict[str, Any]:
         """Compares two sides, as a row of a group of comparisons."""
-        outcomes = self.verdicts(texts(a.responses), texts(b.responses))
+        said = texts(a.responses), texts(b.responses)
+        outcomes = self.verdicts(*said)
         return {
             "name": f"{a.label} vs {b.label}",
             "first": a.kind,
@@ -60,8 +89,13 @@ class Tables:
             "temperature": temperature,
             "judge": self.judge.name,
             "group": group,
-            **dataclasses.asdict(scoring.compare(outcomes, self.responses.groups, self.seed)),
+            **compared(outcomes, *said, self.responses.groups, self.seed),
         }
+
+    def delta(self, a: Side, b: Side) -> scoring.Comparison:
+        """Compares two sides by Δ alone, as a point of a curve."""
+        outcomes = self.verdicts(texts(a.responses), texts(b.responses))
+        return scoring.compare(outcomes, self.responses.groups, self.seed)
 
     def score(self, name: str, temperature: float, responses: Sequence[Response]) -> dict[str, Any]:
         """Takes the mean score of responses, how many of them ended, and their mean length.
@@ -102,6 +136,7 @@ class Tables:
 
         pairs, outcomes = scoring.pairwise_outcomes(len(entries), verdicts)
         ratings = elo.elo_ratings(pairs, outcomes, groups, seed=self.seed)
+        fitted = bradley_terry.ratings(pairs, outcomes, groups, seed=self.seed)
         rows = []
         for m, (traces, k) in enumerate(entries):
             scores = self.verdicts.scores(said[m])
@@ -112,6 +147,9 @@ class Tables:
                 "elo_low": known(ratings.low[m]),
                 "elo_high": known(ratings.high[m]),
                 "rank": int(ratings.rank[m]),
+                "bradley_terry": float(fitted.rating[m]),
+                "bradley_terry_low": known(fitted.low[m]),
+                "bradley_terry_high": known(fitted.high[m]),
             }
             if k:
                 delta = scoring.compare(verdicts(m, 0), groups)
@@ -126,3 +164,66 @@ class Tables:
             rows.append(row)
         table = {"rows": rows[: count + 1]}
         return table | ({"self_refine": rows[count + 1 :]} if self_refine else {})
+
+    def stops(self, pit: Sequence[Trace], count: int, min_gap: float) -> list[dict[str, Any]]:
+        """Compares stop criteria by what PIT ends with and by what that takes.
+
+        Args:
+          pit: the improvements of the original by PIT, with gaps.
+          count: how many improvements in a row.
+          min_gap: the gap below which a row stops that stops by its gap.
+        """
+        groups, original = self.responses.groups, texts([t.responses[0] for t in pit])
+        rows = []
+        for criterion in stopping.criteria(pit, count, min_gap):
+            ends = [stopping.stop(trace, criterion, count) for trace in pit]
+            kept = texts([t.responses[end.kept] for t, end in zip(pit, ends, strict=True)])
+            scores = self.verdicts.scores(kept)
+            delta = scoring.compare(self.verdicts(kept, original), groups)
+            rows.append(
+                {
+                    "criterion": criterion.name,
+                    "limit": criterion.limit,
+                    "iterations": float(np.mean([end.iterations for end in ends])),
+                    "tokens": float(np.mean([end.tokens for end in ends])),
+                    **({} if scores is None else {"mean_score": float(scores.mean())}),
+                    "delta_vs_original": delta.delta,
+                    "ci_low": delta.ci_low,
+                    "ci_high": delta.ci_high,
+                }
+            )
+        return rows
+
+
+def of_generations(judge: Judge, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Compares each iteration's text of saved generations with the original's.
+
+    Args:
+      judge: says which is better.
+      records: as `Suite.judge_generations` takes them.
+
+    Returns:
+      comparisons; scores, which are none by a judge that has verdicts alone.
+    """
+    prompts = [record["prompt"] for record in records]
+    depth = max(len(record["responses"]) for record in records)
+    said = [
+        [r["responses"][min(k, len(r["responses"]) - 1)] for r in records] for k in range(depth)
+    ]
+    verdicts = Verdicts(judge, prompts)
+    scores = []
+    for k, each in enumerate(said):
+        if mean := verdicts.mean(each, prompts):
+            scores.append({"name": f"iteration {k}", **mean})
+    comparisons = [
+        {
+            "name": f"Iteration {k} vs Original",
+            "first": "iteration",
+            "second": "original",
+            "judge": judge.name,
+            "group": "table1",
+            **compared(verdicts(said[k], said[0]), said[k], said[0], prompts),
+        }
+        for k in range(1, depth)
+    ]
+    return {"comparisons": comparisons, "scores": scores}

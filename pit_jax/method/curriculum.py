@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from pit_jax.checked import UserPath, checked
 from pit_jax.data.examples import Example
@@ -73,6 +74,26 @@ def locate(rounds: tuple[Round, ...], step: int) -> Iterator[tuple[int, Round, i
         first = last
 
 
+def to_sample(
+    examples: Sequence[Example], round_: Round, batch_size: int, seed: int
+) -> Sequence[Example]:
+    """Chooses the examples that a round samples references for: no more than its steps use.
+
+    They are drawn at random and keep their order.
+
+    Args:
+      examples: those of the RL fold.
+      round_: the round.
+      batch_size: prompts of a step.
+      seed: of the draw.
+    """
+    needed = round_.steps * batch_size
+    if needed >= len(examples):
+        return examples
+    drawn = np.random.default_rng(seed).choice(len(examples), needed, replace=False)
+    return [examples[i] for i in sorted(drawn)]
+
+
 def sample_references(
     round_: Round,
     writer: ReferenceWriter,
@@ -90,7 +111,7 @@ def sample_references(
     Args:
       round_: a round whose references are sampled.
       writer: what writes the round's store.
-      examples: the examples; for each prompt of theirs a reference is sampled.
+      examples: what `to_sample` returns; for each prompt of theirs a reference is sampled.
       policy: parameters of M_P.
       policy_role: how M_P reads and writes.
       improver: Algorithm 2 with M_PIT as it is when the round begins.

@@ -21,9 +21,11 @@ from pit_jax.checked import checked
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
 from pit_jax.method.losses import allow, token_log_probs
 from pit_jax.models.adapters import whole
-from pit_jax.models.attention import CausalRows, KVCache, positions_of
+from pit_jax.models.attention import CausalRows, positions_of
+from pit_jax.models.cache import KVCache
 from pit_jax.models.network import LanguageModel, for_decoding
 from pit_jax.runtime import partitioning
+from pit_jax.runtime.partitioning import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,13 @@ class Generation:
     tokens_BR: jax.Array
     log_probs_BR: jax.Array
     mask_BR: jax.Array
+
+
+def _nothing(B: int, R: int) -> Generation:
+    """Responses of which no token has been sampled."""
+    return Generation(
+        jnp.full((B, R), PAD_ID, jnp.int32), jnp.zeros((B, R), jnp.float32), jnp.zeros((B, R), bool)
+    )
 
 
 def is_end(tokens: Any, ends: tuple[int, ...]) -> Any:
@@ -143,6 +152,189 @@ def prefill(model: LanguageModel, params, prompt_BP: jax.Array, response_length:
     )
 
 
+@flax.struct.dataclass
+class Rows:
+    """Holds rows in the midst of decoding.
+
+    Attributes:
+      generation: what has been sampled.
+      drawn: int32, the number of tokens that were: one of all rows, or [B] of each row.
+      done_B: bool, rows that have met an end or filled the window.
+      token_B: the last token of each row, which the network hasn't read yet.
+      prompt_valid_BP: bool, the real tokens of the prompts.
+      keys_B: the key of each row.
+      temperature_B: as for `sample`.
+      cache: keys and values, P + R columns: the prompt, then the response.
+    """
+
+    generation: Generation
+    drawn: jax.Array
+    done_B: jax.Array
+    token_B: jax.Array
+    prompt_valid_BP: jax.Array
+    keys_B: jax.Array
+    temperature_B: jax.Array | None
+    cache: KVCache
+
+    def replaced(self, places_N: jax.Array, new: Rows) -> Rows:
+        """Puts N new rows in the places of others; a place of B or more drops its row.
+
+        In both each row counts its own tokens, and prompts are of one width.
+        """
+
+        def put(old, new):
+            if isinstance(old, KVCache):
+                return old.put(places_N, new)
+            return old.at[places_N].set(new, mode="drop")
+
+        return jax.tree.map(put, self, new, is_leaf=_is_cache).placed()
+
+    def widened(self, width: int) -> Rows:
+        """Makes room for prompts of that width."""
+        more = width - self.prompt_valid_BP.shape[1]
+        valid_BP = jnp.pad(self.prompt_valid_BP, ((0, 0), (more, 0)))
+        return dataclasses.replace(
+            self, prompt_valid_BP=valid_BP, cache=self.cache.widened(more)
+        ).placed()
+
+    def placed(self) -> Rows:
+        """Fixes how rows are split over devices."""
+
+        def one(x):
+            if isinstance(x, KVCache):
+                return x.placed()
+            return constrain(x, "batch", *(x.ndim - 1) * (None,)) if x.ndim else x
+
+        return jax.tree.map(one, self, is_leaf=_is_cache)
+
+
+def _is_cache(x: Any) -> bool:
+    return isinstance(x, KVCache)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """Decodes rows token by token, all of which may be at different tokens of their responses.
+
+    Attributes:
+      model: the language model.
+      response_length: R, the most tokens of a response, its end included.
+      config: temperature and filters.
+      allowed_V: bool, ids that may be sampled; None allows all.
+      ends: the ids that end a response.
+    """
+
+    model: LanguageModel
+    response_length: int
+    config: SamplingConfig
+    allowed_V: np.ndarray | None = None
+    ends: tuple[int, ...] = (EOS_ID,)
+
+    def prepared(self, params):
+        """Makes of parameters what the other methods take."""
+        return for_decoding(whole(params), self.model.config)
+
+    def begin(
+        self,
+        params,
+        prompt_BP: jax.Array,
+        keys_B: jax.Array,
+        temperature_B: jax.Array | None = None,
+        apart: bool = False,
+    ) -> Rows:
+        """Reads left-padded prompts and draws a first token of each; arguments as for `generate`.
+
+        With `apart` each row counts its own tokens, as rows do that others are to replace.
+        """
+        B, R = prompt_BP.shape[0], self.response_length
+        logits_BV, cache = prefill(self.model, params, prompt_BP, R)
+        rows = Rows(
+            generation=_nothing(B, R),
+            drawn=jnp.zeros((B,) if apart else (), jnp.int32),
+            done_B=jnp.zeros((B,), bool),
+            token_B=jnp.zeros((B,), jnp.int32),
+            prompt_valid_BP=prompt_BP != PAD_ID,
+            keys_B=keys_B,
+            temperature_B=temperature_B,
+            cache=cache,
+        )
+        return self._draw(rows, logits_BV)
+
+    def empty(self, width: int, temperature_B: jax.Array, key: jax.Array) -> Rows:
+        """Makes B places of prompts of that width. All are done, so rows can be put in them."""
+        B, R = temperature_B.shape[0], self.response_length
+        return Rows(
+            generation=_nothing(B, R),
+            drawn=jnp.zeros((B,), jnp.int32),
+            done_B=jnp.ones((B,), bool),
+            token_B=jnp.zeros((B,), jnp.int32),
+            prompt_valid_BP=jnp.zeros((B, width), bool),
+            keys_B=row_keys(key, jnp.arange(B)),
+            temperature_B=temperature_B,
+            cache=KVCache.zeros(self.model.config, B, width + R),
+        )
+
+    def advance(self, params, rows: Rows, enough: int | jax.Array | None = None) -> Rows:
+        """Decodes until that many rows are done; None stands for all."""
+
+        # No row takes more steps than the window has columns; a compiler can read off this bound.
+        def unfinished(carry):
+            step, rows = carry
+            done_B = rows.done_B
+            more = ~jnp.all(done_B) if enough is None else jnp.sum(done_B) < enough
+            return (step < self.response_length) & more
+
+        def step(carry):
+            step, rows = carry
+            return step + 1, self._draw(*self._read(params, rows))
+
+        return jax.lax.while_loop(unfinished, step, (jnp.int32(1), rows))[1]
+
+    def _read(self, params, rows: Rows) -> tuple[Rows, jax.Array]:
+        """Feeds the last token of each row; the next one's logits [B, V]."""
+        P = rows.prompt_valid_BP.shape[1]
+        responses_S = jnp.arange(P + self.response_length) - P
+        drawn_B1 = jnp.reshape(rows.drawn, (-1, 1))
+        sees_BS = jnp.pad(rows.prompt_valid_BP, ((0, 0), (0, self.response_length)))
+        sees_BS |= (responses_S[None] >= 0) & (responses_S[None] < drawn_B1)
+        count_B = jnp.sum(rows.prompt_valid_BP, axis=1)
+        with partitioning.decoding():
+            logits_BV, cache = self.model.apply(
+                {"params": params},
+                rows.token_B[:, None],
+                (count_B + rows.drawn - 1)[:, None],
+                sees_BS[:, None],
+                rows.cache,
+                P + rows.drawn - 1,
+                method=LanguageModel.step,
+            )
+        return dataclasses.replace(rows, cache=cache), logits_BV
+
+    def _draw(self, rows: Rows, logits_BV: jax.Array) -> Rows:
+        """Samples a token of each row; rows that are done get padding."""
+        drawn_B = jnp.broadcast_to(rows.drawn, rows.done_B.shape)
+        keys_B = jax.vmap(jax.random.fold_in)(rows.keys_B, drawn_B)
+        allowed_BV = allow(logits_BV, self.allowed_V)
+        token_B, log_prob_B = sample(allowed_BV, keys_B, self.config, rows.temperature_B)
+        token_B = jnp.where(rows.done_B, PAD_ID, token_B)
+        # A done row's column is one that stays padding: its own next one, or beyond the window.
+        here_BR = jnp.arange(self.response_length)[None] == drawn_B[:, None]
+        here_BR &= ~rows.done_B[:, None]
+        last_B = drawn_B + 1 == self.response_length
+        g = rows.generation
+        return dataclasses.replace(
+            rows,
+            generation=Generation(
+                jnp.where(here_BR, token_B[:, None], g.tokens_BR),
+                jnp.where(here_BR, log_prob_B[:, None], g.log_probs_BR),
+                g.mask_BR | here_BR,
+            ),
+            drawn=rows.drawn + (~rows.done_B if rows.drawn.ndim else 1),
+            done_B=rows.done_B | is_end(token_B, self.ends) | last_B,
+            token_B=token_B,
+        )
+
+
 def generate(
     model: LanguageModel,
     params,
@@ -167,54 +359,7 @@ def generate(
       ends: the ids that end a response.
       temperature_B: as for `sample`.
     """
-    B, P = prompt_BP.shape
-    R = response_length
-    params = for_decoding(whole(params), model.config)
-    logits_BV, cache = prefill(model, params, prompt_BP, R)
-    prompt_valid_BP = prompt_BP != PAD_ID
-    count_B = jnp.sum(prompt_valid_BP, axis=1)
-    columns_S = jnp.arange(P + R)
-    prompt_valid_BS = jnp.pad(prompt_valid_BP, ((0, 0), (0, R)))
-
-    def write(array_BR, column_B, t):
-        return jax.lax.dynamic_update_slice(array_BR, column_B[:, None], (0, t))
-
-    def draw(t, logits_BV, generation, done_B):
-        """Samples column t; rows that are done get padding."""
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
-        token_B, log_prob_B = sample(allow(logits_BV, allowed_V), keys, config, temperature_B)
-        token_B = jnp.where(done_B, PAD_ID, token_B)
-        generation = Generation(
-            write(generation.tokens_BR, token_B, t),
-            write(generation.log_probs_BR, jnp.where(done_B, 0.0, log_prob_B), t),
-            write(generation.mask_BR, ~done_B, t),
-        )
-        return generation, done_B | is_end(token_B, ends), token_B
-
-    def unfinished(carry):
-        t, _, done_B, _, _ = carry
-        return (t < R) & ~jnp.all(done_B)
-
-    def step(carry):
-        """Feeds column t - 1, samples column t."""
-        t, generation, done_B, token_B, cache = carry
-        sees_BS = prompt_valid_BS | ((columns_S >= P) & (columns_S < P + t))[None]
-        with partitioning.decoding():
-            logits_BV, cache = model.apply(
-                {"params": params},
-                token_B[:, None],
-                (count_B + t - 1)[:, None],
-                sees_BS[:, None],
-                cache,
-                P + t - 1,
-                method=LanguageModel.step,
-            )
-        generation, done_B, token_B = draw(t, logits_BV, generation, done_B)
-        return t + 1, generation, done_B, token_B, cache
-
-    empty = Generation(
-        jnp.full((B, R), PAD_ID, jnp.int32), jnp.zeros((B, R), jnp.float32), jnp.zeros((B, R), bool)
-    )
-    generation, done_B, token_B = draw(jnp.int32(0), logits_BV, empty, jnp.zeros((B,), bool))
-    start = (jnp.int32(1), generation, done_B, token_B, cache)
-    return jax.lax.while_loop(unfinished, step, start)[1]
+    decoding = Decoding(model, response_length, config, allowed_V, ends)
+    params = decoding.prepared(params)
+    rows = decoding.begin(params, prompt_BP, keys_B, temperature_B)
+    return decoding.advance(params, rows).generation

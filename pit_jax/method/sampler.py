@@ -1,8 +1,9 @@
 """Samples responses to lists of prompts, for curriculum, improvement and evaluation.
 
-Rows are cut into batches of a fixed size (the last is filled up), those of like lengths together,
-of a few widths, each of which compiles once. Every process gives the same rows and gets all
-responses. A row's sample depends on the key and on the number that names the row, not on its batch.
+Rows that are done make place for prompts that wait, the shortest first. What is scored goes in
+batches of like lengths, the last filled up. There are a few widths, each of which compiles once.
+Every process gives the same rows and gets all responses. A row's sample depends on the key and on
+the number that names the row, not on its place or its neighbours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID
-from pit_jax.method.decode import SamplingConfig, generate, is_end, row_keys
+from pit_jax.method.decode import Decoding, Rows, SamplingConfig, is_end, row_keys
 from pit_jax.method.forward import response_scores
 from pit_jax.method.widths import ladder
 from pit_jax.models.config import NetworkConfig
@@ -85,6 +86,7 @@ class Sampler:
         self._batch_size = batch_size
         self._allowed_V = allowed_V
         self._ends = ends
+        self._pools: dict[Any, _Programs] = {}
         self._programs: dict[Any, Callable] = {}
 
     def respond(
@@ -108,20 +110,41 @@ class Sampler:
           sampling: temperature and filters.
           reflecting: how the model reflects; None if it writes its response alone.
         """
-        run = self.respond_program(sampling, reflecting)
         responses: list[Response] = [Response([], False)] * len(prompts)
-        numbers = np.asarray(rows, np.int32)
-        for chosen, fitting in self._batches([len(prompt) for prompt in prompts], width):
+        if not prompts:
+            return responses
+        programs, numbers = self._decoding(sampling, reflecting), np.asarray(rows, np.int32)
+        pool: Rows | None = None
+        held: dict[int, int] = {}  # place in the pool -> prompt
+        size, few = self._batch_size, self._few()
+
+        def advance(enough: int) -> None:
+            """Decodes until that many places are free."""
+            nonlocal pool
+            pool, found = programs.advance(params, pool, enough)
+            tokens_BR, mask_BR, done_B = map(np.asarray, found)
+            for place in set(np.flatnonzero(done_B).tolist()) & set(held):
+                responses[held.pop(place)] = self._response(tokens_BR[place], mask_BR[place])
+
+        for chosen, fitting in _like([len(prompt) for prompt in prompts], width, few):
+            if size - len(held) < few:
+                advance(few)
+            if pool is None:
+                ones_B = {"ones": np.ones(size, np.float32)}
+                pool = programs.empty(fitting, self._partitioner.shard_batch(ones_B)["ones"], key)
+            elif fitting > pool.prompt_valid_BP.shape[1]:
+                pool = programs.widened(pool, fitting)
+            places = [place for place in range(size) if place not in held][: len(chosen)]
+            held |= dict(zip(places, chosen.tolist(), strict=True))
+            filled = _filled(chosen, few)
             batch = {
-                "prompts": pad_left([prompts[i] for i in chosen], fitting),
-                "rows": numbers[chosen],
-                "temperatures": np.full(len(chosen), sampling.temperature, np.float32),
+                "prompts": pad_left([prompts[i] for i in filled], fitting),
+                "rows": numbers[filled],
+                "temperatures": np.full(few, sampling.temperature, np.float32),
+                "places": np.array(places + [size] * (few - len(places)), np.int32),
             }
-            generation = run(params, self._partitioner.shard_batch(batch), key)
-            tokens_BR = np.asarray(generation.tokens_BR)
-            mask_BR = np.asarray(generation.mask_BR)
-            for i, tokens_R, mask_R in zip(chosen, tokens_BR, mask_BR, strict=True):
-                responses[i] = self._response(tokens_R, mask_R)
+            pool = programs.begin(params, pool, self._partitioner.shard_batch(batch), key)
+        advance(size)
         return responses
 
     def score(
@@ -140,14 +163,15 @@ class Sampler:
         tokens_NR, mask_NR = self.scored(responses)
         lengths = (mask_NR.sum(axis=1) + [len(prompt) for prompt in prompts]).tolist()
         whole = width + self._response_length
-        for chosen, fitting in self._batches(lengths, whole):
+        for chosen, fitting in _like(lengths, whole, self._batch_size):
             run = self.score_program(pooling, fitting if fitting < whole else None)
+            filled = _filled(chosen, self._batch_size)
             batch = {
-                "prompts": pad_left([prompts[i] for i in chosen], width),
-                "responses": tokens_NR[chosen],
-                "mask": mask_NR[chosen],
+                "prompts": pad_left([prompts[i] for i in filled], width),
+                "responses": tokens_NR[filled],
+                "mask": mask_NR[filled],
             }
-            scores[chosen] = np.asarray(run(params, self._partitioner.shard_batch(batch)))
+            scores[filled] = np.asarray(run(params, self._partitioner.shard_batch(batch)))
         return scores
 
     def scored(self, responses: Sequence[Response]) -> tuple[np.ndarray, np.ndarray]:
@@ -157,36 +181,24 @@ class Sampler:
         mask_BR = np.arange(self._response_length)[None] < lengths[:, None]
         return pad_right(rows, self._response_length), mask_BR
 
-    def respond_program(
-        self, sampling: SamplingConfig, reflecting: Reflecting | None = None
-    ) -> Callable:
-        """Returns the jitted program (params, batch, key) -> Generation.
+    def _few(self) -> int:
+        """How many rows are begun at once: a quarter of the pool, where the mesh can split it."""
+        size, least = self._batch_size, self._partitioner.row_shards
+        return next((size // n for n in (4, 2) if size % (n * least) == 0), size)
 
-        Its batch has prompts [B, P], rows [B] and temperatures [B]; the sampling's own temperature
-        only says whether tokens are drawn at all.
-        """
+    def _decoding(self, sampling: SamplingConfig, reflecting: Reflecting | None) -> _Programs:
+        """The programs of a sampling, whose temperature only says whether tokens are drawn."""
         length, allowed_V = self._response_length, self._allowed_V
         if reflecting is not None:
             length = reflecting.window
             if allowed_V is not None:
                 allowed_V = allowed_V | (np.arange(len(allowed_V)) == reflecting.improved)
-
-        def respond(params, batch, key):
-            return generate(
-                self._language_model,
-                params,
-                batch["prompts"],
-                row_keys(key, batch["rows"]),
-                length,
-                sampling,
-                allowed_V,
-                self._ends,
-                batch["temperatures"],
-            )
-
         if sampling.temperature:
             sampling = dataclasses.replace(sampling, temperature=1.0)
-        return self._program(("respond", sampling, reflecting), respond)
+        if (sampling, reflecting) not in self._pools:
+            decoding = Decoding(self._language_model, length, sampling, allowed_V, self._ends)
+            self._pools[sampling, reflecting] = _Programs(decoding, self._partitioner)
+        return self._pools[sampling, reflecting]
 
     def score_program(self, pooling: str, width: int | None = None) -> Callable:
         """Returns the jitted (params, {prompts_BQ, responses_BR, mask_BR}) -> scores_B.
@@ -212,22 +224,54 @@ class Sampler:
         ends = np.flatnonzero(is_end(tokens_R, self._ends))
         return Response(tokens_R[: ends[0] if len(ends) else None].tolist(), len(ends) > 0)
 
-    def _batches(self, lengths: Sequence[int], width: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields the rows of each batch, the shortest first, and the width that they fit in.
-
-        The last batch is filled up with its longest row.
-        """
-        order, widths = np.argsort(lengths, kind="stable"), ladder(width, _WIDTHS)
-        for start in range(0, len(lengths), self._batch_size):
-            places = np.arange(start, start + self._batch_size)
-            chosen = order[np.minimum(places, len(lengths) - 1)]
-            yield chosen, next((w for w in widths if lengths[chosen[-1]] <= w), width)
-
     def _program(self, name: Any, function: Callable) -> Callable:
         if name not in self._programs:
             replicated = self._partitioner.replicated
             self._programs[name] = self._partitioner.jit(function, out_shardings=replicated)
         return self._programs[name]
+
+
+class _Programs:
+    """Has the jitted steps of a pool of rows, each compiled once for a width of prompts.
+
+    Args:
+      decoding: how rows are decoded.
+      partitioner: the mesh.
+    """
+
+    def __init__(self, decoding: Decoding, partitioner: Partitioner):
+        def begin(params, pool, batch, key):
+            params = decoding.prepared(params)
+            keys_N = row_keys(key, batch["rows"])
+            new = decoding.begin(params, batch["prompts"], keys_N, batch["temperatures"], True)
+            return pool.replaced(batch["places"], new)
+
+        def advance(params, pool, enough):
+            pool = decoding.advance(decoding.prepared(params), pool, enough)
+            g = pool.generation
+            return pool.placed(), (g.tokens_BR, g.mask_BR, pool.done_B)
+
+        def empty(width, temperature_B, key):
+            return decoding.empty(width, temperature_B, key).placed()
+
+        jit, out = partitioner.jit, (None, partitioner.replicated)
+        self.begin = jit(begin, donate_argnums=1)
+        self.advance = jit(advance, donate_argnums=1, out_shardings=out)
+        self.empty = jit(empty, static_argnums=0)
+        self.widened = jit(Rows.widened, static_argnums=1)
+
+
+def _like(lengths: Sequence[int], width: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields rows of like lengths, the shortest first, and the width that they fit in."""
+    order, widths = np.argsort(lengths, kind="stable"), ladder(width, _WIDTHS)
+    for start in range(0, len(lengths), size):
+        chosen = order[start : start + size]
+        yield chosen, next((w for w in widths if lengths[chosen[-1]] <= w), width)
+
+
+def _filled(chosen: np.ndarray, size: int) -> np.ndarray:
+    """Fills up rows with the last of them."""
+    return np.pad(chosen, (0, size - len(chosen)), mode="edge")
 
 
 def scored_ids(response: Response) -> Tokens:

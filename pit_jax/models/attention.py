@@ -1,4 +1,4 @@
-"""Computes grouped-query attention; has its masks and the KV cache. Dims: see `network.py`.
+"""Computes grouped-query attention; has its masks. Dims: see `network.py`.
 
 Masks are boolean, True where a query may look at a key. All padding is expressed by segment ids:
 0 is padding, and tokens see only their own segment.
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pit_jax.models import kernels
+from pit_jax.models.cache import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import Dense, RMSNorm, capped
 from pit_jax.models.rotary import frequencies, frequencies_of_layers, rotary
@@ -24,57 +25,6 @@ from pit_jax.runtime.partitioning import constrain
 RELATIVE_BUCKETS = 32
 # The least distance of buckets 1, 2, …: one each up to 16, then 16 in a geometric row up to 128.
 _STARTS = np.array([*range(1, 16), *(math.ceil(16 * 8 ** (n / 16)) for n in range(16))])
-
-
-@flax.struct.dataclass
-class KVCache:
-    """Holds the keys and values of all layers; decoding writes one token in place.
-
-    Attributes:
-      k_LBKSE: keys; where layers are written out, a tuple of each layer's array.
-      v_LBKSE: values, likewise.
-    """
-
-    k_LBKSE: jax.Array | tuple[jax.Array, ...]
-    v_LBKSE: jax.Array | tuple[jax.Array, ...]
-
-    @classmethod
-    def zeros(cls, config: NetworkConfig, batch: int, length: int) -> KVCache:
-        """Makes an empty cache of `length` tokens for `batch` rows."""
-        L, shape = config.num_layers, (batch, config.num_kv_heads, length, config.head_dim)
-        names = ("batch", "kv_heads", "length", "kv")
-
-        def make():
-            if kernels.written_out(config):
-                return tuple(constrain(jnp.zeros(shape, config.dtype), *names) for _ in range(L))
-            return constrain(jnp.zeros((L, *shape), config.dtype), "layers", *names)
-
-        return cls(make(), make())
-
-    def write(self, k_BTKE: jax.Array, v_BTKE: jax.Array, layer, index) -> KVCache:
-        """Puts T tokens of one layer at `index` along the length."""
-
-        def put(whole, new_BTKE):
-            new_BKTE = jnp.swapaxes(new_BTKE, 1, 2)
-            if not isinstance(whole, tuple):
-                start = (layer, 0, 0, index, 0)
-                return jax.lax.dynamic_update_slice(whole, new_BKTE[None], start)
-            own = jax.lax.dynamic_update_slice(whole[layer], new_BKTE, (0, 0, index, 0))
-            return (*whole[:layer], own, *whole[layer + 1 :])
-
-        return KVCache(put(self.k_LBKSE, k_BTKE), put(self.v_LBKSE, v_BTKE))
-
-    def layer(self, layer) -> tuple[jax.Array, jax.Array]:
-        """Returns the keys and the values of a layer, [B, S, K, E] each."""
-
-        def take(whole):
-            if isinstance(whole, tuple):
-                own = whole[layer]
-            else:
-                own = jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False)
-            return jnp.swapaxes(own, 1, 2)
-
-        return take(self.k_LBKSE), take(self.v_LBKSE)
 
 
 @flax.struct.dataclass
@@ -204,6 +154,7 @@ def attend(
     scale: float | None = None,
     bias_HN: jax.Array | None = None,
     cap: float = 0.0,
+    scales: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Computes grouped-query attention, softmax in float32; a query that sees no key gets zeros.
 
@@ -215,6 +166,7 @@ def attend(
       scale: factor of the scores; 1/sqrt(E) by default.
       bias_HN: added to the scores, for each head and bucket of distance.
       cap: of the scores, see `layers.capped`.
+      scales: what keys and values are to be multiplied with, float32 [B, K, S] each; None for 1.
 
     Returns:
       [B, T, H, E] in the type of `q_BTHE`.
@@ -223,16 +175,57 @@ def attend(
     K = k_BSKE.shape[2]
     scale = E**-0.5 if scale is None else scale
     q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E) * jnp.asarray(scale, q_BTHE.dtype)
-    scores = jnp.einsum("BTKGE,BSKE->BKGTS", q_BTKGE, k_BSKE, preferred_element_type=jnp.float32)
+    by_head = kernels.platform() == "cpu" and q_BTHE.dtype == jnp.bfloat16
+    scores_of, mixed = (_scores_by_head, _mixed_by_head) if by_head else (_scores, _mixed)
+    scores = scores_of(q_BTKGE, k_BSKE.astype(q_BTHE.dtype))
+    if scales is not None:
+        scores *= scales[0][:, :, None, None]
     scores = capped(scores, cap)
     if bias_HN is not None:
         scores += _bias(bias_HN.reshape(K, H // K, -1), mask_BTS, q_BTHE.dtype)
         mask_BTS = mask_BTS >= 0
     scores = jnp.where(mask_BTS[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1) * mask_BTS[:, None, None].any(-1, keepdims=True)
-    weights = weights.astype(v_BSKE.dtype)
-    out = jnp.einsum("BKGTS,BSKE->BTKGE", weights, v_BSKE, preferred_element_type=jnp.float32)
-    return out.reshape(B, T, H, E).astype(q_BTHE.dtype)
+    if scales is not None:
+        weights *= scales[1][:, :, None, None]
+    weights = weights.astype(q_BTHE.dtype)
+    return mixed(weights, v_BSKE.astype(q_BTHE.dtype)).reshape(B, T, H, E).astype(q_BTHE.dtype)
+
+
+def _scores(q_BTKGE, k_BSKE):
+    return jnp.einsum("BTKGE,BSKE->BKGTS", q_BTKGE, k_BSKE, preferred_element_type=jnp.float32)
+
+
+def _mixed(weights_BKGTS, v_BSKE):
+    how = {"preferred_element_type": jnp.float32}
+    return jnp.einsum("BKGTS,BSKE->BTKGE", weights_BKGTS, v_BSKE, **how)
+
+
+def _scores_by_head(q_BTKGE, k_BSKE):
+    """Computes `_scores` in a form that XLA's products of bfloat16 on a CPU have."""
+    B, T, K, G, E = q_BTKGE.shape
+    q_BKNE = jnp.transpose(q_BTKGE, (0, 2, 3, 1, 4)).reshape(B, K, G * T, E)
+    return _by_head(q_BKNE, jnp.swapaxes(k_BSKE, 1, 2), 3).reshape(B, K, G, T, -1)
+
+
+def _mixed_by_head(weights_BKGTS, v_BSKE):
+    B, K, G, T, S = weights_BKGTS.shape
+    weights_BKNS = weights_BKGTS.reshape(B, K, G * T, S)
+    out_BKNE = _by_head(weights_BKNS, jnp.swapaxes(v_BSKE, 1, 2), 2)
+    return jnp.transpose(out_BKNE.reshape(B, K, G, T, -1), (0, 3, 1, 2, 4))
+
+
+def _by_head(a, b, axis):
+    """The product of the last dim of a [B, K, N, X] and an axis of b, float32.
+
+    The barriers keep XLA from folding transpositions into the product afterwards: it swaps the
+    operands then, and what comes out stops the program with "Unsupported element type for
+    DotThunk" when it is run.
+    """
+    a, b = jax.lax.optimization_barrier((a, b))
+    dims = (((3,), (axis,)), ((0, 1), (0, 1)))
+    product = jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(product)
 
 
 def _part(T: int) -> int:
@@ -358,8 +351,8 @@ class Attention(nn.Module):
             out_BTHE = whole(q_BTHE, k_BTKE, v_BTKE, mask, *how)
         else:  # decoding: look at what the cache holds
             assert cache is not None
-            k_BSKE, v_BSKE = cache.layer(layer.number_L)
-            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask, *how)
+            k_BSKE, v_BSKE, scales = cache.layer(layer.number_L)
+            out_BTHE = attend(q_BTHE, k_BSKE, v_BSKE, mask, *how, scales)
         # Attention is split by rows, as the cache is; decoding, its result then goes to the weights
         # of the projection. In training the two are the same.
         out_BTHE = constrain(out_BTHE, "batch", "length", "heads", "kv")

@@ -19,7 +19,7 @@ QK_NORMS = ("none", "head", "projection")
 # A field that says how a family varies the network. Its default means that the variation isn't
 # there, and the texts by which a run knows its models don't name it then.
 _VARIATION = {"variation": True}
-BACKBONES = ("compute", "int8")
+BACKBONES = CACHES = ("compute", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +127,8 @@ class NetworkConfig:
         rope_low` are divided, and between them it goes over linearly (Llama 3.1).
       rope_low: see `rope_original_length`.
       rope_high: see `rope_original_length`.
+      cache: how keys and values are kept while decoding: in the `compute` type, or as `int8` with a
+        float32 scale for each head of a token.
       lora: which matrices are trained by adapters, all else of a model being frozen but a scalar
         model's head; None trains whole models.
     """
@@ -171,6 +173,7 @@ class NetworkConfig:
     rope_original_length: int = dataclasses.field(default=0, metadata=_VARIATION)
     rope_low: float = dataclasses.field(default=1.0, metadata=_VARIATION)
     rope_high: float = dataclasses.field(default=4.0, metadata=_VARIATION)
+    cache: str = dataclasses.field(default="compute", metadata=_VARIATION)
     lora: LoraConfig | None = dataclasses.field(default=None, metadata=_VARIATION)
 
     def __post_init__(self):
@@ -209,6 +212,7 @@ class NetworkConfig:
             ("norm", NORMS),
             ("norm_place", NORM_PLACES),
             ("qk_norm", QK_NORMS),
+            ("cache", CACHES),
         ):
             if getattr(self, field) not in choices:
                 raise ValueError(

@@ -20,11 +20,11 @@ from pit_jax.models.attention import (
     RELATIVE_BUCKETS,
     Attention,
     CausalRows,
-    KVCache,
     Layers,
     distances,
     relative_buckets,
 )
+from pit_jax.models.cache import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import MLP, PRODUCT, RESIDUAL, WHOLE, Dense, Embed, capped, make_norm
 from pit_jax.runtime.partitioning import constrain

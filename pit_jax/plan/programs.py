@@ -14,11 +14,11 @@ from pit_jax.data import layouts
 from pit_jax.data.examples import FOLDS
 from pit_jax.errors import UserError
 from pit_jax.method import choice, flops, ppo_step, supervised_step
-from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.flops import Work
 from pit_jax.method.frozen import Frozen
 from pit_jax.method.roles import GAP_REWARD, POLICY, ROLES
+from pit_jax.method.rollouts import make_answer
 from pit_jax.method.sampler import Sampler
 from pit_jax.models import adapters
 from pit_jax.models.config import NetworkConfig
@@ -217,9 +217,10 @@ def _sampling(
 ) -> Iterator[Program]:
     """Yields the programs by which `Sampler` samples references from the policy and scores them.
 
-    A round needs a reference for each prompt of its fold. Where the prompts are in files, which
-    aren't read here, as many as its steps use are counted. No stage runs the scoring: evaluations
-    and the `improve` command do.
+    All of the sampler's rows count as if they began together; it begins a quarter of them at once.
+    A round samples as many references as its steps use, or one for each prompt of its fold if
+    these are fewer, as far as the fold is known before files are read. No stage runs the scoring:
+    evaluations and the `improve` command do.
     """
     policy, gap = config.of_role(POLICY), config.of_role(GAP_REWARD)
     widths, read = (layouts.widths(each.windows, _SPACE) for each in (policy, gap))
@@ -231,15 +232,17 @@ def _sampling(
         for here, there in ((networks.actor, policy.network), (networks.reward, gap.network))
     )
     fold = getattr(config.dataset, "train_size", 0) // len(FOLDS)
-    sampled = [fold or r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
-    inputs = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
-    inputs["temperatures"] = ((B,), jnp.float32)
+    needed = [r.steps * stage.batch_size for r in stage.rounds if r.is_sampled]
+    sampled = [min(rows, fold or rows) for rows in needed]
+    rows = {"prompts": ((B, P), jnp.int32), "rows": ((B,), jnp.int32)}
+    batch = _batch(rows, partitioner)
     model = _another(answering.model("reference"))
+    answer = make_answer(policy.network, Environment(R, "last"))
     yield Program(
         "sampling of references",
         stage.name,
-        Sampler(policy.network, partitioner, R, B).respond_program(SamplingConfig()),
-        (model, _batch(inputs, partitioner), _key(partitioner)),
+        partitioner.jit(answer, out_shardings=partitioner.replicated),
+        (model, batch["prompts"], batch["rows"], _key(partitioner)),
         {"policy": model},
         _without(beside, model),
         _of(policy.network, *flops.sampling(B, P, R)),

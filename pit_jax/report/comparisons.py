@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax.evaluation import scoring
-from pit_jax.report import paper, plots
+from pit_jax.report import paper, plots, robustness, stopping
 from pit_jax.report.blocks import Block, Cell, Drawings, Figure, Results, Section, Table
 from pit_jax.report.formatting import (
     INTERVALS,
@@ -148,9 +148,12 @@ def iterations(results: Results, drawings: Drawings) -> Section:
             caption += (
                 " Changed: responses that differ from those of the iteration before; r_gap: reward "
                 "of the step. ELO is averaged over orders of all comparisons, and its interval is "
-                f"that of the average. Brackets: 95% intervals over prompts. {paper.TABLE_3}"
+                "that of the average. Bradley–Terry: ratings by maximum likelihood on the same "
+                "scale, on which no order bears; a tie is half a win. Brackets: 95% intervals over "
+                f"prompts. {paper.TABLE_3}"
             )
         blocks.append(_iteration_table(group, caption))
+    blocks += stopping.blocks(groups)
     return Section("Improvement iterations", blocks)
 
 
@@ -160,6 +163,7 @@ def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
     rows += [(f"Self\u2011Refine{NO_BREAK}", "self_refine", row) for row in refined]
     ranked = any(known(row.get("rank")) for _, _, row in rows)
     scored = any(known(row.get("mean_score")) for _, _, row in rows)
+    fitted = any(known(row.get("bradley_terry")) for _, _, row in rows)
     cells: list[list[str | Cell]] = []
     for label, method, row in rows:
         low, high = row.get("ci_low"), row.get("ci_high")
@@ -172,14 +176,20 @@ def _iteration_table(group: Mapping[str, Any], caption: str) -> Table:
                 Cell(delta, tone(row)),
                 with_interval(elo, row.get("elo_low"), row.get("elo_high"), whole),
                 *([whole(row.get("rank"))] if ranked else []),
+                *([_bradley_terry(row)] if fitted else []),
                 share(row.get("changed")),
                 number(row.get("gap")),
                 paper.elo(row["iteration"], method) or NONE,
             ]
         )
     columns = ["Iteration", *(["Mean score"] if scored else []), "Δ vs original", "ELO"]
-    columns += ["Rank"] if ranked else []
+    columns += ["Rank"] * ranked + ["Bradley–Terry"] * fitted
     return Table([*columns, "Changed %", "Mean r_gap", "Paper’s ELO"], cells, caption)
+
+
+def _bradley_terry(row: Mapping[str, Any]) -> str:
+    low, high = row.get("bradley_terry_low"), row.get("bradley_terry_high")
+    return with_interval(whole(row.get("bradley_terry")), low, high, whole)
 
 
 def temperature(results: Results, drawings: Drawings) -> Section:
@@ -257,4 +267,4 @@ def _comparison_blocks(
         columns.append("Paper’s Δ")
         caption += f" {source}"
     picture = Figure(name, f"Win, tie and lose rates and delta: {', '.join(labels)}")
-    return [picture, Table(columns, cells, caption)]
+    return [picture, Table(columns, cells, caption), *robustness.blocks(rows, labels)]

@@ -1,20 +1,47 @@
-"""The section of a judge that is a language model: how far its verdicts can be trusted."""
+"""The section of the judge: how far the verdicts of a model can be trusted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from pit_jax.report.blocks import Drawings, Results, Section, Table
-from pit_jax.report.formatting import count, share
+from pit_jax.report.formatting import count, number, share, with_interval
 
 
 def section(results: Results, drawings: Drawings) -> Section:
+    """What a language model answered in both orders, and how far judges agree with a checker."""
+    blocks = [_answers(results["judging"])] if results.get("judging") else []
+    rows = [row for row in results.get("ground_truth", ()) if row["n"]]
+    if rows:
+        blocks.append(_ground_truth(rows))
+    return Section("The judge", blocks)
+
+
+def _ground_truth(rows: Sequence[Mapping[str, Any]]) -> Table:
+    cells = []
+    for row in rows:
+        accuracy = with_interval(share(row["accuracy"]), row["ci_low"], row["ci_high"], share)
+        ends = row["kappa_low"], row["kappa_high"]
+        kappa = with_interval(number(row["kappa"]), *ends, number)
+        cells.append([row["name"], accuracy, kappa, count(row["n"])])
+    caption = (
+        "How far models as judges agree with the exact checker, on the comparisons of Table 1 "
+        "whose responses differ: they agree where both say win, both lose or both tie. "
+        "Cohen’s kappa is 1 for full agreement and 0 for that of chance. A reward model that a "
+        "policy was trained by is no fair judge of it: this says how far it would have been. "
+        "Brackets: 95% intervals over prompts."
+    )
+    return Table(["Judge", "Agrees %", "Cohen’s kappa", "Comparisons"], cells, caption)
+
+
+def _answers(found: Mapping[str, Any]) -> Table:
     """How often both orders agree and which place is preferred, and the tokens of the answers."""
-    found = results.get("judging")
-    if not found:
-        return Section("", [])
     answers = max(found["answers"], 1)
     cells = [
         ("Comparisons of different responses", count(found["comparisons"])),
         ("Both orders agree, %", share(found["agreed"] / max(found["comparisons"], 1))),
+        *_swapped(found),
         ("Answers", count(found["answers"])),
         ("The first response is better, %", share(found["first"] / answers)),
         ("The second response is better, %", share(found["second"] / answers)),
@@ -26,8 +53,23 @@ def section(results: Results, drawings: Drawings) -> Section:
     caption = (
         "Every two responses that differ are shown in both orders. One of them is better where "
         "both orders say so; all else is a tie, and so is an answer without a verdict. Without "
-        "position bias the first and the second would be preferred equally often. Tokens are those "
-        "of all these answers, whenever they were asked for."
+        "position bias the first and the second would be preferred equally often, and no verdict "
+        "would swap with the order, which is where the response that is shown first, or the one "
+        "shown second, is preferred in both. Brackets: 95% intervals over prompts. Tokens are "
+        "those of all these answers, whenever they were asked for."
     )
     rows = [list(cell) for cell in cells]
-    return Section("The judge", [Table([found["name"].capitalize(), "Value"], rows, caption)])
+    return Table([found["name"].capitalize(), "Value"], rows, caption)
+
+
+def _swapped(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How often the verdict follows the place; a report from before that was counted has none."""
+    if not found.get("both"):
+        return []
+    swapped = (found["first_twice"] + found["second_twice"]) / found["both"]
+    ends = found["swapped_low"], found["swapped_high"]
+    return [
+        ("The verdict swaps with the order, %", with_interval(share(swapped), *ends, share)),
+        ("… for the first response", count(found["first_twice"])),
+        ("… for the second response", count(found["second_twice"])),
+    ]

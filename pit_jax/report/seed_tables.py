@@ -109,6 +109,7 @@ def for_terminal(results: Results) -> Iterator[tuple[list[str], list[list[str]]]
         ("mean score by iteration", "mean_score", three_digits),
         ("delta by iteration", "delta_vs_original", points),
         ("elo by iteration", "elo", whole),
+        ("bradley-terry by iteration", "bradley_terry", whole),
     ):
         yield _brief(title, named, key, form, seeds)
     named = [(row["name"], row) for row in results["reward_models"]]

@@ -129,7 +129,20 @@ def _comparisons(results: Results, group: str, drawings: Drawings) -> list[Block
     return [
         picture,
         seed_tables.table(results, columns, named, "delta", points, caption, papers, "Paper’s Δ"),
+        *_at_equal_length(results, group),
     ]
+
+
+def _at_equal_length(results: Results, group: str) -> list[Block]:
+    rows = [row for row in results.get("lengths", ()) if row["group"] == group]
+    if not any("delta" in row for row in rows):
+        return []
+    columns, named = seed_tables.with_temperatures("Comparison", rows)
+    caption = (
+        "Δ at equal length, by a logistic regression of the verdicts on the difference in length; "
+        "an interval over prompts is missing where too few verdicts differ."
+    )
+    return [seed_tables.table(results, columns, named, "delta", points, caption)]
 
 
 def _scores(results: Results) -> list[Block]:
@@ -249,12 +262,18 @@ def _line(summaries: Sequence[tuple[float, Row]]):
 
 
 def _iteration_table(rows: Sequence[Row], caption: str) -> Table:
-    shown = (("mean_score", three_digits), ("delta_vs_original", points), ("elo", whole))
+    shown = [
+        ("Mean score", "mean_score", three_digits),
+        ("Δ vs original", "delta_vs_original", points),
+        ("ELO", "elo", whole),
+    ]
+    if any("bradley_terry" in row for row in rows):
+        shown.append(("Bradley–Terry", "bradley_terry", whole))
     cells: list[list[str | Cell]] = []
     for row in rows:
         name = f"{row['method']} {row['iteration']}" if row["iteration"] else "Original"
         line: list[str | Cell] = [name]
-        for key, form in shown:
+        for _, key, form in shown:
             summary = row.get(key)
             line += (
                 [
@@ -265,8 +284,8 @@ def _iteration_table(rows: Sequence[Row], caption: str) -> Table:
                 else [NONE, NONE]
             )
         cells.append([*line, paper.elo(row["iteration"], _METHODS[row["method"]]) or NONE])
-    columns = ["Iteration", "Mean score", "by seed", "Δ vs original", "by seed", "ELO", "by seed"]
-    return Table([*columns, "Paper’s ELO"], cells, caption)
+    columns = [column for title, _, _ in shown for column in (title, "by seed")]
+    return Table(["Iteration", *columns, "Paper’s ELO"], cells, caption)
 
 
 def _sweep(results: Results, drawings: Drawings, figure: str) -> list[Block]:

@@ -10,12 +10,17 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   stages         [{name, steps, seconds, tokens, tokens_per_second, mfu, parameters,
                    final: {metric: value}}]
   comparisons    [{name, first, second, temperature, judge, win, lose, tie, delta, ci_low, ci_high,
-                   n, group: 'table1' | 'table2' | 'control' | 'figure5'}]
+                   n, group: 'table1' | 'table2' | 'control' | 'figure5',
+                   sign_test: {wins, losses, ties, p}, lengths: {longer_wins, longer_low,
+                   longer_high, longer_n, delta, ci_low, ci_high}}]
   variants       [{group: 'table2' | 'control' | 'reward_models' | 'figure5', label, stage, what}]:
                  what the models of a group are, where a run has several of one kind
   scores         [{name, temperature, mean_score, ci_low, ci_high, eos_rate, mean_length}]
   iterations     [{temperature, rows: [{iteration, mean_score, delta_vs_original, ci_low, ci_high,
-                   elo, elo_low, elo_high, rank, changed, gap}], self_refine: [the same]}]
+                   elo, elo_low, elo_high, rank, bradley_terry, bradley_terry_low,
+                   bradley_terry_high, changed, gap}], self_refine: [the same],
+                   stops: [{criterion, limit, iterations, tokens, mean_score, delta_vs_original,
+                   ci_low, ci_high}]}]: evaluation/stopping.py has the criteria
   reward_models  [{name, accuracy, ci_low, ci_high, n, inequalities, means, degeneration}]
   figure2        {'wl' | 'ww' | 'll' | 'lw': rewards}
   figure3        {temperatures, series: {name: deltas}, intervals: {name: [[low, high]]}}
@@ -23,8 +28,11 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   figure5        as figure3
   curves         [{stage, metric, steps, values}]
   samples        [{prompt, original, iterations, scores, chosen}]
-  judging        {name, comparisons, agreed, answers, first, second, tie, none, cut, prompt_tokens,
+  judging        {name, comparisons, agreed, both, first_twice, second_twice, swapped_low,
+                  swapped_high, answers, first, second, tie, none, cut, prompt_tokens,
                   completion_tokens}: counts of a judge that is a language model
+  ground_truth   [{name, n, accuracy, ci_low, ci_high, kappa, kappa_low, kappa_high}]: of judges
+                  beside an exact checker; a row of n = 0 has no others
   choices        [{stage, and all that run/choosing.py records}]
   warnings       [text]
 
@@ -76,7 +84,11 @@ from pit_jax.report.formatting import (
 Build = Callable[[Results], tuple[list[Section], Drawings]]
 _Lines = tuple[list[str], list[list[str]]]
 
-_SHARES = {"scores": ("eos_rate",), "reward_models": ("accuracy", "ci_low", "ci_high")}
+_SHARES = {
+    "scores": ("eos_rate",),
+    "reward_models": ("accuracy", "ci_low", "ci_high"),
+    "ground_truth": ("accuracy", "ci_low", "ci_high"),
+}
 
 
 def write_report(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
+from pit_jax.data.datasets import MixtureConfig
+from pit_jax.data.examples import Example
 from pit_jax.data.input_pipeline import DATA_REFERENCES
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
@@ -270,7 +272,12 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
     """Fills the round's reference store, from where a crash left it; returns its directory."""
     directory = references_folder(run, stage, number)
     policy_step = round_.policy_step or run.result(round_.policy)["model_step"]
-    meta = ReferenceMeta(number, round_.source, f"{round_.policy}@{policy_step}", run.config.seed)
+    checkpoint = f"{round_.policy}@{policy_step}"
+    examples: Sequence[Example] = run.data.examples("train", "rl")
+    if not isinstance(run.data.config, MixtureConfig):  # rates may ask for more of a small dataset
+        seed = _seed(run, stage, number, "references")
+        examples = curriculum.to_sample(examples, round_, stage.batch_size, seed)
+    meta = ReferenceMeta(number, round_.source, checkpoint, run.config.seed, len(examples))
     open_writer = functools.partial(ReferenceWriter, directory, run.config.shard_size, meta)
     writer = open_writer(write=False)
     processes.wait()  # all have read how far the store is
@@ -282,7 +289,7 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
     curriculum.sample_references(
         round_,
         writer,
-        run.data.examples("train", "rl"),
+        examples,
         policy=run.load_frozen(round_.policy, policy_step, POLICY),
         policy_role=run.role(POLICY),
         improver=run.improver(actor),
@@ -294,6 +301,10 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
     cut = f"{store.unended} of them cut because they didn't end"
     print(f"{stage.name}: {len(store)} references, {cut}", flush=True)
     return str(directory)
+
+
+def _seed(run: Run, stage: Stage, *more: int | str) -> int:
+    return zlib.crc32(" ".join(map(str, (run.config.seed, stage.name, *more))).encode())
 
 
 def references_folder(run: Run, stage: Stage, number: int) -> epath.Path:
@@ -322,7 +333,7 @@ def train_batches(
         stages.rows_of(stage),
         "train",
         stage.batch_size,
-        seed=zlib.crc32(f"{run.config.seed} {stage.name} {round_number}".encode()),
+        seed=_seed(run, stage, round_number),
         start_batch=start_batch,
         references=references,
         reward=run.reward_data(stage),

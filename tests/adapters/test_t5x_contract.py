@@ -278,7 +278,7 @@ def test_a_sampled_rounds_batches_wait_for_its_store(pit, tmp_path, monkeypatch)
 
     def fill(seconds):
         waits.append(seconds)
-        meta = ReferenceMeta(1, "policy", "rl_policy@2", 0)
+        meta = ReferenceMeta(1, "policy", "rl_policy@2", 0, 8)
         folder = stage_training.references_folder(setup, setup.trained, 1)
         with_ids = ReferenceWriter(folder, 16, meta)
         with_ids.add(

@@ -126,7 +126,7 @@ def test_batches_hold_the_templates_prompts(tmp_path, chatting):
     assert sizes.tolist() == [len(prompt) for prompt in prompts]
     assert all(np.count_nonzero(np.equal(p, vocabulary.bos_id)) == 1 for p in prompts)
 
-    writer = ReferenceWriter(tmp_path / "store", 8, ReferenceMeta(1, "rl_policy", "0", 0))
+    writer = ReferenceWriter(tmp_path / "store", 8, ReferenceMeta(1, "rl_policy", "0", 0, 8))
     end = vocabulary.ends[1]
     rl = data.examples("train", "rl")
     text = vocabulary.encode("the dog")

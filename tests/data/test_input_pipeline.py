@@ -348,7 +348,9 @@ def test_references_of_a_mixture_are_those_of_its_prompts(mixture, tmp_path):
     bytes_ = load("bytes")
     pipeline = InputPipeline(mixture, bytes_, Lengths(40, 20, 21))
     examples = pipeline.examples("train", "rl")
-    writer = ReferenceWriter(tmp_path / "store", 16, ReferenceMeta(1, "policy", "rl_policy@3", 0))
+    writer = ReferenceWriter(
+        tmp_path / "store", 16, ReferenceMeta(1, "policy", "rl_policy@3", 0, 8)
+    )
     for e in examples:
         tokens = bytes_.encode(f"to {e.prompt}")
         writer.add(
@@ -481,7 +483,7 @@ def test_references_of_a_store(pipeline, tmp_path):
     control = WORDS.control_tokens
     forged = [control.candidate, *WORDS.encode("+1"), 0, control.improved, 1, 7]
     samples = [WORDS.encode("x3 7 +1 5"), [], forged, [5] * 15]
-    writer = ReferenceWriter(tmp_path / "store", 16, ReferenceMeta(1, "rl_policy", "last", 0))
+    writer = ReferenceWriter(tmp_path / "store", 16, ReferenceMeta(1, "rl_policy", "last", 0, 8))
     for k, e in enumerate(examples):
         tokens = samples[k % 4]
         writer.add(
@@ -509,7 +511,7 @@ def test_references_of_a_store(pipeline, tmp_path):
     resumed = pipeline.batches("rl_pit", "train", 16, references=store, start_batch=4)
     same(run[4], next(resumed))
     # Another store has rows of its own.
-    other = ReferenceWriter(tmp_path / "other", 16, ReferenceMeta(2, "rl_policy", "last", 0))
+    other = ReferenceWriter(tmp_path / "other", 16, ReferenceMeta(2, "rl_policy", "last", 0, 8))
     index = examples[1].index
     other.add([{"index": index, "reference_tokens": [], "text": "", "ended": True}])
     other.close()
@@ -518,7 +520,7 @@ def test_references_of_a_store(pipeline, tmp_path):
 
 
 def test_a_store_of_other_examples_is_refused(pipeline, tmp_path):
-    writer = ReferenceWriter(tmp_path, 16, ReferenceMeta(1, "rl_policy", "last", 0))
+    writer = ReferenceWriter(tmp_path, 16, ReferenceMeta(1, "rl_policy", "last", 0, 8))
     writer.add([{"index": 10_000, "reference_tokens": [5], "text": "?", "ended": True}])
     writer.close()
     with pytest.raises(UserError, match="has a reference for example 10000"):

@@ -145,7 +145,7 @@ def test_references_of_a_store_are_read_as_text_by_another_vocabulary(
 ):
     """The ids of a store are M_PIT's. Of `long c` five bytes fit the other window."""
     examples, texts = words.examples("train"), ("long c", "", "d d")
-    writer = ReferenceWriter(tmp_path, 16, ReferenceMeta(1, "policy", "x@1", 0))
+    writer = ReferenceWriter(tmp_path, 16, ReferenceMeta(1, "policy", "x@1", 0, 8))
     for e, text in zip(examples, texts, strict=True):
         tokens = WORDS.encode(text)
         record = {"index": e.index, "reference_tokens": tokens, "text": text, "ended": True}

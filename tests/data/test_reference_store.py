@@ -7,10 +7,10 @@ import os
 import pytest
 
 from pit_jax.data import reference_store
-from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
+from pit_jax.data.reference_store import MANIFEST, ReferenceMeta, ReferenceStore, ReferenceWriter
 from pit_jax.errors import UserError
 
-META = ReferenceMeta(round=1, source="rl_policy", checkpoint="step_100", seed=7)
+META = ReferenceMeta(round=1, source="rl_policy", checkpoint="step_100", seed=7, prompts=8)
 
 
 def record(number):
@@ -41,7 +41,7 @@ def test_reads_back_what_was_written(tmp_path):
     assert store.example_indices == [r["index"] for r in RECORDS]
     counts = [(shard["file"], shard["count"]) for shard in store.manifest["shards"]]
     assert counts == [("shard-00000.jsonl", 3), ("shard-00001.jsonl", 3), ("shard-00002.jsonl", 2)]
-    meta = {name: store.manifest[name] for name in ("round", "source", "checkpoint", "seed")}
+    meta = {name: store.manifest[name] for name in dataclasses.asdict(META)}
     assert meta == dataclasses.asdict(META)
     assert not list((tmp_path / "store").glob("*.tmp"))
 
@@ -180,3 +180,20 @@ def test_a_shard_holds_a_record_or_more(tmp_path):
     with pytest.raises(ValueError, match="shard_size: expected 1 or more, got 0"):
         ReferenceWriter(tmp_path, 0, META)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_of_an_earlier_version_is_read_but_not_continued(tmp_path):
+    """It doesn't say of how many prompts it is, which were all of the fold then."""
+    writer = ReferenceWriter(tmp_path, 2, META)
+    writer.add([record(0)])
+    for closed in (False, True):
+        if closed:
+            writer.close()
+        manifest = json.loads((tmp_path / MANIFEST).read_text())
+        assert manifest.pop("prompts") == 8
+        (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+        if closed:
+            assert ReferenceWriter(tmp_path, 2, META).closed
+        else:
+            with pytest.raises(UserError, match="prompts=None, expected 8"):
+                ReferenceWriter(tmp_path, 2, META)

@@ -5,14 +5,15 @@ The stage is trained; what it writes in `improve` is a script, for a tiny model 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import jax.numpy as jnp
 import numpy as np
 
-from pit_jax.method import decode
-from pit_jax.method.decode import Generation
+from pit_jax.method import sampler
+from pit_jax.method.decode import Decoding, Generation
 from pit_jax.method.sampler import Sampler
 from tests import tiny_runs
 
@@ -33,35 +34,38 @@ suite.EvaluationConfig.pit = 'reflecting'
 """
 
 
-def in_order(sampler, lengths, width):
-    """One batch of all rows, not the shortest first."""
-    yield np.minimum(np.arange(sampler._batch_size), len(lengths) - 1), width
+def in_order(lengths, width, size):
+    """All rows at once, not the shortest first."""
+    assert len(lengths) <= size
+    yield np.arange(len(lengths)), width
 
 
 def scripted(run, texts):
-    """A `generate` that writes these texts, in turn, where a model reflects; | is <<Improved>>."""
+    """A `Decoding.begin` that has written these texts where a model reflects; | is <<Improved>>."""
     role, window = run.role("pit"), REFLECTION + RESPONSE
     encode, control = role.vocabulary.encode, role.layout.control
+    begins = Decoding.begin
 
     def ids(text):
         before, marker, after = text.partition(" | ")
         whole = [*encode(before), *[control.improved] * bool(marker), *encode(after)]
         return [*whole, role.vocabulary.eos_id][:window]
 
-    def generate(model, params, prompt_BP, keys_B, length, sampling, allowed_V, ends, *rest):
-        assert not allowed_V[control.candidate]
-        assert allowed_V[control.improved] == (length == window)
-        if length != window:
-            assert length == RESPONSE
-            given = (model, params, prompt_BP, keys_B, length, sampling, allowed_V, ends)
-            return decode.generate(*given, *rest)
+    def begin(decoding, params, prompt_BP, *rest):
+        assert not decoding.allowed_V[control.candidate]
+        assert decoding.allowed_V[control.improved] == (decoding.response_length == window)
+        rows = begins(decoding, params, prompt_BP, *rest)
+        if decoding.response_length != window:
+            assert decoding.response_length == RESPONSE
+            return rows
         tokens = np.zeros((prompt_BP.shape[0], window), np.int32)
         for row in range(len(tokens)):
             written = ids(texts[row % len(texts)])
             tokens[row, : len(written)] = written
-        return Generation(jnp.array(tokens), jnp.zeros(tokens.shape), jnp.array(tokens != 0))
+        whole = Generation(jnp.array(tokens), jnp.zeros(tokens.shape), jnp.array(tokens != 0))
+        return dataclasses.replace(rows, generation=whole, done_B=jnp.ones(len(tokens), bool))
 
-    return generate
+    return begin
 
 
 def test_improve_returns_the_response_and_keeps_the_reflection(
@@ -82,8 +86,9 @@ def test_improve_returns_the_response_and_keeps_the_reflection(
         (lost, "", False),
         ("cut back", long, False),
     )
-    monkeypatch.setattr("pit_jax.method.sampler.generate", scripted(run, written))
-    monkeypatch.setattr(Sampler, "_batches", in_order)
+    monkeypatch.setattr(Decoding, "begin", scripted(run, written))
+    monkeypatch.setattr(Sampler, "_few", lambda self: self._batch_size)
+    monkeypatch.setattr(sampler, "_like", in_order)
     given, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [{"prompt": example.prompt, "response": ""} for example in examples]
     given.write_text("".join(json.dumps(row) + "\n" for row in rows))

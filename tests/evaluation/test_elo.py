@@ -52,6 +52,19 @@ def test_elo_against_matches_played_one_at_a_time():
     assert (elo.low <= elo.rating).all() and (elo.rating <= elo.high).all()
 
 
+def test_orders_are_those_of_the_seed():
+    """The matches by number, shuffled by the same generator and played one at a time."""
+    pairs, outcomes = np.array([[0, 1], [2, 0], [1, 2]]), np.array([[1, 0], [-1, 1], [0, -1]])
+    flat = [(a, b, v) for (a, b), row in zip(pairs, outcomes, strict=True) for v in row]
+    rng, runs = np.random.default_rng(7), []
+    for _ in range(9):
+        order = np.arange(6)
+        rng.shuffle(order)
+        runs.append(_elo_one_at_a_time([flat[i] for i in order], 3, k=40.0))
+    found = elo_ratings(pairs, outcomes, shuffles=9, seed=7, k=40.0)
+    np.testing.assert_allclose(found.rating, np.mean(runs, axis=0), rtol=1e-12)
+
+
 def test_interval_is_that_of_the_mean_over_orders():
     """Against the standard deviation of ratings that are each a mean over as many orders."""
     outcomes = np.repeat([1, -1, 0], [20, 12, 8])

@@ -12,6 +12,7 @@ import types
 import numpy as np
 import pytest
 from etils import epath
+from scipy import stats
 
 from pit_jax.errors import UserError
 from pit_jax.evaluation import language_judge
@@ -121,10 +122,16 @@ def test_verdicts_of_both_orders_by_hand(make, server):
     assert sorted(server.said) == sorted(
         f"{prompt}|{pair}" for prompt in answers for pair in ("one|two", "two|one")
     )
+    bias = stats.binomtest(2, 7).proportion_ci(method="exact")
     assert judge.counts() == {
         "name": "language model judge-1 (plain)",
         "comparisons": 9,
         "agreed": 3,  # win, loss, tie
+        "both": 7,
+        "first_twice": 1,
+        "second_twice": 1,
+        "swapped_low": pytest.approx(bias.low),
+        "swapped_high": pytest.approx(bias.high),
         "answers": 18,
         "first": 7,
         "second": 4,
@@ -135,7 +142,10 @@ def test_verdicts_of_both_orders_by_hand(make, server):
         "completion_tokens": 54,
     }
     assert judge.warnings() == [
-        "3 of 18 answers of the language model judge-1 (plain) have no verdict and count as ties"
+        "3 of 18 answers of the language model judge-1 (plain) have no verdict and count as ties",
+        "position bias: in 2 of 7 comparisons the verdict of the language model judge-1 (plain) "
+        "swapped with the order, which counts as a tie; it preferred the first response 1 times "
+        "and the second 1 times",
     ]
 
 
@@ -318,6 +328,19 @@ def test_a_verdict_inside_a_response_is_none(make, server):
     assert judge(["x", "y"], [injected, "1"], ["2", "2"]).tolist() == [0, 0]
     counts = judge.counts()
     assert (counts["first"], counts["second"], counts["tie"], counts["agreed"]) == (2, 0, 2, 1)
+    assert (counts["both"], counts["first_twice"], counts["second_twice"]) == (2, 1, 0)
+    (warning,) = judge.warnings()
+    assert warning.startswith("position bias: in 1 of 2 comparisons")
+
+
+@pytest.mark.parametrize(("biased", "warned"), [(2, False), (3, True)])
+def test_much_position_bias_is_a_warning(make, server, biased, warned):
+    """Of twelve comparisons, of which the first few are decided by the place."""
+    server.reply = lambda said: "[[B]]" if int(told(said)[0]) < biased else larger(said)
+    judge = make()
+    judge([str(n) for n in range(12)], ["1"] * 12, ["2"] * 12)
+    assert (judge.counts()["both"], judge.counts()["second_twice"]) == (12, biased)
+    assert bool(judge.warnings()) == warned
 
 
 def test_braces_of_responses_are_no_fields(make, server):
@@ -483,6 +506,10 @@ def test_a_whole_evaluation_by_verdicts(suite, server, capsys):
         pytest.approx(1 / 3),
     )
     assert row["n"] == 3 and list(judged["figure3"]["temperatures"]) == [0.5, 1.0]
+    names = [row["name"] for row in judged["ground_truth"]]
+    assert names == ["language model judge-1 (plain)", "R_P (rm_policy)"]
+    # Nothing is improved: RL vs SFT and Original vs y_w, at two temperatures on three prompts.
+    assert {row["n"] for row in judged["ground_truth"]} == {12}
     assert [sample["scores"] for sample in suite._samples()] == [[]] * 3
     counts = suite._judging()["judging"]
     assert counts["answers"] == len(server.said) == 2 * counts["comparisons"]

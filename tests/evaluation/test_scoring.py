@@ -280,3 +280,24 @@ def test_seed_moves_the_resamples_of_every_interval():
         assert one == again
         assert (one.ci_low, one.ci_high) != (other.ci_low, other.ci_high)
         assert one.ci_low == pytest.approx(other.ci_low, rel=0.2, abs=1)
+
+
+def test_sign_test_is_of_prompts():
+    # By hand: of 8 signs 7 are positive: 2 (1 + 8) / 2^8.
+    found = scoring.sign_test(np.array([1] * 7 + [-1] + [0] * 4))
+    assert found == scoring.SignTest(wins=7, losses=1, ties=4, p=pytest.approx(18 / 256))
+    # Three prompts: two wins to one loss, one to one, and a tie beside a loss.
+    outcomes, prompts = np.array([1, 1, -1, 1, -1, 0, -1]), list("aaabbcc")
+    found = scoring.sign_test(outcomes, prompts)
+    assert found == scoring.SignTest(wins=1, losses=1, ties=1, p=1.0)
+    assert scoring.sign_test(np.zeros(5, int)).p == 1.0
+
+
+def test_sign_test_is_false_no_more_often_than_it_says():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(25), 4)
+    # Rows of a prompt are alike, and no side is favoured.
+    verdicts = [np.repeat(rng.choice([1, 0, -1], size=25), 4) for _ in range(400)]
+    shared = [scoring.sign_test(each, groups.tolist()).p for each in verdicts]
+    apart = [scoring.sign_test(each).p for each in verdicts]
+    assert np.mean(np.array(shared) < 0.05) < 0.06 and np.mean(np.array(apart) < 0.05) > 0.2

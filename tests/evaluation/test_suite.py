@@ -137,6 +137,28 @@ def test_iterations_improve_on_the_original(results, suite, run, examples):
         assert row["rank"] == 1 + sum(other["elo"] > row["elo"] for other in rated)
 
 
+@pytest.mark.parametrize("fields", [{"stop_unchanged": True}, {"min_gap": 0.0}], ids=str)
+def test_stop_criteria_end_where_algorithm_2_does(results, suite, run, fields):
+    """Improved anew with the criterion, by the same draws."""
+    name = "unchanged" if "stop_unchanged" in fields else "gap"
+    (row,) = [r for r in results["iterations"][0]["stops"] if r["criterion"] == name]
+    sampling = dataclasses.replace(run.config.improve.sampling, temperature=1.0)
+    config = dataclasses.replace(run.config.improve, iterations=2, sampling=sampling, **fields)
+    improver = run.improver(run.load_frozen("rl_pit"), run.load_frozen("rm_gap"), "rm_gap")
+    original, inputs = suite.policy("rl_policy", 1.0), suite.responses
+    key = run.key("evaluation", "rl_pit", "pit")
+    traces = improver(inputs.prompts, original, inputs.rows, key, config)
+    sampled = [trace.responses[1:] for trace in traces]
+    assert row["iterations"] == pytest.approx(np.mean([len(each) for each in sampled]))
+    tokens = [sum(len(response.tokens) for response in each) for each in sampled]
+    assert row["tokens"] == pytest.approx(np.mean(tokens))
+    checked = [
+        instructions.check("drafts", p, t.responses[t.last].text)
+        for p, t in zip(inputs.prompts, traces)
+    ]
+    assert row["mean_score"] == pytest.approx(np.mean([each.score for each in checked]))
+
+
 def test_gaps_are_scores_of_the_gap_model_as_figures_2_and_4_have_them(
     results, suite, run, examples
 ):
@@ -398,13 +420,14 @@ def test_the_papers_delta_stands_beside_the_same_comparison(with_ablations):
 
 def test_the_report_shows_the_papers_delta_of_the_suites_rows(with_ablations):
     parts, _ = sections.build({"comparisons": with_ablations})
-    (table,) = [
+    table, tests = [
         block
         for part in parts
         if part.title == "The curriculum"
         for block in part.blocks
         if isinstance(block, Table)
     ]
+    assert [row[0] for row in tests.rows] == [row[0] for row in table.rows]
     rows = {row[0]: row[-1] for row in table.rows}
     assert table.columns[-1] == "Paper’s Δ"
     assert rows["PIT vs A"] == "+30.10\u00a0HH" and rows["PIT vs C"] == "–"

@@ -93,6 +93,7 @@ def suite_of(config=CONFIG, more=(), complete=(), directory=None, dataset=None):
         key=lambda *purposes: purposes,
         load_frozen=lambda name: f"weights of {name}",
         pooling=lambda name: f"pooling of {name}",
+        anchor=lambda name: 0.25,
         is_complete=lambda name: name in complete,
         stage={stage.name: stage for stage in whole.stages}.get,
         reflects=lambda name: name == "thinks",
@@ -185,6 +186,21 @@ def test_rows_of_one_group_count_as_one(suite, monkeypatch):
     assert row["delta"] == pytest.approx(100 / 3)
     assert row["ci_low"] == pytest.approx(100 / 3 - 0.975 * (100 / 3 + 100))
     assert row["ci_high"] == pytest.approx(100 / 3 + 0.975 * (100 - 100 / 3))
+    assert row["sign_test"] == {"wins": 1, "losses": 0, "ties": 0, "p": 1.0}
+
+
+def test_a_comparison_says_how_often_the_longer_text_wins(suite):
+    class Judge:
+        name = "judge"
+
+        def __call__(self, prompts, first, second):
+            return np.array([1, 1, -1])
+
+    long, short = said("from 1 do +1"), said("x7")
+    a, b = Side("pit", "PIT", [long, short, short]), Side("pit", "PIT", [short, long, long])
+    lengths = Tables(suite.responses, Judge(), 0).compare(1.0, "table1", a, b)["lengths"]
+    assert (lengths["longer_wins"], lengths["longer_n"]) == (pytest.approx(2 / 3), 3)
+    assert lengths["delta"] > 0 and lengths["ci_low"] is lengths["ci_high"] is None
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -203,7 +219,45 @@ def test_iterations_are_judged_against_the_original(suite, exact):
     assert [row["delta_vs_original"] for row in rows[1:]] == [100 if exact else 0, 100]
     assert [row["gap"] for row in rows[1:]] == [0.25, -0.5]
     assert rows[2]["elo"] > rows[0]["elo"]
+    assert rows[2]["bradley_terry"] > 1200 > 800 > rows[0]["bradley_terry"]
+    assert np.mean([row["bradley_terry"] for row in rows]) == pytest.approx(1000)
+    assert rows[0]["bradley_terry_low"] is None  # alike on all prompts
     assert rows[2]["rank"] == 1 and (not exact or [row["rank"] for row in rows] == [3, 2, 1])
+
+
+def test_stop_criteria_are_compared_by_score_and_tokens(suite):
+    """Scores rise with the digit; a text of two words costs two tokens."""
+    judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=float(text[0]) / 9))
+    long, short = (
+        Trace([said(text) for text in texts], gaps)
+        for texts, gaps in ((("1", "5 5", "3 3"), [2.0, -1.0]), (("4", "4", "8"), [0.5, 1.0]))
+    )
+    rows = Tables(suite.responses, judge, 0).stops([long, long, short], 2, min_gap=0.75)
+    found = {(row["criterion"], row["limit"]): row for row in rows}
+    assert list(found) == [
+        ("iterations", 1),
+        ("iterations", 2),
+        ("unchanged", None),
+        ("gap", 0.75),
+        ("tokens", 2),  # 5 / 3
+    ]
+    expected = {  # iterations, tokens, nine times the score and Δ, in sum over the prompts
+        ("iterations", 1): (3, 5, 5 + 5 + 4, 2),
+        ("iterations", 2): (6, 10, 3 + 3 + 8, 3),
+        ("unchanged", None): (5, 9, 3 + 3 + 4, 2),
+        ("gap", 0.75): (5, 9, 5 + 5 + 4, 2),
+        ("tokens", 2): (4, 6, 5 + 5 + 8, 3),
+    }
+    for key, (iterations, tokens, score, delta) in expected.items():
+        row = found[key]
+        assert 3 * row["iterations"] == pytest.approx(iterations), key
+        assert 3 * row["tokens"] == pytest.approx(tokens), key
+        assert 27 * row["mean_score"] == pytest.approx(score), key
+        assert row["delta_vs_original"] == pytest.approx(100 * delta / 3), key
+        assert row["ci_low"] <= row["delta_vs_original"] <= row["ci_high"]
+    # The suite counts a gap from the anchor, 0.25, by improve's own limit, 0.5.
+    limits = {row["criterion"]: row["limit"] for row in suite._iterations(1.0)["stops"]}
+    assert limits["gap"] == 0.75
 
 
 def test_self_refine_is_rated_beside_pit(suite):
@@ -303,6 +357,8 @@ def test_nothing_is_sampled_scored_or_judged_twice(monkeypatch, exact):
     assert len(improved) == len(set(improved)) == 8 + 4 + 6
     assert judged and len(judged) == len(set(judged))
     assert len(results["comparisons"]) > 30 and len(samples) == 3
+    names = [row["name"] for row in results["ground_truth"]]
+    assert names == (["R_P (rm_policy)"] if exact else [])
     # R_PIT scores what the table of iterations shows, and nothing else.
     scored = {models[0] for models, *_ in improved if "weights of rm_gap" in models}
     assert scored == {"weights of rl_pit", "weights of rl_policy"}
@@ -312,7 +368,7 @@ def test_without_self_refine_nothing_is_refined():
     suite = with_variants(self_refine=False)
     names = [row["name"] for row in suite._comparisons(1.0)]
     assert "first vs Original" in names and not any("Self-Refine" in name for name in names)
-    assert set(suite._iterations(1.0)) == {"rows"} and len(suite._sweep()["series"]) == 2
+    assert set(suite._iterations(1.0)) == {"rows", "stops"} and len(suite._sweep()["series"]) == 2
     assert {call[-1].method for call in suite.improvements} == {"pit"}
 
 

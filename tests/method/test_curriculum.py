@@ -9,7 +9,7 @@ from pit_jax.data.examples import Example
 from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
 from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
-from pit_jax.method.curriculum import Round, locate, sample_references
+from pit_jax.method.curriculum import Round, locate, sample_references, to_sample
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import Improver
 from pit_jax.method.roles import Role
@@ -87,7 +87,7 @@ class Script:
 
 def sampled(folder, round_, key=0, shard_size=8):
     script = Script()
-    writer = ReferenceWriter(folder, shard_size, ReferenceMeta(1, round_.source, "x", 0))
+    writer = ReferenceWriter(folder, shard_size, ReferenceMeta(1, round_.source, "x", 0, 8))
     role = Role(None, LAYOUT, LENGTHS, script)
     improver, key = Improver(role, "M_PIT"), jax.random.key(key)
     sample_references(round_, writer, EXAMPLES, "M_P", role, improver, key, shard_size)
@@ -126,7 +126,7 @@ def test_references_of_pit_are_sampled_and_improved_as_the_round_says(tmp_path):
 def test_references_go_as_text_to_a_model_of_another_vocabulary(tmp_path):
     """M_PIT reads bytes, of which five fit its window; M_P's own window has two words."""
     pit = Role(None, Layout(ByteVocabulary()), Lengths(prompt=30, reference=5, response=6), None)
-    writer = ReferenceWriter(tmp_path, 8, ReferenceMeta(1, "policy", "x", 0))
+    writer = ReferenceWriter(tmp_path, 8, ReferenceMeta(1, "policy", "x", 0, 8))
     role, key = Role(None, LAYOUT, LENGTHS, Script()), jax.random.key(0)
     improver = Improver(pit, "M_PIT")
     sample_references(Round("policy", 1), writer, EXAMPLES, "M_P", role, improver, key, 8)
@@ -151,9 +151,22 @@ def test_references_draw_with_keys_of_their_round_and_purpose(tmp_path):
 def test_references_go_on_where_a_crash_left_them(tmp_path):
     """The first shard is there: only the example after it is sampled, and the store is whole."""
     round_ = Round("policy", 1)
-    writer = ReferenceWriter(tmp_path, 2, ReferenceMeta(1, "policy", "x", 0))
+    writer = ReferenceWriter(tmp_path, 2, ReferenceMeta(1, "policy", "x", 0, 8))
     record = {"reference_tokens": [], "text": "", "ended": True}
     writer.add({"index": index, **record} for index in (4, 7))
     calls, records = sampled(tmp_path, round_, shard_size=2)
     assert [call[3] for call in calls] == [[9]]
     assert [record["index"] for record in records] == [4, 7, 9]
+
+
+def test_no_more_prompts_are_sampled_for_than_the_steps_use():
+    """Six of ten, at random and in order; all where the steps use as many or more."""
+    examples = list("abcdefghij")
+    two = [to_sample(examples, Round("policy", steps=3), 2, seed) for seed in (0, 1)]
+    assert two[0] == to_sample(examples, Round("policy", steps=3), 2, 0) != two[1]
+    for chosen in two:
+        assert len(set(chosen)) == 6 and list(chosen) == sorted(chosen)
+    for steps in (5, 9):
+        assert to_sample(examples, Round("policy", steps=steps), 2, 0) == examples
+    drawn = [x for seed in range(200) for x in to_sample(examples, Round("policy", 1), 1, seed)]
+    assert set(drawn) == set(examples)

@@ -288,3 +288,34 @@ def test_row_and_column_each_move_a_draw(params):
     np.testing.assert_array_equal(found, again)
     for one, two in ((found[:, 0], found[:, 1]), (found[1:, 0], found[:-1, 0]), (found, other)):
         assert np.mean(one == two) < 0.3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_bfloat16_with_shared_key_heads_decodes(temperature):
+    """XLA on a CPU refused the products of such a program when it was run."""
+    config = dataclasses.replace(
+        TINY, dtype="bfloat16", embed_dim=96, num_heads=6, num_kv_heads=2, head_dim=16
+    )
+    model, sampling = LanguageModel(config), SamplingConfig(temperature=temperature)
+    params = jax.tree.map(lambda x: x / 2, random_params(model, seed=3))
+    keys = decode.row_keys(jax.random.key(5), jnp.arange(4))
+    result = generate(model, params, left_pad(PROMPTS), keys, R, sampling)
+    whole = jnp.concatenate([left_pad(PROMPTS), result.tokens_BR], axis=1)
+    valid = jnp.concatenate([left_pad(PROMPTS) != PAD, result.mask_BR], axis=1)
+    mask = causal_mask(valid.astype(jnp.int32))
+    exact = LanguageModel(dataclasses.replace(config, dtype="float32"))
+    logits = exact.apply({"params": params}, whole, positions_of(valid), mask, P - 1)
+    forced = token_log_probs(logits[:, :-1], result.tokens_BR, temperature)
+    np.testing.assert_allclose(result.log_probs_BR, forced * result.mask_BR, atol=0.1)
+
+
+def test_an_int8_cache_changes_little(params):
+    """What is sampled has nearly the log-probability that a full pass gives it."""
+    model = LanguageModel(dataclasses.replace(MODEL.config, cache="int8"))
+    keys = decode.row_keys(jax.random.key(5), jnp.arange(4))
+    result = generate(model, params, left_pad(PROMPTS), keys, R, SamplingConfig())
+    whole = jnp.concatenate([left_pad(PROMPTS), result.tokens_BR], axis=1)
+    valid = jnp.concatenate([left_pad(PROMPTS) != PAD, result.mask_BR], axis=1)
+    forced = token_log_probs(full_pass(params, whole, valid)[:, :-1], result.tokens_BR)
+    off = np.abs(result.log_probs_BR - forced * result.mask_BR)
+    assert 1e-4 < off.max() < 0.1

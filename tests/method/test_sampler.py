@@ -1,18 +1,18 @@
-"""Batches of a fixed size: what a row becomes depends on its own prompt, number and key alone."""
+"""A pool of a fixed size: what a row becomes depends on its own prompt, number and key alone."""
 
 from __future__ import annotations
 
 import itertools
-import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pit_jax.data.vocabularies.base import EOS_ID as EOS
 from pit_jax.method import forward
 from pit_jax.method import sampler as sampler_module
-from pit_jax.method.decode import SamplingConfig, generate, row_keys
+from pit_jax.method.decode import Decoding, SamplingConfig, generate, row_keys
 from pit_jax.method.sampler import Reflecting, Response, Sampler, pad_left, pad_right
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
@@ -22,13 +22,16 @@ from tests.tiny_models import TINY, random_params
 WIDTH, R = 4, 5
 KEY = jax.random.key(6)
 SAMPLING = SamplingConfig(temperature=1.3)
-DRAWN = SamplingConfig()  # what the program of every temperature but 0 is made for
 PROMPTS = [[5, 6, 7], [4], [9, 9, 3, 2], [5, 6, 7], [8, 2], [4], [10, 3]]
 ROWS = [11, 12, 13, 14, 15, 12, 16]
 
 
-def sampler(batch_size):
-    return Sampler(TINY, Partitioner(MeshConfig(), jax.devices()[:1]), R, batch_size)
+ENDS = (EOS, 3, 5, 9)
+
+
+def sampler(batch_size, ends=(EOS,)):
+    partitioner = Partitioner(MeshConfig(), jax.devices()[:1])
+    return Sampler(TINY, partitioner, R, batch_size, ends=ends)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def by_three():
-    """Seven rows by three: the last batch has one of them and two fillers."""
+    """Seven rows by three: the last ones have one of them and two fillers."""
     return sampler(3)
 
 
@@ -57,12 +60,10 @@ def test_responses_end_before_eos_or_at_the_window(responses):
 
 def test_each_of_several_ends_ends_a_response(responses, params):
     """It has the tokens before the first of them, as without the others."""
-    ends = (EOS, 3, 5, 9)
-    made = Sampler(TINY, Partitioner(MeshConfig(), jax.devices()[:1]), R, 7, ends=ends)
-    found = made.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING)
+    found = sampler(7, ENDS).respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING)
     expected = []
     for one in responses:
-        before = list(itertools.takewhile(lambda token: token not in ends, one.tokens))
+        before = list(itertools.takewhile(lambda token: token not in ENDS, one.tokens))
         expected.append(Response(before, one.ended or len(before) < len(one.tokens)))
     assert found == expected != responses
 
@@ -133,56 +134,23 @@ def test_each_sampling_has_a_program_of_its_own(by_three, params, responses):
     assert by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING) == responses
 
 
-def test_a_program_samples_the_ids_that_are_allowed(monkeypatch):
-    monkeypatch.setattr("pit_jax.method.sampler.generate", lambda *given: given)
-    partitioner = types.SimpleNamespace(jit=lambda function, **_: function, replicated=None)
-    made = Sampler(TINY, partitioner, R, 3, "allowed")
-    batch = {"prompts": "prompts", "rows": np.array([4]), "temperatures": 1.3}
-    given = made.respond_program(SAMPLING)("params", batch, KEY)
-    assert given[1:3] == ("params", "prompts") and given[4:] == (R, DRAWN, "allowed", (1,), 1.3)
-
-
-def test_one_that_reflects_may_sample_improved_in_a_wider_window(monkeypatch):
-    """Of the control tokens 6 and 7, Improved is 7; models that don't reflect never sample it."""
-    monkeypatch.setattr("pit_jax.method.sampler.generate", lambda *given: given)
-    partitioner = types.SimpleNamespace(jit=lambda function, **_: function, replicated=None)
-    text = [False, True, True, True, True, True, False, False]
-    made = Sampler(TINY, partitioner, R, 3, np.array(text))
-    batch = {"prompts": "prompts", "rows": np.array([4]), "temperatures": 1.3}
-    for reflecting, length, improved in (
-        (None, R, False),
-        (Reflecting(9, 7), 9, True),
-        (Reflecting(8, 7), 8, True),
-        (None, R, False),
-    ):
-        given = made.respond_program(SAMPLING, reflecting)("params", batch, KEY)
-        assert given[4:6] == (length, DRAWN)
-        assert given[6].tolist() == [*text[:7], improved]
-    anything = Sampler(TINY, partitioner, R, 3).respond_program(SAMPLING, Reflecting(9, 7))
-    assert anything("params", batch, KEY)[6] is None
-
-
-def test_a_model_that_reflects_draws_improved_beside_what_it_may(params):
-    """Of two ids, in the reflection's window; a response alone would be of 5 alone."""
+def test_one_that_reflects_may_sample_improved_in_a_wider_window(params):
+    """Of two ids and EOS; the control token 7 is Improved, which no other model ever samples."""
     mesh = Partitioner(MeshConfig(), jax.devices()[:1])
-    made = Sampler(TINY, mesh, R, 7, np.arange(TINY.vocab_size) == 5)
-    found = made.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING, Reflecting(9, 7))
-    assert {token for text in found for token in text.tokens} == {5, 7}
-    assert {(len(text.tokens), text.ended) for text in found} == {(9, False)}
-
-
-def test_a_text_with_a_reflection_comes_back_whole(monkeypatch):
-    """It is padded to its own window, and ends before EOS; the shorter prompt goes first."""
-    tokens = np.array([[4, 4, 7, 5, 5, 5, 5], [4, 7, 5, 1, 0, 0, 0]])
-    generation = types.SimpleNamespace(tokens_BR=tokens, mask_BR=tokens > 0)
-    made = sampler(2)
-    asked = []
-    monkeypatch.setattr(
-        made, "respond_program", lambda *given: asked.append(given) or (lambda *_: generation)
-    )
-    found = made.respond("params", PROMPTS[:2], WIDTH, ROWS[:2], KEY, SAMPLING, Reflecting(7, 7))
-    assert asked == [(SAMPLING, Reflecting(7, 7))]
-    assert found == [Response([4, 7, 5], True), Response([4, 4, 7, 5, 5, 5, 5], False)]
+    made = Sampler(TINY, mesh, R, 7, np.isin(np.arange(TINY.vocab_size), [EOS, 5]))
+    for reflecting, length, ids in (
+        (None, R, {5}),
+        (Reflecting(9, 7), 9, {5, 7}),
+        (Reflecting(8, 7), 8, {5, 7}),
+        (None, R, {5}),
+    ):
+        found = made.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING, reflecting)
+        assert {token for text in found for token in text.tokens} == ids
+        assert {len(text.tokens) for text in found if not text.ended} <= {length}
+        assert max(len(text.tokens) for text in found) <= length
+    anything = Sampler(TINY, mesh, R, 7)
+    found = anything.respond(params, PROMPTS, WIDTH, ROWS, KEY, SAMPLING, Reflecting(9, 7))
+    assert len({token for text in found for token in text.tokens}) > 3
 
 
 def test_an_empty_response_has_the_score_of_its_end(by_three):
@@ -208,47 +176,95 @@ def test_padding():
 def test_one_program_draws_at_every_temperature(by_three, params, monkeypatch):
     """What it draws is what a program made for that temperature draws."""
     found = by_three.respond(params, PROMPTS, WIDTH, ROWS, KEY, SamplingConfig(temperature=0.4))
-    program = by_three.respond_program(SAMPLING)
-    assert program is by_three.respond_program(SamplingConfig(temperature=0.4))
-    assert program is not by_three.respond_program(SamplingConfig(temperature=0))
+    made = []
+    monkeypatch.setattr(sampler_module, "_Programs", lambda *given: made.append(given))
+    cold = sampler(3)
+    for temperature in (1.3, 0.4, 0, 0.4):
+        cold._decoding(SamplingConfig(temperature=temperature), None)
+    assert [decoding.config.temperature for decoding, *_ in made] == [1, 0]
+    assert rows_of(found) == alone(params, PROMPTS, ROWS, SamplingConfig(temperature=0.4))
+
+
+def alone(params, prompts, numbers, sampling, ends=(EOS,)):
+    """What `generate` samples, all rows at once: their ids, the end included as EOS."""
+    keys, rows = row_keys(KEY, np.array(numbers)), pad_left(prompts, WIDTH)
+    model = LanguageModel(TINY)
+    generation = generate(model, params, rows, keys, R, sampling, ends=ends)
+    tokens_BR, mask_BR = np.asarray(generation.tokens_BR), np.asarray(generation.mask_BR)
+    tokens_BR = np.where(np.isin(tokens_BR, ends), EOS, tokens_BR)
+    return [row[mask].tolist() for row, mask in zip(tokens_BR, mask_BR, strict=True)]
+
+
+def rows_of(responses):
+    return [[*each.tokens, *[EOS] * each.ended] for each in responses]
+
+
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_prompts_that_wait_take_the_places_of_rows_that_are_done(size, params):
+    """Of 23 prompts each row is what it is alone, whatever row was in its place before."""
+    prompts = [PROMPTS[i % 7][: 1 + i % 3] for i in range(23)]
+    numbers = list(range(40, 63))
+    found = sampler(size, ENDS).respond(params, prompts, WIDTH, numbers, KEY, SAMPLING)
+    assert {len(each.tokens) for each in found} == {0, 2, 4, R}
+    assert rows_of(found) == alone(params, prompts, numbers, SAMPLING, ENDS)
+
+
+def test_a_pool_on_a_mesh_samples_what_one_device_does(params):
+    prompts = [PROMPTS[i % 7][: 1 + i % 3] for i in range(23)]
+    mesh = Partitioner(MeshConfig(data=4, model=2), jax.devices())
+    made = Sampler(TINY, mesh, R, 16, ends=ENDS)
+    found = made.respond(params, prompts, WIDTH, range(40, 63), KEY, SAMPLING)
+    assert rows_of(found) == alone(params, prompts, range(40, 63), SAMPLING, ENDS)
+
+
+def test_a_place_is_taken_before_the_longest_row_is_done(params):
+    """Where one of four rows is done, the others go on from where they are."""
+    decoding = Decoding(LanguageModel(TINY), R, SAMPLING)
     keys = row_keys(KEY, np.array(ROWS))
     rows = pad_left(PROMPTS, WIDTH)
-    alone = generate(LanguageModel(TINY), params, rows, keys, R, SamplingConfig(temperature=0.4))
-    tokens = [np.asarray(row[mask]).tolist() for row, mask in zip(*alone_rows(alone), strict=True)]
-    assert [[*each.tokens, *[EOS] * each.ended] for each in found] == tokens
-
-
-def alone_rows(generation):
-    return np.asarray(generation.tokens_BR), np.asarray(generation.mask_BR)
+    whole = generate(LanguageModel(TINY), params, rows, keys, R, SAMPLING)
+    lengths = np.asarray(whole.mask_BR.sum(axis=1))
+    pool = decoding.empty(WIDTH, jnp.ones(4), KEY)
+    four = decoding.begin(params, rows[:4], keys[:4], np.full(4, 1.3), True)
+    pool = decoding.advance(params, pool.replaced(np.arange(4), four), 1)
+    assert 1 <= int(pool.done_B.sum()) < 4
+    assert int(pool.drawn.max()) == lengths[:4].min()
+    place = int(np.flatnonzero(pool.done_B)[0])
+    next_two = decoding.begin(params, rows[4:6], keys[4:6], np.full(2, 1.3), True)
+    pool = decoding.advance(params, pool.replaced(np.array([place, 4]), next_two))
+    for name in ("tokens_BR", "mask_BR"):
+        expected = np.asarray(getattr(whole, name))[:4].copy()
+        expected[place] = getattr(whole, name)[4]
+        np.testing.assert_array_equal(getattr(pool.generation, name), expected)
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """The shapes of what programs are given, [rows, columns of a prompt] or the width of a row."""
     shapes = []
-    forwards = sampler_module.response_scores
+    forwards, begin = sampler_module.response_scores, Decoding.begin
 
-    def generating(model, params, prompt_BP, *rest):
+    def beginning(self, params, prompt_BP, *rest):
         shapes.append(prompt_BP.shape)
-        return generate(model, params, prompt_BP, *rest)
+        return begin(self, params, prompt_BP, *rest)
 
     def scoring(*given):
         shapes.append(given[-1])
         return forwards(*given)
 
-    monkeypatch.setattr(sampler_module, "generate", generating)
+    monkeypatch.setattr(Decoding, "begin", beginning)
     monkeypatch.setattr(sampler_module, "response_scores", scoring)
     return shapes
 
 
 def test_rows_of_like_lengths_go_together_in_the_width_that_they_fit_in(asked, params):
-    """Prompts of up to 100 ids have 56, 80 or 100 columns; the first two batches have 56."""
+    """Prompts of up to 100 ids have 56, 80 or 100 columns; the first two by two have 56."""
     prompts = [[2 + i % 9] * n for i, n in enumerate([3, 70, 9, 41, 38, 55, 100])]
     found = sampler(2).respond(params, prompts, 100, range(7), KEY, SAMPLING)
-    assert asked == [(2, 56), (2, 80), (2, 100)]
+    assert asked == [(1, 56), (1, 80), (1, 100)]
     for row, (prompt, response) in enumerate(zip(prompts, found, strict=True)):
-        alone = sampler(1).respond(params, [prompt], len(prompt), [row], KEY, SAMPLING)
-        assert alone == [response]
+        by_itself = sampler(1).respond(params, [prompt], len(prompt), [row], KEY, SAMPLING)
+        assert by_itself == [response]
 
 
 def test_scored_rows_are_cut_to_the_width_that_they_fit_in(asked):

@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pit_jax.models import kernels
 from pit_jax.models.attention import (
-    KVCache,
     attend,
     attend_causal,
     attend_in_turn,
@@ -189,21 +187,20 @@ def test_positions_count_real_tokens():
     np.testing.assert_array_equal(positions_of(valid), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]])
 
 
-@pytest.mark.parametrize("written_out", [False, True])
-def test_cache_writes_one_layer_at_one_column(written_out, monkeypatch):
-    """Heads come before columns, so that a product over a row's keys copies nothing."""
-    config = dataclasses.replace(TINY, dtype="bfloat16")
-    monkeypatch.setattr(kernels, "_WRITTEN_OUT", config.embed_dim + (not written_out))
-    cache, layer = KVCache.zeros(config, batch=2, length=5), 1 if written_out else jnp.int32(1)
-    assert isinstance(cache.k_LBKSE, tuple) == written_out
-    assert cache.k_LBKSE[0].shape == (2, 2, 5, 4)
-    assert cache.k_LBKSE[0].dtype == jnp.bfloat16
-    ones = jnp.ones((2, 1, 2, 4), jnp.bfloat16)
-    cache = cache.write(ones, 2 * ones, layer, jnp.int32(3))
-    expected = np.zeros((2, 2, 2, 5, 4))
-    expected[1, :, :, 3] = 1
-    np.testing.assert_array_equal(np.stack(cache.k_LBKSE), expected)
-    np.testing.assert_array_equal(np.stack(cache.v_LBKSE), 2 * expected)
-    keys, values = cache.layer(layer)
-    np.testing.assert_array_equal(keys, np.swapaxes(expected[1], 1, 2))
-    np.testing.assert_array_equal(values, 2 * np.swapaxes(expected[1], 1, 2))
+@pytest.mark.parametrize(("T", "S", "K", "G"), [(1, 9, 2, 3), (7, 7, 2, 1), (4, 4, 1, 5)])
+def test_attention_by_head_is_attention(T, S, K, G):
+    """And its gradients: in bfloat16, where a CPU takes it, against float32 of the same numbers."""
+    keys = jax.random.split(jax.random.key(8), 4)
+    shapes = (2, T, K * G, 8), (2, S, K, 8), (2, S, K, 8), (2, T, K * G, 8)
+    half = [jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes)]
+    mask = jnp.broadcast_to(jnp.arange(S)[None] <= jnp.arange(T)[:, None] + S - T, (2, T, S))
+
+    def of(*qkv):
+        out, pull = jax.vjp(lambda *qkv: attend(*qkv, mask), *qkv)
+        return out, *pull(half[3].astype(out.dtype))
+
+    found = jax.jit(of)(*half[:3])
+    exact = jax.jit(of)(*(x.astype(jnp.float32) for x in half[:3]))
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_allclose(one.astype(jnp.float32), other, atol=0.05, rtol=0.05)

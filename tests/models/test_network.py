@@ -13,7 +13,7 @@ import pytest
 
 from pit_jax.method.losses import sft_loss
 from pit_jax.models import kernels
-from pit_jax.models.attention import KVCache
+from pit_jax.models.cache import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel, for_decoding

@@ -1,6 +1,77 @@
 """Mutants of pit_jax/evaluation/; `run.load` says what the fields are."""
 
 MUTANTS = {
+    "evaluation/bradley_terry.py": [
+        (
+            "a tie is a loss for Bradley-Terry",
+            "(row + 1) / 2",
+            "(row > 0) * 1.0",
+            "evaluation/test_bradley_terry.py::test_two_models_by_hand",
+        ),
+        (
+            "the worst model has the highest rating",
+            "1.0 * (pairs_Q2[:, :1] == models) - (pairs_Q2[:, 1:] == models)",
+            "1.0 * (pairs_Q2[:, 1:] == models) - (pairs_Q2[:, :1] == models)",
+            "evaluation/test_bradley_terry.py::test_two_models_by_hand",
+        ),
+        (
+            "rows of a prompt are drawn one by one for Bradley-Terry",
+            "group_N = intervals.group_numbers(groups, outcomes_QN.shape[1])",
+            "group_N = intervals.group_numbers(None, outcomes_QN.shape[1])",
+            "evaluation/test_bradley_terry.py::test_intervals_are_those_of_resampled_prompts",
+        ),
+    ],
+    "evaluation/ground_truth.py": [
+        (
+            "chance agrees where each verdict is as frequent as the other",
+            "np.sum(tables_R33.sum(axis=1) * tables_R33.sum(axis=2), axis=1)",
+            "np.full(len(tables_R33), 1 / 3)",
+            "evaluation/test_ground_truth.py::test_kappa_by_hand",
+        ),
+        (
+            "equal responses count as agreement",
+            "np.array([a != b for first, second in pairs for a, b in zip(first, second)])",
+            "np.array([True for first, second in pairs for a, b in zip(first, second)])",
+            "evaluation/test_ground_truth.py::test_a_row_is_of_responses_that_differ",
+        ),
+    ],
+    "evaluation/lengths.py": [
+        (
+            "the shorter response wins",
+            "np.sign(longer_N))[told_N]",
+            "-np.sign(longer_N))[told_N]",
+            "evaluation/test_lengths.py::test_the_longer_response_wins_by_hand",
+        ),
+        (
+            "errors are those of independent rows",
+            "intervals.by_group(each, group_N)[0] for each",
+            "each for each",
+            "evaluation/test_lengths.py::test_delta_at_equal_length_against_another_optimiser",
+        ),
+    ],
+    "evaluation/logistic.py": [
+        (
+            "there is no prior",
+            "PRECISION = 0.01",
+            "PRECISION = 1e-9",
+            "evaluation/test_lengths.py::test_delta_at_equal_length_against_another_optimiser",
+        ),
+    ],
+    "evaluation/stopping.py": [
+        (
+            "a rejected response is kept",
+            "return Stop(kept, k, tokens)\n        kept = k",
+            "return Stop(k, k, tokens)\n        kept = k",
+            "evaluation/test_suite_scripted.py::test_stop_criteria_are_compared_by_score_and_tokens",
+        ),
+        (
+            "a rejected response costs nothing",
+            "        tokens += len(new.tokens) + len(new.reflection)\n",
+            "        if criterion.name != 'gap' or trace.gaps[k - 1] >= (criterion.limit or 0):\n"
+            "            tokens += len(new.tokens) + len(new.reflection)\n",
+            "evaluation/test_suite_scripted.py::test_stop_criteria_are_compared_by_score_and_tokens",
+        ),
+    ],
     "evaluation/curves.py": [
         (
             "a round's curve has the last step of the round before",
@@ -54,15 +125,15 @@ MUTANTS = {
         ),
         (
             "a tie is a loss",
-            "won = (outcomes_QN.reshape(-1) + 1) / 2.0",
-            "won = (outcomes_QN.reshape(-1) > 0) * 1.0",
+            "np.tile([0.0, stake / 2, stake]",
+            "np.tile([0.0, 0.0, stake]",
             "evaluation/test_elo.py::test_elo_of_one_match_by_hand",
         ),
         (
             "all orders of a list are one",
-            "        for matches in matches_ST:\n            rng.shuffle(matches)\n",
-            "        rng.shuffle(matches_ST.T)\n",
-            "evaluation/test_elo.py::test_elo_against_matches_played_one_at_a_time",
+            "            rng.shuffle(kinds_T)\n",
+            "            np.random.default_rng(0).shuffle(kinds_T)\n",
+            "evaluation/test_elo.py::test_orders_are_those_of_the_seed",
         ),
     ],
     "evaluation/intervals.py": [
@@ -328,9 +399,15 @@ MUTANTS = {
     ],
     "evaluation/tables.py": [
         (
+            "a response that stopped early has no later one",
+            'min(k, len(r["responses"]) - 1)',
+            "0",
+            "evaluation/test_suite_scripted.py::test_a_response_that_stopped_early_stands_for_later_ones",
+        ),
+        (
             "a comparison's rows count as independent",
-            "scoring.compare(outcomes, self.responses.groups, self.seed)",
-            "scoring.compare(outcomes, None, self.seed)",
+            "compared(outcomes, *said, self.responses.groups, self.seed)",
+            "compared(outcomes, *said, None, self.seed)",
             "evaluation/test_suite_scripted.py::test_rows_of_one_group_count_as_one",
         ),
         (
@@ -385,12 +462,6 @@ MUTANTS = {
             "with_gaps=False",
             "with_gaps=True",
             "evaluation/test_suite_scripted.py::test_nothing_is_sampled_scored_or_judged_twice",
-        ),
-        (
-            "a response that stopped early has no later one",
-            'min(k, len(r["responses"]) - 1)',
-            "0",
-            "evaluation/test_suite_scripted.py::test_a_response_that_stopped_early_stands_for_later_ones",
         ),
     ],
 }

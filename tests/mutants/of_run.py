@@ -158,20 +158,20 @@ MUTANTS = {
     "run/stage_training.py": [
         (
             "a policy that is trained longer sees the same batches again",
-            "{run.config.seed} {stage.name} {round_number}",
-            "{run.config.seed} {stage.task} {round_number}",
+            "_seed(run, stage, round_number)",
+            "zlib.crc32(f'{run.config.seed} {stage.task} {round_number}'.encode())",
             "run/test_stage_training.py::test_run_stage_and_round_each_move_the_order_of_the_data",
         ),
         (
             "every round sees the same batches",
-            "{run.config.seed} {stage.name} {round_number}",
-            "{run.config.seed} {stage.name}",
+            "_seed(run, stage, round_number)",
+            "_seed(run, stage)",
             "run/test_stage_training.py::test_run_stage_and_round_each_move_the_order_of_the_data",
         ),
         (
             "the order of batches has no seed",
-            "{run.config.seed} {stage.name} {round_number}",
-            "{stage.name} {round_number}",
+            "(run.config.seed, stage.name, *more)",
+            "(stage.name, *more)",
             "run/test_stage_training.py::test_run_stage_and_round_each_move_the_order_of_the_data",
         ),
         (

@@ -15,6 +15,11 @@ JUDGING = {
     "name": "language model m (dialogue)",
     "comparisons": 40,
     "agreed": 30,
+    "both": 38,
+    "first_twice": 6,
+    "second_twice": 1,
+    "swapped_low": 0.1,
+    "swapped_high": 0.3333,
     "answers": 80,
     "first": 50,
     "second": 20,
@@ -63,6 +68,9 @@ def test_the_counts_of_the_judge_by_hand(parts):
     assert dict(table.rows) == {
         "Comparisons of different responses": "40",
         "Both orders agree, %": "75.0",
+        "The verdict swaps with the order, %": "18.4\u00a0[10.0,\u00a033.3]",
+        "… for the first response": "6",
+        "… for the second response": "1",
         "Answers": "80",
         "The first response is better, %": "62.5",
         "The second response is better, %": "25.0",
@@ -72,6 +80,22 @@ def test_the_counts_of_the_judge_by_hand(parts):
         "Tokens written": "789",
     }
     assert "The judge" not in {part.title for part in sections.build({})[0]}
+
+
+def test_agreement_with_the_checker():
+    row = {"name": "R_P", "n": 1200, "accuracy": 0.75, "ci_low": 0.7, "ci_high": 0.8}
+    row |= {"kappa": 0.5, "kappa_low": 0.41, "kappa_high": 0.59}
+    unsure = {**row, "name": "m", "kappa_low": None, "kappa_high": None}
+    found = {"ground_truth": [row, unsure, {"name": "of none", "n": 0}]}
+    (part,) = sections.build(found)[0]
+    (table,) = part.blocks
+    assert (part.title, table.rows) == (
+        "The judge",
+        [
+            ["R_P", "75.0\u00a0[70.0,\u00a080.0]", "0.50\u00a0[0.41,\u00a00.59]", "1,200"],
+            ["m", "75.0\u00a0[70.0,\u00a080.0]", "0.50", "1,200"],
+        ],
+    )
 
 
 def test_mean_scores_are_left_out(parts):

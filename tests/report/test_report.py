@@ -189,6 +189,8 @@ def _whole_results():
     def rating(iteration, mean, elo, rank):
         spread = {"elo_low": elo - 12, "elo_high": elo + 12}
         row = {"iteration": iteration, "mean_score": mean, "elo": elo, "rank": rank, **spread}
+        names = ("bradley_terry", "bradley_terry_low", "bradley_terry_high")
+        row |= dict(zip(names, (elo + 5, elo - 1, elo + 11), strict=True))
         delta = {"delta_vs_original": 300 * (mean - 0.6), "changed": 0.5, "gap": mean - 0.5}
         ends = {"ci_low": 300 * (mean - 0.6) - 7, "ci_high": 300 * (mean - 0.6) + 7}
         return row | (delta | ends if iteration else {})
@@ -317,9 +319,9 @@ def test_a_run_with_several_models_of_each_kind_shows_them_all():
         "PIT vs Second RL only 40.0 35.0 25.0 +5.0 [-3.0, +13.0] 256 +36.70 HH",
         "PIT vs rl_pit_turned 40.0 35.0 25.0 +5.0 [-3.0, +13.0] 256 –",
         "PIT rl_pit from sft_pit: 40 steps on references from the data, then",
-        "PIT 2 0.750 +45.0 [+38.0, +52.0] 1075 [1063, 1087] 1 50.0 0.25 1016 HH, 1049 Summary",
-        "Self-Refine 1 0.500 -30.0 [-37.0, -23.0] 950 [938, 962] 4 50.0 0.00 1001 HH",
-        "Original 0.600 – 995 [983, 1007] 3 – – 921 HH, 900 Summary",
+        "PIT 2 0.750 +45.0 [+38.0, +52.0] 1075 [1063, 1087] 1 1080 [1074, 1086] 50.0 0.25 1016 HH",
+        "Refine 1 0.500 -30.0 [-37.0, -23.0] 950 [938, 962] 4 955 [949, 961] 50.0 0.00 1001 HH",
+        "Original 0.600 – 995 [983, 1007] 3 1000 [994, 1006] – – 921 HH, 900 Summary",
         "R_P(y1) - R_P(y2) 80.0 80.0 80.0 80.0 80.0 1.50 0.00 0.00 -1.50 1.00",
         "PIT (SFT, CoT) vs Original (SFT) 40.0 36.0",
         "it has these curves as a plot only, without figures",

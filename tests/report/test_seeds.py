@@ -165,3 +165,28 @@ def test_written_and_printed(tmp_path):
         *("+30.0", "+32.0", "+37.0", "+33.0", "[+24.0,", "+42.0]", "[+22.7,", "+43.3]")
     ]
     assert max(map(len, lines)) <= 120
+
+
+def test_lengths_and_bradley_terry_of_seeds(tmp_path):
+    def change(report):
+        rise = report["seed"]
+        lengths = {"delta": 10.0 + rise, "ci_low": 2.0, "ci_high": 20.0, "longer_wins": 0.5}
+        report["comparisons"][0]["lengths"] = lengths
+        for row in report["iterations"][0]["rows"]:
+            row["bradley_terry"] = 1200.0 + rise
+
+    found = results(tmp_path, change=change)
+    (row,) = found["lengths"]
+    assert (row["name"], row["temperature"], row["group"]) == ("PIT vs Original", 1.0, "table1")
+    assert row["delta"]["prompts"] == ((2.0, 20.0),) * 3
+    assert row["longer_wins"]["values"] == (0.5, 0.5, 0.5)
+    made = tables(sections.build(found)[0])
+    (_, columns, rows) = made[1]
+    assert plain(rows[0])[:3] == ["PIT vs Original", "+10.0 [+2.0, +20.0]", "+11.0 [+2.0, +20.0]"]
+    assert columns[0] == "Comparison" and len(rows) == 1
+    ((_, columns, rows),) = [each for each in made if each[0] == "Improvement iterations"]
+    place = columns.index("Bradley–Terry")
+    assert plain(rows[0][place : place + 2]) == ["1201 [1199, 1203]", "1200, 1201, 1202"]
+    # Terminal lines have the ratings too.
+    titles = [columns[0] for columns, _ in seed_tables.for_terminal(found)]
+    assert "bradley-terry by iteration" in titles

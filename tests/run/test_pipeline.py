@@ -197,30 +197,37 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
     origins = [(store.manifest["source"], store.manifest["checkpoint"]) for store in stores]
     assert origins == [("checkpoint", "rl_policy@1"), ("pit", "rl_policy@2")]
 
-    examples, role = run.data.examples("train", "rl"), run.role("policy")
+    fold, role = run.data.examples("train", "rl"), run.role("policy")
     layout, width = role.layout, role.widths
-    rows = [example.index for example in examples]
+    batch_size = config.stages[-1].batch_size
+    drawn = [[e for e in fold if e.index in set(store.example_indices)] for store in stores]
+    assert [len(examples) for examples in drawn] == [batch_size] * 2 and len(fold) > batch_size
 
-    def respond(model, prompts, width, key, temperature):
+    def respond(model, examples, prompts, width, key, temperature):
+        rows = [example.index for example in examples]
         sampling = SamplingConfig(temperature=temperature)
         responses = role.sampler.respond(model, prompts, width, rows, key, sampling)
         cut = config.lengths.reference  # what is used of a response without end
         return [role.vocabulary.text_ids(response.tokens)[:cut] for response in responses]
 
+    examples = drawn[0]
     first = respond(
         run.load_frozen("rl_policy", 1),
+        examples,
         [layout.policy_prompt(example.prompt) for example in examples],
         width.policy,
         run.key("references", "rl_pit", 0),
         0.9,
     )
-    assert [record["index"] for record in stores[0]] == rows
+    assert stores[0].example_indices == [example.index for example in examples]
     assert [record["reference_tokens"] for record in stores[0]] == first
     assert [record["text"] for record in stores[0]] == [role.vocabulary.decode(r) for r in first]
 
     key = run.key("references", "rl_pit", 1)
+    examples = drawn[1]
     drafts = respond(
         run.load_frozen("rl_policy"),
+        examples,
         [layout.policy_prompt(example.prompt) for example in examples],
         width.policy,
         key,
@@ -229,6 +236,7 @@ def test_references_come_from_checkpoints_and_from_pit(trained, tmp_path):
     for improvement in range(2):
         drafts = respond(
             run.load_frozen("rl_pit", 1),
+            examples,
             [layout.pit_prompt(e.prompt, draft) for e, draft in zip(examples, drafts)],
             width.pit,
             jax.random.fold_in(jax.random.fold_in(key, 1), improvement),
@@ -401,7 +409,7 @@ def test_each_program_is_compiled_once_a_stage(trained):
         **dict.fromkeys(("pretrain", "sft_policy", "sft_pit"), supervised),
         **dict.fromkeys(("rm_policy", "rm_gap"), reward),
         "rl_policy": ppo,
-        "rl_pit": (ppo[0], "respond", ppo[1]),  # which samples its references too
+        "rl_pit": ("advance", "begin", ppo[0], "empty", ppo[1]),  # it samples references too
     }
     programs = {f"jit({name})" for names in once.values() for name in names}
     assert {
