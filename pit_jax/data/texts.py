@@ -206,6 +206,9 @@ class Examples(Sequence[Example]):
     def __add__(self, other: Iterable[Example]) -> list[Example]:
         return [*self, *other]
 
+    def __radd__(self, other: Iterable[Example]) -> list[Example]:
+        return [*other, *self]
+
     def select(self, which: Any) -> Examples:
         """Returns those that a slice, a mask [n] or their places [m] choose."""
         return Examples(self.texts, self.rows[which], self.indices[which])

@@ -33,6 +33,7 @@ def test_examples_come_back_as_they_were(in_memory, monkeypatch):
         assert type(one.prompt) is type(other.prompt)
         assert getattr(one.prompt, "turns", None) == getattr(other.prompt, "turns", None)
     assert found[1:3] == SOME[1:3] and found + SOME[:1] == [*SOME, SOME[0]]
+    assert SOME[:1] + found == [SOME[0], *SOME]
     assert found.select(np.array([2, 0])) == [SOME[2], SOME[0]]
     assert found.select(found.indices == 0) == [SOME[0], SOME[3]]
     columns = found[:3].columns()
