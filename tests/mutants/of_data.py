@@ -208,7 +208,7 @@ MUTANTS = {
         ),
         (
             "examples that don't fit are prompts too",
-            "return [example for example in examples if not left_out[example.index]]",
+            "return examples.select(self._left_out(split)[examples.indices] == 0)",
             "return examples",
             "data/test_input_pipeline.py::test_reflection_is_part_of_the_target_and_has_its_window",
         ),
@@ -355,10 +355,10 @@ MUTANTS = {
     ],
     "data/files/readers.py": [
         (
-            "examples are numbered by their lines",
-            "dataclasses.replace(example, index=len(examples))",
-            "dataclasses.replace(example, index=read - 1)",
-            "data/files/test_readers.py::test_hh_skips_and_counts",
+            "an example that is refused is kept",
+            "        else:\n            kept.append(example)\n",
+            "        finally:\n            kept.append(example)\n",
+            "data/test_chats.py::test_prepared_examples_are_checked_by_number",
         ),
     ],
     "data/files/builders.py": [
