@@ -208,7 +208,7 @@ MUTANTS = {
         ),
         (
             "examples that don't fit are prompts too",
-            "return [example for example in examples if not left_out[example.index]]",
+            "return examples.select(self._left_out(split)[examples.indices] == 0)",
             "return examples",
             "data/test_input_pipeline.py::test_reflection_is_part_of_the_target_and_has_its_window",
         ),
@@ -355,9 +355,9 @@ MUTANTS = {
     ],
     "data/files/readers.py": [
         (
-            "examples are numbered by their lines",
-            "dataclasses.replace(example, index=len(examples))",
-            "dataclasses.replace(example, index=read - 1)",
+            "examples are there twice",
+            "            examples.append(example)\n",
+            "            examples.append(example)\n            examples.append(example)\n",
             "data/files/test_readers.py::test_hh_skips_and_counts",
         ),
     ],
