@@ -355,10 +355,10 @@ MUTANTS = {
     ],
     "data/files/readers.py": [
         (
-            "an example that is refused is kept",
-            "        else:\n            kept.append(example)\n",
-            "        finally:\n            kept.append(example)\n",
-            "data/test_chats.py::test_prepared_examples_are_checked_by_number",
+            "examples are there twice",
+            "            examples.append(example)\n",
+            "            examples.append(example)\n            examples.append(example)\n",
+            "data/files/test_readers.py::test_hh_skips_and_counts",
         ),
     ],
     "data/files/builders.py": [

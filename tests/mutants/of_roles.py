@@ -11,8 +11,8 @@ MUTANTS = {
         ),
         (
             "an example that another model has no room for is in batches",
-            "        if not self.beside:\n            return examples\n",
-            "        if self.beside or not self.beside:\n            return examples\n",
+            "        if not self.beside:\n",
+            "        if True:\n",
             "data/test_other_readers.py::"
             "test_an_example_is_left_out_of_all_pipelines_where_one_has_no_room",
         ),

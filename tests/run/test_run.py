@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from pit_jax.data import flat_arrays
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig
 from pit_jax.data.input_pipeline import InputPipeline
@@ -47,7 +48,7 @@ def made(monkeypatch):
         }
         return vocabulary
 
-    def pipeline(dataset, vocabulary, lengths, batching, beside):
+    def pipeline(dataset, vocabulary, lengths, batching, beside, cache):
         assert beside == []  # nobody else's windows
         seen["data"] = {"dataset": dataset, "lengths": lengths, "batching": batching}
         return types.SimpleNamespace(beside=beside)
@@ -190,7 +191,7 @@ def test_the_data_of_a_role_fits_the_windows_of_all(monkeypatch):
     """The pipelines of both vocabularies know each other's; roles of one share it."""
     made = []
 
-    def pipeline(dataset, vocabulary, lengths, batching, beside):
+    def pipeline(dataset, vocabulary, lengths, batching, beside, cache):
         made.append((vocabulary, lengths, beside))
         return types.SimpleNamespace(beside=beside)
 
@@ -351,3 +352,14 @@ def test_stages_that_saw_other_examples_are_not_judged(trained):
     without.check_data(needed=False)
     with pytest.raises(UserError, match="gone.jsonl: no such file"):
         without.check_data()
+
+
+def test_rows_of_big_data_are_kept_in_the_run_directory(tmp_path, monkeypatch):
+    run = tiny_runs.on_one_device(tiny_runs.config(tmp_path / "run"))
+    assert run.data.num_rows("rm_gap", "dev") > 0
+    assert not (tmp_path / "run" / "data_cache").exists()
+    monkeypatch.setattr(flat_arrays, "BIG", 0)
+    run = tiny_runs.on_one_device(tiny_runs.config(tmp_path / "run"))
+    assert run.data.num_rows("rm_gap", "dev") > 0
+    (folder,) = (path for path in (tmp_path / "run" / "data_cache").iterdir() if path.is_dir())
+    assert folder.name.startswith("rm_gap-")

@@ -219,7 +219,7 @@ class Instructions(_Builder):
         except (TypeError, ValueError) as error:
             raise UserError(f"level: got {config.level}: {error}") from None
         sizes = {"train": config.train_size, "dev": config.dev_size, "test": config.test_size}
-        splits = {}
+        splits: dict[str, tuple[Sequence[Example], dict[str, list[Any]]]] = {}
         for split in SPLITS:
             examples = instructions.examples(config.family, split, sizes[split], config.seed, level)
             columns = {
