@@ -174,6 +174,8 @@ def test_a_run_whose_stages_t5x_wrote_is_evaluated_alike(trained, tmp_path):
     assert not list(folder.rglob("result.json"))
     assert tiny_runs.command("evaluate", folder) == 0
     found, expected = read_report(folder), read_report(trained)
+    for report in (found, expected):  # from an anchor, which T5X's checkpoints don't have
+        assert all(each.pop("stops") for each in report["iterations"])
     for part in ("comparisons", "scores", "iterations", "reward_models", "figure2", "figure3"):
         assert found[part] == expected[part], part
     assert found["figure4"] == [] and expected["figure4"]

@@ -31,7 +31,9 @@ CONFIG = EvaluationConfig(
 
 @pytest.fixture(scope="module")
 def run():
-    return tiny_runs.on_one_device(tiny_runs.config("unused"))
+    made = tiny_runs.on_one_device(tiny_runs.config("unused"))
+    made.anchor = lambda stage: 0.0  # of a stage that isn't there
+    return made
 
 
 @dataclasses.dataclass(frozen=True)

@@ -185,9 +185,9 @@ def test_one_program_draws_at_every_temperature(by_three, params, monkeypatch):
     assert rows_of(found) == alone(params, PROMPTS, ROWS, SamplingConfig(temperature=0.4))
 
 
-def alone(params, prompts, numbers, sampling, ends=(EOS,)):
+def alone(params, prompts, numbers, sampling, ends=(EOS,), width=WIDTH):
     """What `generate` samples, all rows at once: their ids, the end included as EOS."""
-    keys, rows = row_keys(KEY, np.array(numbers)), pad_left(prompts, WIDTH)
+    keys, rows = row_keys(KEY, np.array(numbers)), pad_left(prompts, width)
     model = LanguageModel(TINY)
     generation = generate(model, params, rows, keys, R, sampling, ends=ends)
     tokens_BR, mask_BR = np.asarray(generation.tokens_BR), np.asarray(generation.mask_BR)
@@ -262,9 +262,7 @@ def test_rows_of_like_lengths_go_together_in_the_width_that_they_fit_in(asked, p
     prompts = [[2 + i % 9] * n for i, n in enumerate([3, 70, 9, 41, 38, 55, 100])]
     found = sampler(2).respond(params, prompts, 100, range(7), KEY, SAMPLING)
     assert asked == [(1, 56), (1, 80), (1, 100)]
-    for row, (prompt, response) in enumerate(zip(prompts, found, strict=True)):
-        by_itself = sampler(1).respond(params, [prompt], len(prompt), [row], KEY, SAMPLING)
-        assert by_itself == [response]
+    assert rows_of(found) == alone(params, prompts, range(7), SAMPLING, width=100)
 
 
 def test_scored_rows_are_cut_to_the_width_that_they_fit_in(asked):

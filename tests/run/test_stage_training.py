@@ -18,6 +18,7 @@ import optax
 import pytest
 from etils import epath
 
+from pit_jax.data.datasets import MixtureConfig
 from pit_jax.data.layouts import Layout
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.vocabularies.load import load as load_vocabulary
@@ -45,6 +46,8 @@ RL = tiny_runs.rl("rl_pit", ROUNDS)
 
 class Data:
     """Records what batches are asked of it, and gives no batch."""
+
+    config = tiny_runs.config("unused").dataset
 
     def __init__(self):
         self.asked = []
@@ -233,6 +236,19 @@ def test_references_come_from_the_policy_and_the_step_that_the_round_names(
     expected = {"round": 1, "source": round_.source, "checkpoint": checkpoint, "seed": 3}
     assert told == expected
     assert [shard["count"] for shard in manifest["shards"]] == [16, 4]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_round_samples_for_as_many_prompts_as_its_steps_use(run, monkeypatch, mixed):
+    """A mixture's rates may ask for all of a small dataset again and again."""
+    fold = [f"example {number}" for number in range(100)]
+    monkeypatch.setattr(run.data, "examples", lambda *_: fold)
+    if mixed:
+        monkeypatch.setattr(run.data, "config", MixtureConfig((Data.config,) * 2, (1.0, 2.0)))
+    given, manifest = sampled(run, monkeypatch, 1, Round("policy", steps=3))
+    count = 100 if mixed else 3 * RL.batch_size
+    assert manifest["prompts"] == len(given["examples"]) == count
+    assert [each for each in fold if each in given["examples"]] == given["examples"]
 
 
 def test_run_stage_and_round_each_move_the_references(run, monkeypatch):
