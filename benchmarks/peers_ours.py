@@ -193,7 +193,7 @@ def sft(message: dict, paths: dict[str, str], packed: bool = True) -> Prepared:
         (columns * ones * real).astype(np.int32),
     )
     if packed:
-        batch = batching.pack(batch, width)
+        batch = _packed(batch, np.sum(real, axis=1), width)
     full = len(batch["decoder_segment_ids"]) // case.rows
     batches = [
         {name: array[n * case.rows : (n + 1) * case.rows] for name, array in batch.items()}
@@ -205,6 +205,20 @@ def sft(message: dict, paths: dict[str, str], packed: bool = True) -> Prepared:
     prepared = training(step, load(case, paths["actor"]), batches, mean, work)
     prepared.answer["checks"] = {}  # the batches are others
     return prepared
+
+
+def _packed(rows: dict, lengths: np.ndarray, width: int) -> dict:
+    """Puts examples behind one another in rows of that width."""
+    members = batching.pack(lengths, width)
+    packed = {name: np.zeros((len(members), width), x.dtype) for name, x in rows.items()}
+    for row, each in enumerate(members):
+        ends = np.cumsum(lengths[each])
+        for segment, (member, end) in enumerate(zip(each, ends, strict=True), 1):
+            own = lengths[member]
+            for name, x in rows.items():
+                packed[name][row, end - own : end] = x[member, :own]
+            packed["decoder_segment_ids"][row, end - own : end] = segment
+    return packed
 
 
 def decode(message: dict, paths: dict[str, str]) -> Prepared:
