@@ -79,7 +79,6 @@ RECORDS = {
     "Check",
     "Collective",
     "Comparison",
-    "EloRatings",
     "Estimate",
     "Example",
     "Improvement",

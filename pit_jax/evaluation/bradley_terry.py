@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from pit_jax.evaluation import intervals, logistic
+from pit_jax.evaluation.elo import Ratings, matches
 
 RESAMPLES = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Ratings:
-    """Holds ratings [M] of M models in the order given, and their 95% intervals.
-
-    Intervals are NaN where nearly all groups have the same verdicts, which says too little.
-    """
-
-    rating: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
 
 
 def ratings(
@@ -47,13 +34,7 @@ def ratings(
       seed: of the resamples.
       resamples: how many there are.
     """
-    pairs_Q2, outcomes_QN = np.asarray(pairs_Q2), np.asarray(outcomes_QN)
-    if outcomes_QN.ndim != 2 or pairs_Q2.shape != (outcomes_QN.shape[0], 2):
-        raise ValueError(
-            f"expected pairs [Q, 2] and outcomes [Q, N], got {pairs_Q2.shape}, {outcomes_QN.shape}"
-        )
-    if outcomes_QN.size == 0:
-        raise ValueError("expected at least one comparison, got none")
+    pairs_Q2, outcomes_QN = matches(pairs_Q2, outcomes_QN)
     group_N = intervals.group_numbers(groups, outcomes_QN.shape[1])
     won_GQ = np.stack([intervals.by_group((row + 1) / 2, group_N)[0] for row in outcomes_QN], 1)
     sizes_G = np.bincount(group_N)

@@ -17,8 +17,8 @@ _BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class EloRatings:
-    """Holds ratings [M] of M models in the order given, their 95% intervals, ranks (1 is best).
+class Ratings:
+    """Holds ratings [M] of M models in the order given, and their 95% intervals.
 
     Intervals are NaN where nearly all groups have the same verdicts, which says too little.
     """
@@ -26,7 +26,27 @@ class EloRatings:
     rating: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    rank: np.ndarray
+
+    @property
+    def rank(self) -> np.ndarray:
+        """The rank of each model, [M]; 1 is the best."""
+        return 1 + (self.rating[None, :] > self.rating[:, None]).sum(axis=1)
+
+
+def matches(pairs_Q2, outcomes_QN) -> tuple[np.ndarray, np.ndarray]:
+    """Returns pairings and verdicts as arrays.
+
+    Raises:
+      ValueError: if their shapes don't fit, or there is no match.
+    """
+    pairs_Q2, outcomes_QN = np.asarray(pairs_Q2), np.asarray(outcomes_QN)
+    if outcomes_QN.ndim != 2 or pairs_Q2.shape != (outcomes_QN.shape[0], 2):
+        raise ValueError(
+            f"expected pairs [Q, 2] and outcomes [Q, N], got {pairs_Q2.shape}, {outcomes_QN.shape}"
+        )
+    if outcomes_QN.size == 0:
+        raise ValueError("expected at least one comparison, got none")
+    return pairs_Q2, outcomes_QN
 
 
 def elo_ratings(
@@ -38,7 +58,7 @@ def elo_ratings(
     k: float = 4.0,
     initial: float = 1000.0,
     resamples: int = RESAMPLES,
-) -> EloRatings:
+) -> Ratings:
     """Computes ELO ratings, averaged over orders of the comparisons.
 
     A rating depends on the order in which matches are played, so it is averaged over S random
@@ -58,18 +78,11 @@ def elo_ratings(
       initial: rating at the start, and so the mean of all ratings.
       resamples: R.
     """
-    pairs_Q2, outcomes_QN = np.asarray(pairs_Q2), np.asarray(outcomes_QN)
-    if outcomes_QN.ndim != 2 or pairs_Q2.shape != (outcomes_QN.shape[0], 2):
-        raise ValueError(
-            f"expected pairs [Q, 2] and outcomes [Q, N], got {pairs_Q2.shape}, {outcomes_QN.shape}"
-        )
-    if outcomes_QN.size == 0:
-        raise ValueError("expected at least one comparison, got none")
+    pairs_Q2, outcomes_QN = matches(pairs_Q2, outcomes_QN)
     num_rows = outcomes_QN.shape[1]
     rng = np.random.default_rng(seed)
     rows_SN = np.broadcast_to(np.arange(num_rows), (shuffles, num_rows))
     rating = _play(rng, pairs_Q2, outcomes_QN, rows_SN, k, initial).mean(axis=0)
-    rank = 1 + (rating[None, :] > rating[:, None]).sum(axis=1)
 
     group_N = intervals.group_numbers(groups, num_rows)
     patterns_GQ = np.stack([np.divide(*intervals.by_group(row, group_N)) for row in outcomes_QN], 1)
@@ -84,7 +97,7 @@ def elo_ratings(
         # G - 1.
         variance = between * num_groups / (num_groups - 1) + within / shuffles
         half = intervals.t_quantile(num_groups) * np.sqrt(variance)
-    return EloRatings(rating=rating, low=rating - half, high=rating + half, rank=rank)
+    return Ratings(rating=rating, low=rating - half, high=rating + half)
 
 
 def split_variance(values_RmM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

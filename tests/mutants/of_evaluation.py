@@ -119,8 +119,8 @@ MUTANTS = {
         ),
         (
             "the worst model has rank 1",
-            "(rating[None, :] > rating[:, None])",
-            "(rating[None, :] < rating[:, None])",
+            "(self.rating[None, :] > self.rating[:, None])",
+            "(self.rating[None, :] < self.rating[:, None])",
             "evaluation/test_elo.py::test_elo_of_one_match_by_hand",
         ),
         (
