@@ -58,16 +58,16 @@ def section(results: Results, drawings: Drawings) -> Section:
         blocks.append(Paragraph(_verdict(results, rows), leads=True))
     tiles = []
     for row in rows[:_HEADLINES]:
-        note = f"{count(row.get('n'))} prompts: {VERDICTS[tone(row)]}"
-        if known(row.get("ci_low")) and known(row.get("ci_high")):
-            low, high = points(row["ci_low"]), points(row["ci_high"])
-            note = f"95% interval {low} to {high}, {note}"
+        told = f"{count(row.get('n'))} prompts: {VERDICTS[tone(row)]}"
+        note = ", ".join([*_interval(row), told])
         tiles.append(Tile(row["name"], f"Δ {points(row['delta'])}", note, tone(row)))
-    if tiles:
-        blocks.append(Tiles(tiles))
-    if results.get("warnings"):
-        blocks.append(Warnings(list(results["warnings"])))
-    return Section("", blocks)
+    return Section("", [*blocks, *headlines(tiles, results)])
+
+
+def headlines(tiles: Sequence[Tile], results: Results) -> list[Block]:
+    """Makes of headline numbers and of the warnings a block each, where there are any."""
+    found: list[Block] = [Tiles(list(tiles))] if tiles else []
+    return [*found, *([Warnings(list(results["warnings"]))] if results.get("warnings") else [])]
 
 
 def terms(results: Results, drawings: Drawings) -> Section:
@@ -112,7 +112,7 @@ def _verdict(results: Results, rows: Sequence[Row]) -> str:
     text = (
         f"{said}: on {count(first.get('n'))} {prompts}{where}, {judge_of(results)} prefers "
         f"{who}’s response for {win}%, the original for {lose}% and neither for {tie}%, which is "
-        f"Δ {_with_ends(first)}."
+        f"Δ {', '.join([points(first['delta']) + ' points', *_interval(first)])}."
     )
     found = [(row, _OPPONENTS.get(row["second"])) for row in others if row["first"] == "pit"]
     for mark in ("up", "down", ""):
@@ -124,11 +124,10 @@ def _verdict(results: Results, rows: Sequence[Row]) -> str:
     return text
 
 
-def _with_ends(row: Row) -> str:
-    text = f"{points(row['delta'])} points"
-    if known(row.get("ci_low")) and known(row.get("ci_high")):
-        text += f", 95% interval {points(row['ci_low'])} to {points(row['ci_high'])}"
-    return text
+def _interval(row: Row) -> list[str]:
+    """The interval of Δ in words; nothing where there is none."""
+    low, high = row.get("ci_low"), row.get("ci_high")
+    return [f"95% interval {points(low)} to {points(high)}"] if known(low) and known(high) else []
 
 
 def glossary(results: Results) -> tuple[list[Term], list[Term]]:

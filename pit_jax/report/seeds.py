@@ -25,8 +25,6 @@ from pit_jax.report.blocks import (
     Table,
     Terms,
     Tile,
-    Tiles,
-    Warnings,
 )
 from pit_jax.report.formatting import (
     NONE,
@@ -113,11 +111,7 @@ def _headline(results: Results) -> Section:
                 f"{VERDICTS[_mark(delta)]}"
             )
         tiles.append(Tile(row["name"], f"Δ {points(delta['mean'])}", note, _mark(delta)))
-    if tiles:
-        blocks.append(Tiles(tiles))
-    if results.get("warnings"):
-        blocks.append(Warnings(list(results["warnings"])))
-    return Section("", blocks)
+    return Section("", [*blocks, *opening.headlines(tiles, results)])
 
 
 def _mark(delta: Row) -> str:
