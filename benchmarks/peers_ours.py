@@ -16,7 +16,9 @@ import numpy as np
 import peers_cases as cases
 from peers_protocol import Prepared, clock, serve
 
-from pit_jax.data import batching
+from pit_jax.data import batching, tables
+from pit_jax.data.flat_arrays import Cache
+from pit_jax.data.rows import RowWriter, features
 from pit_jax.method import flops, forward, objectives, ppo, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.method.environment import Environment, Networks
@@ -25,7 +27,8 @@ from pit_jax.method.sampler import Sampler
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
-from pit_jax.models.weights import hugging_face, tables
+from pit_jax.models.weights import hugging_face
+from pit_jax.models.weights import tables as families
 from pit_jax.models.weights.rows import Row
 from pit_jax.plan import host
 from pit_jax.run import stages
@@ -41,10 +44,10 @@ OPTIMIZER = OptimizerConfig(
     clip_norm=cases.CLIP,
 )
 ROWS = {
-    "llama": tables.LLAMA,
-    "qwen3": tables.QWEN3,
+    "llama": families.LLAMA,
+    "qwen3": families.QWEN3,
     "t5x": (
-        *tables.LLAMA,
+        *families.LLAMA,
         Row("model.relative_attention_bias.weight", "relative_bias", "N H -> H N"),
     ),
 }
@@ -193,7 +196,7 @@ def sft(message: dict, paths: dict[str, str], packed: bool = True) -> Prepared:
         (columns * ones * real).astype(np.int32),
     )
     if packed:
-        batch = _packed(batch, np.sum(real, axis=1), width)
+        batch = _packed(batch, width)
     full = len(batch["decoder_segment_ids"]) // case.rows
     batches = [
         {name: array[n * case.rows : (n + 1) * case.rows] for name, array in batch.items()}
@@ -207,18 +210,16 @@ def sft(message: dict, paths: dict[str, str], packed: bool = True) -> Prepared:
     return prepared
 
 
-def _packed(rows: dict, lengths: np.ndarray, width: int) -> dict:
-    """Puts examples behind one another in rows of that width."""
-    members = batching.pack(lengths, width)
-    packed = {name: np.zeros((len(members), width), x.dtype) for name, x in rows.items()}
-    for row, each in enumerate(members):
-        ends = np.cumsum(lengths[each])
-        for segment, (member, end) in enumerate(zip(each, ends, strict=True), 1):
-            own = lengths[member]
-            for name, x in rows.items():
-                packed[name][row, end - own : end] = x[member, :own]
-            packed["decoder_segment_ids"][row, end - own : end] = segment
-    return packed
+def _packed(rows: dict, width: int) -> dict:
+    """Packs examples into rows of that width, as a supervised stage does."""
+
+    def fill(append):
+        RowWriter(append, {name: x.dtype for name, x in rows.items()}).write(rows)
+
+    found = features(Cache("").arrays(fill, 0, "sft", tuple), dict.fromkeys(rows, width))
+    config = batching.BatchingConfig(packed_length=width)
+    table = tables.make("sft", found, [len(rows["decoder_segment_ids"])], config)
+    return table.batch(np.arange(sum(table.sources)))
 
 
 def decode(message: dict, paths: dict[str, str]) -> Prepared:
