@@ -16,7 +16,7 @@ from pit_jax.method.roles import PIT, POLICY, POLICY_REWARD
 from pit_jax.method.sampler import Response
 from pit_jax.run.run import Run
 
-PROGRESS_SECONDS = 30.0
+_PROGRESS_SECONDS = 30.0
 
 
 class Responses:
@@ -149,7 +149,7 @@ class Responses:
     def _say(self, stage: str, temperature: float, method: str = "responses") -> None:
         """Says what is sampled next, if nothing has been said for a while."""
         now = time.monotonic()
-        if now - self._said >= PROGRESS_SECONDS:
+        if now - self._said >= _PROGRESS_SECONDS:
             what = method.replace("_", "-")
             passed = f"{round(now - self._started)} s so far"
             line = f"evaluating: {what} of {stage} at temperature {temperature:g}, {passed}"

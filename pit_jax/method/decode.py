@@ -67,13 +67,6 @@ class Generation:
     mask_BR: jax.Array
 
 
-def _nothing(B: int, R: int) -> Generation:
-    """Responses of which no token has been sampled."""
-    return Generation(
-        jnp.full((B, R), PAD_ID, jnp.int32), jnp.zeros((B, R), jnp.float32), jnp.zeros((B, R), bool)
-    )
-
-
 def is_end(tokens: Any, ends: tuple[int, ...]) -> Any:
     """Returns where tokens, an array of any shape, are one of the ids that end a response."""
     return functools.reduce(operator.or_, [tokens == end for end in ends])
@@ -246,32 +239,37 @@ class Decoding:
 
         With `apart` each row counts its own tokens, as rows do that others are to replace.
         """
-        B, R = prompt_BP.shape[0], self.response_length
-        logits_BV, cache = prefill(self.model, params, prompt_BP, R)
-        rows = Rows(
-            generation=_nothing(B, R),
-            drawn=jnp.zeros((B,) if apart else (), jnp.int32),
-            done_B=jnp.zeros((B,), bool),
-            token_B=jnp.zeros((B,), jnp.int32),
-            prompt_valid_BP=prompt_BP != PAD_ID,
-            keys_B=keys_B,
-            temperature_B=temperature_B,
-            cache=cache,
-        )
+        valid_BP = prompt_BP != PAD_ID
+        logits_BV, cache = prefill(self.model, params, prompt_BP, self.response_length)
+        rows = self._fresh(valid_BP, keys_B, temperature_B, cache, done=False)
+        if not apart:
+            rows = dataclasses.replace(rows, drawn=jnp.int32(0))
         return self._draw(rows, logits_BV)
 
     def empty(self, width: int, temperature_B: jax.Array, key: jax.Array) -> Rows:
         """Makes B places of prompts of that width. All are done, so rows can be put in them."""
-        B, R = temperature_B.shape[0], self.response_length
+        B = temperature_B.shape[0]
+        valid_BP, keys_B = jnp.zeros((B, width), bool), row_keys(key, jnp.arange(B))
+        cache = KVCache.zeros(self.model.config, B, width + self.response_length)
+        return self._fresh(valid_BP, keys_B, temperature_B, cache, done=True)
+
+    def _fresh(self, valid_BP, keys_B, temperature_B, cache: KVCache, done: bool) -> Rows:
+        """Rows of which nothing has been sampled, each of which counts its own tokens."""
+        B, R = valid_BP.shape[0], self.response_length
+        nothing = Generation(
+            jnp.full((B, R), PAD_ID, jnp.int32),
+            jnp.zeros((B, R), jnp.float32),
+            jnp.zeros((B, R), bool),
+        )
         return Rows(
-            generation=_nothing(B, R),
+            generation=nothing,
             drawn=jnp.zeros((B,), jnp.int32),
-            done_B=jnp.ones((B,), bool),
+            done_B=jnp.full((B,), done),
             token_B=jnp.zeros((B,), jnp.int32),
-            prompt_valid_BP=jnp.zeros((B, width), bool),
-            keys_B=row_keys(key, jnp.arange(B)),
+            prompt_valid_BP=valid_BP,
+            keys_B=keys_B,
             temperature_B=temperature_B,
-            cache=KVCache.zeros(self.model.config, B, width + R),
+            cache=cache,
         )
 
     def advance(self, params, rows: Rows, enough: int | jax.Array | None = None) -> Rows:

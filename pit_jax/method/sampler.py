@@ -130,8 +130,8 @@ class Sampler:
             if size - len(held) < few:
                 advance(few)
             if pool is None:
-                ones_B = {"ones": np.ones(size, np.float32)}
-                pool = programs.empty(fitting, self._partitioner.shard_batch(ones_B)["ones"], key)
+                ones_B = self._partitioner.shard_batch(np.ones(size, np.float32))
+                pool = programs.empty(fitting, ones_B, key)
             elif fitting > pool.prompt_valid_BP.shape[1]:
                 pool = programs.widened(pool, fitting)
             places = [place for place in range(size) if place not in held][: len(chosen)]

@@ -53,7 +53,7 @@ class KVCache:
         return jax.tree.map(lambda x: constrain(x, *axes[: x.ndim]), self)
 
     def put(self, places_N: jax.Array, new: KVCache) -> KVCache:
-        """Puts N rows of a cache of equal length in the places of others, or drops it."""
+        """Puts N rows of a cache in the places of others; a place of B or more drops its row."""
         rows = places_N if self._apart else (slice(None), places_N)
         return jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), self, new)
 
