@@ -114,6 +114,7 @@ class Sampler:
         if not prompts:
             return responses
         programs, numbers = self._decoding(sampling, reflecting), np.asarray(rows, np.int32)
+        params = programs.prepared(params)  # once, and not for each part of the pool
         pool: Rows | None = None
         held: dict[int, int] = {}  # place in the pool -> prompt
         size, few = self._batch_size, self._few()
@@ -241,13 +242,12 @@ class _Programs:
 
     def __init__(self, decoding: Decoding, partitioner: Partitioner):
         def begin(params, pool, batch, key):
-            params = decoding.prepared(params)
             keys_N = row_keys(key, batch["rows"])
             new = decoding.begin(params, batch["prompts"], keys_N, batch["temperatures"], True)
             return pool.replaced(batch["places"], new)
 
         def advance(params, pool, enough):
-            pool = decoding.advance(decoding.prepared(params), pool, enough)
+            pool = decoding.advance(params, pool, enough)
             g = pool.generation
             return pool.placed(), (g.tokens_BR, g.mask_BR, pool.done_B)
 
@@ -255,6 +255,7 @@ class _Programs:
             return decoding.empty(width, temperature_B, key).placed()
 
         jit, out = partitioner.jit, (None, partitioner.replicated)
+        self.prepared = jit(decoding.prepared)
         self.begin = jit(begin, donate_argnums=1)
         self.advance = jit(advance, donate_argnums=1, out_shardings=out)
         self.empty = jit(empty, static_argnums=0)

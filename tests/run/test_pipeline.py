@@ -409,7 +409,7 @@ def test_each_program_is_compiled_once_a_stage(trained):
         **dict.fromkeys(("pretrain", "sft_policy", "sft_pit"), supervised),
         **dict.fromkeys(("rm_policy", "rm_gap"), reward),
         "rl_policy": ppo,
-        "rl_pit": ("advance", "begin", ppo[0], "empty", ppo[1]),  # it samples references too
+        "rl_pit": ("advance", "begin", ppo[0], "empty", "prepared", ppo[1]),  # and references
     }
     programs = {f"jit({name})" for names in once.values() for name in names}
     assert {
