@@ -46,6 +46,7 @@ class Size:
 
 SIZES = {
     "small": Size(4, 256, 8, 8, 32, 1024, 384, 10_000.0),
+    "wide": Size(4, 512, 8, 8, 64, 2048, 8192, 10_000.0),
     "smollm2_135m": Size(30, 576, 9, 3, 64, 1536, 49152, 100_000.0),
 }
 
@@ -92,7 +93,7 @@ def _pair(name, what, task, peer, family, rows, prompt, response, size="small"):
     return Case(name, what, task, peer, task, family, rows, prompt, response, size)
 
 
-_SMOL = "smollm2_135m"
+_WIDE, _SMOL = "wide", "smollm2_135m"
 CASES = (
     _pair("train_t5x", "training step", "train", "t5x", "t5x", 16, 128, 128),
     _pair("train_transformers", "training step", "train", "transformers", "llama", 16, 128, 128),
@@ -107,13 +108,26 @@ CASES = (
     Case(
         "ppo_lengths", "PPO, HH's lengths", "ppo_lengths", OURS, "ppo_fixed", "llama", 32, 256, 256
     ),
+    Case(
+        "improve_lengths",
+        "improve, HH's lengths",
+        "improve",
+        OURS,
+        "improve_fixed",
+        "llama",
+        32,
+        512,
+        256,
+    ),
+    Case("gap_passes", "gap reward step", "gap", OURS, "gap_passes", "llama", 2, 512, 512),
+    _pair("wide_train", "training step", "train", "transformers", "llama", 16, 128, 128, _WIDE),
     _pair("smol_train", "training step", "train", "transformers", "llama", 4, 128, 128, _SMOL),
     _pair("smol_decode", "decoding", "decode", "transformers", "llama", 16, 128, 128, _SMOL),
     _pair("smol_decode_1", "decoding", "decode", "transformers", "llama", 1, 128, 128, _SMOL),
 )
 # The models of a task, each of which has weights of its own; a scalar model has a head.
 _FOUR = "actor", "reference", "critic", "reward"
-MODELS = {"ppo": _FOUR, "ppo_lengths": _FOUR, "reward": ("reward",)}
+MODELS = {"ppo": _FOUR, "ppo_lengths": _FOUR, "reward": ("reward",), "gap": ("reward",)}
 SCALAR = ("critic", "reward")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from peers_protocol import Prepared, clock, serve
 from pit_jax.data import batching, tables
 from pit_jax.data.flat_arrays import Cache
 from pit_jax.data.rows import RowWriter, features
-from pit_jax.method import flops, forward, objectives, ppo, ppo_step, supervised_step
+from pit_jax.method import flops, forward, losses, objectives, ppo, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.method.environment import Environment, Networks
 from pit_jax.method.frozen import Frozen
@@ -286,6 +287,52 @@ def to_ends(message: dict, paths: dict[str, str]) -> Prepared:
     return Prepared(go, {}, compile_seconds=compiled)
 
 
+def improve(message: dict, paths: dict[str, str], fixed: bool = False) -> Prepared:
+    """Sampling improvements of prompts and references of HH's lengths: as `improve` does, or fixed.
+
+    `fixed` decodes batch after batch in whole windows until all rows of a batch have ended.
+    """
+    case = cases.Case(**message)
+    network = network_of(case)
+    params, stops = load(case, paths["actor"]), cases.ends(case, cases.HH[1])
+    count = case.rows * cases.WAITING
+    of_prompt, _ = cases.lengths(case, count)
+    drawn = cases.tokens(dataclasses.replace(case, rows=count), 0, case.prompt)
+    prompts = [row[:length].tolist() for row, length in zip(drawn, of_prompt)]
+    sampler = Sampler(network, PARTITIONER, case.response, case.rows, ends=stops)
+    padded = np.where(np.arange(case.prompt) >= case.prompt - of_prompt[:, None], drawn, 0)
+    parts = np.split(padded, cases.WAITING)
+
+    def answer(params, prompt_BP, key):
+        keys_B, model = row_keys(key, jnp.arange(case.rows)), LanguageModel(network)
+        return generate(
+            model, params, prompt_BP, keys_B, case.response, SamplingConfig(), None, stops
+        )
+
+    program = PARTITIONER.jit(answer)
+
+    def in_windows(number: int) -> int:
+        keys = jax.random.split(jax.random.key(number), len(parts))
+        found = [program(params, PARTITIONER.shard_batch(part), key)
+                 for part, key in zip(parts, keys)]  # fmt: skip
+        return sum(int(jnp.sum(each.mask_BR)) for each in found)
+
+    def in_turn(number: int) -> int:
+        key, rows = jax.random.key(number), range(count)
+        found = sampler.respond(params, prompts, case.prompt, rows, key, SamplingConfig())
+        return sum(len(each.tokens) + each.ended for each in found)
+
+    one = in_windows if fixed else in_turn
+    compiled = clock(lambda: one(0))
+
+    def go(times: int) -> dict:
+        start = time.perf_counter()
+        tokens = sum(map(one, range(times)))
+        return {"seconds": time.perf_counter() - start, "tokens": tokens}
+
+    return Prepared(go, {}, compile_seconds=compiled)
+
+
 def reward(message: dict, paths: dict[str, str]) -> Prepared:
     """A pairwise step of a reward model, in one pass that shares the prompt."""
     case = cases.Case(**message)
@@ -303,6 +350,38 @@ def reward(message: dict, paths: dict[str, str]) -> Prepared:
     # Counted as two whole sequences, which is what a peer computes.
     tokens = 2 * case.rows * (case.prompt + R)
     work = flops.total(flops.training_step(2 * case.rows, case.prompt + R, False), network)
+    return training(step, load(case, paths["reward"], True), batches, tokens, work)
+
+
+def gap(message: dict, paths: dict[str, str], shared: bool = True) -> Prepared:
+    """A step of a gap reward model: one pass that shares prefixes, or a pass for each score."""
+    case = cases.Case(**message)
+    network, R = network_of(case), case.response
+    widths = (case.prompt, *[R] * 6)  # the prompt, both references, each response to both
+    blocks_T = np.repeat(np.arange(1, 8, dtype=np.int32), widths)
+    batches = []
+    for n in range(cases.BATCHES):
+        x = cases.tokens(case, n, case.prompt, "prompts")
+        w, other = (cases.tokens(case, n, R, name) for name in ("chosen", "rejected"))
+        tokens = np.concatenate([x, w, other, w, w, other, other], axis=1)
+        batches.append({"tokens": tokens, "blocks": np.tile(blocks_T, (case.rows, 1))})
+
+    def in_passes(params, batch):
+        starts = np.cumsum((0, *widths))
+        x, w, other = (batch["tokens"][:, starts[n] : starts[n + 1]] for n in range(3))
+        model, mask, scores = ScalarModel(network), jnp.ones((case.rows, R), bool), {}
+        for a, b in itertools.product((("w", w), ("l", other)), repeat=2):
+            prompt = jnp.concatenate([x, b[1]], axis=1)
+            score = forward.response_scores(model, params, prompt, a[1], mask, "last")
+            scores[a[0] + b[0]] = score
+        found = losses.gap_loss(scores, jnp.ones(case.rows))
+        return found, {"loss": found}
+
+    loss = objectives.gap_reward(network, objectives.RewardConfig()) if shared else in_passes
+    step = supervised_step.make_step(loss, PARTITIONER)
+    # Counted as four whole sequences.
+    tokens = 4 * case.rows * (case.prompt + 2 * R)
+    work = flops.total(flops.training_step(4 * case.rows, case.prompt + 2 * R, False), network)
     return training(step, load(case, paths["reward"], True), batches, tokens, work)
 
 
@@ -418,7 +497,11 @@ TASKS = {
     "sft_fixed": functools.partial(sft, packed=False),
     "decode": decode,
     "ends": to_ends,
+    "improve": improve,
+    "improve_fixed": functools.partial(improve, fixed=True),
     "reward": reward,
+    "gap": gap,
+    "gap_passes": functools.partial(gap, shared=False),
     "ppo": ppo_iteration,
     "ppo_lengths": functools.partial(ppo_iteration, lengths=True),
     "ppo_fixed": functools.partial(ppo_iteration, lengths=True, widths=1),
