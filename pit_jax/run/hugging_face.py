@@ -65,6 +65,14 @@ def is_model(path: epath.Path) -> bool:
     return path.suffix == ".gguf" or (path / "config.json").exists()
 
 
+def not_found(folder: epath.Path, name: str) -> str:
+    """Says that a stage isn't trained, or which file is meant where its folder has GGUF files."""
+    files = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
+    if files:
+        return f"{folder}: has no config.json; to start from its GGUF file, name {files[0]}"
+    return f"{folder / 'result.json'}: not found; train stage {name!r} first"
+
+
 def config_of(path: epath.Path) -> dict[str, Any]:
     """Reads what describes a model, in the words of a `config.json`.
 

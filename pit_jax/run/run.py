@@ -244,8 +244,7 @@ class Run:
             return {"task": "pretrain", "model_step": 0}
         checkpoint = self.t5x_checkpoint(name)
         if checkpoint is None:
-            path = self.folder(name) / "result.json"
-            raise UserError(f"{path}: not found; train stage {name!r} first")
+            raise UserError(hugging_face.not_found(self.folder(name), name))
         parts = reversed(epath.Path(name).parts)
         stage = self.stage(next((part for part in parts if part in self._stages), name))
         result = {"task": stage.task, "model_step": t5x_checkpoints.step_of(checkpoint)}

@@ -423,6 +423,10 @@ def test_mistakes_in_a_run_are_named(trained, tmp_path):
         pipeline.train(run, "sft")
     with pytest.raises(UserError, match="sft_policy.*not found; train stage 'sft_policy' first"):
         pipeline.train(run, "rl_policy")
+    (tmp_path / "sft_policy").mkdir()
+    (tmp_path / "sft_policy" / "base.Q8_0.gguf").touch()
+    with pytest.raises(UserError, match="sft_policy: has no config.json; .* name .*base.Q8_0.gguf"):
+        pipeline.train(run, "rl_policy")
     with pytest.raises(UserError, match="got vocab_size=16, expected at least [0-9]+, the size of"):
         small = dataclasses.replace(tiny_runs.NETWORK, vocab_size=16)
         tiny_runs.on_one_device(tiny_runs.config(tmp_path, network=small))
