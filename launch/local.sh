@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${PIT_JAX_VENV:-.venv}
 stamp=$venv/pit_jax.installed  # what the finished installation was made from
 unfinished=$venv/pit_jax.unfinished  # here while an installation is under way
+workers=(-n logical --maxprocesses 4 --dist worksteal)  # of pytest, for every test
 wanted=  # what an installation would be made from now: set by ensure_venv
 
 usage() {
@@ -29,10 +30,10 @@ needs), then runs COMMAND from the root of the checkout:
                               seeds 0, 1 and 2 -> runs/paper_tables, which has the report of all
                               three, and seed0 to seed2. The same command goes on where it ended;
                               flags go to `python -m pit_jax run`
-  test [ARGUMENT ...]         lint, types, and every test with coverage. With arguments, only
-                              pytest, with them:
+  test [ARGUMENT ...]         lint, types, and every test. With arguments, only pytest, with them:
                                 bash launch/local.sh test tests/method/test_losses.py -k gap
                                 bash launch/local.sh test -m slow
+  coverage                    every test, and which lines none of them runs; 96% have to be run
   t5x-test [ARGUMENT ...]     the tests that run T5X itself, with the Python of PIT_JAX_PYTHON
                               (python3), which has to have it: docs/t5x.md. Nothing is installed
   lint                        ruff and mypy
@@ -140,13 +141,16 @@ run_lint() {
 }
 
 run_test() {
-  local workers=(-n logical --maxprocesses 4 --dist worksteal)
   if (($#)); then
     "$venv/bin/python" -m pytest "$@"
   else
     run_lint
-    "$venv/bin/python" -m pytest "${workers[@]}" --cov=pit_jax --cov-report=term --cov-fail-under=96
+    "$venv/bin/python" -m pytest "${workers[@]}"
   fi
+}
+
+run_coverage() {
+  "$venv/bin/python" -m pytest "${workers[@]}" --cov=pit_jax --cov-report=term --cov-fail-under=96
 }
 
 run_quickstart() {
@@ -184,7 +188,7 @@ main() {
   case $command in
     help | -h | --help) usage ;;
     setup) ensure_venv ;;
-    lint | test | quickstart | paper-tables)
+    lint | test | coverage | quickstart | paper-tables)
       ensure_venv
       set_environment
       "run_${command//-/_}" "$@"
@@ -195,7 +199,7 @@ main() {
       ;;
     *)
       fail "unknown command '$command';\
- expected quickstart, paper-tables, test, t5x-test, lint, setup or help"
+ expected quickstart, paper-tables, test, coverage, t5x-test, lint, setup or help"
       ;;
   esac
 }

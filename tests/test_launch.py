@@ -101,7 +101,7 @@ def test_unknown_command_is_one_line_and_status_2(checkout):
     assert result.returncode == 2
     assert result.stderr == (
         "launch/local.sh: unknown command 'quickstrat'; "
-        "expected quickstart, paper-tables, test, t5x-test, lint, setup or help\n"
+        "expected quickstart, paper-tables, test, coverage, t5x-test, lint, setup or help\n"
     )
     assert checkout.calls() == []
 
@@ -260,13 +260,16 @@ def test_no_recent_python_is_one_line(checkout):
     assert "PIT_JAX_PYTHON=no-such-python is not" in result.stderr
 
 
-def test_test_command_lints_types_and_covers(checkout):
+def test_test_command_lints_types_and_tests(checkout):
     checkout.run("setup")
     checkout.calls()
     assert checkout.run("test").returncode == 0
     calls = checkout.calls()
     assert calls[:3] == ["<-m><ruff><check><.>", "<-m><ruff><format><--check><.>", "<-m><mypy>"]
-    assert "<--cov=pit_jax>" in calls[3] and "<--cov-fail-under=96>" in calls[3]
+    assert "<--dist>" in calls[3] and "--cov" not in calls[3]
+    assert checkout.run("coverage").returncode == 0
+    (covering,) = checkout.calls()
+    assert "<--cov=pit_jax>" in covering and "<--cov-fail-under=96>" in covering
     assert checkout.run("test", "-k", "gap or kl").returncode == 0
     assert checkout.calls() == ["<-m><pytest><-k><gap or kl>"]
     assert checkout.run("test", PYTEST_STATUS="1").returncode == 1
