@@ -56,16 +56,17 @@ def without_run(options: argparse.Namespace, flags: Sequence[tuple[str, str]]) -
     Raises:
       UserError: for flags that don't go together, and for files that are wrong.
     """
-    asking = (options.responses, options.question, options.no_ties, options.seed)
+    given = (options.responses, options.question, options.no_ties or None, options.seed)
+    asking = any(value is not None for value in given)
     if not options.people:
-        if options.verdicts or any(value not in (None, False) for value in asking):
+        if options.verdicts or asking:
             raise UserError(
                 "--responses, --question, --no_ties, --seed, --verdicts: expected --people=DIR too"
             )
         return False
     if options.compare is not None or options.generations:
         raise UserError("--people takes no --compare or --generations; two files are --responses")
-    if options.verdicts and any(value not in (None, False) for value in asking):
+    if options.verdicts and asking:
         raise UserError("--verdicts takes no --responses, --question, --no_ties or --seed")
     if not options.verdicts:
         _check_new(options)

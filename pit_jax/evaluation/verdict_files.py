@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from pit_jax import files
-from pit_jax.data.files.json_values import shown
+from pit_jax.data.files.json_values import printable, shown
 from pit_jax.errors import UserError
 
 TIE = "tie"
@@ -101,7 +101,7 @@ def read(path: str, page: str, count: int, ties: bool) -> Sheet:
             verdicts[number] = said
         else:
             blank[number] = line
-        name = " ".join(row["annotator"].split())
+        name = printable(" ".join(row["annotator"].split()))
         if name and said_by and name != said_by:
             raise UserError(f"{place}: is by {shown(name)}, expected {shown(said_by)} as before")
         said_by = said_by or name

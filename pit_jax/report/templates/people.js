@@ -50,7 +50,7 @@
     at("verdicts").hidden = ended;
     at("end").hidden = !ended;
     at("status").hidden = false;
-    at("place").textContent = ended ? "" : `Comparison ${place + 1} of ${count}`;
+    at("place").textContent = ended ? `${count} comparisons` : `Comparison ${place + 1} of ${count}`;
     at("progress").textContent = `${name}: ${done()} judged`;
     at("bar").max = count;
     at("bar").value = done();
