@@ -1,4 +1,4 @@
-"""Has the errors that end a command with a line in place of a traceback, and keeps what libraries say off stderr."""
+"""Has the errors that end a command with a line for a traceback, and quietens libraries."""
 
 from __future__ import annotations
 

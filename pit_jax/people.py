@@ -114,7 +114,7 @@ def _ask_of_files(options) -> None:
     first, second = names if names[0] != names[1] else paths
     row = {"name": f"{first} vs {second}", "first": "system", "second": "system"}
     prompts, *said = zip(*rows)
-    sides = [people.Sides(row, prompts, *said, groups=prompts)]
+    sides = [people.Sides(row, prompts, said[0], said[1], groups=prompts)]
     _write(options, sides, {"title": f"{first} and {second}, judged by people"})
 
 

@@ -1,4 +1,4 @@
-"""Opens pages in Chromium or Chrome, where there is one: as a document, or to work on by keyboard."""
+"""Opens pages in Chromium or Chrome, where there is one: to read, or to work on by keyboard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, (os.environ.get("CHROMIUM", ""), *NAMES))), None)
 needed = pytest.mark.skipif(
-    BROWSER is None, reason=f"no browser found: expected one of {', '.join(NAMES)}, or CHROMIUM=PATH"
+    BROWSER is None,
+    reason=f"no browser found: expected one of {', '.join(NAMES)}, or CHROMIUM=PATH",
 )
 
 

@@ -111,9 +111,7 @@ class Key:
         return "page-" + hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
-def ask(
-    sides: Sequence[Sides], question: str, ties: bool, seed: int, about: dict[str, Any]
-) -> Key:
+def ask(sides: Sequence[Sides], question: str, ties: bool, seed: int, about: dict[str, Any]) -> Key:
     """Draws the order of comparisons, and which response of each is A.
 
     Args:
@@ -125,14 +123,15 @@ def ask(
       UserError: if no two responses differ.
     """
     rng = np.random.default_rng(seed)
-    items, alike = [], []
+    items: list[Item] = []
+    alike: list[Item] = []
     for number, each in enumerate(sides):
         for row in zip(each.groups, each.prompts, each.first, each.second, strict=True):
             item = Item(number, *row, shown_as="AB"[rng.integers(2)])
-            same = item.first == item.second
-            (alike if same else items).append(
-                dataclasses.replace(item, shown_as="") if same else item
-            )
+            if item.first == item.second:
+                alike.append(dataclasses.replace(item, shown_as=""))
+            else:
+                items.append(item)
     if not items:
         raise UserError("all responses are equal: there is nothing to judge")
     drawn = [items[i] for i in rng.permutation(len(items))]
@@ -283,7 +282,10 @@ def results(key: Key, sheets: Sequence[Sheet], seed: int = 0) -> dict[str, Any]:
         "agreed": int((said_PN == said_PN[0]).all(axis=0).sum()),
         "annotators": [_places(sheet, numbers) for sheet in sheets],
     }
-    found = {"comparisons": list(_comparisons(key, judged, judge, seed)), "people": people}
+    found: dict[str, Any] = {
+        "comparisons": list(_comparisons(key, judged, judge, seed)),
+        "people": people,
+    }
     found |= {"agreement": agreement, "num_prompts": len({item.prompt for item, _ in judged})}
     return key.about | found | {"warnings": list(_warnings(people, agreement))}
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 
-import markupsafe
-
 from pit_jax.evaluation.people import Key
 from pit_jax.report.page import environment
 
@@ -30,6 +28,6 @@ def to_html(key: Key) -> str:
         question=key.question,
         ties=key.ties,
         data=data,
-        script=markupsafe.Markup(source),
+        script=source,
         digest=digest,
     )

@@ -217,8 +217,14 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         if found
     ]
     people = [
-        [row["name"], share(row["accuracy"]), _interval(row, share), number(row["kappa"])]
-        + [_interval(row, number, "kappa"), count(row["n"])]
+        [
+            row["name"],
+            share(row["accuracy"]),
+            _interval(row, share),
+            number(row["kappa"]),
+            _interval(row, number, "kappa"),
+            count(row["n"]),
+        ]
         for row in plain.get("agreement", ())
     ]
     agree = ["agree %", "95% interval", "kappa", "95% interval", "comparisons"]

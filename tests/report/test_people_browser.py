@@ -106,7 +106,11 @@ def test_judging_by_keyboard_and_going_on_after_the_tab_was_closed(path, tmp_pat
     read = verdict_files.read(str(whole), made.page, COUNT, ties=True)
     assert read.annotator == "Zoë Ann-Ö"
     assert read.verdicts == {1: "A", 2: "A", 3: "B", 4: "tie", 5: "B", 6: "A"}
-    assert verdict_files.read(str(part), made.page, COUNT, True).verdicts == {1: "A", 2: "tie", 3: "B"}
+    assert verdict_files.read(str(part), made.page, COUNT, True).verdicts == {
+        1: "A",
+        2: "tie",
+        3: "B",
+    }
     rows = list(csv.reader(io.StringIO(whole.read_text("utf-8-sig"))))
     assert rows[1] == ["1", "A", "Zoë Ann-Ö", made.page]
 
