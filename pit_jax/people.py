@@ -23,9 +23,9 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     """Adds the flags of both steps."""
     add = command.add_argument_group(
         "people as judges",
-        "Without --verdicts, writes to the folder page.html, on which people judge blind in any "
-        "browser, sheet.csv, the same for a spreadsheet, and key.json, which says what stands "
-        "behind A and B: keep it from them. With --verdicts, reports on their files.",
+        "Without --verdicts, writes page.html to the folder, on which people judge blind in any\n"
+        "browser; sheet.csv, the same for a spreadsheet; and key.json, which says what stands behind\n"
+        "A and B: keep it from them. With --verdicts, reports on what they have judged.",
     ).add_argument
     add("--people", metavar="DIR", help="the folder of page, sheet, key and report")
     add(
