@@ -24,8 +24,8 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group(
         "people as judges",
         "Without --verdicts, writes page.html to the folder, on which people judge blind in any\n"
-        "browser; sheet.csv, the same for a spreadsheet; and key.json, which says what stands behind\n"
-        "A and B: keep it from them. With --verdicts, reports on what they have judged.",
+        "browser; sheet.csv, the same for a spreadsheet; and key.json, which says what stands\n"
+        "behind A and B: keep it from them. With --verdicts, reports on what they have judged.",
     ).add_argument
     add("--people", metavar="DIR", help="the folder of page, sheet, key and report")
     add(
