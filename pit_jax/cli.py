@@ -14,12 +14,11 @@ import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from pit_jax import __version__, bindings, checked, files, serving
-from pit_jax.errors import Interrupted, NotFiniteError, UserError
+from pit_jax import __version__, bindings, checked, files, people, serving
+from pit_jax.errors import Interrupted, NotFiniteError, UserError, quieten
 
 _EXAMPLES = {
     "run": ("python -m pit_jax run --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=runs/mine"),
@@ -44,7 +43,8 @@ _EXAMPLES = {
     "evaluate": (
         "python -m pit_jax evaluate --gin_file=gin/runs/quickstart.gin "
         "--gin.EvaluationConfig.split=dev\n"
-        "  python -m pit_jax evaluate --compare runs/seed0 runs/seed1 --output=runs/seeds"
+        "  python -m pit_jax evaluate --compare runs/seed0 runs/seed1 --output=runs/seeds\n"
+        f"{people.EXAMPLE}"
     ),
 }
 _SUMMARIES = {
@@ -165,7 +165,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         if typed == "--gin_bindings":
             hint = "; write --gin.NAME=VALUE"
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-    paths = ("input", "output", "exported", "generations", "save", "chat_template")
+    paths = ("input", "output", "exported", "generations", "save", "chat_template", "people")
     for name in (*paths, "base", "with_base"):
         if isinstance(path := getattr(options, name, None), str):
             setattr(options, name, checked.expand(path))
@@ -246,6 +246,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             )
             command.add_argument("--output", help="folder of the report; the run's own by default")
             _add_on_error(command)
+            people.add_flags(command)
     return parser, commands.choices
 
 
@@ -334,15 +335,17 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
 def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if getattr(options, "source", None):
         return _bring_in(options, flags)
+    if options.command == "evaluate" and people.without_run(options, flags):
+        return 0
     if getattr(options, "compare", None) is not None:
         return _compare(options, flags)
     if getattr(options, "exported", None) or getattr(options, "endpoint", None):
-        _quieten()
+        quieten()
         serving.improve(options, flags)
         return 0
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
-    _quieten()
+    quieten()
     from pit_jax import commands
     from pit_jax.evaluation import suite
     from pit_jax.run import run as runs
@@ -378,7 +381,9 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
                 compilation.keep(config.model_dir)
             run = runs.Run(config)
             run.signals, run.profile, run.config_text = caught, window, bindings.whole(roots)
-            getattr(commands, options.command)(run, evaluation, options)
+            asked = getattr(options, "people", None)
+            work = people.ask if asked else getattr(commands, options.command)
+            work(run, evaluation, options)
     return 0
 
 
@@ -410,7 +415,7 @@ def _bring_in(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if options.gin_file or flags or options.dry_run:
         raise UserError(f"--from={options.source} takes no gin file, binding or --dry_run")
     files.check_folder(options.output, "--output")
-    _quieten()
+    quieten()
     from pit_jax import commands
     from pit_jax.runtime import processes
 
@@ -435,16 +440,3 @@ def _compare(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 
     commands.compare(options)
     return 0
-
-
-def _quieten() -> None:
-    """Keeps libraries' start-up chatter out of the user's terminal."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    import logging
-
-    for name in ("absl", "orbax", "jax._src.xla_bridge"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # gin names every place where it doesn't find a file before it finds it.
-    logging.getLogger().addFilter(lambda r: not str(r.msg).startswith("Path not found"))

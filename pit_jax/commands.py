@@ -213,7 +213,7 @@ def compare(options) -> None:
 
     found = reports.read(options.compare)
     if options.output:
-        _check_comparison(options.output)
+        check_combined(options.output)
     results = reports.headings(found) | seeds.gather(found)
     results["command"] = command_line(options.argv)
     print(report.format_tables(results, seed_tables.for_terminal(results)))
@@ -222,14 +222,18 @@ def compare(options) -> None:
         print(f"report: {paths['html']}")
 
 
-def _check_comparison(output: str) -> None:
-    """Refuses to write over the report of a run, whose own folder may be the one to write to."""
+def check_combined(output: str, flag: str = "--output") -> None:
+    """Refuses to write a report of seeds, or of people, over that of a run.
+
+    Raises:
+      UserError: if there is a run's report in the folder.
+    """
     path = epath.Path(output) / "report.json"
     before: Any = {}
     with contextlib.suppress(OSError, ValueError):
         before = json.loads(path.read_text())
-    if isinstance(before, dict) and "seed" in before:
-        raise UserError(f"--output: {path} is the report of a run, expected another folder")
+    if isinstance(before, dict) and "seed" in before and "people" not in before:
+        raise UserError(f"{flag}: {path} is the report of a run, expected another folder")
 
 
 # Who is judged, by whom and on what: a report of others never takes the place of another's.
@@ -237,7 +241,8 @@ _SUBJECTS = ("split", "num_prompts", "sft", "policy", "pit", "reward_model", "ga
 _OWN = "own judge"  # the data's exact checker, or R_P
 
 
-def _subjects(evaluation) -> dict[str, Any]:
+def subjects(evaluation) -> dict[str, Any]:
+    """Names the stages, prompts and judge of an evaluation."""
     from pit_jax.evaluation import language_judge
 
     judge = language_judge.name_of(evaluation.judge) if evaluation.judge else _OWN
@@ -246,7 +251,7 @@ def _subjects(evaluation) -> dict[str, Any]:
 
 def _beside(directory, evaluation):
     """The folder for a report: the run's own, or one in it if the report there is of another."""
-    now = _subjects(evaluation)
+    now = subjects(evaluation)
     path = directory / "report.json"
     before: Any = {}
     with contextlib.suppress(OSError, ValueError):
@@ -267,7 +272,7 @@ def _report(run, evaluation, directory, options) -> None:
     checks.check_records(run)
     print("evaluating …", flush=True)
     results = suite.Suite(run, evaluation).results() | about.facts(run)
-    results["subjects"] = _subjects(evaluation)
+    results["subjects"] = subjects(evaluation)
     found = (results.get("warnings", ()), _warnings(run, evaluation), cautions.cautions(results))
     results["warnings"] = list(itertools.chain(*found))
     results["choices"] = choosing.recorded(run)

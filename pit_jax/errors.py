@@ -1,10 +1,12 @@
-"""Has the errors that end a command with a line in place of a traceback, and quietens stderr."""
+"""Has the errors that end a command with a line for a traceback, and quietens libraries."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
+import warnings
 
 
 class UserError(ValueError):
@@ -43,3 +45,14 @@ def quiet_stderr():
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def quieten() -> None:
+    """Keeps libraries' start-up chatter out of the user's terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for name in ("absl", "orbax", "jax._src.xla_bridge"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # gin names every place where it doesn't find a file before it finds it.
+    logging.getLogger().addFilter(lambda r: not str(r.msg).startswith("Path not found"))

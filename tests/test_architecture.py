@@ -33,7 +33,7 @@ FOLDERS = {
     "adapters": ("runtime", "data", "models", "method", "run"),
 }
 GROUND = ("__init__", "checked", "errors", "files")
-TOP = ("__main__", "api", "bindings", "cli", "commands", "reach", "serving")
+TOP = ("__main__", "api", "bindings", "cli", "commands", "people", "reach", "serving")
 
 # Who alone may import what. A name that ends in a dot stands for a folder.
 CONFINED = {

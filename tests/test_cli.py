@@ -564,7 +564,7 @@ def test_seeds_are_compared_and_written(tmp_path, capsys):
     assert cli.main(["evaluate", "--compare", *folders]) == 0
     assert capsys.readouterr().out == output.rpartition("report: ")[0]
     # Into its own directory again, but not into that of a run, whose report stays.
-    commands._check_comparison(str(tmp_path / "all"))
+    commands.check_combined(str(tmp_path / "all"))
     before = (tmp_path / "seed1" / "report.json").read_bytes()
     assert cli.main(["evaluate", compare, f"--output={tmp_path / 'seed1'}"]) == 2
     path = tmp_path / "seed1" / "report.json"

@@ -307,6 +307,8 @@ MADE = {
     "evaluation.lengths": "LengthEffect",
     "evaluation.endpoint": "Answer",
     "evaluation.judges": "ExactJudge RewardJudge",
+    "evaluation.people": "Item Key Sides",
+    "evaluation.verdict_files": "Sheet",
     "evaluation.scoring": "Agreement Comparison Mean SignTest",
     "evaluation.stopping": "Criterion Stop",
     "evaluation.seeds": "Summary",

@@ -10,7 +10,7 @@ import shlex
 import jax
 import pytest
 
-from pit_jax import cli, commands
+from pit_jax import cli, commands, people
 from pit_jax.run import exported  # noqa: F401  its class is one of the Run that tests replace
 from pit_jax.run import run as runs
 from tests import tiny_tokenizers
@@ -65,6 +65,8 @@ def given(folder, monkeypatch):
         asked = []
         name = "bring_in" if "--from=hf" in line else line.partition(" ")[0]
         name = "compare" if "--compare=" in line else name
+        for step in ("ask", "_ask_of_files", "_report"):
+            monkeypatch.setattr(people, step, lambda *arguments: asked.append(arguments))
         monkeypatch.setattr(commands, name, lambda *arguments: asked.append(arguments))
         assert cli.main(shlex.split(line)) == 0
         return asked[0]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from pit_jax.data import datasets
+from pit_jax.data.files import formats
+from pit_jax.data.files.fields import Fields
 from pit_jax.data.files.json_values import shown
 from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
 from pit_jax.method.roles import POLICY_REWARD
+from pit_jax.method.self_refine import as_text
 from pit_jax.run import improving
 from pit_jax.run.run import Run
 
@@ -83,3 +88,60 @@ def _generation(run: Run, value: dict[str, Any]) -> tuple[str, list[str], int] |
     if len(prompt) > lengths.prompt:
         raise ValueError(f"got a prompt of {len(prompt)} tokens, expected at most {lengths.prompt}")
     return x, texts, sum(len(role.layout.response(text)) > lengths.response for text in texts)
+
+
+def paired(sources: Sequence[str], on_error: str) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Reads two systems' responses to the same prompts, for which no run is needed.
+
+    A row has `prompt`, text or turns, and `response`, or the last of `responses`. Rows of a prompt
+    that is there several times go together in their order. A row that `improve` has skipped is left
+    out.
+
+    Args:
+      sources: two of what `records.records` takes.
+      on_error: what becomes of rows with a problem, and of a response to which the other file has
+        none: `stop` refuses all, `skip` leaves them out.
+
+    Returns:
+      prompt and both responses of each row, in the order of the first file; a line for each kind of
+      row that is left out.
+
+    Raises:
+      UserError: if a file can't be read, rows have problems, or none is left.
+    """
+    first, second = (_responses(source, on_error) for source in sources)
+    waiting: dict[str, list[str]] = defaultdict(list)
+    for _, x, text in reversed(second):
+        waiting[x].append(text)
+    rows, alone = [], []
+    for place, x, text in first:
+        if waiting[x]:
+            rows.append((as_text(x), text, waiting[x].pop()))
+        else:
+            alone.append(place)
+    if alone and on_error == "stop":
+        raise UserError(
+            f"{alone[0]}: {sources[1]} has no response to this prompt, nor to {len(alone)} of "
+            f"{len(first)} in all; --on_error=skip leaves them out"
+        )
+    if not rows:
+        raise UserError(f"{sources[0]} and {sources[1]} have no prompt in common")
+    left_out = len(first) + len(second) - 2 * len(rows)
+    return rows, [f"{left_out} responses are left out: the other file has none"] * bool(left_out)
+
+
+def _responses(source: str, on_error: str) -> list[tuple[str, str, str]]:
+    """The place, x and response of each row of a file."""
+
+    def parse(value: dict[str, Any]) -> tuple[str, str] | None:
+        skipped = value.get("status", improving.OK) != improving.OK
+        if skipped and not {"response", "responses"} & value.keys():
+            return None
+        last = value.get("responses")
+        text = value.get("response", last[-1] if isinstance(last, list) and last else None)
+        if not isinstance(text, str):
+            raise ValueError(f"got {shown(text)}, expected text under 'response'")
+        return formats.prompt(Fields(value)), text
+
+    found = improving.parsed(source, parse, on_error)
+    return [(record.place, *value) for record, value, _ in found if value]

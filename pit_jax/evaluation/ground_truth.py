@@ -1,4 +1,4 @@
-"""Compares a judge's verdicts with those of an exact checker, where the data has one."""
+"""Compares verdicts with those of another judge: of an exact checker, where the data has one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Pair = tuple[Sequence[str], Sequence[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Accord:
-    """Holds how far n verdicts agree with true ones; what rows don't tell is NaN.
+    """Holds how far n verdicts agree with others, as true ones; what rows don't tell is NaN.
 
     Attributes:
-      accuracy: share of the verdicts that are the true ones, ties included.
+      accuracy: share of the verdicts that are the others, ties included.
       ci_low, ci_high: its 95% interval.
       kappa: what the accuracy has over that of chance, of the most that it could have.
       kappa_low, kappa_high: its 95% interval.
@@ -41,15 +41,16 @@ class Accord:
 def accord(
     verdicts, truth, groups: Groups = None, seed: int = 0, resamples: int = RESAMPLES
 ) -> Accord:
-    """Measures how far verdicts [N] are those of an exact checker [N].
+    """Measures how far verdicts [N] are those of an exact checker, or of another judge, [N].
 
     Kappa is Cohen's (1960), of the three verdicts: with p the accuracy, and q that of verdicts
-    which are as frequent but independent of the true ones, (p - q) / (1 - q). It is NaN where q is
-    1. Its interval is Student's, with the variance over resamples of the groups.
+    which are as frequent but independent of the others, (p - q) / (1 - q). It is NaN where q is
+    1. Its interval is Student's, with the variance over resamples of the groups. Neither of two
+    judges is before the other: both figures are the same with them exchanged.
 
     Args:
       verdicts: the judge's.
-      truth: the checker's.
+      truth: the checker's, or the other judge's.
       groups: the group of each; see `intervals.group_numbers`.
       seed: of the bootstraps.
       resamples: how many there are for kappa.

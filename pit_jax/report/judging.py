@@ -1,4 +1,4 @@
-"""The section of the judge: how far the verdicts of a model can be trusted."""
+"""The section of the judge: how far the verdicts of a model, or of people, can be trusted."""
 
 from __future__ import annotations
 
@@ -6,33 +6,71 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax.report.blocks import Drawings, Results, Section, Table
-from pit_jax.report.formatting import count, number, share, with_interval
+from pit_jax.report.formatting import NONE, count, number, share, with_interval
 
 
 def section(results: Results, drawings: Drawings) -> Section:
-    """What a language model answered in both orders, and how far judges agree with a checker."""
+    """What a language model answered in both orders, or people to a blind page; who agrees."""
     blocks = [_answers(results["judging"])] if results.get("judging") else []
+    if results.get("people"):
+        blocks.append(_agreement(results["agreement"], results["people"]))
+        blocks.append(_places(results["people"]))
     rows = [row for row in results.get("ground_truth", ()) if row["n"]]
     if rows:
         blocks.append(_ground_truth(rows))
     return Section("The judge", blocks)
 
 
+_KAPPA = "Cohen’s kappa is 1 for full agreement and 0 for that of chance."
+
+
 def _ground_truth(rows: Sequence[Mapping[str, Any]]) -> Table:
+    caption = (
+        "How far models as judges agree with the exact checker, on the comparisons of Table 1 "
+        "whose responses differ: they agree where both say win, both lose or both tie. "
+        f"{_KAPPA} A reward model that a "
+        "policy was trained by is no fair judge of it: this says how far it would have been. "
+        "Brackets: 95% intervals over prompts."
+    )
+    return _accords("Judge", rows, caption)
+
+
+def _accords(who: str, rows: Sequence[Mapping[str, Any]], caption: str) -> Table:
     cells = []
     for row in rows:
         accuracy = with_interval(share(row["accuracy"]), row["ci_low"], row["ci_high"], share)
         ends = row["kappa_low"], row["kappa_high"]
         kappa = with_interval(number(row["kappa"]), *ends, number)
         cells.append([row["name"], accuracy, kappa, count(row["n"])])
+    return Table([who, "Agrees %", "Cohen’s kappa", "Comparisons"], cells, caption)
+
+
+def _agreement(rows: Sequence[Mapping[str, Any]], people: Mapping[str, Any]) -> Table:
     caption = (
-        "How far models as judges agree with the exact checker, on the comparisons of Table 1 "
-        "whose responses differ: they agree where both say win, both lose or both tie. "
-        "Cohen’s kappa is 1 for full agreement and 0 for that of chance. A reward model that a "
-        "policy was trained by is no fair judge of it: this says how far it would have been. "
-        "Brackets: 95% intervals over prompts."
+        f"People were asked “{people['question']}” on {count(people['asked'])} pairs of responses, "
+        "each pair in an order that was drawn, and didn’t know which was whose; "
+        f"pairs of equal responses tie unasked: {count(people['alike'])}. All agree on "
+        f"{count(people['agreed'])} of the {count(people['judged'])} that all have judged. A "
+        "response is better only where all say so; all else is a tie. Two agree where both prefer "
+        f"the same response or both tie. {_KAPPA} Brackets: 95% intervals over prompts."
     )
-    return Table(["Judge", "Agrees %", "Cohen’s kappa", "Comparisons"], cells, caption)
+    return _accords("People", rows, caption)
+
+
+def _places(people: Mapping[str, Any]) -> Table:
+    cells = [
+        [
+            row["name"],
+            *(count(row[key]) for key in ("first", "second")),
+            count(row["tie"]) if people["ties"] else NONE,
+        ]
+        for row in people["annotators"]
+    ]
+    caption = (
+        "How often each person preferred what stood at A, or at B. The order was drawn, so that "
+        "without position bias both would be as frequent."
+    )
+    return Table(["Person", "A is better", "B is better", "Tie"], cells, caption)
 
 
 def _answers(found: Mapping[str, Any]) -> Table:

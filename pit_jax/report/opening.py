@@ -109,8 +109,10 @@ def _verdict(results: Results, rows: Sequence[Row]) -> str:
     where = f" at temperature {temperature:g}" if known(temperature) else ""
     prompts = "held-out prompts" if who == "PIT" else "prompts"
     win, lose, tie = (number(first.get(key), 1) for key in ("win", "lose", "tie"))
+    judge = judge_of(results)
+    prefers = "prefer" if judge.startswith("people") else "prefers"
     text = (
-        f"{said}: on {count(first.get('n'))} {prompts}{where}, {judge_of(results)} prefers "
+        f"{said}: on {count(first.get('n'))} {prompts}{where}, {judge} {prefers} "
         f"{who}’s response for {win}%, the original for {lose}% and neither for {tie}%, which is "
         f"Δ {', '.join([points(first['delta']) + ' points', *_interval(first)])}."
     )
@@ -219,6 +221,12 @@ def _of_judge(results: Results) -> list[Term]:
         judge = (
             f"{name}, which is shown both responses in both orders. One is preferred where both "
             "orders say so."
+        )
+        score = ""
+    elif name.startswith("people"):
+        judge = (
+            f"{name}, who compared both responses without knowing which was whose. One is "
+            "preferred where all of them say so; all else is a tie."
         )
         score = ""
     else:

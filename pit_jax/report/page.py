@@ -39,8 +39,9 @@ def to_html(
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Where the templates are, which escape every text."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("pit_jax.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -48,11 +49,16 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["kind"] = _kind
-    environment.filters["changes"] = _changes
-    environment.filters["drawn"] = _drawn
-    environment.filters["opening"] = _opening
-    return environment.get_template("report.html.j2")
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    found = environment()
+    found.filters["kind"] = _kind
+    found.filters["changes"] = _changes
+    found.filters["drawn"] = _drawn
+    found.filters["opening"] = _opening
+    return found.get_template("report.html.j2")
 
 
 def _kind(block: Block) -> str:

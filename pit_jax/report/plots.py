@@ -71,6 +71,7 @@ def styled():
         "legend.fontsize": 9,
         "lines.linewidth": 1.8,
         "svg.hashsalt": "pit_jax",
+        "text.parse_math": False,  # names are users’, and $ in them is a dollar
     }
     with matplotlib.rc_context(settings):
         yield

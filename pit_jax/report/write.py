@@ -35,6 +35,10 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
                   completion_tokens}: counts of a judge that is a language model
   ground_truth   [{name, n, accuracy, ci_low, ci_high, kappa, kappa_low, kappa_high}]: of judges
                   beside an exact checker; a row of n = 0 has no others
+  people         {question, ties, asked, judged, alike, agreed, annotators: [{name, first, second,
+                  tie}]}: how many comparisons people were asked for, judged all, weren't asked for
+                  since responses are equal, and agree on; how often each preferred A, B, neither
+  agreement      as ground_truth, of every two of these people
   choices        [{stage, and all that run/choosing.py records}]
   warnings       [text]
 
@@ -48,6 +52,7 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   ablation                  improvements by any other PIT model
   resampled, control        another sample of M_P^RL; another policy's
   iteration                 of saved generations
+  system                    of a file, which is compared with another one's
   original_sft              M_P^SFT's, sampled at temperature 1 and improved as those that follow
   pit_sft, self_refine_sft  improvements of it by an M_PIT^SFT; by Self-Refine with M_P^SFT
 
@@ -90,6 +95,7 @@ _SHARES = {
     "scores": ("eos_rate",),
     "reward_models": ("accuracy", "ci_low", "ci_high"),
     "ground_truth": ("accuracy", "ci_low", "ci_high"),
+    "agreement": ("accuracy", "ci_low", "ci_high"),
 }
 
 
@@ -210,6 +216,18 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         for found in [plain.get("judging")]
         if found
     ]
+    people = [
+        [
+            row["name"],
+            share(row["accuracy"]),
+            _interval(row, share),
+            number(row["kappa"]),
+            _interval(row, number, "kappa"),
+            count(row["n"]),
+        ]
+        for row in plain.get("agreement", ())
+    ]
+    agree = ["agree %", "95% interval", "kappa", "95% interval", "comparisons"]
     verdicts = ["orders agree", "A", "B", "tie", "no verdict"]
     return [
         (["stage", "steps", "time", "parameters"], stages),
@@ -218,11 +236,12 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         (["temp", "iteration", "mean score", "delta", "elo", "changed %"], iterations),
         (["comparison", "win %", "lose %", "tie %", "delta", "95% interval", "n"], comparisons),
         (["judge", "comparisons", *verdicts, "tokens read", "written"], judges),
+        (["people", *agree], people),
     ]
 
 
-def _interval(row: Mapping[str, Any], form) -> str:
-    low, high = row.get("ci_low"), row.get("ci_high")
+def _interval(row: Mapping[str, Any], form, of: str = "ci") -> str:
+    low, high = row.get(f"{of}_low"), row.get(f"{of}_high")
     return f"[{form(low)}, {form(high)}]" if known(low) and known(high) else NONE
 
 

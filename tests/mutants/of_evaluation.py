@@ -436,6 +436,94 @@ MUTANTS = {
             "test_a_judge_of_verdicts_makes_the_same_table_3_as_the_checker",
         ),
     ],
+    "evaluation/people.py": [
+        (
+            "A and B are exchanged",
+            'if self.shown_as == "A" else',
+            'if self.shown_as == "B" else',
+            "evaluation/test_people.py::test_who_is_shown_what",
+        ),
+        (
+            "the first response is always A",
+            '"AB"[rng.integers(2)]',
+            '"A"',
+            "evaluation/test_people.py::test_who_is_shown_what",
+        ),
+        (
+            "comparisons are asked in the order of the prompts",
+            "[items[i] for i in rng.permutation(len(items))]",
+            "items",
+            "evaluation/test_people.py::test_who_is_shown_what",
+        ),
+        (
+            "one person's verdict is enough",
+            "np.where((said_PN == said_PN[0]).all(axis=0), said_PN[0], 0)",
+            "said_PN[0]",
+            "evaluation/test_people.py::test_agreement_and_a_win_only_if_both_say_so_by_hand",
+        ),
+        (
+            "equal responses aren't counted as ties",
+            "[(item, 0) for item in key.items if not item.shown_as]",
+            "[]",
+            "evaluation/test_people.py::test_agreement_and_a_win_only_if_both_say_so_by_hand",
+        ),
+        (
+            "the digest leaves out whether there are ties",
+            "[self.question, self.ties, [",
+            "[self.question, [",
+            "evaluation/test_people.py::test_the_digest_is_of_all_that_is_seen",
+        ),
+        (
+            "comparisons of a prompt are draws of their own for agreement",
+            "said_PN[i], said_PN[j], groups, seed",
+            "said_PN[i], said_PN[j], None, seed",
+            "evaluation/test_people.py::test_intervals_are_those_of_prompts",
+        ),
+        (
+            "a comparison counts that one person hasn't judged",
+            "if all(n in s.verdicts for s in sheets)]",
+            "if n in sheets[0].verdicts]",
+            "evaluation/test_people.py::test_what_is_missing_is_refused_or_left_out",
+        ),
+        (
+            "one person may send two files",
+            "sheet.annotator.casefold()",
+            "sheet.path",
+            "evaluation/test_people.py::test_files_of_people",
+        ),
+    ],
+    "evaluation/verdict_files.py": [
+        (
+            "a sheet of another page is read",
+            'row["page"] != page',
+            'not row["page"]',
+            "evaluation/test_verdict_files.py::test_what_is_wrong_is_said_with_file_and_line",
+        ),
+        (
+            "a comparison may be judged again",
+            "if number in verdicts or number in blank:",
+            "if number in blank:",
+            "evaluation/test_verdict_files.py::test_what_is_wrong_is_said_with_file_and_line",
+        ),
+        (
+            "a response is a formula of the spreadsheet",
+            'f"\'{text}" if text.startswith(_FORMULA) else text',
+            "text",
+            "evaluation/test_verdict_files.py::test_a_sheet_that_is_filled_in_is_read",
+        ),
+        (
+            "lines are counted by rows",
+            "line = reader.line_num + 1",
+            "line += 1",
+            "evaluation/test_verdict_files.py::test_what_is_wrong_is_said_with_file_and_line",
+        ),
+        (
+            "a tie is a verdict where there are none",
+            '["A", "B", TIE] if ties else ["A", "B"]',
+            '["A", "B", TIE]',
+            "evaluation/test_verdict_files.py::test_a_tie_where_there_are_none",
+        ),
+    ],
     "evaluation/variants.py": [
         (
             "an unfinished stage is compared",

@@ -1,15 +1,12 @@
 """The report's page in a real browser: no script runs, it fits a phone, and dark text can be read.
 
-The browser is Chromium or Chrome, and the tests are skipped where none is found.
+The tests are skipped where there is no browser.
 """
 
 import base64
 import html
 import json
-import os
 import re
-import shutil
-import subprocess
 
 import pytest
 
@@ -17,12 +14,10 @@ from pit_jax.evaluation import reports, seeds
 from pit_jax.report import page, sections
 from pit_jax.report import seeds as seed_sections
 from pit_jax.report import write as report
-from tests import made_up_report, tiny_reports
+from tests import chromium, made_up_report, tiny_reports
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, chromium.needed]
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-_BROWSER = next(filter(None, map(shutil.which, (os.environ.get("CHROMIUM", ""), *_NAMES))), None)
 # A figure of the report's own width; what it shows matters to none of these tests.
 _FIGURE = b'<svg xmlns="http://www.w3.org/2000/svg" width="864" height="400"/>'
 # Each would mark the page if the browser took it for more than text.
@@ -65,29 +60,13 @@ addEventListener('load', () => {
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def browser():
-    if _BROWSER is None:
-        pytest.skip(f"no browser found: expected one of {', '.join(_NAMES)}, or CHROMIUM=PATH")
-
-
-def dumped(path, profile, *flags):
-    """The document of a page as it is once everything in it has run."""
-    command = [_BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += ["--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}"]
-    command += [*flags, "--dump-dom", f"file://{path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert "<html" in done.stdout, done.stderr
-    return done.stdout
-
-
 def measured(text, folder, dark):
     """What the probe finds of a page in a frame as wide as a phone."""
     frame = f'<iframe style="width: 390px; height: 844px; border: 0" srcdoc="{html.escape(text)}">'
     path = folder / "framed.html"
     path.write_text(f"<!doctype html><script>{_PROBE}</script>{frame}</iframe>", "utf-8")
-    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    (found,) = re.findall(r"<pre>([\w+/=]+)</pre>", dumped(path, folder / "profile", scheme))
+    document = chromium.dumped(path, folder / "profile", chromium.scheme(dark))
+    (found,) = re.findall(r"<pre>([\w+/=]+)</pre>", document)
     return json.loads(base64.b64decode(found))
 
 
@@ -119,10 +98,10 @@ def test_scripts_in_texts_names_and_gin_values_run_nothing(tmp_path):
     # The page can be marked: that it isn't tells something.
     path = tmp_path / "page.html"
     path.write_text(without.replace("</body>", _ATTACKS[1] + "</body>"), "utf-8")
-    assert 'id="owned"' in dumped(path, tmp_path / "profile")
+    assert 'id="owned"' in chromium.dumped(path, tmp_path / "profile")
     for each in (text, without):
         path.write_text(each, "utf-8")
-        found = dumped(path, tmp_path / "profile")
+        found = chromium.dumped(path, tmp_path / "profile")
         assert 'id="owned"' not in found and "<script" not in found
         assert found.count("<style") == 1 and '<a href="javascript' not in found
 
