@@ -53,8 +53,8 @@ CONFINED = {
     "urllib": ("run.client",),
     "safetensors": ("models.weights.hugging_face",),
     "gguf": ("models.weights.gguf_files",),
-    "torch": (),
-    "transformers": (),
+    "torch": ("evaluation.classifier",),
+    "transformers": ("evaluation.classifier",),
     "random": (),  # its generators are global; randomness is an argument
 }
 NOT_IN_DATA = ("jax", "jaxlib", "flax", "optax", "orbax")

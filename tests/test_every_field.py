@@ -70,6 +70,11 @@ SHOWN_BY: dict[str, dict[str, str]] = {
             "damaged extras malformed bluffs"
         ),
     },
+    "evaluation.classifier.ClassifierConfig": {
+        "evaluation/test_classifier.py::test_scores_are_those_of_the_pipeline": "model batch_size",
+        "evaluation/test_classifier.py::test_the_label_that_counts": "label",
+        "evaluation/test_classifier.py::test_max_length_and_dtype": "max_length dtype",
+    },
     "evaluation.endpoint.EndpointConfig": {
         "evaluation/test_language_judge.py::test_what_an_answer_depends_on_is_asked_anew": (
             "url model prompts"
