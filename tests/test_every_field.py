@@ -86,6 +86,11 @@ SHOWN_BY: dict[str, dict[str, str]] = {
             "concurrency"
         ),
         "evaluation/test_endpoint.py::test_so_many_retries_and_no_more": "retries",
+        "evaluation/test_judge_faults.py::test_so_many_may_stay_without_an_answer": (
+            "max_unanswered"
+        ),
+        "evaluation/test_judge_faults.py::"
+        "test_answers_without_usage_are_counted_and_prices_make_a_cost": "prices",
         "evaluation/test_endpoint.py::test_a_timeout_and_a_broken_connection_are_tried_again": (
             "timeout"
         ),
