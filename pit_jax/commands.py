@@ -62,14 +62,14 @@ def _warnings(run, evaluation) -> list[str]:
 
 def _check_evaluation(run, evaluation) -> None:
     """Refuses, before hours of training, an evaluation that can't be made after it."""
-    from pit_jax.evaluation import judges
+    from pit_jax.evaluation import configured_judge
     from pit_jax.run import checks
 
     for name in evaluation.stages:
         run.stage(name)
     checks.check_split(run, evaluation.split, "evaluation: got")
     if evaluation.judge:
-        judges.configured(evaluation.judge, run.directory)
+        configured_judge.make(evaluation.judge, run.directory)
 
 
 def data(run, evaluation, options) -> None:
@@ -238,9 +238,9 @@ _OWN = "own judge"  # the data's exact checker, or R_P
 
 
 def _subjects(evaluation) -> dict[str, Any]:
-    from pit_jax.evaluation import judges
+    from pit_jax.evaluation import configured_judge
 
-    judge = judges.name_of(evaluation.judge) if evaluation.judge else _OWN
+    judge = configured_judge.name_of(evaluation.judge) if evaluation.judge else _OWN
     return {name: getattr(evaluation, name) for name in _SUBJECTS} | {"judge": judge}
 
 

@@ -335,6 +335,7 @@ def test_requirements_are_what_is_imported():
         "tensorflow_datasets": "tensorflow-datasets",
     }
     optional = {"t5x", "absl", "clu", "wandb", "gguf", "pyarrow", "datasets"}
+    optional |= {"torch", "transformers"}
     imported = {
         names.get(found.package, found.package).lower()
         for _, found in all_imports()

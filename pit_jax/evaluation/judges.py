@@ -13,18 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from etils import epath
 
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.synthetic import instructions
-from pit_jax.evaluation import classifier, language_judge, scoring
-from pit_jax.evaluation.classifier import ClassifierConfig, ClassifierJudge
-from pit_jax.evaluation.endpoint import EndpointConfig
+from pit_jax.evaluation import scoring
 from pit_jax.evaluation.intervals import Groups
-from pit_jax.evaluation.language_judge import LanguageModelJudge
-
-# What says which other model than the run's own judges.
-JudgeConfig = EndpointConfig | ClassifierConfig
 
 
 class Judge(Protocol):
@@ -136,28 +129,6 @@ def checker(dataset: DatasetConfig | MixtureConfig) -> ExactJudge | None:
         return None
     family = dataset.family
     return ExactJudge(lambda prompt, text: instructions.check(family, prompt, text))
-
-
-def configured(config: JudgeConfig, directory: epath.Path) -> LanguageModelJudge | ClassifierJudge:
-    """Makes the judge that a configuration names.
-
-    Args:
-      config: a language model's or a classifier's.
-      directory: the run directory, which keeps what a language model answers.
-
-    Raises:
-      UserError: if what it needs isn't there, or is wrong.
-    """
-    if isinstance(config, ClassifierConfig):
-        return ClassifierJudge(config)
-    return LanguageModelJudge(config, directory)
-
-
-def name_of(config: JudgeConfig) -> str:
-    """Returns the name in tables of the judge that a configuration names."""
-    if isinstance(config, ClassifierConfig):
-        return classifier.name_of(config)
-    return language_judge.name_of(config)
 
 
 class Verdicts:

@@ -19,19 +19,17 @@ import jax
 from pit_jax import __version__
 from pit_jax.checked import at_least, checked
 from pit_jax.data.examples import SPLITS
-from pit_jax.evaluation import curves, ground_truth, responses, scoring, variants
+from pit_jax.evaluation import (
+    configured_judge,
+    curves,
+    ground_truth,
+    responses,
+    scoring,
+    variants,
+)
 from pit_jax.evaluation.classifier import ClassifierJudge
 from pit_jax.evaluation.held_out_pairs import HeldOutPairs
-from pit_jax.evaluation.judges import (
-    ExactJudge,
-    Judge,
-    JudgeConfig,
-    RewardJudge,
-    Verdicts,
-    checker,
-    configured,
-    judge_for,
-)
+from pit_jax.evaluation.judges import ExactJudge, Judge, RewardJudge, Verdicts, checker, judge_for
 from pit_jax.evaluation.language_judge import LanguageModelJudge
 from pit_jax.evaluation.responses import Responses
 from pit_jax.evaluation.tables import Side, Tables, of_generations
@@ -80,7 +78,7 @@ class EvaluationConfig:
     gap_model: str = "rm_gap"
     controls: tuple[tuple[str, str], ...] = ()
     ablations: tuple[tuple[str, str], ...] = ()
-    judge: JudgeConfig | None = None
+    judge: configured_judge.JudgeConfig | None = None
 
     def __post_init__(self):
         at_least(self, 0, "num_prompts", "num_samples")
@@ -111,7 +109,7 @@ class Suite:
         self._judge: Judge
         self._rewards = functools.partial(self.responses.rewards, config.reward_model)
         if config.judge:
-            self._judge = configured(config.judge, run.directory)
+            self._judge = configured_judge.make(config.judge, run.directory)
         else:
             self._judge = judge_for(run.config.dataset, self._rewards, config.reward_model)
         self._tables = Tables(self.responses, self._judge, run.config.seed)
