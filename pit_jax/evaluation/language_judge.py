@@ -316,9 +316,9 @@ class LanguageModelJudge:
                 try:
                     done.put((key, self._endpoint.ask(body)))
                 except Exception as error:
+                    done.put((key, error))  # before what others say once all is ended
                     if not isinstance(error, Unanswered):
                         end()
-                    done.put((key, error))
 
         # Daemons: an interrupted process doesn't wait for answers.
         count = min(self._config.concurrency, len(requests))

@@ -194,6 +194,24 @@ def test_an_api_that_answers_nothing_is_no_report(make, server):
     assert len(server.said) == 3
 
 
+def test_the_reason_that_ends_all_is_the_one_that_is_said(make, server):
+    """A request that waits to be sent again is given up then, and its own reason says little."""
+    there = threading.Event()
+
+    def reply(said):
+        if said == "0|0|0.5":
+            there.wait(5)
+            return 403, {}, b"no"
+        there.set()
+        return FAULTS["500"]
+
+    server.reply = reply
+    judge = make(concurrency=2, max_unanswered=0)
+    judge._endpoint._pause = judge._endpoint._stopped.wait
+    with pytest.raises(UserError, match="answers 403 Forbidden; the same command goes on"):
+        judge(PROMPTS, FIRST, SECOND)
+
+
 def test_an_api_of_few_at_once_takes_all_in_turn(make, server):
     """429 alone, however often, is no end while others are answered."""
     inside = threading.Semaphore(1)
