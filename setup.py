@@ -64,6 +64,10 @@ EXTRAS_REQUIRE = {
         "accelerate>=1.0",  # by which transformers reads a GGUF file
         "gguf>=0.17",
     ],
+    "judges": [
+        "torch>=2.6",  # a sequence classifier as the judge of an evaluation
+        "transformers>=4.56",
+    ],
     "plan": [
         "jax[tpu]>=0.10,<0.11",  # libtpu as this jax wants it: compiling for TPUs without one
     ],

@@ -62,14 +62,14 @@ def _warnings(run, evaluation) -> list[str]:
 
 def _check_evaluation(run, evaluation) -> None:
     """Refuses, before hours of training, an evaluation that can't be made after it."""
-    from pit_jax.evaluation import language_judge
+    from pit_jax.evaluation import configured_judge
     from pit_jax.run import checks
 
     for name in evaluation.stages:
         run.stage(name)
     checks.check_split(run, evaluation.split, "evaluation: got")
     if evaluation.judge:
-        language_judge.LanguageModelJudge(evaluation.judge, run.directory)
+        configured_judge.make(evaluation.judge, run.directory)
 
 
 def data(run, evaluation, options) -> None:
@@ -243,9 +243,9 @@ _OWN = "own judge"  # the data's exact checker, or R_P
 
 def subjects(evaluation) -> dict[str, Any]:
     """Names the stages, prompts and judge of an evaluation."""
-    from pit_jax.evaluation import language_judge
+    from pit_jax.evaluation import configured_judge
 
-    judge = language_judge.name_of(evaluation.judge) if evaluation.judge else _OWN
+    judge = configured_judge.name_of(evaluation.judge) if evaluation.judge else _OWN
     return {name: getattr(evaluation, name) for name in _SUBJECTS} | {"judge": judge}
 
 

@@ -53,8 +53,8 @@ CONFINED = {
     "urllib": ("run.client",),
     "safetensors": ("models.weights.hugging_face",),
     "gguf": ("models.weights.gguf_files",),
-    "torch": (),
-    "transformers": (),
+    "torch": ("evaluation.classifier",),
+    "transformers": ("evaluation.classifier",),
     "random": (),  # its generators are global; randomness is an argument
 }
 NOT_IN_DATA = ("jax", "jaxlib", "flax", "optax", "orbax")
@@ -335,6 +335,7 @@ def test_requirements_are_what_is_imported():
         "tensorflow_datasets": "tensorflow-datasets",
     }
     optional = {"t5x", "absl", "clu", "wandb", "gguf", "pyarrow", "datasets"}
+    optional |= {"torch", "transformers"}
     imported = {
         names.get(found.package, found.package).lower()
         for _, found in all_imports()

@@ -12,6 +12,7 @@ import pytest
 from pit_jax import commands
 from pit_jax.data.datasets import DatasetConfig
 from pit_jax.errors import UserError
+from pit_jax.evaluation.classifier import ClassifierConfig
 from pit_jax.evaluation.endpoint import EndpointConfig
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.plan import machines
@@ -54,6 +55,7 @@ def test_improve_is_given_the_stages_that_the_evaluation_names(monkeypatch):
         ({}, {"judge": JUDGE}, "report-language_model_gpt-4_dialogue"),
         ({"subjects": {"judge": "language model gpt-4 (dialogue)"}}, {"judge": JUDGE}, ""),
         ({"subjects": {"judge": "language model gpt-4 (dialogue)"}}, {}, "report-own_judge"),
+        ({}, {"judge": ClassifierConfig("a/b")}, "report-classifier_a_b"),
         ("garbled", {}, ""),
     ],
 )

@@ -70,6 +70,11 @@ SHOWN_BY: dict[str, dict[str, str]] = {
             "damaged extras malformed bluffs"
         ),
     },
+    "evaluation.classifier.ClassifierConfig": {
+        "evaluation/test_classifier.py::test_scores_are_those_of_the_pipeline": "model batch_size",
+        "evaluation/test_classifier.py::test_the_label_that_counts": "label",
+        "evaluation/test_classifier.py::test_max_length_and_dtype": "max_length dtype",
+    },
     "evaluation.endpoint.EndpointConfig": {
         "evaluation/test_language_judge.py::test_what_an_answer_depends_on_is_asked_anew": (
             "url model prompts"
@@ -81,6 +86,11 @@ SHOWN_BY: dict[str, dict[str, str]] = {
             "concurrency"
         ),
         "evaluation/test_endpoint.py::test_so_many_retries_and_no_more": "retries",
+        "evaluation/test_judge_faults.py::test_so_many_may_stay_without_an_answer": (
+            "max_unanswered"
+        ),
+        "evaluation/test_judge_faults.py::"
+        "test_answers_without_usage_are_counted_and_prices_make_a_cost": "prices",
         "evaluation/test_endpoint.py::test_a_timeout_and_a_broken_connection_are_tried_again": (
             "timeout"
         ),

@@ -41,7 +41,7 @@ SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of e
 SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]
 SIDES = ("chosen", "rejected")
 QUICKSTART = "gin/runs/quickstart.gin"
-JUDGE = "gin/judge.gin"  # for the evaluation of any run
+JUDGES = {"gin/judge.gin", "gin/judge_classifier.gin"}  # for the evaluation of any run
 LORA = "gin/lora.gin"  # for the training of any run
 T5X_BASE = "gin/models/t5x_base.gin"  # for whoever brings weights
 PRESETS = [f"gin/models/{name}.gin" for name in PUBLISHED]  # likewise
@@ -196,7 +196,7 @@ def test_a_file_opens_with_what_to_set(name):
 
 def test_every_file_is_part_of_a_run():
     with_run = ("smollm2_135m", "smollm3_3b", "llama3_1_8b")
-    unused = {JUDGE, LORA, T5X_BASE, *PRESETS} - {f"gin/models/{name}.gin" for name in with_run}
+    unused = {*JUDGES, LORA, T5X_BASE, *PRESETS} - {f"gin/models/{name}.gin" for name in with_run}
     assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - unused
 
 

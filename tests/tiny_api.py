@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
-# Status, headers and content of an answer; a text alone is that of a chat completion.
-Reply = str | tuple[int, dict[str, str], bytes]
+# Status, headers and content of an answer, whose parts come one after the other; a text alone is
+# that of a chat completion.
+Reply = str | tuple[int, dict[str, str], bytes | list[bytes]]
 
 
 def completion(text: str | None, reason: str = "stop", **more: Any) -> Reply:
@@ -25,6 +27,7 @@ class Api(ThreadingHTTPServer):
     """Answers as `reply(what the user said)`; it keeps paths, headers and bodies."""
 
     daemon_threads = True
+    request_queue_size = 64  # with fewer, a connection of many at once waits for a second
 
     def __init__(self, reply: Callable[[str], Reply]):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -75,11 +78,14 @@ class _Handler(BaseHTTPRequestHandler):
             found = self.server.answer(self.path, body)
         status, headers, content = completion(found) if isinstance(found, str) else found
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        parts = [content] if isinstance(content, bytes) else content
+        for name, value in {"Content-Length": str(sum(map(len, parts))), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         with contextlib.suppress(OSError):
-            self.wfile.write(content)
+            for part in parts:
+                self.wfile.write(part)
+                time.sleep(0.02 * (len(parts) > 1))
 
     def do_GET(self):  # where a redirection would lead
         self.server.paths.append(f"GET {self.path}")

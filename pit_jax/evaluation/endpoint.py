@@ -27,7 +27,12 @@ class EndpointConfig:
       concurrency: how many requests are under way at once.
       retries: how often a request is sent again after a timeout, a broken connection, or a status
         of 429 or of 500 and more; the waits double from a second on, or are what the API asks for.
-      timeout: seconds without an answer after which a request is given up.
+        A status of 429 doesn't count while other requests are answered.
+      timeout: seconds after which a request is given up that isn't answered whole.
+      max_unanswered: how many requests may stay without an answer, because the API refuses them or
+        all retries failed; their comparisons are reported as unjudged. One more ends the command.
+      prices: of a million tokens that are read and that are written; of them the report makes the
+        cost.
       temperature: of the answers; None leaves it to the API.
       max_tokens: the most tokens of an answer; 0 leaves it to the API.
     """
@@ -39,12 +44,16 @@ class EndpointConfig:
     concurrency: int = 8
     retries: int = 6
     timeout: float = 120.0
+    max_unanswered: int = 10
+    prices: tuple[float, float] = (0.0, 0.0)
     temperature: float | None = 0.0
     max_tokens: int = 1024
 
     def __post_init__(self):
         at_least(self, 1, "concurrency")
-        at_least(self, 0, "retries", "max_tokens")
+        at_least(self, 0, "retries", "max_unanswered", "max_tokens")
+        if min(self.prices) < 0:
+            raise UserError(f"EndpointConfig.prices: got {self.prices}, expected 0 or more")
         if self.timeout <= 0:
             raise UserError(f"EndpointConfig.timeout: got {self.timeout}, expected more than 0")
         if self.temperature is not None:
@@ -105,7 +114,8 @@ class Endpoint(Client):
         """Sends a request, again after what may pass, and returns its answer.
 
         Raises:
-          UserError: if the API refuses the request, or there is no answer after all retries.
+          Unanswered: if the API refuses this request, or there is no answer after all retries.
+          UserError: if the API refuses all requests.
         """
         return self.post(self.url, body, _answer)
 
@@ -115,7 +125,8 @@ def _answer(content: str) -> Answer:
         found = json.loads(content)
         choice = found["choices"][0]
         text, cut = choice["message"]["content"], choice.get("finish_reason") == "length"
-        used = found.get("usage") or {}
+        used = found.get("usage")
+        used = used if isinstance(used, dict) else {}
         counts = [_count(used.get(name)) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise TransientError("it answers what is no chat completion") from None

@@ -2,8 +2,8 @@
 
 The model is shown a prompt and two responses, A and B, and ends its answer with a verdict: [[A]],
 [[B]] or [[C]] for a tie. Every pair is asked in both orders. A response is better only where both
-orders say so; all else is a tie, and so is an answer without a verdict. What the model is asked
-stands in a JSON file of one step, `judge`:
+orders say so; all else is a tie, and so is an answer without a verdict, or a request without an
+answer, which are counted. What the model is asked stands in a JSON file of one step, `judge`:
 
     {
       "judge": {
@@ -39,6 +39,7 @@ from pit_jax.evaluation.endpoint import Answer, Body, Endpoint, EndpointConfig
 from pit_jax.method import prompt_files
 from pit_jax.method.prompt_files import Step
 from pit_jax.method.self_refine import as_text
+from pit_jax.run.client import Unanswered
 from pit_jax.runtime import processes
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ SHIPPED = pathlib.Path(__file__).with_name("prompts")
 # In the run directory.
 FILE = "judge_answers.jsonl"
 _PROGRESS_SECONDS = 30.0
+_VERDICT = re.compile(r"\[\[([ABC])\]\]")
+_SWAPPED = (("A", "A"), ("B", "B"))
 # The share of verdicts that swap with the order from which on the report warns of it.
 MUCH_BIAS = 0.2
 
@@ -73,15 +76,20 @@ def read(name: str) -> Step:
 
 
 def verdict(text: str) -> str:
-    """Returns the last verdict in an answer: A, B or C; empty if it has none."""
-    found = re.findall(r"\[\[([ABC])\]\]", text)
+    """Returns the last verdict in an answer: A, B or C; empty if it has none.
+
+    What a model thinks before it answers, between <think> and </think>, has no verdict.
+    """
+    if text.lstrip().startswith("<think>"):
+        text = text.partition("</think>")[2]
+    found = _VERDICT.findall(text)
     return found[-1] if found else ""
 
 
 def _swaps(prompts: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Counts pairs of verdicts, of the straight and the turned order, that are for one place."""
     told = [(x, pair) for x, pair in zip(prompts, pairs, strict=True) if all(pair)]
-    swapped = np.array([pair in (("A", "A"), ("B", "B")) for _, pair in told])
+    swapped = np.array([pair in _SWAPPED for _, pair in told])
     low = high = None
     if told:
         mean = scoring.mean_interval(swapped, [x for x, _ in told], bounds=(0, 1))
@@ -127,6 +135,7 @@ class LanguageModelJudge:
         # The digest of the request of all that was compared so far, in both orders.
         self._digests: dict[Shown, str] = {}
         self._collects = False
+        self._problem = ""  # of the first request without an answer
 
     def __call__(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
@@ -178,32 +187,51 @@ class LanguageModelJudge:
           name; comparisons of responses that differ, and in how many of them both orders agree;
           `both`, those with a verdict in both orders, in how many of them the response is preferred
           that comes first (`first_twice`) or second (`second_twice`) in both, and the 95% interval
-          over prompts of the share of these two, `swapped_low` to `swapped_high`; answers, and how
-          many of them have the verdict `first` (A), `second` (B), `tie` (C) and `none`; how many
-          were `cut`; `prompt_tokens` and `completion_tokens`. A judge without position bias prefers
-          A as often as B.
+          over prompts of the share of these two, `swapped_low` to `swapped_high`; comparisons where
+          a response has a verdict in it (`marked`), and in how many of them the verdicts swapped
+          (`marked_swapped`); comparisons that are `unjudged`, for want of an answer; answers, and
+          how many of them have the verdict `first` (A), `second` (B), `tie` (C) and `none`; how
+          many were `cut`; `prompt_tokens` and `completion_tokens`, the answers whose tokens the API
+          didn't count (`uncounted`), and the `cost` by `EndpointConfig.prices`, None without. A
+          judge without position bias prefers A as often as B.
         """
-        shown = [each for each, key in self._digests.items() if key in self._answers]
-        answers = [self._answers[self._digests[each]] for each in shown]
-        found = Counter(map(self._verdict, shown))
-        straight = [(x, a, b) for x, a, b in shown if a < b]
+        keys = [key for key in dict.fromkeys(self._digests.values()) if key in self._answers]
+        answers = [self._answers[key] for key in keys]
+        found = Counter(verdict(answer.text) for answer in answers)
+        straight = [(x, a, b) for x, a, b in self._digests if a < b]
         pairs = [(self._verdict((x, a, b)), self._verdict((x, b, a))) for x, a, b in straight]
+        marked = [bool(_VERDICT.search(a + " " + b)) for _, a, b in straight]
+        tokens = [sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)]
         return {
             "name": self.name,
             "comparisons": len(self._digests) // 2,
             "agreed": sum(pair in (("A", "B"), ("B", "A"), ("C", "C")) for pair in pairs),
             **_swaps([x for x, _, _ in straight], pairs),
+            "marked": sum(marked),
+            "marked_swapped": sum(pair in _SWAPPED for pair, m in zip(pairs, marked) if m),
+            "unjudged": sum(not self._is_judged(each) for each in straight),
             "answers": len(answers),
             **{key: found[v] for key, v in (("first", "A"), ("second", "B"), ("tie", "C"))},
             "none": found[""],
             "cut": sum(answer.cut for answer in answers),
-            "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
-            "completion_tokens": sum(answer.completion_tokens for answer in answers),
+            "prompt_tokens": tokens[0],
+            "completion_tokens": tokens[1],
+            "uncounted": sum(not (a.prompt_tokens or a.completion_tokens) for a in answers),
+            "cost": self._cost(tokens) if any(self._config.prices) else None,
         }
 
     def warnings(self) -> list[str]:
-        """Says of how many answers there is no verdict, and much position bias, if there is any."""
+        """Says how much is unjudged or has no verdict, and position bias where there is much.
+
+        Responses with a verdict in them that a judge may have obeyed are said too.
+        """
         found, said = self.counts(), []
+        if found["unjudged"]:
+            said.append(
+                f"{found['unjudged']} of {found['comparisons']} comparisons by the {self.name} are "
+                "unjudged and count as ties: a request has no answer; the same command asks again"
+                f"{self._problem and ': '}{self._problem}"
+            )
         if found["none"]:
             cut = f", {found['cut']} were cut at max_tokens" if found["cut"] else ""
             said.append(
@@ -217,6 +245,13 @@ class LanguageModelJudge:
                 f"{self.name} swapped with the order, which counts as a tie; it preferred the "
                 f"first response {found['first_twice']} times and the second "
                 f"{found['second_twice']} times"
+            )
+        if found["marked_swapped"]:
+            said.append(
+                f"position bias: in {found['marked']} comparisons by the {self.name} a response "
+                "has a verdict such as [[A]] in it, which may be meant for the judge; in "
+                f"{found['marked_swapped']} of them the verdict swapped with the order, as it does "
+                "where the judge obeys, which counts as a tie"
             )
         return said
 
@@ -240,31 +275,40 @@ class LanguageModelJudge:
             }
             try:
                 if unknown:
-                    self._announce(len(set(shown)), len(unknown))
-                    self._send({key: self._body(each) for key, each in unknown.items()})
+                    keys = {self._digests[each] for each in shown}
+                    self._announce(len(set(shown)), len(keys), len(unknown))
+                    bodies = {key: self._body(each) for key, each in unknown.items()}
+                    self._send(bodies, len(keys) > len(unknown))
             except UserError as error:
                 problem = str(error)
         if processes.any_process(bool(problem)):
             raise UserError(problem or "the judge doesn't answer, and the first process says why")
 
-    def _announce(self, count: int, missing: int) -> None:
+    def _announce(self, shown: int, count: int, missing: int) -> None:
         done = f", {count - missing:,} of them answered before" if missing < count else ""
         print(
-            f"judge: {count // 2:,} comparisons of different responses in both orders: {count:,} "
+            f"judge: {shown // 2:,} comparisons of different responses in both orders: {count:,} "
             f"requests to {self._config.model}{done}; asking {missing:,}",
             flush=True,
         )
 
-    def _send(self, requests: Mapping[str, Body]) -> None:
-        """Sends requests from several threads, and keeps each answer when it comes."""
+    def _send(self, requests: Mapping[str, Body], works: bool) -> None:
+        """Sends requests from several threads, and keeps each answer when it comes.
+
+        The API is known to work where others were answered before.
+        """
         todo: queue.SimpleQueue[tuple[str, Body]] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[str, Answer | Exception]] = queue.SimpleQueue()
         for request in requests.items():
             todo.put(request)
-        failed = threading.Event()
+        ended = threading.Event()
+
+        def end() -> None:
+            ended.set()
+            self._endpoint.stop()
 
         def work() -> None:
-            while not failed.is_set():
+            while not ended.is_set():
                 try:
                     key, body = todo.get_nowait()
                 except queue.Empty:
@@ -272,9 +316,9 @@ class LanguageModelJudge:
                 try:
                     done.put((key, self._endpoint.ask(body)))
                 except Exception as error:
-                    failed.set()
-                    self._endpoint.stop()
-                    done.put((key, error))
+                    done.put((key, error))  # before what others say once all is ended
+                    if not isinstance(error, Unanswered):
+                        end()
 
         # Daemons: an interrupted process doesn't wait for answers.
         count = min(self._config.concurrency, len(requests))
@@ -282,20 +326,45 @@ class LanguageModelJudge:
         for thread in threads:
             thread.start()
         try:
-            self._keep(done, threads, len(requests))
+            kept, problem = self._keep(done, threads, len(requests), end)
         finally:
-            failed.set()
+            ended.set()
             self._answers.close()
+        if not (kept or works or problem):  # a mistake in the configuration
+            problem = UserError(self._problem)
+        if isinstance(problem, UserError):
+            path = self._answers.path
+            raise UserError(f"{problem}; the same command goes on from the answers in {path}")
+        if problem:
+            raise problem
 
-    def _keep(self, done: queue.SimpleQueue, threads: list[threading.Thread], count: int) -> None:
+    def _keep(
+        self,
+        done: queue.SimpleQueue,
+        threads: list[threading.Thread],
+        count: int,
+        end: Callable[[], None],
+    ) -> tuple[int, Exception | None]:
+        """Keeps answers; returns how many there are, and why there are no more."""
         problem: Exception | None = None
-        kept, tokens, said = 0, [0, 0], time.monotonic()
-        while kept < count:
+        most = self._config.max_unanswered
+        kept, unanswered, tokens, said = 0, 0, [0, 0], time.monotonic()
+        while kept + unanswered < count:
             if problem and not any(thread.is_alive() for thread in threads) and done.empty():
                 break
             try:
                 key, answer = done.get(timeout=0.1 if problem else None)
             except queue.Empty:
+                continue
+            if isinstance(answer, Unanswered):
+                unanswered += 1
+                self._problem = self._problem or str(answer)
+                if unanswered > most and not problem:
+                    end()
+                    problem = UserError(
+                        f"{unanswered} requests have no answer, more than "
+                        f"EndpointConfig.max_unanswered={most}: {self._problem}"
+                    )
                 continue
             if isinstance(answer, Exception):
                 problem = problem or answer
@@ -307,19 +376,28 @@ class LanguageModelJudge:
             if time.monotonic() - said > _PROGRESS_SECONDS:
                 said = time.monotonic()
                 print(f"judge: {kept:,} of {count:,} answers", flush=True)
-        read, written = tokens
-        print(f"judge: {kept:,} answers; tokens: {read:,} read, {written:,} written", flush=True)
-        if isinstance(problem, UserError):
-            path = self._answers.path
-            raise UserError(f"{problem}; the same command goes on from the answers in {path}")
-        if problem:
-            raise problem
+        line = f"judge: {kept:,} answers; tokens: {tokens[0]:,} read, {tokens[1]:,} written"
+        if any(self._config.prices):
+            line += f"; cost: {self._cost(tokens):,.4f}"
+        if unanswered:
+            line += f"; {unanswered:,} requests without an answer: {self._problem}"
+        print(line, flush=True)
+        return kept, problem
+
+    def _cost(self, tokens: Sequence[int]) -> float:
+        return sum(n * price for n, price in zip(tokens, self._config.prices, strict=True)) / 1e6
 
     # Verdicts
 
     def _verdict(self, shown: Shown) -> str:
         key = self._digests[shown]  # which has no answer in other processes than the first
         return verdict(self._answers[key].text) if key in self._answers else ""
+
+    def _is_judged(self, shown: Shown) -> bool:
+        prompt, first, second = shown
+        return all(
+            self._digests[each] in self._answers for each in (shown, (prompt, second, first))
+        )
 
     def _outcome(self, prompt: str, first: str, second: str) -> int:
         if first == second:

@@ -22,6 +22,7 @@ _FLAG = "--compare"
 _EVALUATION = (
     "EvaluationConfig",
     "EndpointConfig",
+    "ClassifierConfig",
     "ImproveConfig",
     "SamplingConfig",
     "DatasetConfig",
@@ -33,7 +34,8 @@ _FREE = (
     *("EvaluationConfig.controls", "EvaluationConfig.ablations", "EvaluationConfig.temperatures"),
     *("EvaluationConfig.sweep", "EvaluationConfig.num_samples"),
     *("EndpointConfig.url", "EndpointConfig.key_variable", "EndpointConfig.concurrency"),
-    *("EndpointConfig.retries", "EndpointConfig.timeout"),
+    *("EndpointConfig.retries", "EndpointConfig.timeout", "EndpointConfig.max_unanswered"),
+    *("EndpointConfig.prices", "ClassifierConfig.batch_size"),
 )
 _MOST = 8
 

@@ -1,10 +1,9 @@
 """Evaluates a run: Tables 1 to 4 and Figures 2 to 5, as far as its judge can tell.
 
-The judge is the exact checker if the data has one, else the run's own R_P; or a language model, if
-one is configured. What is compared with
-the main models are all other complete stages of their tasks. Everything is measured on one split,
-which is looked at once, with 95% intervals over the groups of examples: those that share a prompt,
-or a dialogue, count as one draw.
+The judge is the exact checker if the data has one, else the run's own R_P; or a language model or a
+classifier, if one is configured. What is compared with the main models are all other complete
+stages of their tasks. Everything is measured on one split, which is looked at once, with 95%
+intervals over the groups of examples: those that share a prompt, or a dialogue, count as one draw.
 """
 
 from __future__ import annotations
@@ -20,18 +19,17 @@ import jax
 from pit_jax import __version__
 from pit_jax.checked import at_least, checked
 from pit_jax.data.examples import SPLITS
-from pit_jax.evaluation import curves, ground_truth, responses, scoring, variants
-from pit_jax.evaluation.endpoint import EndpointConfig
-from pit_jax.evaluation.held_out_pairs import HeldOutPairs
-from pit_jax.evaluation.judges import (
-    ExactJudge,
-    Judge,
-    RewardJudge,
-    ScoringJudge,
-    Verdicts,
-    checker,
-    judge_for,
+from pit_jax.evaluation import (
+    configured_judge,
+    curves,
+    ground_truth,
+    responses,
+    scoring,
+    variants,
 )
+from pit_jax.evaluation.classifier import ClassifierJudge
+from pit_jax.evaluation.held_out_pairs import HeldOutPairs
+from pit_jax.evaluation.judges import ExactJudge, Judge, RewardJudge, Verdicts, checker, judge_for
 from pit_jax.evaluation.language_judge import LanguageModelJudge
 from pit_jax.evaluation.responses import Responses
 from pit_jax.evaluation.tables import Side, Tables, of_generations
@@ -62,7 +60,8 @@ class EvaluationConfig:
         other complete stages of task `rl_policy` follow by their names.
       ablations: (label, stage) of PIT models compared with the original, Self-Refine and PIT
         (Table 2); the other complete stages that train PIT by PPO follow by their names.
-      judge: a language model that judges, in the place of the data's exact checker or R_P.
+      judge: a language model or a classifier that judges, in the place of the data's exact checker
+        or R_P.
     """
 
     split: str = "test"
@@ -79,7 +78,7 @@ class EvaluationConfig:
     gap_model: str = "rm_gap"
     controls: tuple[tuple[str, str], ...] = ()
     ablations: tuple[tuple[str, str], ...] = ()
-    judge: EndpointConfig | None = None
+    judge: configured_judge.JudgeConfig | None = None
 
     def __post_init__(self):
         at_least(self, 0, "num_prompts", "num_samples")
@@ -110,7 +109,7 @@ class Suite:
         self._judge: Judge
         self._rewards = functools.partial(self.responses.rewards, config.reward_model)
         if config.judge:
-            self._judge = LanguageModelJudge(config.judge, run.directory)
+            self._judge = configured_judge.make(config.judge, run.directory)
         else:
             self._judge = judge_for(run.config.dataset, self._rewards, config.reward_model)
         self._tables = Tables(self.responses, self._judge, run.config.seed)
@@ -160,9 +159,7 @@ class Suite:
             comparisons += self._comparisons(temperature)
             scores += self._scores(temperature)
         figure5, supervised_rows = self._supervised_pit()
-        agreement = []
-        if not isinstance(self._judge, ScoringJudge):
-            agreement = [self._pairs.judge_row(self._judge)]
+        agreement = [self._pairs.judge_row(self._judge)] if config.judge else []
         return {
             "comparisons": comparisons + supervised_rows,
             "scores": scores,
@@ -179,10 +176,11 @@ class Suite:
         return make()
 
     def _judging(self) -> dict[str, Any]:
-        """What the report says of a judge that is a language model."""
-        if not isinstance(self._judge, LanguageModelJudge):
-            return {}
-        return {"judging": self._judge.counts(), "warnings": self._judge.warnings()}
+        """What the report says of a judge that is configured."""
+        judge = self._judge
+        if isinstance(judge, LanguageModelJudge):
+            return {"judging": judge.counts(), "warnings": judge.warnings()}
+        return {"warnings": judge.warnings()} if isinstance(judge, ClassifierJudge) else {}
 
     def judge_generations(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Judges saved generations: compares each iteration's text with the original's.

@@ -80,6 +80,8 @@ def _answers(found: Mapping[str, Any]) -> Table:
         ("Comparisons of different responses", count(found["comparisons"])),
         ("Both orders agree, %", share(found["agreed"] / max(found["comparisons"], 1))),
         *_swapped(found),
+        *_marked(found),
+        ("Unjudged, for want of an answer", count(found.get("unjudged", 0))),
         ("Answers", count(found["answers"])),
         ("The first response is better, %", share(found["first"] / answers)),
         ("The second response is better, %", share(found["second"] / answers)),
@@ -87,17 +89,39 @@ def _answers(found: Mapping[str, Any]) -> Table:
         ("No verdict", count(found["none"])),
         ("Tokens read", f"{found['prompt_tokens']:,}"),
         ("Tokens written", f"{found['completion_tokens']:,}"),
+        *_costs(found),
     ]
     caption = (
         "Every two responses that differ are shown in both orders. One of them is better where "
-        "both orders say so; all else is a tie, and so is an answer without a verdict. Without "
+        "both orders say so; all else is a tie, and so is an answer without a verdict and a "
+        "comparison without an answer. Without "
         "position bias the first and the second would be preferred equally often, and no verdict "
         "would swap with the order, which is where the response that is shown first, or the one "
         "shown second, is preferred in both. Brackets: 95% intervals over prompts. Tokens are "
-        "those of all these answers, whenever they were asked for."
+        "those of all these answers, whenever they were asked for, and of no request without one."
     )
     rows = [list(cell) for cell in cells]
     return Table([found["name"].capitalize(), "Value"], rows, caption)
+
+
+def _marked(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The responses that may speak to the judge; nothing where there are none."""
+    if not found.get("marked"):
+        return []
+    return [
+        ("Comparisons of a response with a verdict in it", count(found["marked"])),
+        ("… where the verdict swaps with the order", count(found["marked_swapped"])),
+    ]
+
+
+def _costs(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The cost, where there are prices, and the answers that are in no count of tokens."""
+    rows = []
+    if found.get("cost") is not None:
+        rows.append(("Cost", f"{found['cost']:,.4f}"))
+    if found.get("uncounted"):
+        rows.append(("Answers whose tokens the API didn’t count", count(found["uncounted"])))
+    return rows
 
 
 def _swapped(found: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -229,6 +229,15 @@ def _of_judge(results: Results) -> list[Term]:
             "preferred where all of them say so; all else is a tie."
         )
         score = ""
+    elif name.startswith("classifier"):
+        judge = (
+            f"{name}, a reward model that this run didn’t train. The higher score is preferred; "
+            "where the two are so close that it gives neither more than 55%, they tie."
+        )
+        score = (
+            "What the classifier gives to a response: any number, of which differences alone say "
+            "something."
+        )
     else:
         judge, score = f"{name}.", ""
     judge = judge[:1].upper() + judge[1:]

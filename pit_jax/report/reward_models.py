@@ -9,7 +9,7 @@ from typing import Any
 from pit_jax.evaluation import scoring
 from pit_jax.report import paper, plots
 from pit_jax.report.blocks import Block, Drawings, Figure, Results, Section, Table
-from pit_jax.report.formatting import NO_BREAK, count, number, share, with_interval
+from pit_jax.report.formatting import NO_BREAK, count, judge_of, number, share, with_interval
 from pit_jax.report.variants import table_of
 
 
@@ -37,7 +37,7 @@ def section(results: Results, drawings: Drawings) -> Section:
         )
         if more:
             caption += f" {paper.TABLE_4}"
-        if results.get("judging"):
+        if rows[-1].get("name") == judge_of(results):
             caption += " The last row is the judge; a tie of it doesn’t agree."
         columns = ["Reward model", "Accuracy % [95% interval]", "Pairs", *more]
         blocks.append(Table(columns, cells, caption))

@@ -31,8 +31,9 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   curves         [{stage, metric, steps, values, folded: whether it is shown on demand only}]
   samples        [{prompt, original, iterations, scores, gaps, chosen, rejected}]
   judging        {name, comparisons, agreed, both, first_twice, second_twice, swapped_low,
-                  swapped_high, answers, first, second, tie, none, cut, prompt_tokens,
-                  completion_tokens}: counts of a judge that is a language model
+                  swapped_high, marked, marked_swapped, unjudged, answers, first, second, tie, none,
+                  cut, prompt_tokens, completion_tokens, uncounted, cost: None without prices}:
+                  counts of a judge that is a language model
   ground_truth   [{name, n, accuracy, ci_low, ci_high, kappa, kappa_low, kappa_high}]: of judges
                   beside an exact checker; a row of n = 0 has no others
   people         {question, ties, asked, judged, alike, agreed, annotators: [{name, first, second,
@@ -210,6 +211,7 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
             found["name"],
             count(found["comparisons"]),
             *(count(found[key]) for key in ("agreed", "first", "second", "tie", "none")),
+            count(found.get("unjudged", 0)),
             f"{found['prompt_tokens']:,}",
             f"{found['completion_tokens']:,}",
         ]
@@ -228,7 +230,7 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         for row in plain.get("agreement", ())
     ]
     agree = ["agree %", "95% interval", "kappa", "95% interval", "comparisons"]
-    verdicts = ["orders agree", "A", "B", "tie", "no verdict"]
+    verdicts = ["orders agree", "A", "B", "tie", "no verdict", "unjudged"]
     return [
         (["stage", "steps", "time", "parameters"], stages),
         (["reward model", "accuracy %", "95% interval", "pairs"], models),

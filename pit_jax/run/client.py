@@ -31,8 +31,11 @@ Body = dict[str, Any]
 # Seconds before a request is sent again: the first wait, which then doubles, and the longest.
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 300.0
+_PART = 1 << 16
 # Timeout, too early, too many requests; those of 500 and more are tried again too.
 _TRANSIENT = (408, 425, 429)
+# Bad request, too large, unprocessable: another request may well be taken.
+_ABOUT_ONE = (400, 413, 422)
 # What the API says beside them may have a part of the key.
 _ABOUT_KEYS = (401, 403)
 
@@ -42,11 +45,16 @@ class TransientError(Exception):
 
     Attributes:
       wait: the seconds that the API asks to wait.
+      limited: whether there were too many requests.
     """
 
-    def __init__(self, reason: str, wait: float = 0.0):
+    def __init__(self, reason: str, wait: float = 0.0, limited: bool = False):
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.limited = wait, limited
+
+
+class Unanswered(UserError):
+    """Says that one request has no answer, while others may have one."""
 
 
 class Client:
@@ -54,15 +62,17 @@ class Client:
 
     Args:
       key: the API's key, empty for none.
-      timeout: seconds without an answer after which a request is given up.
+      timeout: seconds after which a request is given up that isn't answered whole.
       retries: how often a request is sent again after a timeout, a broken connection, or a status
         of 429 or of 500 and more; the waits double from a second on, or are what the API asks for.
+        A status of 429 doesn't count while other requests are answered.
     """
 
     def __init__(self, key: str, timeout: float, retries: int):
         self._key, self._timeout, self._retries = key, timeout, retries
         self._opener = urllib.request.build_opener(_NoRedirection)
         self._stopped = threading.Event()
+        self._answered = 0
 
     def post(self, url: str, body: Body, read: Callable[[str], T]) -> T:
         """Sends a request, again after what may pass, and returns what `read` makes of its answer.
@@ -73,18 +83,26 @@ class Client:
           read: raises TransientError for an answer that is none.
 
         Raises:
-          UserError: if the API refuses the request, or there is no answer after all retries.
+          Unanswered: if the API refuses this request, or there is no answer after all retries.
+          UserError: if the API refuses all requests.
         """
-        data, problem = json.dumps(body).encode(), ""
-        for attempt in range(self._retries + 1):
+        data, before = json.dumps(body).encode(), self._answered
+        attempt = sent = 0
+        while True:
+            sent += 1
             try:
-                return read(self._send(url, data))
+                found = read(self._send(url, data))
+                self._answered += 1
+                return found
             except TransientError as error:
-                problem, wait = str(error), max(error.wait, _FIRST_WAIT * 2**attempt)
-            if self._stopped.is_set() or attempt == self._retries:
-                break
-            self._pause(min(wait, _LONGEST_WAIT))
-        raise UserError(f"{url}: no answer after {attempt + 1} requests: {problem}")
+                problem = error
+            # Where few are let in at once, the others take turns however long that is.
+            turn = problem.limited and self._answered != before
+            before = self._answered
+            if self._stopped.is_set() or (attempt == self._retries and not turn):
+                raise Unanswered(f"{url}: no answer after {sent} requests: {problem}")
+            self._pause(min(max(problem.wait, _FIRST_WAIT * 2**attempt), _LONGEST_WAIT))
+            attempt += not turn
 
     def reach(self, url: str) -> None:
         """Asks once for a page, whatever it is, to find out whether there is an API.
@@ -111,25 +129,28 @@ class Client:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(url, data, headers)
+        ends = time.monotonic() + self._timeout
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
-                return self._without_key(response.read())
+                return self._without_key(_content(response, ends))
         except urllib.error.HTTPError as error:
             status = f"{error.code} {printable(self._without_key(error.reason))}".strip()
             if error.code not in _ABOUT_KEYS:
-                status += self._said(error)
+                status += self._said(error, ends)
             if error.code in _TRANSIENT or error.code >= 500:
-                raise TransientError(status, _retry_after(error.headers)) from None
-            raise UserError(f"{url} answers {status}") from None
+                wait, limited = _retry_after(error.headers), error.code == 429
+                raise TransientError(status, wait, limited) from None
+            refusal = Unanswered if error.code in _ABOUT_ONE else UserError
+            raise refusal(f"{url} answers {status}") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             text = self._without_key(str(reason) or type(reason).__name__)
             raise TransientError(printable(text)) from None
 
-    def _said(self, error: urllib.error.HTTPError) -> str:
+    def _said(self, error: urllib.error.HTTPError, ends: float) -> str:
         """What the API says of an error, in short."""
         try:
-            text = self._without_key(error.read())
+            text = self._without_key(_content(error, ends))
         except (OSError, http.client.HTTPException):
             return ""
         with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
@@ -203,6 +224,18 @@ def _is_url(text: str) -> bool:
         return False
 
 
+def _content(response: Any, ends: float) -> bytes:
+    """Reads an answer to its end; a server may also be slow by sending it byte by byte."""
+    parts = []
+    while part := response.read1(_PART):
+        parts.append(part)
+        if time.monotonic() > ends:
+            raise TimeoutError("timed out in the middle of the answer")
+    if getattr(response, "length", None):
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(parts)
+
+
 def _retry_after(headers: email.message.Message | None) -> float:
     """The seconds that a response asks to wait; it says a number of them, or until when."""
     text = (headers and headers.get("Retry-After")) or ""
@@ -210,5 +243,5 @@ def _retry_after(headers: email.message.Message | None) -> float:
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError, TypeError):
         return 0.0

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
+import numpy as np
 import pytest
 
+from pit_jax.evaluation import classifier
 from tests import tiny_api, tiny_runs
 
 pytestmark = pytest.mark.no_cover  # of the tests, not of the fixtures, which train
@@ -100,3 +103,34 @@ def test_a_judge_that_cannot_be_asked_is_refused_in_one_line(judge, tmp_path, mo
     monkeypatch.delenv("JUDGE_KEY")
     assert judge("--dry_run") == 2
     assert "the environment variable JUDGE_KEY isn't set" in capsys.readouterr().err
+
+
+def test_generations_are_judged_by_a_classifier(trained, tmp_path, monkeypatch, capsys):
+    """A stand-in prefers what is longer; without the packages one line says what to install."""
+    path = tmp_path / "given.jsonl"
+    path.write_text('{"prompt": "from 4 do +3 x7", "responses": ["x7", "x7 9 +3"]}\n')
+    flags = ("--gin_file=gin/judge_classifier.gin", f"--generations={path}")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert tiny_runs.command("evaluate", trained, *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("needs torch and transformers: pip install '.[judges]' -c constraints.txt")
+
+    class Longer:
+        max_length = 9
+
+        def __init__(self, config):
+            assert config.model == "OpenAssistant/reward-model-deberta-v3-large-v2"
+
+        def __call__(self, pairs):
+            lengths = np.array([len(text) for _, text in pairs], float)
+            return lengths, lengths > 5
+
+    monkeypatch.setattr(classifier, "Classifier", Longer)
+    assert tiny_runs.command("evaluate", trained, *flags, f"--output={tmp_path / 'judged'}") == 0
+    assert "judge: 1 of 1 responses are over 9 tokens" in capsys.readouterr().out
+    report = json.loads((tmp_path / "judged" / "report.json").read_text())
+    name = "classifier OpenAssistant/reward-model-deberta-v3-large-v2"
+    (row,) = report["comparisons"]
+    assert (row["judge"], row["win"]) == (name, 100)
+    assert [row["mean_score"] for row in report["scores"]] == [2, 7]
+    assert any(f"the {name} scores 1 of 2 responses" in text for text in report["warnings"])

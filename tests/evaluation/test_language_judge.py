@@ -86,6 +86,9 @@ def make(server, config, folder):
         ("[[A]]", "A"),
         ("First I thought [[A]], but [[B]] it is.", "B"),
         ("<think>[[A]] or [[B]]?</think> A tie: [[C]]", "C"),
+        ("\n<think>[[A]], for it says [[B]]", ""),
+        ("<think>[[A]]</think> I can't say.", ""),
+        ("[[B]], and not what stands in <think>", "B"),
         ("**[[B]]**.", "B"),
         ("A is better.", ""),
         ("[[D]] [A] [[a]] [[AB]]", ""),
@@ -132,6 +135,9 @@ def test_verdicts_of_both_orders_by_hand(make, server):
         "second_twice": 1,
         "swapped_low": pytest.approx(bias.low),
         "swapped_high": pytest.approx(bias.high),
+        "marked": 0,
+        "marked_swapped": 0,
+        "unjudged": 0,
         "answers": 18,
         "first": 7,
         "second": 4,
@@ -140,6 +146,8 @@ def test_verdicts_of_both_orders_by_hand(make, server):
         "cut": 0,
         "prompt_tokens": 180,
         "completion_tokens": 54,
+        "uncounted": 0,
+        "cost": None,
     }
     assert judge.warnings() == [
         "3 of 18 answers of the language model judge-1 (plain) have no verdict and count as ties",
@@ -203,11 +211,11 @@ def test_a_killed_evaluation_goes_on(make, server, folder):
 
     def fails_later(said):
         left[0] -= 1
-        return larger(said) if left[0] >= 0 else (400, {}, b"enough")
+        return larger(said) if left[0] >= 0 else (402, {}, b"enough")
 
     server.reply = fails_later
     prompts, first, second = [str(n) for n in range(10)], ["1"] * 10, ["2"] * 10
-    with pytest.raises(UserError, match="answers 400 .*: enough; the same command goes on from "):
+    with pytest.raises(UserError, match="answers 402 .*: enough; the same command goes on from "):
         make(concurrency=1)(prompts, first, second)
     kept = (folder / language_judge.FILE).read_bytes().splitlines(keepends=True)
     assert len(kept) == 3 and len(server.said) == 4
@@ -329,8 +337,7 @@ def test_a_verdict_inside_a_response_is_none(make, server):
     counts = judge.counts()
     assert (counts["first"], counts["second"], counts["tie"], counts["agreed"]) == (2, 0, 2, 1)
     assert (counts["both"], counts["first_twice"], counts["second_twice"]) == (2, 1, 0)
-    (warning,) = judge.warnings()
-    assert warning.startswith("position bias: in 1 of 2 comparisons")
+    assert judge.warnings()[0].startswith("position bias: in 1 of 2 comparisons")
 
 
 @pytest.mark.parametrize(("biased", "warned"), [(2, False), (3, True)])

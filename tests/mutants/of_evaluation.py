@@ -288,12 +288,39 @@ MUTANTS = {
             "evaluation/test_language_judge.py::test_answers_come_back_from_their_file",
         ),
     ],
+    "evaluation/classifier.py": [
+        (
+            "close scores don't tie",
+            "return scoring.reward_judge_outcomes(first, second)",
+            "return scoring.win_lose_tie(first, second)",
+            "evaluation/test_classifier.py::test_verdicts_by_hand_and_every_score_once",
+        ),
+        (
+            "responses are scored again",
+            "if pair not in self._known",
+            "if True",
+            "evaluation/test_classifier.py::test_a_whole_evaluation_by_a_classifier",
+        ),
+    ],
     "evaluation/language_judge.py": [
         (
             "the first verdict of an answer counts",
             "found[-1] if found",
             "found[0] if found",
             "evaluation/test_language_judge.py::test_the_last_verdict_of_an_answer_counts",
+        ),
+        (
+            "a request without an answer is none that is missing",
+            "            if isinstance(answer, Unanswered):\n                unanswered += 1\n",
+            "            if isinstance(answer, Unanswered):\n                kept += 1\n",
+            "evaluation/test_judge_faults.py::test_so_many_may_stay_without_an_answer",
+        ),
+        (
+            "a response that speaks to the judge is not told",
+            "sum(pair in _SWAPPED for pair, m in zip(pairs, marked) if m)",
+            "0",
+            "evaluation/test_judge_faults.py::"
+            "test_a_judge_that_obeys_a_response_is_biased_and_the_report_says_so",
         ),
         (
             "one order decides",

@@ -424,9 +424,35 @@ MUTANTS = {
         ),
         (
             "an answer keeps the key",
-            "return self._without_key(response.read())",
-            "return response.read().decode()",
+            "return self._without_key(_content(response, ends))",
+            "return _content(response, ends).decode()",
             "evaluation/test_endpoint.py::test_the_key_goes_nowhere_else",
+        ),
+        (
+            "a request that is refused alone ends all",
+            "_ABOUT_ONE = (400, 413, 422)",
+            "_ABOUT_ONE = ()",
+            "evaluation/test_judge_faults.py::test_so_many_may_stay_without_an_answer",
+        ),
+        (
+            "an answer may trickle in for ever",
+            "if time.monotonic() > ends:",
+            "if False:",
+            "evaluation/test_judge_faults.py::test_an_answer_that_trickles_is_given_up",
+        ),
+        (
+            "half an answer is a whole one",
+            'if getattr(response, "length", None):',
+            "if False:",
+            "evaluation/test_endpoint.py::"
+            "test_what_may_pass_is_asked_again_after_waits_that_double",
+            "Half of a JSON text is none, and is asked for again as that.",
+        ),
+        (
+            "others don't take turns",
+            "turn = problem.limited and self._answered != before",
+            "turn = False",
+            "evaluation/test_judge_faults.py::test_an_api_of_few_at_once_takes_all_in_turn",
         ),
         (
             "waits don't double",

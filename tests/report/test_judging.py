@@ -71,6 +71,7 @@ def test_the_counts_of_the_judge_by_hand(parts):
         "The verdict swaps with the order, %": "18.4\u00a0[10.0,\u00a033.3]",
         "… for the first response": "6",
         "… for the second response": "1",
+        "Unjudged, for want of an answer": "0",
         "Answers": "80",
         "The first response is better, %": "62.5",
         "The second response is better, %": "25.0",
@@ -119,7 +120,7 @@ def test_mean_scores_are_left_out(parts):
 
 def test_the_terminal_has_the_counts_and_no_empty_table(results):
     text = report.format_summary(results)
-    words = "language model m (dialogue) 40 30 50 20 8 2 123,456 789"
+    words = "language model m (dialogue) 40 30 50 20 8 2 0 123,456 789"
     assert words in " ".join(text.split()) and "responses  " not in text
 
 
