@@ -59,16 +59,10 @@ _SUMMARIES = {
     "reports of several seeds",
 }
 # What goes wrong outside the program, such as a full disk.
-_OUTSIDE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-)
+_OUTSIDE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
 _ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
 _SEVERAL_HOSTS = """
 several hosts:

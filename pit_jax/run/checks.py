@@ -38,8 +38,8 @@ def check(run: Run, name: str) -> None:
     _check_rows(run, stage)
     of_stage = run.settings(stage), run.data.digest, sources.of_models(run, stage)
     run_directory.is_claimed(run.folder(name), *of_stage)
-    for other in run_directory.built_on(run.config, stage)[1:]:
-        run_directory.check_data(run.folder(other.name), run.data.digest)
+    for below in run_directory.built_on(run.config, stage)[1:]:
+        run_directory.check_data(run.folder(below.name), run.data.digest)
     if isinstance(stage, RLStage) and stage.choice:
         check_split(run, "dev", f"stage {name}: its checkpoint is chosen on")
     if run.is_complete(name):
