@@ -81,6 +81,7 @@ RECORDS = {
     "Comparison",
     "Estimate",
     "Example",
+    "Held",
     "Improvement",
     "LengthEffect",
     "Mean",

@@ -315,7 +315,7 @@ def bring_in(
     params = load(path, network, vocabulary, abstract)
     identity = run_directory.identity(network, vocabulary)
     content = {"digest": digests.of_arrays(params)}
-    run_directory.claim(stage, {"brought in": repr(source), **identity, **content}, identity)
+    run_directory.claim(stage, {**identity, **content}, identity)
     checkpoints = Checkpoints(stage / "checkpoints")
     checkpoints.save(0, TrainState.create(params, optax.identity()), {"step": 0})
     checkpoints.close()

@@ -349,3 +349,78 @@ def test_a_damaged_file_is_named(content, tmp_path):
     (tmp_path / "references").mkdir()
     with pytest.raises(UserError, match="stage.json: is damaged, expected a JSON object; bring"):
         directory.claim(epath.Path(tmp_path), settings("sft_pit"), {}, "a")
+
+
+def test_a_result_alone_is_a_stages_too(tmp_path):
+    """Of one whose checkpoints were deleted to have room."""
+    folder = epath.Path(tmp_path)
+    directory.claim(folder, settings("sft_pit"), {})
+    (folder / "result.json").write_text("{}")
+    before = (folder / "stage.json").read_text()
+    with pytest.raises(UserError, match=r"sft_pit.steps 2 -> 3\. Go back"):
+        directory.claim(folder, settings("sft_pit", steps=3), {})
+    assert (folder / "stage.json").read_text() == before
+
+
+@pytest.mark.parametrize("left", ["checkpoints/2", "references/round-0", "result.json"])
+def test_a_stage_of_which_nothing_is_known_is_nobodys(left, tmp_path):
+    (tmp_path / left).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds a stage without stage.json, .* bring that back"):
+        directory.claim(epath.Path(tmp_path), settings("sft_pit"), {})
+    assert not (tmp_path / "stage.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        (
+            "rm_gap",
+            {"loop": dataclasses.replace(tiny_runs.LOOP, eval_every=1)},
+            "rm_gap.loop.eval_every 0 -> 1",
+        ),
+        ("sft_pit", {"microbatches": 2}, "sft_pit.microbatches 1 -> 2"),
+        (
+            "rl_pit",
+            {"ppo": dataclasses.replace(tiny_runs.PPO, microbatches=2)},
+            "rl_pit.ppo.microbatches 1 -> 2",
+        ),
+    ],
+)
+def test_what_an_earlier_version_did_not_record_is_said(stage, changes, message, tmp_path, capsys):
+    """It is refused where it is known, and else the stage goes on."""
+    folder = epath.Path(tmp_path / stage)
+    directory.claim(folder, settings(stage), {}, "a" * 64, {f"{stage}.initial": "b" * 32})
+    (folder / "references").mkdir()
+    with pytest.raises(UserError, match=rf"other settings: {message}\. Go back"):
+        directory.claim(folder, settings(stage, **changes), {}, "a" * 64)
+    old = json.loads((folder / "stage.json").read_text())
+    del old["format"], old["models"], old["data"]
+    late = r", (microbatches=1|loop=LoopConfig\(eval_every=\d\))"
+    old["settings"] = {name: re.sub(late, "", text) for name, text in old["settings"].items()}
+    (folder / "stage.json").write_text(json.dumps(old))
+    capsys.readouterr()
+    now = settings(stage, **changes)
+    directory.claim(folder, now, {}, "a" * 64, {f"{stage}.initial": "c" * 32})
+    said = capsys.readouterr().out
+    assert said.startswith(f"{stage}: couldn't check {stage}.initial, ") and said.count("\n") == 1
+    assert message.partition(" ")[0].removesuffix(".eval_every") in said and "examples" in said
+    assert json.loads((folder / "stage.json").read_text()) == old
+    with pytest.raises(UserError, match=r"batch_size 8 -> 16"):
+        directory.claim(folder, settings(stage, **changes, batch_size=16), {}, "a" * 64)
+    (folder / "result.json").write_text("{}")  # nothing is to be gone on with
+    directory.claim(folder, now, {}, "a" * 64)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path):
+    folder = epath.Path(tmp_path)
+    here, there = (settings("sft_pit", initial=f"/{place}/model") for place in ("here", "there"))
+    directory.claim(folder, here, {}, "", {"sft_pit.initial": "a" * 32})
+    (folder / "references").mkdir()
+    directory.claim(folder, there, {}, "", {"sft_pit.initial": "a" * 32})
+    for now in (here, there):
+        with pytest.raises(UserError, match=r"model of sft_pit.initial \(aaaaaaaa -> bbbbbbbb\)"):
+            directory.claim(folder, now, {}, "", {"sft_pit.initial": "b" * 32})
+    directory.claim(folder, here, {}, "", {"sft_pit.initial": ""})  # it isn't there any more
+    with pytest.raises(UserError, match="initial '/here/model' -> '/there/model'"):
+        directory.claim(folder, there, {}, "", {"sft_pit.initial": ""})
