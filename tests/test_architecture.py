@@ -81,7 +81,6 @@ RECORDS = {
     "Comparison",
     "Estimate",
     "Example",
-    "Held",
     "Improvement",
     "LengthEffect",
     "Mean",

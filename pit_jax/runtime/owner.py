@@ -19,7 +19,6 @@ The processes of a distributed run share the lock of the first one, which alone 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import json
@@ -30,7 +29,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pit_jax import files
 from pit_jax.errors import UserError
@@ -45,8 +44,7 @@ _REQUEST = 60.0  # seconds that a bucket may take to answer
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """Holds a lock as it was read.
 
     Attributes:
@@ -205,7 +203,7 @@ class Owner:
         problem = ""
         if processes.is_first():
             try:
-                with files.reported(self._lock, f"{self._owned}: can't lock it"):
+                with files.reported(self._lock, f"{self._other}: can't write {self._owned}"):
                     self._take()
             except UserError as error:
                 problem = str(error)
