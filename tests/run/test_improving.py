@@ -28,7 +28,8 @@ from pit_jax.method.sampler import Response
 from pit_jax.run import improving
 from pit_jax.run.improver import RunImprover
 from pit_jax.run.run import key_for
-from pit_jax.runtime import owner, processes
+from pit_jax.runtime import processes
+from pit_jax.runtime.owner import Owner
 from pit_jax.runtime.signals import Signals
 from tests import fake_bucket, tiny_runs
 
@@ -447,7 +448,7 @@ def test_two_jobs_do_not_write_one_file(models):
     output = run.folder / "out.jsonl"
     job = improving.Job(RunImprover(run, STAGES), str(run.folder / "in.jsonl"), str(output), "stop")
     with (
-        owner.Owner(output, "improve", f"{output}.lock", "--output"),
+        Owner(output, "improve", f"{output}.lock", "--output"),
         pytest.raises(UserError, match=r"out.jsonl: `improve` of .*or use another --output$"),
     ):
         job()
