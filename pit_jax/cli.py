@@ -59,16 +59,10 @@ _SUMMARIES = {
     "reports of several seeds",
 }
 # What goes wrong outside the program, such as a full disk.
-_OUTSIDE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-)
+_OUTSIDE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
 _ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
 _SEVERAL_HOSTS = """
 several hosts:
@@ -350,7 +344,7 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     from pit_jax.evaluation import suite
     from pit_jax.run import run as runs
     from pit_jax.run.config import RunConfig
-    from pit_jax.runtime import compilation, processes, profiling, signals
+    from pit_jax.runtime import compilation, owner, processes, profiling, signals
     from pit_jax.runtime.partitioning import MeshConfig
 
     profile = getattr(options, "profile", None)
@@ -373,17 +367,23 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         run = runs.Run(dataclasses.replace(config, mesh=MeshConfig()))
         commands.data(run, evaluation, options)
         return 0
-    with signals.Signals() as caught, open(os.devnull, "w") as silence:
+    with contextlib.ExitStack() as stack:
+        caught = stack.enter_context(signals.Signals())
+        silence = stack.enter_context(open(os.devnull, "w"))
         if options.distributed:
             processes.initialize()
-        with contextlib.redirect_stdout(sys.stdout if processes.is_first() else silence):
-            if config.compilation_cache:
-                compilation.keep(config.model_dir)
-            run = runs.Run(config)
-            run.signals, run.profile, run.config_text = caught, window, bindings.whole(roots)
-            asked = getattr(options, "people", None)
-            work = people.ask if asked else getattr(commands, options.command)
-            work(run, evaluation, options)
+        out = sys.stdout if processes.is_first() else silence
+        stack.enter_context(contextlib.redirect_stdout(out))
+        if options.command in ("run", "train"):
+            mine = stack.enter_context(owner.Owner(config.model_dir, options.command))
+            caught.leave = mine.release
+        if config.compilation_cache:
+            compilation.keep(config.model_dir)
+        run = runs.Run(config)
+        run.signals, run.profile, run.config_text = caught, window, bindings.whole(roots)
+        asked = getattr(options, "people", None)
+        work = people.ask if asked else getattr(commands, options.command)
+        work(run, evaluation, options)
     return 0
 
 

@@ -19,9 +19,10 @@ from etils import epath
 
 from pit_jax import files
 from pit_jax.errors import UserError
-from pit_jax.runtime import processes
+from pit_jax.runtime import owner, processes
 
 _LINE = 100  # characters of a command's line in a report
+_PATIENCE = 300.0  # seconds to wait for another report
 # Commands for which the data need not be there.
 _WITHOUT_DATA = ("convert", "improve")
 
@@ -123,9 +124,14 @@ def train(run, evaluation, options) -> None:
 
 def bring_in(options) -> None:
     """Makes a base model, or a stage with adapters, of a folder or a name on the hub."""
+    _check_bases(options.source, options)
+    with owner.Owner(options.output, "convert", other="--output"):
+        _bring_in(options)
+
+
+def _bring_in(options) -> None:
     from pit_jax.run import hugging_face, peft
 
-    _check_bases(options.source, options)
     output, dtype = epath.Path(options.output), options.dtype or "bfloat16"
     if options.source == "peft":
         path = hugging_face.found(options.input, more=peft.FILES)
@@ -278,10 +284,13 @@ def _report(run, evaluation, directory, options) -> None:
     results["choices"] = choosing.recorded(run)
     results["config_text"] = options.operative
     results["command"] = command_line(options.argv)
-    if processes.is_first():
-        paths = report.write_report(results, directory)
-        print(report.format_summary(results))
-        print(f"report: {paths['html']}")
+    # The report of a run that is under way beside this may be written at the same time.
+    lock = directory / "report.lock"
+    with owner.Owner(directory, options.command, lock, "--output", _PATIENCE):
+        if processes.is_first():
+            paths = report.write_report(results, directory)
+            print(report.format_summary(results))
+            print(f"report: {paths['html']}")
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -7,14 +7,19 @@ import fnmatch
 import functools
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from etils import epath
 
 from pit_jax.errors import UserError
+
+_SHOWN_OF_NAME = 40  # characters of a file's name in that of the one that takes its place
+_LEFT_SECONDS = 3600.0  # no file is written for so long
 
 
 def is_local(path: str | os.PathLike[str]) -> bool:
@@ -95,6 +100,39 @@ def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="pit_jax_")
 
 
+def scratch_of(target: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns a path beside a file, for what will take its place, that nobody can foresee."""
+    path = pathlib.Path(target)
+    return path.with_name(f"{path.name[:_SHOWN_OF_NAME]}.{secrets.token_hex(8)}.tmp")
+
+
+def new(path: str | os.PathLike[str], access: int = os.O_WRONLY | os.O_EXCL) -> int:
+    """Opens a file of ours on a disk, which is made; returns its descriptor.
+
+    Args:
+      path: the file.
+      access: how; by default to write what must not be there yet.
+
+    Raises:
+      OSError: if it can't be made, or a link is in its place, which is never followed.
+    """
+    return os.open(path, access | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Deletes what processes that were killed while they wrote have left in a folder on a disk.
+
+    Args:
+      folder: it, the folders in it, and theirs are looked at; checkpoints aren't.
+    """
+    before = time.time() - _LEFT_SECONDS
+    for pattern in ("*.tmp", "*/*.tmp", "*/references/*/*.tmp"):
+        for path in pathlib.Path(folder).glob(pattern) if is_local(folder) else ():
+            with contextlib.suppress(OSError):
+                if not path.is_dir() and path.lstat().st_mtime < before:
+                    path.unlink()
+
+
 @contextlib.contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file to write, piece by piece, that is there once the block ends without an error.
@@ -111,12 +149,16 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             with target.open("wb") as theirs:  # an object of a bucket appears when it is complete
                 shutil.copyfileobj(ours, theirs, 2**24)
         return
-    scratch = target.with_name(target.name + ".tmp")
-    with open(scratch, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, target)
+    scratch = scratch_of(target)
+    try:
+        with open(new(scratch), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, target)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
     # The rename itself survives a power cut only once the folder is synced.
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pathlib
 
 import orbax.checkpoint as ocp
+import tensorstore
 from etils.epath import backend, gpath
+
+from pit_jax.runtime import owner
 
 
 class Bucket(backend._OsPathBackend):
@@ -55,6 +58,12 @@ def install(patch, folder: pathlib.Path) -> Bucket:
     patch.setattr(gpath, "_is_tf_installed", lambda: False)
     patch.setitem(gpath._PREFIX_TO_BACKEND, "gs", bucket)
 
+    # TensorStore's conditions on generations, with files in the place of objects.
+    patch.setattr(
+        owner,
+        "open_store",
+        lambda path: tensorstore.KvStore.open(f"file://{bucket.path(path)}").result(),
+    )
     manager = ocp.CheckpointManager
     patch.setattr(
         ocp,

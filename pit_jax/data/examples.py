@@ -102,6 +102,11 @@ def stable_hash(text: str, purpose: str) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
+def prompt_hash(prompt: str) -> str:
+    """Returns 16 hexadecimal digits by which a sampled reference knows its prompt, turns too."""
+    return f"{stable_hash(json.dumps([prompt, turns_json(prompt)]), 'reference'):016x}"
+
+
 def digest(datasets: Iterable[Mapping[str, Sequence[Example]]], rates: Sequence[float]) -> str:
     """Computes a SHA-256 of all that examples are: texts, turns, splits, order and groups.
 

@@ -120,7 +120,7 @@ def _in_files(folder: pathlib.Path, fill: Fill) -> Arrays:
 def _locked(folder: pathlib.Path) -> Iterator[None]:
     """Waits for other processes; the lock of one that has ended is free."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.lock"), "w") as file:
+    with open(files.new(folder.with_name(f"{folder.name}.lock"), os.O_WRONLY), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

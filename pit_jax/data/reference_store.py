@@ -3,8 +3,9 @@
 A directory holds `shard-00000.jsonl`, … and `manifest.json`, which is replaced atomically. A shard
 is written to a temporary file, synced and renamed, and only then listed, so a crash at any point
 leaves a store that the writer can continue. A record is a JSON line: `index` (of the example),
-`reference_tokens` (ids of plain text, cut to the window), `text` (what they decode to) and `ended`
-(whether the response did, within its window). This needs no TensorFlow; seqio reads a store through
+`prompt_hash` (of its prompt; earlier versions wrote none), `reference_tokens` (ids of plain text,
+cut to the window), `text` (what they decode to) and `ended` (whether the response did, within its
+window). This needs no TensorFlow; seqio reads a store through
 sources.ReferenceSource.
 """
 

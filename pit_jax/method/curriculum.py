@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from pit_jax.checked import UserPath, checked
-from pit_jax.data.examples import Example
+from pit_jax.data.examples import Example, prompt_hash
 from pit_jax.data.reference_store import ReferenceWriter
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import ImproveConfig, Improver
@@ -131,6 +131,7 @@ def sample_references(
         writer.add(
             {
                 "index": example.index,
+                "prompt_hash": prompt_hash(example.prompt),
                 "reference_tokens": (reference := improver.role.reference(response)),
                 "text": improver.role.vocabulary.decode(reference),
                 "ended": response.ended,

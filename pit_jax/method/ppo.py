@@ -63,7 +63,7 @@ class PPOConfig:
     value_coefficient: float = 0.1
     epochs: int = 4
     minibatches: int = 4
-    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
+    microbatches: int = dataclasses.field(default=1, metadata={"since": 2})
     widths: int = dataclasses.field(
         default=4, metadata={"changes_result": False, "variation": True}
     )

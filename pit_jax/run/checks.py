@@ -13,7 +13,7 @@ from pit_jax.data.layouts import TASK_FOLDS, UNLIKELY
 from pit_jax.errors import UserError
 from pit_jax.method.roles import POLICY
 from pit_jax.run import directory as run_directory
-from pit_jax.run import loading, stages
+from pit_jax.run import loading, sources, stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage
 from pit_jax.runtime import metrics
@@ -32,11 +32,14 @@ def check(run: Run, name: str) -> None:
       UserError: if the mesh can't split its batches, its data doesn't fill one, or what it builds
         on is missing, comes after it, is of a kind that doesn't suit, or won't have kept a
         checkpoint; if its critic can't read what its reward model reads; or if its folder holds
-        another stage, or something damaged.
+        another stage, or something damaged; or if what it builds on was trained on other examples.
     """
     stage = run.stage(name)
     _check_rows(run, stage)
-    run_directory.is_claimed(run.folder(name), run.settings(stage), run.data.digest)
+    of_stage = run.settings(stage), run.data.digest, sources.of_models(run, stage)
+    run_directory.is_claimed(run.folder(name), *of_stage)
+    for below in run_directory.built_on(run.config, stage)[1:]:
+        run_directory.check_data(run.folder(below.name), run.data.digest)
     if isinstance(stage, RLStage) and stage.choice:
         check_split(run, "dev", f"stage {name}: its checkpoint is chosen on")
     if run.is_complete(name):

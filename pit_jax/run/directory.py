@@ -1,8 +1,9 @@
 """Records what a stage's folder was made with, and refuses to mix two runs in one directory.
 
 `stage.json` holds the settings that determine the stage's result, its own and those of every stage
-it builds on, a digest of the examples, and what gives its parameters their meaning. With the same
-examples it doesn't matter how the dataset was described, such as where its files were. Settings and
+it builds on, digests of the examples and of the models it builds on (run/sources.py), and what
+gives its parameters their meaning. With the same examples it doesn't matter how the dataset was
+described, such as where its files were; nor, with the same model, where that is. Settings and
 meaning are texts of the configuration, in which a field counts unless its metadata says otherwise:
 
     changes_result  False for what says how the result is computed, or how often that is logged;
@@ -11,6 +12,8 @@ meaning are texts of the configuration, in which a field counts unless its metad
                     values in a model's identity; None leaves the field out
     variation       True for what leaves both texts while it has its default, because models that
                     were made before there was such a field are without it
+    since           the FORMAT of `stage.json` from which on the settings have the field; in one of
+                    an earlier format it can't be checked
 
 Beside these texts the settings hold the steps of the checkpoints that were chosen of the RL stages
 it builds on, where these aren't the last ones (method/choice.py).
@@ -31,16 +34,26 @@ from pit_jax import files
 from pit_jax.data.layouts import Lengths
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
+from pit_jax.method.ppo import PPOConfig
 from pit_jax.method.roles import ROLES
 from pit_jax.models.config import NetworkConfig
 from pit_jax.run.config import RunConfig
-from pit_jax.run.stages import Stage, network_of, role_of
+from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage, network_of, role_of
 from pit_jax.runtime import processes
 
+FORMAT = 2
 _SHOWN = 6  # changed settings that a message lists
 _WIDTH = 60  # characters of a value that it shows
 # The fields of a stage that name the model of another.
 _MODELS = ("initial", "reference", "reward_model")
+_SINCE = {
+    field.name: field.metadata["since"]
+    for each in (SupervisedStage, RewardStage, RLStage, PPOConfig)
+    for field in dataclasses.fields(each)
+    if "since" in field.metadata
+}
+# What is in a stage's folder only once something is trained that belongs to it.
+_TRAINED = ("references", "result.json")
 
 
 def settings(
@@ -67,21 +80,44 @@ def settings(
             found[f"lengths of {role}"] = _text(other.windows.of_task(""), _result_counts)
             of_vocabulary = _of_vocabulary(vocabularies[role])
             found |= {f"{name} of {role}": text for name, text in of_vocabulary.items()}
-    table = {each.name: each for each in config.stages}
-    todo, seen = [stage.name], set()
-    while todo:
-        name = todo.pop()
-        if name in seen or name not in table:
-            continue
-        seen.add(name)
-        each = table[name]
-        found[name] = _text(each, _result_counts)
+    for each in built_on(config, stage):
+        found[each.name] = _text(each, _result_counts)
         if (other := config.of_role(role_of(each))) != model:
             network = _text(network_of(each, other.network), _result_counts)
             found[f"network of {role_of(each)}"] = network
-        todo += [getattr(each, field, "") for field in _MODELS]
-        todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]
     return found
+
+
+def built_on(config: RunConfig, stage: Stage) -> list[Stage]:
+    """Returns a stage and all stages of the run that it builds on, itself first."""
+    table = {each.name: each for each in config.stages}
+    found, todo = {stage.name: stage}, list(_takes(stage).values())
+    while todo:
+        name = todo.pop()
+        if name in table and name not in found:
+            found[name] = table[name]
+            todo += _takes(table[name]).values()
+    return list(found.values())
+
+
+def taken(config: RunConfig, stage: Stage) -> dict[str, str]:
+    """Returns the models, by name or path, that a stage and those it builds on take.
+
+    They are called as in the settings: `STAGE.FIELD`.
+    """
+    return {
+        f"{each.name}.{field}": name
+        for each in built_on(config, stage)
+        for field, name in _takes(each).items()
+    }
+
+
+def _takes(stage: Stage) -> dict[str, str]:
+    """The models that a stage takes, by the field that names each."""
+    rounds = enumerate(getattr(stage, "rounds", ()))
+    found = {field: getattr(stage, field, "") for field in _MODELS}
+    found |= {f"rounds[{n}].policy": r.policy for n, r in rounds if r.is_sampled}
+    return {field: name for field, name in found.items() if name}
 
 
 def models_of(stage: Stage) -> list[str]:
@@ -197,23 +233,39 @@ def _text(value: Any, counts: Callable[[dataclasses.Field], bool]) -> str:
 
 
 def claim(
-    folder: epath.Path, settings: dict[str, str], identity: dict[str, str], data: str = ""
+    folder: epath.Path,
+    settings: dict[str, str],
+    identity: dict[str, str],
+    data: str = "",
+    models: Mapping[str, str] = {},
 ) -> None:
     """Writes `stage.json` into a stage's folder, unless it holds the same stage already.
+
+    What an earlier version's `stage.json` doesn't say can't be checked, which is printed if the
+    stage isn't complete.
 
     Args:
       folder: the stage's.
       settings: what `settings` returns.
       identity: what `identity` returns.
       data: the digest of the examples, InputPipeline.digest; empty for a model without any.
+      models: the digest of each model of `taken`, empty for one that isn't known.
 
     Raises:
-      UserError: if the folder holds a stage that was trained with other settings or examples, or
-        not every process sees what the first one writes.
+      UserError: if the folder holds a stage that was trained with other settings, examples or
+        models, or not every process sees what the first one writes.
     """
     path = folder / "stage.json"
-    if not is_claimed(folder, settings, data):
-        write_json(path, {"settings": settings, "model": identity, "data": data})
+    unknown = _unchecked(folder, settings, data, models)
+    if unknown is None:
+        stage = {"settings": settings, "model": identity, "data": data, "models": {**models}}
+        write_json(path, {"format": FORMAT, **stage})
+    elif unknown and not (folder / "result.json").exists():
+        print(
+            f"{folder.name}: couldn't check {', '.join(unknown)}: an earlier version started the "
+            "stage and didn't record what they were",
+            flush=True,
+        )
     processes.wait()  # the first one has written
     if processes.any_process(not path.exists()):
         raise UserError(
@@ -229,32 +281,40 @@ def steps(folder: epath.Path) -> list[int]:
     return [int(name) for name in names if name.isdigit()]
 
 
-def is_claimed(folder: epath.Path, settings: dict[str, str], data: str = "") -> bool:
+def is_claimed(
+    folder: epath.Path, settings: dict[str, str], data: str = "", models: Mapping[str, str] = {}
+) -> bool:
     """Returns whether a folder holds something of this stage already; for the rest see `claim`.
 
     Raises:
-      UserError: if it is of a stage with other settings or examples.
+      UserError: if it is of a stage with other settings, examples or models.
     """
-    path, trained = folder / "stage.json", bool(steps(folder))
-    if not (path.exists() and (trained or (folder / "references").exists())):
-        return False
+    return _unchecked(folder, settings, data, models) is not None
+
+
+def _unchecked(
+    folder: epath.Path, settings: dict[str, str], data: str, models: Mapping[str, str]
+) -> list[str] | None:
+    """What can't be checked of the stage that a folder holds; None if nothing of it is there."""
+    path = folder / "stage.json"
+    if not steps(folder) and not any((folder / name).exists() for name in _TRAINED):
+        return None
+    if not path.exists():
+        raise UserError(
+            f"{folder}: holds a stage without stage.json, which says what it was trained with; "
+            "bring that back from a copy, use another MODEL_DIR, or delete the folder to train the "
+            "stage again"
+        )
     before = read_json(path)
-    _check_settings(folder, before.get("settings", {}), settings, before.get("data", ""), data)
-    return True
-
-
-def _check_settings(
-    folder: epath.Path, before: dict[str, str], now: dict[str, str], old_data: str, data: str
-) -> None:
-    """Refuses other settings, and other examples where it is known which they were."""
-    same_data = bool(data) and old_data == data
-    keys = [k for k in dict.fromkeys([*now, *before]) if not (k == "dataset" and same_data)]
-    changes = [
-        change for key in keys for change in _changes(key, before.get(key, ""), now.get(key, ""))
-    ]
+    unknown, changes = _compare(before, settings, models)
+    old_data = before.get("data", "")
     if old_data and data != old_data:
-        where = _where(now.get("dataset", ""))
+        where = _where(settings.get("dataset", ""))
         changes.insert(0, f"the examples of {where} ({old_data[:8]} -> {data[:8]})")
+    elif data and not old_data:
+        unknown.append("the examples")
+    if data and old_data == data:
+        changes = [change for change in changes if not re.match(r"dataset\b", change)]
     if changes:
         more = len(changes) - _SHOWN
         shown = "; ".join(changes[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
@@ -262,6 +322,30 @@ def _check_settings(
             f"{folder}: was started with other settings: {shown}. Go back to them, use another "
             "MODEL_DIR, or delete the folder to train the stage again"
         )
+    return unknown
+
+
+def _compare(
+    stage: Mapping[str, Any], settings: dict[str, str], models: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """What a `stage.json` doesn't say of settings and models, and what has changed of them."""
+    before, old = stage.get("settings", {}), stage.get("models", {})
+    known = [name for name, digest in models.items() if digest and old.get(name)]
+    unknown = [name for name, digest in models.items() if digest and not old.get(name)]
+    changes = []
+    for key in dict.fromkeys([*settings, *before]):
+        for name, was, now in _changes(key, before.get(key, ""), settings.get(key, "")):
+            since = _SINCE.get(name.rpartition(".")[2], 1)
+            if not was and since > stage.get("format", 1):
+                unknown.append(name)
+            elif name not in known:  # of those the content counts, wherever it is
+                changes.append(f"{name} {_brief(was)} -> {_brief(now)}")
+    changes[:0] = [
+        f"the model of {name} ({old[name][:8]} -> {models[name][:8]})"
+        for name in known
+        if old[name] != models[name]
+    ]
+    return unknown, changes
 
 
 def check_data(folder: epath.Path, data: str) -> None:
@@ -287,18 +371,21 @@ def _where(dataset: str) -> str:
     return ", ".join(paths) or "the data"
 
 
-def _changes(name: str, before: str, now: str) -> Iterator[str]:
-    """Yields what differs between two texts of a configuration, field by field, old -> new."""
+def _changes(name: str, before: str, now: str) -> Iterator[tuple[str, str, str]]:
+    """Yields what differs between two texts of a configuration: each field, its old and new text.
+
+    A text is empty where there is no such field.
+    """
     if before == now:
         return
     try:
         old, new = (ast.parse(text, mode="eval").body for text in (before, now))
     except SyntaxError:  # one of them is empty, or no expression
-        yield f"{name} {_brief(before)} -> {_brief(now)}"
+        yield name, before, now
         return
     parts = [_parts(node) for node in (old, new)]
     if parts[0][""] != parts[1][""]:
-        yield f"{name} {_brief(before)} -> {_brief(now)}"
+        yield name, before, now
         return
     for part in dict.fromkeys([*parts[0], *parts[1]]):
         yield from _changes(name + part, *(each.get(part, "") for each in parts))

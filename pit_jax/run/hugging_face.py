@@ -30,7 +30,7 @@ from pit_jax.models.weights import configs, gguf_files, hugging_face
 from pit_jax.models.weights.rows import flatten, nest
 from pit_jax.run import directory as run_directory
 from pit_jax.run import stages
-from pit_jax.runtime import processes
+from pit_jax.runtime import digests, processes
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from pit_jax.runtime.train_state import TrainState
@@ -321,13 +321,15 @@ def bring_in(
     partitioner = Partitioner(MeshConfig())
     abstract = stages.abstract_model(stages.init_language_model(network), partitioner)
     params = load(path, network, vocabulary, abstract)
-    run_directory.claim(stage, {}, run_directory.identity(network, vocabulary))
+    identity = run_directory.identity(network, vocabulary)
+    content = {"digest": digests.of_arrays(params)}
+    run_directory.claim(stage, {**identity, **content}, identity)
     checkpoints = Checkpoints(stage / "checkpoints")
     checkpoints.save(0, TrainState.create(params, optax.identity()), {"step": 0})
     checkpoints.close()
     if processes.is_first():
         write_whole(output / "model.gin", network_gin(network, path))
-    result = {"task": "pretrain", "steps": 0, "model_step": 0, "source": source}
+    result = {"task": "pretrain", "steps": 0, "model_step": 0, "source": source, **content}
     run_directory.write_json(stage / "result.json", result)
     processes.wait()
     return network

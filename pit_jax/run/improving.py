@@ -27,7 +27,7 @@ from pit_jax.errors import UserError
 from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.run.improver import GAP_MODEL, PIT, POLICY, ROLE_OF, Asked, RunImprover
 from pit_jax.run.shards import Shards
-from pit_jax.runtime import metrics, processes
+from pit_jax.runtime import metrics, owner, processes
 
 ON_ERROR = ("stop", "skip")
 OK = "ok"
@@ -168,9 +168,14 @@ class Job:
         """Does what is left of the job, and prints how far it is and what became of the rows.
 
         Raises:
-          UserError: if the folder of shards is of another job, a model doesn't fit the run, or the
-            input has changed meanwhile.
+          UserError: if the folder of shards is of another job, another process writes the output, a
+            model doesn't fit the run, or the input has changed meanwhile.
         """
+        lock = self._output.with_name(f"{self._output.name}.lock")
+        with owner.Owner(self._output, "improve", lock, "--output"):
+            self._improve_all()
+
+    def _improve_all(self) -> None:
         total, size = self.found.rows, self._run.config.shard_size
         shard = self._shards.claim()
         begin = done = min(shard * size, total)

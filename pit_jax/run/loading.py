@@ -12,17 +12,47 @@ from typing import Any
 
 import jax
 
+from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
 from pit_jax.models import adapters
 from pit_jax.models.config import LoraConfig, NetworkConfig
 from pit_jax.models.network import in_compute_type
 from pit_jax.run import directory as run_directory
 from pit_jax.run import hugging_face, shapes, stages, t5x_checkpoints
+from pit_jax.run.config import RoleConfig
 from pit_jax.run.stages import Stage
 from pit_jax.runtime import processes
 from pit_jax.runtime.checkpoints import Checkpoints
 
 Run = Any  # a run.run.Run, which imports this module
+
+
+def vocabulary(model: RoleConfig, words: Any) -> Vocabulary:
+    """Loads the vocabulary of a role.
+
+    Args:
+      model: of the role.
+      words: what Self-Refine's prompts add to a vocabulary of words.
+
+    Raises:
+      UserError: if its network hasn't rows for all ids.
+    """
+    found: Vocabulary = load_vocabulary(
+        model.vocabulary,
+        words,
+        model.control_tokens,
+        model.eos_token,
+        model.pad_token,
+        model.chat_template,
+    )
+    if found.vocab_size > model.network.vocab_size:
+        raise UserError(
+            f"network: got vocab_size={model.network.vocab_size}, expected at least "
+            f"{found.vocab_size}, the size of vocabulary {model.vocabulary!r} with its ids "
+            "for padding and control tokens"
+        )
+    return found
 
 
 def identity(run: Run, role: str, lora: LoraConfig | None) -> dict[str, str]:

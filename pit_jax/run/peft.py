@@ -23,7 +23,7 @@ from pit_jax.models.weights import configs, peft
 from pit_jax.models.weights.rows import flatten
 from pit_jax.run import directory as run_directory
 from pit_jax.run import hugging_face, stages
-from pit_jax.runtime import processes
+from pit_jax.runtime import digests, processes
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from pit_jax.runtime.train_state import TrainState
@@ -57,6 +57,7 @@ def bring_in(
       UserError: if it isn't LoRA as we have it, doesn't fit the base model, or `output` holds a
         stage of this name or another base model.
     """
+    stages.check_name(name)
     stage = output / name
     if name in (_BASE, "tokenizer"):
         raise UserError(f"{path}: got an adapter called {name!r}, expected another name of it")
@@ -85,7 +86,9 @@ def bring_in(
     rows = hugging_face.config_of(there)["vocab_size"]
     own = peft.read(path, family, hugging_face.with_rows(abstract, rows))
     own = hugging_face.in_our_order(own, vocabulary, abstract)
-    run_directory.claim(stage, {}, run_directory.identity(network, vocabulary))
+    identity = run_directory.identity(network, vocabulary)
+    content = {"digest": digests.of_arrays(own)}
+    run_directory.claim(stage, {**identity, **content}, identity)
     checkpoints = Checkpoints(stage / "checkpoints")
     checkpoints.save(0, TrainState.create(own, optax.identity()), {"step": 0})
     checkpoints.close()
@@ -96,6 +99,7 @@ def bring_in(
         **adapter.notes,
         "steps": 0,
         "model_step": 0,
+        **content,
         "backbone": _BASE,
         "lora": dataclasses.asdict(adapter.lora),
         "trained_parameters": sum(x.size for _, x in flatten(own)),

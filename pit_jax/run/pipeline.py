@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from pit_jax.files import write_whole
-from pit_jax.run import checks, choosing, loading, stage_training
+from pit_jax.run import checks, choosing, loading, sources, stage_training
 from pit_jax.run import directory as run_directory
 from pit_jax.run.run import Run
 from pit_jax.runtime import processes
@@ -45,7 +45,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
         if run.is_complete(model):
             run.result(model)  # refuses one whose checkpoint isn't chosen yet
     identity = loading.identity(run, run.role_name(stage), run.config.networks(stage).actor.lora)
-    run_directory.claim(run.folder(name), run.settings(stage), identity, run.data.digest)
+    folder, settings = run.folder(name), run.settings(stage)
+    run_directory.claim(folder, settings, identity, run.data.digest, sources.of_models(run, stage))
     due = choosing.is_due(run, stage)
     if complete and not due:
         print(f"{name}: complete, skipped", flush=True)

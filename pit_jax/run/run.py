@@ -18,7 +18,6 @@ from pit_jax.data import flat_arrays
 from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.layouts import Layout, Lengths
 from pit_jax.data.vocabularies.base import Vocabulary
-from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.errors import UserError
 from pit_jax.method import flops, roles, self_refine
 from pit_jax.method.improve import Improver
@@ -60,6 +59,7 @@ class Run:
       signals: the signals that end the training of a stage early; the command line enters it.
       backbones: the backbones of models with adapters that are loaded, see run/loading.py.
       quantisation_errors: relative errors of those that are int8, by their folders.
+      digests: of models that aren't the run's, by their paths, see run/sources.py.
     """
 
     def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
@@ -82,7 +82,7 @@ class Run:
         for name in ROLES:
             model = dataclasses.replace(config.of_role(name), lengths=None)
             if model not in self._layouts:
-                self._layouts[model] = Layout(_vocabulary(model, prompts.words))
+                self._layouts[model] = Layout(loading.vocabulary(model, prompts.words))
         self.config = self._with_windows(config)
         self.place(Partitioner(config.mesh, devices))
         policy = self.role(roles.POLICY)
@@ -91,6 +91,7 @@ class Run:
         self.profile: profiling.Window | None = None
         self.signals = Signals()
         self._stages = {stage.name: stage for stage in config.stages}
+        self.digests: dict[str, str] = {}
 
     def _layout(self, name: str) -> Layout:
         return self._layouts[dataclasses.replace(self.config.of_role(name), lengths=None)]
@@ -194,7 +195,13 @@ class Run:
         return self.data_of(role)
 
     def folder(self, name: str) -> epath.Path:
-        """Returns the folder of a stage of this run, or of another run's stage by its path."""
+        """Returns the folder of a stage of this run, or of another run's stage by its path.
+
+        Raises:
+          UserError: for a name that is no stage's, such as `..`.
+        """
+        if "/" not in name:
+            stages.check_name(name)
         return epath.Path(name) if "/" in name else self.directory / name
 
     def stage(self, name: str) -> Stage:
@@ -427,22 +434,3 @@ class Run:
         """Returns what gives a role's parameters their meaning, as directory.identity has it."""
         own = self.role(role)
         return run_directory.identity(own.network, own.vocabulary)
-
-
-def _vocabulary(model: RoleConfig, words: Any) -> Vocabulary:
-    """Loads the vocabulary of a role; its network must have rows for all ids."""
-    vocabulary: Vocabulary = load_vocabulary(
-        model.vocabulary,
-        words,
-        model.control_tokens,
-        model.eos_token,
-        model.pad_token,
-        model.chat_template,
-    )
-    if vocabulary.vocab_size > model.network.vocab_size:
-        raise UserError(
-            f"network: got vocab_size={model.network.vocab_size}, expected at least "
-            f"{vocabulary.vocab_size}, the size of vocabulary {model.vocabulary!r} with its ids "
-            "for padding and control tokens"
-        )
-    return vocabulary

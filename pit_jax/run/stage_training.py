@@ -26,7 +26,7 @@ from pit_jax.run import directory as run_directory
 from pit_jax.run import loading, stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage
-from pit_jax.runtime import loop, processes, profiling
+from pit_jax.runtime import digests, loop, processes, profiling
 from pit_jax.runtime import metrics as metrics_lib
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import OnHost
@@ -396,6 +396,7 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
         **loop.rates(progress.tokens, progress.flops, seconds, run.peak),
         "parameters": adapters.count(params),
         "model_step": int(progress.best.get("step", progress.step)),
+        "digest": digests.of_arrays(trained),
         "final": {k: v for k, v in records[-1].items() if isinstance(v, float) and v == v},
     }
     if found := backbones(run, stage).get(model):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,9 @@ REWARD_TASKS = ("rm_policy", "rm_gap")
 REWARD_TASK_OF = {"rl_policy": "rm_policy", "rl_pit": "rm_gap", "rl_pit_difference": "rm_policy"}
 RL_TASKS = tuple(REWARD_TASK_OF)
 PIT_RL = ("rl_pit", "rl_pit_difference")
+# Names of stages are those of folders; these are others of the run directory.
+_NAME = re.compile(r"\w[\w.+=@ -]{0,99}")
+_TAKEN = ("compilation_cache", "data_cache", "figures")
 # Task -> the role of its model; a warm-up's is M_P's, or what the stage says.
 ROLE_OF = {
     "pretrain": roles.POLICY,
@@ -84,7 +88,7 @@ class SupervisedStage:
     batch_size: int
     optimizer: OptimizerConfig
     initial: UserPath = ""
-    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
+    microbatches: int = dataclasses.field(default=1, metadata={"since": 2})
     loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
     role: str = dataclasses.field(default="", metadata={"variation": True})
 
@@ -121,10 +125,11 @@ class RewardStage:
     batch_size: int
     optimizer: OptimizerConfig
     initial: UserPath = ""
-    microbatches: int = dataclasses.field(default=1, metadata={"changes_result": False})
+    microbatches: int = dataclasses.field(default=1, metadata={"since": 2})
     reward: RewardConfig = RewardConfig()
     held_out: int = 128
-    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"changes_result": False})
+    # When it is evaluated says which checkpoint can be the best.
+    loop: LoopConfig = dataclasses.field(default=LoopConfig(), metadata={"since": 2})
 
     def __post_init__(self):
         _check_task(self.name, self.task, REWARD_TASKS)
@@ -233,7 +238,22 @@ def role_of(stage: Stage) -> str:
     return getattr(stage, "role", "") or ROLE_OF[stage.task]
 
 
+def check_name(name: str) -> None:
+    """Refuses a stage's name that is no folder's inside of the run directory, or that of another.
+
+    Raises:
+      UserError: if it is.
+    """
+    if not _NAME.fullmatch(name) or name in _TAKEN:
+        raise UserError(
+            f"stage: got the name {name!r}, expected that of a folder in the run directory: "
+            "letters, digits and any of ._+=@- and spaces, a letter or digit first, at most 100, "
+            f"and none of {', '.join(_TAKEN)}"
+        )
+
+
 def _check_task(name: str, task: str, choices: tuple[str, ...]) -> None:
+    check_name(name)
     if task not in choices:
         raise ValueError(f"stage {name}: got task={task!r}, expected one of {choices}")
 

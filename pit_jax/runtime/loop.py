@@ -55,8 +55,8 @@ class LoopConfig:
       eval_every: steps between evaluations on held-out data; with 0 there is one at the end only.
     """
 
-    log_every: int = 10
-    checkpoint_every: int = 200
+    log_every: int = dataclasses.field(default=10, metadata={"changes_result": False})
+    checkpoint_every: int = dataclasses.field(default=200, metadata={"changes_result": False})
     eval_every: int = 0
 
     def __post_init__(self):

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -29,11 +29,13 @@ class Signals:
 
     Attributes:
       kept: what the process says of what it has done when a signal ends it at once.
+      leave: what it does then before it ends, such as letting its run directory go.
     """
 
     kept = "what was written stays, the same command goes on"
 
     def __init__(self) -> None:
+        self.leave: Callable[[], None] = lambda: None
         self._received = 0
         self._training = False
         self._lock = threading.Lock()
@@ -66,7 +68,11 @@ class Signals:
                 if self._training and not again:
                     self._received = number
                     continue
-            end_at_once(number, self.kept)
+            self._end(number)
+
+    def _end(self, number: int) -> None:
+        self.leave()
+        end_at_once(number, self.kept)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -80,7 +86,7 @@ class Signals:
             with self._lock:
                 self._training = False
             if self._received and sys.exc_info()[0] is None:
-                end_at_once(self._received, self.kept)
+                self._end(self._received)
 
     def asked(self, wait: bool = False) -> int:
         """Returns the number of the signal to stop for, 0 if there was none; all processes agree.

@@ -10,6 +10,7 @@ import pytest
 from pit_jax.data import flat_arrays, tables
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
+from pit_jax.data.examples import Dialogue, prompt_hash
 from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.layouts import FEATURES, TASK_FOLDS, Layout, Lengths
 from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
@@ -525,6 +526,23 @@ def test_a_store_of_other_examples_is_refused(pipeline, tmp_path):
     writer.close()
     with pytest.raises(UserError, match="has a reference for example 10000"):
         pipeline.batches("rl_pit", "train", 1, references=str(tmp_path))
+
+
+def test_a_reference_for_another_prompt_is_refused(pipeline, tmp_path):
+    """Of an earlier version's, which don't say their prompts, it can't be told."""
+    one, two = pipeline.examples("train", "rl")[:2]
+    record = {"index": one.index, "reference_tokens": [5], "text": "?", "ended": True}
+    for name, e in (("right", one), ("wrong", two), ("old", None)):
+        writer = ReferenceWriter(tmp_path / name, 16, ReferenceMeta(1, "rl_policy", "x", 0, 8))
+        writer.add([record | ({"prompt_hash": prompt_hash(e.prompt)} if e else {})])
+        writer.close()
+    for name in ("right", "old"):
+        pipeline.batches("rl_pit", "train", 1, references=str(tmp_path / name))
+    message = rf"another prompt of example {one.index} \([0-9a-f]{{16}} -> [0-9a-f]{{16}}\); bring"
+    with pytest.raises(UserError, match=message):
+        pipeline.batches("rl_pit", "train", 1, references=str(tmp_path / "wrong"))
+    turns = Dialogue("x", (("user", "x"),))
+    assert len({prompt_hash("x"), prompt_hash(turns), prompt_hash("x ")}) == 3
 
 
 def test_mistakes_are_told_at_once(pipeline):

@@ -78,7 +78,7 @@ MUTANTS = {
         ),
         (
             "a changed M_P of a round isn't refused",
-            '        todo += [r.policy for r in getattr(each, "rounds", ()) if r.is_sampled]\n',
+            '    found |= {f"rounds[{n}].policy": r.policy for n, r in rounds if r.is_sampled}\n',
             "",
             "run/test_directory.py::test_each_field_that_names_a_model_names_what_is_built_on",
         ),
@@ -96,9 +96,21 @@ MUTANTS = {
         ),
         (
             "references of other settings are gone on with",
-            '(trained or (folder / "references").exists())',
-            "trained",
+            '_TRAINED = ("references", "result.json")',
+            '_TRAINED = ("result.json",)',
             "run/test_directory.py::test_references_that_were_sampled_are_not_those_of_other_settings",
+        ),
+        (
+            "a stage whose checkpoints are gone is nobody's",
+            '_TRAINED = ("references", "result.json")',
+            '_TRAINED = ("references",)',
+            "run/test_directory.py::test_a_result_alone_is_a_stages_too",
+        ),
+        (
+            "another model in the place of the old one isn't refused",
+            "if old[name] != models[name]",
+            "if not old[name]",
+            "run/test_directory.py::test_a_model_is_known_by_its_content_and_not_by_its_place",
         ),
         (
             "a model of another architecture is read",

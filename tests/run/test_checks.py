@@ -9,12 +9,13 @@ import shutil
 
 import jax
 import pytest
+from etils import epath
 
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.layouts import Lengths
 from pit_jax.errors import UserError
 from pit_jax.method.curriculum import Round
-from pit_jax.run import checks
+from pit_jax.run import checks, directory, sources
 from pit_jax.run import run as runs
 from pit_jax.run.config import RoleConfig
 from tests import tiny_runs
@@ -214,3 +215,82 @@ def test_a_sampling_batch_that_the_mesh_cannot_split_is_refused(tmp_path):
     run = runs.Run(config, devices=jax.devices()[:2])
     with pytest.raises(UserError, match="got sampling_batch=9, expected a multiple of 2: rows are"):
         checks.check(run, "pretrain")
+
+
+def test_a_stage_on_others_that_saw_other_examples_is_refused(trained, tmp_path):
+    """As when a file of data was swapped before `train` of the next stage."""
+    shutil.copytree(trained / "pretrain", tmp_path / "pretrain")
+    config = dataclasses.replace(BASE, model_dir=str(tmp_path))
+    checks.check(tiny_runs.on_one_device(config), "sft_policy")
+    dataset = dataclasses.replace(config.dataset, seed=1)
+    run = tiny_runs.on_one_device(dataclasses.replace(config, dataset=dataset))
+    with pytest.raises(UserError, match="pretrain: was trained on other examples than the data"):
+        checks.check(run, "sft_policy")
+
+
+def test_a_model_from_elsewhere_is_known_by_its_content(trained, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(trained / "pretrain", tmp_path / name)
+
+    def run_on(name):
+        stage = tiny_runs.supervised("sft_policy", initial=str(tmp_path / name))
+        run = tiny_runs.on_one_device(tiny_runs.config(tmp_path / "run", stages=(stage,)))
+        return run, stage
+
+    run, stage = run_on("one")
+    models = sources.of_models(run, stage)
+    result = json.loads((trained / "pretrain" / "result.json").read_text())
+    assert models == {"sft_policy.initial": result["digest"]}
+    folder = run.folder("sft_policy")
+    directory.claim(folder, run.settings(stage), {}, run.data.digest, models)
+    (folder / "references").mkdir()
+    checks.check(run_on("two")[0], "sft_policy")
+    (tmp_path / "two" / "result.json").write_text(json.dumps(result | {"digest": "f" * 32}))
+    with pytest.raises(UserError, match=r"the model of sft_policy.initial \(\w{8} -> ffffffff\)"):
+        checks.check(run_on("two")[0], "sft_policy")
+    # Before results had digests, files were all there was to know a model by.
+    del result["digest"]
+    for name in ("one", "two"):
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    one, two = (sources.of_model(epath.Path(tmp_path / name)) for name in ("one", "two"))
+    assert one == two != "" and one != models["sft_policy.initial"]
+    assert sources.of_model(epath.Path(tmp_path / "none")) == ""
+    (tmp_path / "two" / "result.json").write_text(json.dumps(result | {"model_step": 9}))
+    assert sources.of_model(epath.Path(tmp_path / "two")) == ""
+
+
+def test_of_a_large_file_pieces_count_and_of_a_small_one_all(tmp_path):
+    def found(name, **content):
+        folder = epath.Path(tmp_path / name)
+        for file, data in content.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(data)
+        return sources.of_files([folder])
+
+    small, large = bytes(range(200)), bytes(3 << 20)
+    first = found("a", x=small, y=large)
+    assert found("b", x=small, y=large) == first
+    assert found("c", x=small[:-1] + b"?", y=large) != first
+    assert found("d", x=small, y=large + b"\0") != first
+    assert found("e", x=small, z=large) != first
+    piece = (3 << 20) - 65536
+    for place in [piece * n // 7 for n in range(8)] + [(3 << 20) - 1]:
+        changed = bytearray(large)
+        changed[place] = 1
+        assert found("f", x=small, y=bytes(changed)) != first, place
+
+
+def test_with_a_backbone_both_parts_count(tmp_path):
+    def made(digest, below, backbone):
+        for name, about in (
+            ("own", {"digest": digest, "backbone": backbone}),
+            ("base", {"digest": below}),
+        ):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "result.json").write_text(json.dumps(about))
+        return sources.of_model(epath.Path(tmp_path / "own"))
+
+    first = made("a", "b", "base")
+    assert first not in ("", "a", "b") and made("a", "b", str(tmp_path / "base")) == first
+    assert made("c", "b", "base") != first != made("a", "c", "base")
+    assert made("a", "", "base") == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 
 import pytest
 from etils import epath
@@ -59,6 +60,8 @@ def test_a_directory_made_before_goes_on(stage, digest, tmp_path):
     directory.claim(epath.Path(tmp_path), settings(stage), identity)
     written = json.loads((tmp_path / "stage.json").read_text())
     text = json.dumps(written["settings"], sort_keys=True)
+    text = re.sub(r", (microbatches=1|loop=LoopConfig\(eval_every=\d\))", "", text)  # new in 2
+    assert written["format"] == 2
     assert hashlib.sha256(text.encode()).hexdigest() == digest
     assert written["model"] == {
         "vocabulary": "words 2 1152822d0dfccb9b",
@@ -153,18 +156,23 @@ def test_windows_that_the_data_gave_are_those_of_the_roles_own_stages(tmp_path):
 
 
 def test_how_a_result_is_computed_does_not_count():
-    loop = dataclasses.replace(tiny_runs.LOOP, log_every=7, eval_every=1)
-    for stage in ("sft_pit", "rm_gap"):
-        assert settings(stage, loop=loop, microbatches=4) == settings(stage)
-    ppo = dataclasses.replace(tiny_runs.PPO, microbatches=2)
-    assert settings("rl_pit", loop=loop, offload_frozen=True, ppo=ppo) == settings("rl_pit")
+    loop = dataclasses.replace(tiny_runs.LOOP, log_every=7, checkpoint_every=5)
+    assert settings("rm_gap", loop=loop) == settings("rm_gap")
+    # Only a reward model is evaluated while it is trained.
+    loop = dataclasses.replace(loop, eval_every=1)
+    assert settings("sft_pit", loop=loop) == settings("sft_pit")
+    assert settings("rl_pit", loop=loop, offload_frozen=True) == settings("rl_pit")
     assert of_network(remat="full", attention="xla") == (NETWORK + ")", NETWORK + ", remat='none')")
 
 
 def test_what_is_computed_counts():
     assert settings("sft_pit", steps=3)["sft_pit"] != settings("sft_pit")["sft_pit"]
-    ppo = dataclasses.replace(tiny_runs.PPO, minibatches=1)
-    assert settings("rl_pit", ppo=ppo) != settings("rl_pit")
+    for changes in ({"minibatches": 1}, {"microbatches": 2}):
+        ppo = dataclasses.replace(tiny_runs.PPO, **changes)
+        assert settings("rl_pit", ppo=ppo) != settings("rl_pit")
+    assert settings("sft_pit", microbatches=2) != settings("sft_pit")
+    often = dataclasses.replace(tiny_runs.LOOP, eval_every=1)
+    assert settings("rm_gap", loop=often) != settings("rm_gap")
     before, identity = of_network()
     half, same_identity = of_network(dtype="bfloat16")
     assert half == before.replace("float32", "bfloat16") and same_identity == identity
@@ -299,12 +307,13 @@ def test_every_change_is_shown_old_and_new(tmp_path):
     rounds = (Round("data", 1), Round("policy", 4, policy="rl_policy"))
     texts = (directory._text(r, directory._result_counts) for r in (rounds, rounds[::-1]))
     found = list(directory._changes("rounds", *texts))
-    assert "rounds[0].source 'data' -> 'policy'" in found and "rounds[1].steps 4 -> 1" in found
-    assert list(directory._changes("x", "f(a=1)", "f(a=1, b=2)")) == ["x.b (unset) -> 2"]
-    assert list(directory._changes("x", "f(a=1)", "g(a=1)")) == ["x f(a=1) -> g(a=1)"]
-    assert list(directory._changes("x", "(1, 2)", "(1,)")) == ["x (1, 2) -> (1,)"]
-    (long,) = directory._changes("x", repr("a" * 90), "1")
-    assert long == f"x '{'a' * 58}… -> 1"
+    assert ("rounds[0].source", "'data'", "'policy'") in found
+    assert ("rounds[1].steps", "4", "1") in found
+    assert list(directory._changes("x", "f(a=1)", "f(a=1, b=2)")) == [("x.b", "", "2")]
+    assert list(directory._changes("x", "f(a=1)", "g(a=1)")) == [("x", "f(a=1)", "g(a=1)")]
+    assert list(directory._changes("x", "(1, 2)", "(1,)")) == [("x", "(1, 2)", "(1,)")]
+    assert directory._brief("") == "(unset)"
+    assert directory._brief(repr("a" * 90)) == f"'{'a' * 58}…"
 
 
 def test_other_examples_are_refused_and_the_same_ones_elsewhere_are_not(tmp_path):
@@ -340,3 +349,78 @@ def test_a_damaged_file_is_named(content, tmp_path):
     (tmp_path / "references").mkdir()
     with pytest.raises(UserError, match="stage.json: is damaged, expected a JSON object; bring"):
         directory.claim(epath.Path(tmp_path), settings("sft_pit"), {}, "a")
+
+
+def test_a_result_alone_is_a_stages_too(tmp_path):
+    """Of one whose checkpoints were deleted to have room."""
+    folder = epath.Path(tmp_path)
+    directory.claim(folder, settings("sft_pit"), {})
+    (folder / "result.json").write_text("{}")
+    before = (folder / "stage.json").read_text()
+    with pytest.raises(UserError, match=r"sft_pit.steps 2 -> 3\. Go back"):
+        directory.claim(folder, settings("sft_pit", steps=3), {})
+    assert (folder / "stage.json").read_text() == before
+
+
+@pytest.mark.parametrize("left", ["checkpoints/2", "references/round-0", "result.json"])
+def test_a_stage_of_which_nothing_is_known_is_nobodys(left, tmp_path):
+    (tmp_path / left).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds a stage without stage.json, .* bring that back"):
+        directory.claim(epath.Path(tmp_path), settings("sft_pit"), {})
+    assert not (tmp_path / "stage.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        (
+            "rm_gap",
+            {"loop": dataclasses.replace(tiny_runs.LOOP, eval_every=1)},
+            "rm_gap.loop.eval_every 0 -> 1",
+        ),
+        ("sft_pit", {"microbatches": 2}, "sft_pit.microbatches 1 -> 2"),
+        (
+            "rl_pit",
+            {"ppo": dataclasses.replace(tiny_runs.PPO, microbatches=2)},
+            "rl_pit.ppo.microbatches 1 -> 2",
+        ),
+    ],
+)
+def test_what_an_earlier_version_did_not_record_is_said(stage, changes, message, tmp_path, capsys):
+    """It is refused where it is known, and else the stage goes on."""
+    folder = epath.Path(tmp_path / stage)
+    directory.claim(folder, settings(stage), {}, "a" * 64, {f"{stage}.initial": "b" * 32})
+    (folder / "references").mkdir()
+    with pytest.raises(UserError, match=rf"other settings: {message}\. Go back"):
+        directory.claim(folder, settings(stage, **changes), {}, "a" * 64)
+    old = json.loads((folder / "stage.json").read_text())
+    del old["format"], old["models"], old["data"]
+    late = r", (microbatches=1|loop=LoopConfig\(eval_every=\d\))"
+    old["settings"] = {name: re.sub(late, "", text) for name, text in old["settings"].items()}
+    (folder / "stage.json").write_text(json.dumps(old))
+    capsys.readouterr()
+    now = settings(stage, **changes)
+    directory.claim(folder, now, {}, "a" * 64, {f"{stage}.initial": "c" * 32})
+    said = capsys.readouterr().out
+    assert said.startswith(f"{stage}: couldn't check {stage}.initial, ") and said.count("\n") == 1
+    assert message.partition(" ")[0].removesuffix(".eval_every") in said and "examples" in said
+    assert json.loads((folder / "stage.json").read_text()) == old
+    with pytest.raises(UserError, match=r"batch_size 8 -> 16"):
+        directory.claim(folder, settings(stage, **changes, batch_size=16), {}, "a" * 64)
+    (folder / "result.json").write_text("{}")  # nothing is to be gone on with
+    directory.claim(folder, now, {}, "a" * 64)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path):
+    folder = epath.Path(tmp_path)
+    here, there = (settings("sft_pit", initial=f"/{place}/model") for place in ("here", "there"))
+    directory.claim(folder, here, {}, "", {"sft_pit.initial": "a" * 32})
+    (folder / "references").mkdir()
+    directory.claim(folder, there, {}, "", {"sft_pit.initial": "a" * 32})
+    for now in (here, there):
+        with pytest.raises(UserError, match=r"model of sft_pit.initial \(aaaaaaaa -> bbbbbbbb\)"):
+            directory.claim(folder, now, {}, "", {"sft_pit.initial": "b" * 32})
+    directory.claim(folder, here, {}, "", {"sft_pit.initial": ""})  # it isn't there any more
+    with pytest.raises(UserError, match="initial '/here/model' -> '/there/model'"):
+        directory.claim(folder, there, {}, "", {"sft_pit.initial": ""})

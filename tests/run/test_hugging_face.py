@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -484,3 +485,19 @@ def test_transformers_writes_what_we_write_and_scores_as_we_score(trained, monke
         run.load_frozen("rm_gap"), [ours], width.gap, [response], run.pooling("rm_gap")
     )
     assert float(found[0]) == pytest.approx(score, abs=1e-4)
+
+
+def test_a_model_that_was_half_brought_in_is_not_taken_for_another(model, trained, tmp_path):
+    """Its checkpoint was written, and its result wasn't."""
+    shutil.copytree(trained / "base", tmp_path / "base")
+    (tmp_path / "base" / "model" / "result.json").unlink()
+    shutil.copytree(model[0], tmp_path / "other")
+    path = tmp_path / "other" / "model.safetensors"
+    tensors = load_file(path)
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name] + 1}, path, {"format": "pt"})
+    bring_in = functools.partial(
+        hugging_face.bring_in, output=epath.Path(tmp_path / "base"), dtype="float32"
+    )
+    with pytest.raises(UserError, match=r"was started with other settings: .*digest \w+ -> \w+"):
+        bring_in(epath.Path(tmp_path / "other"))

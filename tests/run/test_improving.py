@@ -29,6 +29,7 @@ from pit_jax.run import improving
 from pit_jax.run.improver import RunImprover
 from pit_jax.run.run import key_for
 from pit_jax.runtime import processes
+from pit_jax.runtime.owner import Owner
 from pit_jax.runtime.signals import Signals
 from tests import fake_bucket, tiny_runs
 
@@ -439,6 +440,20 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(models):
     with pytest.raises(UserError, match="got '-', expected a file, since it is read twice"):
         improving.Job(RunImprover(run, STAGES), "-", str(run.folder / "out"), "stop")
     assert run.loaded == []
+
+
+def test_two_jobs_do_not_write_one_file(models):
+    run = models()
+    (run.folder / "in.jsonl").write_text('{"prompt": "x"}\n')
+    output = run.folder / "out.jsonl"
+    job = improving.Job(RunImprover(run, STAGES), str(run.folder / "in.jsonl"), str(output), "stop")
+    with (
+        Owner(output, "improve", f"{output}.lock", "--output"),
+        pytest.raises(UserError, match=r"out.jsonl: `improve` of .*or use another --output$"),
+    ):
+        job()
+    assert run.loaded == [] and not output.exists()
+    assert not (run.folder / "out.jsonl.parts").exists()
 
 
 def test_input_and_output_may_be_in_a_bucket(models, monkeypatch):

@@ -62,7 +62,7 @@ def made(monkeypatch):
             "ends": ends,
         }
 
-    monkeypatch.setattr(runs, "load_vocabulary", load_vocabulary)
+    monkeypatch.setattr(loading, "load_vocabulary", load_vocabulary)
     monkeypatch.setattr(runs, "InputPipeline", pipeline)
     monkeypatch.setattr(runs, "Sampler", sampler)
     monkeypatch.setattr(runs.flops, "peak", lambda kinds: 0.0)
@@ -142,7 +142,7 @@ def test_each_field_of_a_role_reaches_its_models_alone(name, monkeypatch):
         loaded.append((spec, *others))
         return load("bytes") if spec == "mine" else load("words:drafts")
 
-    monkeypatch.setattr(runs, "load_vocabulary", load_vocabulary)
+    monkeypatch.setattr(loading, "load_vocabulary", load_vocabulary)
     monkeypatch.setattr(runs, "Sampler", lambda *given: given)
     run = tiny_runs.on_one_device(dataclasses.replace(BASE, **{name: OTHER}))
     mine = ("mine", ("<a>", "<b>"), "</s>", "<pad>", "tokenizer")

@@ -334,3 +334,15 @@ def test_a_reward_model_is_trained_as_its_reward_says(monkeypatch):
         for config in configs:
             stages.objective(tiny_runs.reward("x", task=task, reward=config), TINY)
     assert found == configs * 2
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../x", ".x", "a\\b", "a\0", "a\n", "x" * 101, "data_cache"]
+)
+def test_a_stage_is_a_folder_of_the_run_directory(name, tmp_path):
+    with pytest.raises(UserError, match="stage: got the name .*expected that of a folder"):
+        tiny_runs.supervised(name, task="pretrain")
+    if "/" not in name:
+        run = tiny_runs.on_one_device(tiny_runs.config(tmp_path))
+        with pytest.raises(UserError, match="stage: got the name"):
+            run.folder(name)

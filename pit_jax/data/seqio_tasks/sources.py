@@ -9,10 +9,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.examples import FOLDS, TEXTS, Example, turns_json
+from pit_jax.data.examples import FOLDS, TEXTS, Example, prompt_hash, turns_json
 from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.data.texts import Examples, of_fold
 from pit_jax.data.vocabularies.base import Vocabulary
+from pit_jax.errors import UserError
 
 _CHUNK = 256
 
@@ -90,6 +91,9 @@ class ReferenceSource(seqio.DataSource):
           vocabulary: of the model that reads the references.
           text_window: above 0 the references' texts are encoded, and cut to so many tokens, since
             the store's ids are of another vocabulary.
+
+        Raises:
+          UserError: if a reference was sampled for another prompt than its example has.
         """
         self._store = store
         self._text_window = text_window
@@ -100,6 +104,7 @@ class ReferenceSource(seqio.DataSource):
         order = np.argsort(self._examples.indices)
         found = np.searchsorted(self._examples.indices, wanted[self._positions], sorter=order)
         self._places = order[found]
+        self._check_prompts()
         counts = {"train": len(self._positions)}
         super().__init__(splits=("train",), num_input_examples=counts, caching_permitted=False)
 
@@ -117,6 +122,17 @@ class ReferenceSource(seqio.DataSource):
         signature["index"] = tf.TensorSpec([], tf.int32)
         signature["reference"] = tf.TensorSpec([None], tf.int32)
         return tf.data.Dataset.from_generator(self._elements, output_signature=signature)
+
+    def _check_prompts(self) -> None:
+        for position, place in zip(self._positions, self._places, strict=True):
+            expected = self._store[int(position)].get("prompt_hash")
+            example = self._examples[int(place)]
+            if expected and (got := prompt_hash(example.prompt)) != expected:
+                raise UserError(
+                    f"{self._store.directory}: has a reference for another prompt of example "
+                    f"{example.index} ({expected} -> {got}); bring the data back that it was "
+                    "sampled from, or delete the stage's folder to train it again"
+                )
 
     def _elements(self) -> Iterator[dict]:
         for position, place in zip(self._positions, self._places, strict=True):
