@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import hashlib
+import json
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -112,11 +114,16 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 shutil.copyfileobj(ours, theirs, 2**24)
         return
     scratch = target.with_name(target.name + ".tmp")
-    with open(scratch, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, target)
+    try:
+        with open(scratch, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, target)
+    except OSError:  # on a full disk half a file would take what is left
+        with contextlib.suppress(OSError):
+            os.unlink(scratch)
+        raise
     # The rename itself survives a power cut only once the folder is synced.
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:
@@ -129,3 +136,58 @@ def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
     """Writes or replaces a file as `whole` does; text is encoded as UTF-8."""
     with whole(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+    """Renames a folder; in a bucket, where nothing can be renamed, every object is copied."""
+    if is_local(source):
+        source.rename(target)
+        return
+    for each in source.iterdir():
+        if each.is_dir():
+            move(each, target / each.name)
+            continue
+        with each.open("rb") as theirs, (target / each.name).open("wb") as ours:
+            shutil.copyfileobj(theirs, ours, 2**24)
+    source.rmtree(missing_ok=True)
+
+
+class NotSealed(ValueError):
+    """Tells of a sealed JSON object that isn't what was written."""
+
+
+_SEAL = "sha256"
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """Returns a JSON object with a digest of itself as `sha256`."""
+    return {**value, _SEAL: _digest(value)}
+
+
+def unsealed(text: str | bytes) -> tuple[dict[str, Any], bool]:
+    """Reads a JSON object that `sealed` made; one of an earlier version has no digest.
+
+    Returns:
+      the object without its digest, and whether it had one.
+
+    Raises:
+      NotSealed: if it is no JSON object, or not the one that was sealed.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise NotSealed("isn't a JSON object")
+    if _SEAL not in value:
+        return value, False
+    digest = value.pop(_SEAL)
+    if digest != _digest(value):
+        raise NotSealed("isn't what its sha256 says")
+    return value, True
+
+
+def _digest(value: dict[str, Any]) -> str:
+    # As it comes back from a file, in which tuples are lists and keys are texts.
+    plain = json.loads(json.dumps(value))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

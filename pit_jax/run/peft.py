@@ -88,6 +88,7 @@ def bring_in(
     run_directory.claim(stage, {}, run_directory.identity(network, vocabulary))
     checkpoints = Checkpoints(stage / "checkpoints")
     checkpoints.save(0, TrainState.create(own, optax.identity()), {"step": 0})
+    checkpoints.check_saved()
     checkpoints.close()
     if processes.is_first():
         write_whole(output / f"{name}.gin", _gin(name, adapter.lora))

@@ -40,11 +40,11 @@ _SHOWN = {
 
 def train(run: Run, stage: Stage) -> None:
     """Trains a stage from its last checkpoint, or from what it builds on, and writes its result."""
-    best = "accuracy" if isinstance(stage, RewardStage) else None
     keep_every = stage.keep_every if isinstance(stage, RLStage) else 0
-    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", best, keep_every)
+    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", keep_every)
     try:
         state, progress = _fit(run, stage, checkpoints, keep_every)
+        checkpoints.check_saved()
     finally:  # an interrupted run too leaves its last checkpoint whole
         checkpoints.close()
     _finish(run, stage, state, progress)
@@ -54,8 +54,10 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
     progress = loop.Progress()
     if checkpoints.latest_step() is not None:
         abstract = stages.abstract_state(stage, run.config.networks(stage), run.partitioner)
-        state, extra = checkpoints.restore(abstract)
+        state, extra, damaged = checkpoints.restore_newest(abstract)
         progress = loop.Progress(**extra)
+        for line in damaged:
+            print(f"{stage.name}: {line}", flush=True)
         print(f"{stage.name}: continues at step {progress.step}", flush=True)
     else:
         key = run.key("init", stage.task)
