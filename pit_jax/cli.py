@@ -68,6 +68,9 @@ _OUTSIDE = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.ENAMETOOLONG,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ESTALE,
 )
 _ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
 _SEVERAL_HOSTS = """
@@ -128,7 +131,8 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     except OSError as error:
         if error.errno not in _OUTSIDE:
             raise
-        print(f"pit_jax {options.command}: {error.strerror}: {error.filename}", file=sys.stderr)
+        where = f": {error.filename}" if error.filename else ""  # unknown once a file is open
+        print(f"pit_jax {options.command}: {error.strerror}{where}", file=sys.stderr)
         return 2
     except NotFiniteError as error:
         print(f"pit_jax {options.command}: {error}", file=sys.stderr)

@@ -178,12 +178,12 @@ def unsealed(text: str | bytes) -> tuple[dict[str, Any], bool]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise NotSealed("isn't a JSON object")
+        raise NotSealed("expected a JSON object")
     if _SEAL not in value:
         return value, False
     digest = value.pop(_SEAL)
     if digest != _digest(value):
-        raise NotSealed("isn't what its sha256 says")
+        raise NotSealed("its content isn't what its sha256 says")
     return value, True
 
 

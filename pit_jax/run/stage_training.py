@@ -14,7 +14,13 @@ from etils import epath
 from pit_jax.data.datasets import MixtureConfig
 from pit_jax.data.examples import Example
 from pit_jax.data.input_pipeline import DATA_REFERENCES
-from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
+from pit_jax.data.reference_store import (
+    ReferenceMeta,
+    ReferenceStore,
+    ReferenceWriter,
+    is_closed,
+)
+from pit_jax.errors import UserError
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import is_end
@@ -245,6 +251,8 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
     for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
         references = DATA_REFERENCES
         if round_.is_sampled:
+            if round_.source == "pit" and progress.step > first:
+                check_sampled(run, stage, number)
             actor = adapters.on(backbone(run, stage, "actor"), state.train.params["actor"])
             references = sample_references(run, stage, number, round_, actor)
         batches = train_batches(run, stage, progress.step - first, number, references)
@@ -268,6 +276,21 @@ def frozen(run: Run, stage: RLStage) -> Callable[[Any], Frozen]:
         return lambda after: shared
     waiting = OnHost(shared.models)
     return lambda after: shared.replace(models=waiting(after))
+
+
+def check_sampled(run: Run, stage: RLStage, number: int) -> None:
+    """Refuses to sample the references of a round anew when its model has learnt from them.
+
+    Raises:
+      UserError: if they aren't all there.
+    """
+    directory = references_folder(run, stage, number)
+    if not is_closed(directory):
+        raise UserError(
+            f"{directory}: isn't whole any more, and the model that it was sampled from is gone; "
+            f"bring it back from a copy, or delete {run.folder(stage.name)} to train the stage "
+            "again"
+        )
 
 
 def sample_references(run: Run, stage: RLStage, number: int, round_: Round, actor: Any) -> str:

@@ -12,6 +12,7 @@ Checkpoints of versions that wrote no digests are read with the checks that orba
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -24,7 +25,7 @@ from etils import epath
 
 from pit_jax import files
 from pit_jax.errors import Damaged, UserError
-from pit_jax.runtime import digests, processes, save_errors
+from pit_jax.runtime import digests, orbax_errors, processes
 
 _NEWEST = 2  # checkpoints that are kept, so that there is one before a damaged one
 _ARRAYS = "arrays"
@@ -63,8 +64,11 @@ class Checkpoints:
         self._best: dict[int, int | None] = {}  # step -> the best one as its checkpoint has it
         self._saving: int | None = None
         self._missed = ""  # why the newest one couldn't be written
-        save_errors.quieten()
-        self._manager = ocp.CheckpointManager(
+        orbax_errors.quieten()
+        self._manager = self._opened(read_only)
+
+    def _opened(self, read_only: bool = False) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.directory,
             item_names=("model", "rest", "extra"),
             options=ocp.CheckpointManagerOptions(
@@ -235,17 +239,20 @@ class Checkpoints:
         try:
             action()
         except Exception as error:
-            found = save_errors.reason(error, self.directory)
+            found = orbax_errors.reason(error, self.directory)
             if found is None:
                 raise
             reason = found
         if not processes.any_process(bool(reason)):
             return
         step, self._saving = self._saving, None
+        assert step is not None
         self._best.pop(step, None)
+        with contextlib.suppress(Exception):  # it may wait for what has failed, and raise it again
+            self._manager.close()
         if processes.is_first():
-            save_errors.remove_unfinished(self._manager.directory, step)
-        self._manager.reload()
+            orbax_errors.remove_unfinished(self._manager.directory, step)
+        self._manager = self._opened()
         kept = self.latest_step()
         left = "there is none before it" if kept is None else f"the one of step {kept} is kept"
         self._missed = (
@@ -303,7 +310,6 @@ class Checkpoints:
             kind, reason = _kind_of(error, bool(arrays))
             if kind == _WHOLE:
                 raise
-            _forget_reads()
         if (worst := int(processes.largest(kind)) if jax.process_count() > 1 else kind) != _WHOLE:
             raise self._refusal(step, worst, reason if kind == worst else _TOLD[worst])
         for name in wanted if arrays else ():
@@ -389,17 +395,6 @@ def _kind_of(error: Exception, fits: bool) -> tuple[int, str]:
         r"DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION|Expecting|Extra data", reason
     )
     return (_DAMAGED if damaged else _UNFIT), reason
-
-
-def _forget_reads() -> None:
-    """Silences the reads that a failed one leaves waiting: each would print a traceback."""
-    hook = sys.unraisablehook
-
-    def quiet(unraisable):
-        if "_read_array_index" not in repr(unraisable.object):
-            hook(unraisable)
-
-    sys.unraisablehook = quiet
 
 
 def _like(tree: Any, arrays: dict[str, Any]) -> Any:

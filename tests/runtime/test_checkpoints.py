@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -193,10 +192,7 @@ def halved(path):
         ("extra/metadata", lambda path: path.unlink()),
     ],
 )
-def test_a_damaged_checkpoint_is_told_from_one_of_another_network(
-    tmp_path, pattern, damage, capsys, monkeypatch
-):
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # it is replaced for good
+def test_a_damaged_checkpoint_is_told_from_one_of_another_network(tmp_path, pattern, damage):
     folder = tmp_path / "stage" / "checkpoints"
     saved = Checkpoints(folder)
     large = {"b": jnp.arange(3.0), "a": {"kernel": jax.random.normal(jax.random.key(0), (64, 64))}}

@@ -1,4 +1,4 @@
-"""Tells errors of a disk or bucket from others while orbax saves, and quietens what orbax logs."""
+"""Tells errors of a disk or bucket from others while orbax saves, and quietens its tracebacks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from etils import epath
 
@@ -42,7 +44,7 @@ def reason(error: BaseException, directory: epath.Path) -> str | None:
     return None
 
 
-def remove_unfinished(directory: epath.Path, step: int | None) -> None:
+def remove_unfinished(directory: epath.Path, step: int) -> None:
     """Deletes what a failed save has left of a step, so that it takes no room on a full disk."""
     with contextlib.suppress(OSError):
         for each in directory.iterdir():
@@ -51,22 +53,28 @@ def remove_unfinished(directory: epath.Path, step: int | None) -> None:
 
 
 def quieten() -> None:
-    """Keeps orbax from printing the tracebacks of its threads: who waits for them gets the error.
+    """Keeps tracebacks of orbax's threads and coroutines out of the terminal.
 
-    Coroutines that a failed save leaves behind would print one too.
+    Who waits for a save or a read gets its error; what that leaves behind would print it again.
     """
     log = logging.getLogger("absl")
-    if not any(each is _not_of_a_save for each in log.filters):
-        log.addFilter(_not_of_a_save)
-        hook = sys.unraisablehook
-        sys.unraisablehook = lambda found: None if _is_left(found) else hook(found)
+    if _is_ours not in log.filters:
+        log.addFilter(_is_ours)
+    if not isinstance(sys.unraisablehook, _Quiet):
+        sys.unraisablehook = _Quiet(sys.unraisablehook)
 
 
-def _not_of_a_save(record: logging.LogRecord) -> bool:
+def _is_ours(record: logging.LogRecord) -> bool:
     return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
-def _is_left(unraisable) -> bool:
-    return isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(
-        unraisable.exc_value
-    )
+class _Quiet:
+    """A hook for errors that nobody can catch, without those of orbax's coroutines."""
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        left = "Event loop is closed" in str(unraisable.exc_value)
+        if not left and "_read_array_index" not in repr(unraisable.object):
+            self._hook(unraisable)
