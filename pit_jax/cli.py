@@ -59,19 +59,13 @@ _SUMMARIES = {
     "reports of several seeds",
 }
 # What goes wrong outside the program, such as a full disk.
-_OUTSIDE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.EIO,
-    errno.EFBIG,
-    errno.ESTALE,
-)
+_OUTSIDE = [
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "ESTALE"),
+        *("ENOTDIR", "EISDIR", "ENAMETOOLONG"),
+    )
+]
 _ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
 _SEVERAL_HOSTS = """
 several hosts:

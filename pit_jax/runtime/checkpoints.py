@@ -216,7 +216,7 @@ class Checkpoints:
         newest = sorted(steps)[-_NEWEST:]
         best = {self._best_as_of(step) for step in newest}
         multiples = {s for s in steps if self._keep_every and s % self._keep_every == 0}
-        return {*newest, *best, *multiples} & set(steps)
+        return {step for step in steps if step in {*newest, *best, *multiples}}
 
     def _best_as_of(self, step: int) -> int | None:
         if step not in self._best:
@@ -299,7 +299,8 @@ class Checkpoints:
         """
         self.check_step(step)
         assert step is not None
-        kind, reason, found, extra, arrays = _WHOLE, "", {}, None, {}
+        kind, reason, found, extra = _WHOLE, "", {}, None
+        arrays: dict[str, dict[str, str]] = {}
         try:
             extra, arrays = self._record(step)
             misfits = _misfits(wanted, arrays)

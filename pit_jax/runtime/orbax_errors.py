@@ -28,7 +28,8 @@ def reason(error: BaseException, directory: epath.Path) -> str | None:
       error: what was raised, or an error that it came from.
       directory: where the file was written. Errors of a bucket may be of any type.
     """
-    todo, seen = [error], set()
+    todo: list[BaseException | None] = [error]
+    seen = set()
     while todo:
         each = todo.pop(0)
         if each is None or id(each) in seen:

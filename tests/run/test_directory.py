@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import re
 
 import pytest
 from etils import epath
 
+from pit_jax import files
 from pit_jax.data.layouts import Lengths
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
@@ -340,3 +343,44 @@ def test_a_damaged_file_is_named(content, tmp_path):
     (tmp_path / "references").mkdir()
     with pytest.raises(UserError, match="stage.json: is damaged, expected a JSON object; bring"):
         directory.claim(epath.Path(tmp_path), settings("sft_pit"), {}, "a")
+
+
+def test_no_flipped_bit_of_what_is_written_gives_other_values(tmp_path):
+    """It is refused, or changes white space or a name that nothing reads."""
+    path = epath.Path(tmp_path) / "result.json"
+    value = {"model_step": 4, "final": {"loss": 0.125}, "name": "rm_é", "rounds": (1, 2)}
+    directory.write_json(path, value)
+    read = {**value, "rounds": [1, 2]}
+    assert directory.read_json(path) == read
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert read.items() <= directory.read_json(path).items()
+        except UserError as error:
+            assert re.search(
+                r"result.json: is damaged, .*; bring it back from a copy, or delete", str(error)
+            )
+            refused += 1
+    assert refused > 0.8 * len(whole)
+
+
+def test_what_an_earlier_version_wrote_is_read(tmp_path):
+    (tmp_path / "result.json").write_text('{"model_step": 4}')
+    assert directory.read_json(epath.Path(tmp_path) / "result.json") == {"model_step": 4}
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = epath.Path(tmp_path) / "result.json"
+    directory.write_json(path, {"steps": 1})
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="result.json: can't be written: No space left on device"):
+        directory.write_json(path, {"steps": 2})
+    assert directory.read_json(path) == {"steps": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]
