@@ -159,19 +159,19 @@ class NotSealed(ValueError):
 _SEAL = "sha256"
 
 
-def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """Returns a JSON object with a digest of itself as `sha256`."""
-    return {**value, _SEAL: _digest(value)}
+def sealed(value: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns a JSON object with a digest of itself, and of the name it is kept by, as `sha256`."""
+    return {**value, _SEAL: _digest(value, name)}
 
 
-def unsealed(text: str | bytes) -> tuple[dict[str, Any], bool]:
+def unsealed(text: str | bytes, name: str) -> tuple[dict[str, Any], bool]:
     """Reads a JSON object that `sealed` made; one of an earlier version has no digest.
 
     Returns:
       the object without its digest, and whether it had one.
 
     Raises:
-      NotSealed: if it is no JSON object, or not the one that was sealed.
+      NotSealed: if it is no JSON object, or not the one that was sealed by this name.
     """
     try:
         value = json.loads(text)
@@ -182,12 +182,12 @@ def unsealed(text: str | bytes) -> tuple[dict[str, Any], bool]:
     if _SEAL not in value:
         return value, False
     digest = value.pop(_SEAL)
-    if digest != _digest(value):
+    if digest != _digest(value, name):
         raise NotSealed("its content isn't what its sha256 says")
     return value, True
 
 
-def _digest(value: dict[str, Any]) -> str:
+def _digest(value: dict[str, Any], name: str) -> str:
     # As it comes back from a file, in which tuples are lists and keys are texts.
-    plain = json.loads(json.dumps(value))
+    plain = [name, json.loads(json.dumps(value))]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -148,7 +148,7 @@ class ReferenceWriter:
         self._write_manifest()
 
     def _write_manifest(self) -> None:
-        data = json.dumps(files.sealed(self._manifest), indent=1, sort_keys=True).encode()
+        data = json.dumps(files.sealed(self._manifest, MANIFEST), indent=1, sort_keys=True).encode()
         self._write(self.directory / MANIFEST, data)
 
 
@@ -205,7 +205,7 @@ class ReferenceStore:
 def _read_manifest(directory: epath.Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
-        manifest, _ = files.unsealed(path.read_bytes())
+        manifest, _ = files.unsealed(path.read_bytes(), MANIFEST)
     except FileNotFoundError:
         raise UserError(f"{directory}: no {MANIFEST}, expected a reference store") from None
     except files.NotSealed as error:

@@ -345,7 +345,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     with files.reported(path, f"{path}: can't be read"):
         text = path.read_bytes()
     try:
-        return files.unsealed(text)[0]
+        return files.unsealed(text, path.name)[0]
     except files.NotSealed as error:
         raise UserError(
             f"{path}: is damaged, {error}; bring it back from a copy, or delete {path.parent} to "
@@ -361,6 +361,5 @@ def write_json(path: epath.Path, value: dict[str, Any]) -> None:
     """
     if processes.is_first():
         with files.reported(path, f"{path}: can't be written"):
-            files.write_whole(
-                path, json.dumps(files.sealed(value), indent=1, sort_keys=True) + "\n"
-            )
+            text = json.dumps(files.sealed(value, path.name), indent=1, sort_keys=True)
+            files.write_whole(path, text + "\n")

@@ -145,14 +145,14 @@ class Shards:
                 "folder, or give another --output"
             )
         try:
-            before = files.unsealed(path.read_bytes())[0] if done else None
+            before = files.unsealed(path.read_bytes(), _JOB)[0] if done else None
         except files.NotSealed as error:
             raise UserError(
                 f"{path}: is damaged, {error}; bring it back from a copy, or delete the folder to "
                 "start again"
             ) from None
         if before is None:
-            files.write_whole(path, json.dumps(files.sealed(self._job), indent=1) + "\n")
+            files.write_whole(path, json.dumps(files.sealed(self._job, _JOB), indent=1) + "\n")
         elif before != self._job:
             changed = [n for n in {**before, **self._job} if before.get(n) != self._job.get(n)]
             changes = ", ".join(_change(n, before.get(n), self._job.get(n)) for n in changed)

@@ -119,7 +119,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             model=ocp.args.StandardSave(model),
             rest=ocp.args.StandardSave(rest),
-            extra=ocp.args.JsonSave(files.sealed({"extra": extra, _ARRAYS: arrays})),
+            extra=ocp.args.JsonSave(files.sealed({"extra": extra, _ARRAYS: arrays}, str(step))),
         )
         self._attempt(before)
         if self._saving is not None:
@@ -285,12 +285,16 @@ class Checkpoints:
         """
         text = (self._manager.directory / str(step) / "extra" / "metadata").read_bytes()
         try:
-            found, is_sealed = files.unsealed(text)
+            found, is_sealed = files.unsealed(text, str(step))
         except files.NotSealed as error:
             raise files.NotSealed(f"extra: {error}") from None
         if (_ARRAYS in found) != is_sealed:  # one of the two names is damaged
             raise files.NotSealed("extra: has digests of arrays or of itself, not both")
-        return (found["extra"], found[_ARRAYS]) if is_sealed else (found, {})
+        if is_sealed:
+            return found["extra"], found[_ARRAYS]
+        if found.get("step") != step:  # another JSON file in its place
+            raise files.NotSealed(f"extra: got step {found.get('step')!r}, expected {step}")
+        return found, {}
 
     def _read(self, step: int | None, wanted: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         """Reads items into the shapes of `wanted`; returns them and the JSON values.

@@ -368,6 +368,16 @@ def test_no_flipped_bit_of_what_is_written_gives_other_values(tmp_path):
     assert refused > 0.8 * len(whole)
 
 
+def test_two_files_in_each_other_s_places_are_refused(tmp_path):
+    folder = epath.Path(tmp_path)
+    directory.write_json(folder / "result.json", {"model_step": 4})
+    (folder / "result.json").rename(folder / "stage.json")
+    with pytest.raises(
+        UserError, match="stage.json: is damaged, its content isn't what its sha256"
+    ):
+        directory.read_json(folder / "stage.json")
+
+
 def test_what_an_earlier_version_wrote_is_read(tmp_path):
     (tmp_path / "result.json").write_text('{"model_step": 4}')
     assert directory.read_json(epath.Path(tmp_path) / "result.json") == {"model_step": 4}

@@ -208,6 +208,19 @@ def test_trouble_that_is_no_damage_sets_nothing_aside(folder, monkeypatch):
     again.close()
 
 
+def test_another_file_in_the_place_of_the_values_is_no_earlier_version(folder):
+    """Each is a JSON object without digests, as earlier versions wrote."""
+    values, reader = folder / "2" / "extra" / "metadata", Checkpoints(folder, read_only=True)
+    for other in ("_CHECKPOINT_METADATA", "model/_METADATA", "model/_sharding"):
+        values.write_bytes((folder / "2" / other).read_bytes())
+        with pytest.raises(Damaged, match="extra: got step None, expected 2"):
+            reader.restore(STATES[2])
+    values.write_bytes((folder / "1" / "extra" / "metadata").read_bytes())
+    with pytest.raises(Damaged, match="extra: its content isn't what its sha256 says"):
+        reader.restore(STATES[2])
+    reader.close()
+
+
 def test_a_checkpoint_without_digests_is_read_as_before(folder):
     for step in (1, 2):
         path = folder / f"{step}" / "extra" / "metadata"
