@@ -464,8 +464,8 @@ MUTANTS = {
         ),
         (
             "every process writes",
-            "        if processes.is_first():\n            with self._reported():\n",
-            "        if True:\n            with self._reported():\n",
+            "        if processes.is_first():\n            data = text.encode()\n",
+            "        if True:\n            data = text.encode()\n",
             "run/test_improving.py::test_only_the_first_process_writes",
         ),
     ],

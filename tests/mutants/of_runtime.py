@@ -40,8 +40,8 @@ MUTANTS = {
         ),
         (
             "a certain step's model is that of the newest",
-            "        step = self.latest_step() if step is None else step\n        args =",
-            "        step = self.latest_step()\n        args =",
+            "        step = self.latest_step() if step is None else step\n        return",
+            "        step = self.latest_step()\n        return",
             "runtime/test_checkpoints.py::test_the_model_of_a_certain_step_is_read",
         ),
     ],
