@@ -59,10 +59,13 @@ _SUMMARIES = {
     "reports of several seeds",
 }
 # What goes wrong outside the program, such as a full disk.
-_OUTSIDE = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
-}
+_OUTSIDE = [
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "ESTALE"),
+        *("ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP"),
+    )
+]
 _ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
 _SEVERAL_HOSTS = """
 several hosts:
@@ -122,7 +125,8 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     except OSError as error:
         if error.errno not in _OUTSIDE:
             raise
-        print(f"pit_jax {options.command}: {error.strerror}: {error.filename}", file=sys.stderr)
+        where = f": {error.filename}" if error.filename else ""  # unknown once a file is open
+        print(f"pit_jax {options.command}: {error.strerror}{where}", file=sys.stderr)
         return 2
     except NotFiniteError as error:
         print(f"pit_jax {options.command}: {error}", file=sys.stderr)

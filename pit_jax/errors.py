@@ -17,6 +17,18 @@ class UserError(ValueError):
     """
 
 
+class Damaged(UserError):
+    """Tells of a file of ours that isn't what was written.
+
+    Attributes:
+      reason: what is wrong with it, a part of the message.
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 class NotFiniteError(RuntimeError):
     """Tells that ten steps in a row had a loss or gradient that wasn't finite."""
 

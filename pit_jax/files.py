@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import hashlib
+import json
 import os
 import pathlib
 import secrets
@@ -12,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -156,8 +158,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, target)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
+    except BaseException:  # on a full disk half a file would take what is left
+        with contextlib.suppress(OSError):
+            scratch.unlink()
         raise
     # The rename itself survives a power cut only once the folder is synced.
     descriptor = os.open(target.parent, os.O_RDONLY)
@@ -171,3 +174,58 @@ def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
     """Writes or replaces a file as `whole` does; text is encoded as UTF-8."""
     with whole(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+    """Renames a folder; in a bucket, where nothing can be renamed, every object is copied."""
+    if is_local(source):
+        source.rename(target)
+        return
+    for each in source.iterdir():
+        if each.is_dir():
+            move(each, target / each.name)
+            continue
+        with each.open("rb") as theirs, (target / each.name).open("wb") as ours:
+            shutil.copyfileobj(theirs, ours, 2**24)
+    source.rmtree(missing_ok=True)
+
+
+class NotSealed(ValueError):
+    """Tells of a sealed JSON object that isn't what was written."""
+
+
+_SEAL = "sha256"
+
+
+def sealed(value: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns a JSON object with a digest of itself, and of the name it is kept by, as `sha256`."""
+    return {**value, _SEAL: _digest(value, name)}
+
+
+def unsealed(text: str | bytes, name: str) -> tuple[dict[str, Any], bool]:
+    """Reads a JSON object that `sealed` made; one of an earlier version has no digest.
+
+    Returns:
+      the object without its digest, and whether it had one.
+
+    Raises:
+      NotSealed: if it is no JSON object, or not the one that was sealed by this name.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise NotSealed("expected a JSON object")
+    if _SEAL not in value:
+        return value, False
+    digest = value.pop(_SEAL)
+    if digest != _digest(value, name):
+        raise NotSealed("its content isn't what its sha256 says")
+    return value, True
+
+
+def _digest(value: dict[str, Any], name: str) -> str:
+    # As it comes back from a file, in which tuples are lists and keys are texts.
+    plain = [name, json.loads(json.dumps(value))]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

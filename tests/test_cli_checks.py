@@ -210,4 +210,4 @@ def test_a_missing_checkpoint_is_told_by_the_dry_run(refused, copy):
     step = json.loads((copy / "rl_pit" / "result.json").read_text())["model_step"]
     shutil.rmtree(copy / "rl_pit" / "checkpoints" / str(step))
     told = refused("evaluate", "--dry_run", folder=copy)
-    assert f"rl_pit/checkpoints: no checkpoint of step {step}, there is: none" in told
+    assert f"rl_pit/checkpoints: no checkpoint of step {step}, there is: {step - 2}" in told

@@ -25,6 +25,7 @@ from pit_jax.errors import UserError
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_SHARD = {"file", "count", "sha256"}
 _REQUIRED = {"index": int, "reference_tokens": list, "text": str, "ended": bool}
 
 
@@ -148,7 +149,7 @@ class ReferenceWriter:
         self._write_manifest()
 
     def _write_manifest(self) -> None:
-        data = json.dumps(self._manifest, indent=1, sort_keys=True).encode()
+        data = json.dumps(files.sealed(self._manifest, MANIFEST), indent=1, sort_keys=True).encode()
         self._write(self.directory / MANIFEST, data)
 
 
@@ -205,14 +206,19 @@ class ReferenceStore:
 def _read_manifest(directory: epath.Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
-        known = manifest["format"] == _FORMAT and isinstance(manifest["shards"], list)
+        manifest, _ = files.unsealed(path.read_bytes(), MANIFEST)
     except FileNotFoundError:
         raise UserError(f"{directory}: no {MANIFEST}, expected a reference store") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the manifest of a reference store ({error!r})") from None
-    if not known:
+    except files.NotSealed as error:
+        raise UserError(f"{path}: is damaged, {error}; {_remedy(directory)}") from None
+    shards = manifest.get("shards")
+    if not isinstance(shards, list) or "format" not in manifest:
+        raise UserError(f"{path}: not the manifest of a reference store")
+    if manifest["format"] != _FORMAT:
         raise UserError(f"{path}: got format {manifest['format']!r}, expected {_FORMAT}")
+    whole = all(isinstance(shard, dict) and set(shard) >= _SHARD for shard in shards)
+    if not whole or not isinstance(manifest.get("closed"), bool):
+        raise UserError(f"{path}: is damaged, expected shards and closed; {_remedy(directory)}")
     return manifest
 
 
@@ -221,15 +227,21 @@ def _read_shard(directory: epath.Path, shard: Mapping[str, Any]) -> list[bytes]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: missing, though {MANIFEST} lists it") from None
+        raise UserError(
+            f"{path}: missing, though {MANIFEST} lists it; {_remedy(directory)}"
+        ) from None
     digest = hashlib.sha256(data).hexdigest()
     lines = data.splitlines()
     if digest != shard["sha256"] or len(lines) != shard["count"]:
         raise UserError(
             f"{path}: damaged: got {len(lines)} records with sha256 {digest[:12]}…, expected "
-            f"{shard['count']} with {shard['sha256'][:12]}… by {MANIFEST}"
+            f"{shard['count']} with {shard['sha256'][:12]}… by {MANIFEST}; {_remedy(directory)}"
         )
     return lines
+
+
+def _remedy(directory: epath.Path) -> str:
+    return f"bring it back from a copy, or delete {directory} to sample the references again"
 
 
 def _discard(path: epath.Path, data: bytes) -> None:

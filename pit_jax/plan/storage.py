@@ -25,6 +25,22 @@ def kept(stage: Stage) -> list[int]:
     return sorted({min(best or stage.steps, stage.steps), stage.steps})
 
 
+def stored(stage: Stage) -> list[int]:
+    """Returns the steps whose checkpoints are on disk when a stage is complete.
+
+    They are those of `kept`, and the last one before the last.
+    """
+    found, last = {*kept(stage)}, stage.steps
+    evaluated = stage.loop.eval_every if isinstance(stage, RewardStage) else 0
+    kept_every = stage.keep_every if isinstance(stage, RLStage) else 0
+    for every in (stage.loop.checkpoint_every, evaluated, kept_every):
+        found |= {(last - 1) // every * every} if every else set()
+    rounds = stage.rounds if isinstance(stage, RLStage) else ()
+    found |= {sum(each.steps for each in rounds[:n]) for n in range(1, len(rounds))}
+    before = [step for step in found if 0 < step < last]
+    return sorted({*kept(stage), *([max(before)] if before else [])})
+
+
 def checkpoints(config: RunConfig, partitioner: Partitioner) -> list[dict[str, Any]]:
     """Returns for each stage its name, the number of `checkpoints` and the `bytes` of one.
 
@@ -35,5 +51,5 @@ def checkpoints(config: RunConfig, partitioner: Partitioner) -> list[dict[str, A
     for stage in config.stages:
         state = stages.abstract_state(stage, config.networks(stage), partitioner)
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-        rows.append({"stage": stage.name, "checkpoints": len(kept(stage)), "bytes": size})
+        rows.append({"stage": stage.name, "checkpoints": len(stored(stage)), "bytes": size})
     return rows

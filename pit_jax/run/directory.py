@@ -424,24 +424,29 @@ def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-    """Reads a file that `write_json` wrote.
+    """Reads a file that `write_json` wrote; one that an earlier version wrote has no digest.
 
     Raises:
-      UserError: if it holds no JSON object, as after a full disk.
+      UserError: if it isn't what was written, as after a full disk, or can't be read.
     """
+    with files.reported(path, f"{path}: can't be read"):
+        text = path.read_bytes()
     try:
-        value = json.loads(path.read_text())
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
+        return files.unsealed(text, path.name)[0]
+    except files.NotSealed as error:
         raise UserError(
-            f"{path}: is damaged, expected a JSON object; bring it back from a copy, or delete "
-            f"{path.parent} to train the stage again"
-        )
-    return value
+            f"{path}: is damaged, {error}; bring it back from a copy, or delete {path.parent} to "
+            "train the stage again"
+        ) from None
 
 
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all; only the first process writes."""
+def write_json(path: epath.Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file with a digest, whole or not at all; only the first process writes.
+
+    Raises:
+      UserError: if it can't be written.
+    """
     if processes.is_first():
-        files.write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+        with files.reported(path, f"{path}: can't be written"):
+            text = json.dumps(files.sealed(value, path.name), indent=1, sort_keys=True)
+            files.write_whole(path, text + "\n")

@@ -91,6 +91,7 @@ def bring_in(
     run_directory.claim(stage, {**identity, **content}, identity)
     checkpoints = Checkpoints(stage / "checkpoints")
     checkpoints.save(0, TrainState.create(own, optax.identity()), {"step": 0})
+    checkpoints.check_saved()
     checkpoints.close()
     if processes.is_first():
         write_whole(output / f"{name}.gin", _gin(name, adapter.lora))

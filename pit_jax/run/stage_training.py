@@ -14,7 +14,13 @@ from etils import epath
 from pit_jax.data.datasets import MixtureConfig
 from pit_jax.data.examples import Example
 from pit_jax.data.input_pipeline import DATA_REFERENCES
-from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
+from pit_jax.data.reference_store import (
+    ReferenceMeta,
+    ReferenceStore,
+    ReferenceWriter,
+    is_closed,
+)
+from pit_jax.errors import UserError
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
 from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import is_end
@@ -40,11 +46,11 @@ _SHOWN = {
 
 def train(run: Run, stage: Stage) -> None:
     """Trains a stage from its last checkpoint, or from what it builds on, and writes its result."""
-    best = "accuracy" if isinstance(stage, RewardStage) else None
     keep_every = stage.keep_every if isinstance(stage, RLStage) else 0
-    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", best, keep_every)
+    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", keep_every)
     try:
         state, progress = _fit(run, stage, checkpoints, keep_every)
+        checkpoints.check_saved()
     finally:  # an interrupted run too leaves its last checkpoint whole
         checkpoints.close()
     _finish(run, stage, state, progress)
@@ -54,8 +60,10 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
     progress = loop.Progress()
     if checkpoints.latest_step() is not None:
         abstract = stages.abstract_state(stage, run.config.networks(stage), run.partitioner)
-        state, extra = checkpoints.restore(abstract)
+        state, extra, damaged = checkpoints.restore_newest(abstract)
         progress = loop.Progress(**extra)
+        for line in damaged:
+            print(f"{stage.name}: {line}", flush=True)
         print(f"{stage.name}: continues at step {progress.step}", flush=True)
     else:
         key = run.key("init", stage.task)
@@ -243,6 +251,8 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
     for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
         references = DATA_REFERENCES
         if round_.is_sampled:
+            if round_.source == "pit" and progress.step > first:
+                check_sampled(run, stage, number)
             actor = adapters.on(backbone(run, stage, "actor"), state.train.params["actor"])
             references = sample_references(run, stage, number, round_, actor)
         batches = train_batches(run, stage, progress.step - first, number, references)
@@ -266,6 +276,21 @@ def frozen(run: Run, stage: RLStage) -> Callable[[Any], Frozen]:
         return lambda after: shared
     waiting = OnHost(shared.models)
     return lambda after: shared.replace(models=waiting(after))
+
+
+def check_sampled(run: Run, stage: RLStage, number: int) -> None:
+    """Refuses to sample the references of a round anew when its model has learnt from them.
+
+    Raises:
+      UserError: if they aren't all there.
+    """
+    directory = references_folder(run, stage, number)
+    if not is_closed(directory):
+        raise UserError(
+            f"{directory}: isn't whole any more, and the model that it was sampled from is gone; "
+            f"bring it back from a copy, or delete {run.folder(stage.name)} to train the stage "
+            "again"
+        )
 
 
 def sample_references(run: Run, stage: RLStage, number: int, round_: Round, actor: Any) -> str:

@@ -1,10 +1,11 @@
-"""Digests of a model's parameters, the same on any mesh and of any format that they are kept in.
+"""Computes digests of arrays on the devices that hold them, equal on every mesh.
 
-Each number is mixed with its place in its array by the finaliser of MurmurHash3 (A. Appleby, public
-domain), and what that gives is summed modulo 2**32, four times with other seeds. Sums have no
-order, so devices add up what they have: nothing is gathered, and it takes one reading of memory.
-Other parameters have another digest but for a chance of 2**-128. It isn't made against somebody who
-looks for two models with one digest.
+An array's digest is two sums modulo 2^32. The first adds up a word for every number, mixed of its
+bits and its place in the whole array; the second weighs these words by their places. Integers add
+up exactly and in any order, so neither layout nor hardware matters, and an array is never gathered.
+The mixing is MurmurHash3's finaliser, which maps no two words to one: where a single number
+changes, both sums do. Digests are made against accidents; they are no protection from somebody who
+makes two arrays of one digest.
 """
 
 from __future__ import annotations
@@ -16,44 +17,62 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_SEEDS = (0x9E3779B9, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
+_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+def names_of(tree: Any) -> dict[str, Any]:
+    """Returns a tree's leaves by name, independent of the classes that hold them."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def kind_of(array: Any) -> str:
+    """Returns type and shape of an array or abstract array, such as `float32[4,8]`."""
+    return f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
+
+
+def of(tree: Any) -> dict[str, str]:
+    """Returns for each array of a tree, by name, its kind and digest, `float32[4,8] 01234567…`.
+
+    All processes have to call it. It waits for the arrays.
+    """
+    arrays = names_of(tree)
+    sums = []
+    for array in arrays.values():
+        sums.append(_sum(array))
+        if jax.default_backend() == "cpu":  # where programs at one time wait for each other's parts
+            jax.block_until_ready(sums[-1])
+    sums = jax.device_get(sums)
+    return {
+        name: f"{kind_of(array)} {int(one):08x}{int(other):08x}"
+        for (name, array), (one, other) in zip(arrays.items(), sums, strict=True)
+    }
 
 
 def of_arrays(tree: Any) -> str:
-    """Returns the digest of a tree of arrays: of their names, shapes and bits.
-
-    Args:
-      tree: arrays, on devices; all processes call this together. Numbers of other than 32 bits
-        count as the float32 that they are.
-
-    Returns:
-      32 hexadecimal digits.
-    """
-    named = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = jax.device_get(_sums([x for _, x in named]))
-    said = sorted(
-        (jax.tree_util.keystr(path), list(x.shape), [int(each) for each in found])
-        for (path, x), found in zip(named, sums, strict=True)
-    )
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+    """Returns one digest, 32 hexadecimal digits, of what `of` returns: names, kinds and bits."""
+    return hashlib.sha256(json.dumps(sorted(of(tree).items())).encode()).hexdigest()[:32]
 
 
+# By array: those of one shape, as optimizers have, share a program.
 @jax.jit
-def _sums(arrays: list[jax.Array]) -> list[list[jax.Array]]:
-    return [[_sum(x, seed) for seed in _SEEDS] for x in arrays]
+def _sum(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two sums of one array, uint32 []."""
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize]).astype(jnp.uint32)
+    place, stride = jnp.zeros(array.shape, jnp.uint32), 1
+    for axis in reversed(range(array.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        place += along * jnp.uint32(stride % 2**32)
+        stride *= array.shape[axis]
+    place = place * jnp.uint32(0x9E3779B9) + jnp.uint32(0x7F4A7C15)
+    words = _mixed(bits ^ place)
+    weighed = words * (place | 1)  # odd, so that no two words become one
+    return jnp.sum(words, dtype=jnp.uint32), jnp.sum(weighed, dtype=jnp.uint32)
 
 
-def _sum(x: jax.Array, seed: int) -> jax.Array:
-    x = x if x.dtype.itemsize == 4 else x.astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    place, stride = jnp.full(x.shape, jnp.uint32(seed)), 1
-    for dim in reversed(range(x.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim) * jnp.uint32(stride % 2**32)
-        stride *= x.shape[dim]
-    return jnp.sum(_mixed(bits ^ _mixed(place)), dtype=jnp.uint32)
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-        x = (x ^ (x >> shift)) * jnp.uint32(factor)
-    return x
+def _mixed(word: jax.Array) -> jax.Array:
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)

@@ -101,7 +101,7 @@ def fit(
 
     Raises:
       NotFiniteError: see check_finite and check_state; the last good checkpoint is kept.
-      Interrupted: by a signal, once the checkpoint of its step is written.
+      Interrupted: by a signal, once the checkpoint of its step is written, or can't be.
     """
     step = wrap(step)
     pending: metrics_lib.Metrics = {}
@@ -134,13 +134,13 @@ def fit(
         writer.write(progress.step, scalars, texts())
         if saving:
             check_state(state, progress.step)
-            writer.flush()
-            checkpoints.save(progress.step, state, dataclasses.asdict(progress))
+            extra = dataclasses.asdict(progress)
+            checkpoints.save(progress.step, state, extra, before=writer.flush)
         progress.seconds += time.monotonic() - clock
         clock = time.monotonic()
         if stopping:
             checkpoints.wait()
-            raise Interrupted(stopping, progress.step)
+            raise Interrupted(stopping, checkpoints.latest_step() or 0)
     checkpoints.wait()
     return state
 

@@ -7,6 +7,8 @@ means. The tree is plain tuples in a dict: it passes through jit, scan and psum 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -15,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from io import RawIOBase
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -27,6 +30,8 @@ Metrics = dict[str, tuple[Any, Any]]
 
 _RESERVED_KEYS = ("step", "texts")
 _UPLOAD_SECONDS = 60.0
+# What a disk says that takes no more.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def merge(a: Mapping[str, tuple[Any, Any]], b: Mapping[str, tuple[Any, Any]]) -> Metrics:
@@ -70,10 +75,10 @@ def compute(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the records of a JSONL file; null values come back as nan.
 
-    A last line cut short by a crash is left out.
+    A last line cut short by a crash, which has no end, is left out.
 
     Raises:
-      UserError: there is no such file, or a line before the last one is no JSON object.
+      UserError: there is no such file, or a line is no JSON object with a step.
     """
     file = epath.Path(path)
     if not file.exists():
@@ -81,17 +86,20 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             f"{path}: not found, expected what the stage recorded; bring it back from a copy, or "
             f"delete {file.parent} to train the stage again"
         )
-    lines = file.read_bytes().split(b"\n")
-    while lines and not lines[-1].strip():
+    *lines, torn = file.read_bytes().split(b"\n")
+    while not torn and lines and not lines[-1].strip():
         lines.pop()
+    lines += [torn] if torn else []
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
-            if number == len(lines):
+            if not isinstance(record.get("step", 0), int):
+                raise ValueError("its step is no number")
+        except (ValueError, RecursionError) as error:
+            if torn and number == len(lines):
                 break
             raise UserError(
                 f"{path}:{number}: is damaged, expected a JSON object, got {line[:80]!r}; bring it "
@@ -116,9 +124,11 @@ class Writer(Protocol):
 class JsonlWriter:
     """Writes one JSON object a line: `{"step": 10, "loss": 1.5, "texts": {"sample": "..."}}`.
 
-    On a disk every line is flushed when it is written. In a bucket, where nothing can be appended,
-    the file is written anew when `flush` or `close` is called, and by the first `write` after a
-    minute. A value that is not finite is stored as null, so that every line is standard JSON.
+    On a disk every line is written at once; what a full disk refuses waits for the next line, and
+    `flush` and `close` raise as long as something waits. In a bucket, where nothing can be
+    appended, the file is written anew when `flush` or `close` is called, and by the first `write`
+    after a minute. A value that is not finite is stored as null, so that every line is standard
+    JSON.
 
     Args:
       path: the file; it and its folder are made when absent.
@@ -135,11 +145,12 @@ class JsonlWriter:
             for record in records
             if resume_step is None or record.get("step", 0) <= resume_step
         ]
-        self._file: TextIO | None = None
+        self._file: RawIOBase | None = None
+        self._waiting = b""
         self._upload()
         if files.is_local(self._path):
             self._lines = []
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
 
     def _upload(self) -> None:
         files.write_whole(self._path, "".join(self._lines))
@@ -156,22 +167,30 @@ class JsonlWriter:
         if texts:
             record["texts"] = dict(texts)
         if self._file is not None:
-            self._file.write(_json_line(record))
-            self._file.flush()
+            self._waiting += _json_line(record).encode()
+            with contextlib.suppress(OSError):  # `flush` says it, before the next checkpoint
+                self._append()
             return
         self._lines.append(_json_line(record))
         self._changed = True
         if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
             self._upload()
 
+    def _append(self) -> None:
+        while self._file is not None and self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
+
     def flush(self) -> None:
+        self._append()
         if self._changed:
             self._upload()
 
     def close(self) -> None:
-        self.flush()
-        if self._file is not None:
-            self._file.close()
+        try:
+            self.flush()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
 
 def _json_line(record: Mapping[str, Any]) -> str:
@@ -360,9 +379,16 @@ class MetricWriter:
     def write(
         self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
     ) -> None:
-        """Records one step; `scalars` are floats by name, `texts` are sample outputs by name."""
+        """Records one step; `scalars` are floats by name, `texts` are sample outputs by name.
+
+        What a full disk refuses stops nothing here: `flush` tells it where it would be lost.
+        """
         for writer in self._writers:
-            writer.write(step, scalars, texts)
+            try:
+                writer.write(step, scalars, texts)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
 
     def flush(self) -> None:
         """Brings what was written so far to where it is kept; the loop calls it before it saves."""

@@ -149,9 +149,16 @@ def test_closed_or_not_is_seen_without_reading_the_shards(tmp_path):
 def test_missing_and_foreign_manifests(tmp_path):
     with pytest.raises(UserError, match="no manifest.json, expected a reference store"):
         ReferenceStore(tmp_path / "nowhere")
-    for text in ("", "[]", "{}", '{"format": 1}'):
+    for text, told in (
+        ("", "manifest.json: is damaged, expected a JSON object; bring it back from a copy, or"),
+        ("[]", "manifest.json: is damaged, expected a JSON object; bring it back from a copy, or"),
+        ("{}", "not the manifest of a reference store"),
+        ('{"format": 1}', "not the manifest of a reference store"),
+        ('{"format": 1, "shards": []}', "manifest.json: is damaged, expected shards and closed"),
+        ('{"format": 1, "shards": [{}], "closed": true}', "is damaged, expected shards and closed"),
+    ):
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(UserError, match="not the manifest of a reference store"):
+        with pytest.raises(UserError, match=told):
             ReferenceStore(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 9, "shards": []}))
     with pytest.raises(UserError, match="got format 9, expected 1"):
@@ -176,6 +183,24 @@ def test_damaged_shards_are_refused(tmp_path, reader):
     assert reader(tmp_path)
 
 
+@pytest.mark.parametrize("reader", [ReferenceStore, lambda path: ReferenceWriter(path, 3, META)])
+def test_no_flipped_bit_of_the_manifest_goes_unnoticed(tmp_path, reader):
+    """Or it is one of white space, or of a name that nothing reads."""
+    filled(tmp_path)
+    path, expected = tmp_path / MANIFEST, ReferenceStore(tmp_path).manifest
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 7
+        path.write_bytes(damaged)
+        try:
+            found = reader(tmp_path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            continue
+        assert reader is not ReferenceStore or expected.items() <= found.manifest.items()
+
+
 def test_a_shard_holds_a_record_or_more(tmp_path):
     with pytest.raises(ValueError, match="shard_size: expected 1 or more, got 0"):
         ReferenceWriter(tmp_path, 0, META)
@@ -190,7 +215,7 @@ def test_a_store_of_an_earlier_version_is_read_but_not_continued(tmp_path):
         if closed:
             writer.close()
         manifest = json.loads((tmp_path / MANIFEST).read_text())
-        assert manifest.pop("prompts") == 8
+        assert manifest.pop("prompts") == 8 and manifest.pop("sha256")
         (tmp_path / MANIFEST).write_text(json.dumps(manifest))
         if closed:
             assert ReferenceWriter(tmp_path, 2, META).closed

@@ -3,21 +3,45 @@
 MUTANTS = {
     "runtime/checkpoints.py": [
         (
-            "of equally good checkpoints the last is kept",
-            '(metrics[best_metric], -metrics["step"])',
-            '(metrics[best_metric], metrics["step"])',
+            "one checkpoint is kept, and none before it",
+            "_NEWEST = 2",
+            "_NEWEST = 1",
             "runtime/test_checkpoints.py::test_the_latest_the_best_and_multiples_are_kept",
         ),
         (
+            "the best checkpoint isn't kept",
+            "{*newest, *best, *multiples}",
+            "{*newest, *multiples}",
+            "runtime/test_checkpoints.py::test_the_latest_the_best_and_multiples_are_kept",
+        ),
+        (
+            "what was read isn't compared with its digest",
+            "if now[array] != saved[array]",
+            "if False",
+            "runtime/test_damage.py::test_no_damage_gives_other_values_or_a_traceback",
+        ),
+        (
+            "a damaged checkpoint stays the newest",
+            "            lines = [self._set_aside(*each) for each in damaged.items()]",
+            "            lines = [str(each) for each in damaged.items()]",
+            "runtime/test_damage.py::test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used",
+        ),
+        (
+            "a checkpoint is written before its records",
+            "        self._attempt(before)\n",
+            "",
+            "runtime/test_damage.py::test_a_checkpoint_is_not_written_before_what_has_to_be_there",
+        ),
+        (
             "arrays come back in the order of their names",
-            "[arrays[name] for name in _arrays(tree)]",
+            "[arrays[name] for name in names]",
             "list(arrays.values())",
             "runtime/test_checkpoints.py::test_a_state_comes_back_bit_for_bit",
         ),
         (
             "a certain step's model is that of the newest",
-            "        step = self.latest_step() if step is None else step\n        args =",
-            "        step = self.latest_step()\n        args =",
+            "        step = self.latest_step() if step is None else step\n        return",
+            "        step = self.latest_step()\n        return",
             "runtime/test_checkpoints.py::test_the_model_of_a_certain_step_is_read",
         ),
     ],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pit_jax.method.choice import Choice
+from pit_jax.method.curriculum import Round
 from pit_jax.method.environment import Networks
 from pit_jax.method.flops import Work
 from pit_jax.models.config import LoraConfig
@@ -184,6 +185,14 @@ def test_checkpoints_that_stay(run):
     for every, expected in ((0, [6]), (2, [2, 6]), (6, [6]), (9, [6])):
         loop = dataclasses.replace(rm.loop, eval_every=every)
         assert storage.kept(dataclasses.replace(rm, loop=loop)) == expected
+    for every, expected in ((0, [6]), (2, [2, 4, 6]), (4, [4, 6]), (6, [6])):
+        loop = dataclasses.replace(rm.loop, eval_every=every, checkpoint_every=0)
+        assert storage.stored(dataclasses.replace(rm, loop=loop)) == expected
+    loop = dataclasses.replace(rm.loop, checkpoint_every=0)
+    rounds = (Round("data", 1), Round("policy", 3))
+    for every, expected in ((0, [1, 4]), (2, [2, 4]), (3, [3, 4])):
+        changed = dataclasses.replace(stage, loop=loop, keep_every=every, rounds=rounds)
+        assert storage.stored(changed) == expected
     rows = {row["stage"]: row for row in storage.checkpoints(run.config, run.partitioner)}
     assert list(rows) == [stage.name for stage in run.config.stages]
     # Its 16 x 64 embedding, a layer of 1792 in matrices and 2 x 16 of norms, a last norm of 16:
@@ -199,9 +208,9 @@ def test_checkpoints_of_a_trained_run(trained, run):
         there = checkpoints.all_steps()
         checkpoints.close()
         if isinstance(stage, RewardStage):  # which one is best isn't known before
-            assert len(there) <= len(storage.kept(stage)) and stage.steps in there
+            assert len(there) <= len(storage.stored(stage)) + 1 and stage.steps in there
         else:
-            assert there == storage.kept(stage)
+            assert there == storage.stored(stage)
 
 
 def test_a_backbone_of_several_models_counts_once(run):

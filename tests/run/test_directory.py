@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ import re
 import pytest
 from etils import epath
 
+from pit_jax import files
 from pit_jax.data.layouts import Lengths
 from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
@@ -329,7 +331,7 @@ def test_other_examples_are_refused_and_the_same_ones_elsewhere_are_not(tmp_path
     with pytest.raises(UserError, match="was trained on other examples than the data has now"):
         directory.check_data(folder, "b" * 64)
     old = json.loads((tmp_path / "stage.json").read_text())
-    del old["data"]
+    del old["data"], old["sha256"]
     (tmp_path / "stage.json").write_text(json.dumps(old))
     directory.claim(folder, stage, {}, "b" * 64)
     directory.check_data(folder, "b" * 64)
@@ -394,7 +396,7 @@ def test_what_an_earlier_version_did_not_record_is_said(stage, changes, message,
     with pytest.raises(UserError, match=rf"other settings: {message}\. Go back"):
         directory.claim(folder, settings(stage, **changes), {}, "a" * 64)
     old = json.loads((folder / "stage.json").read_text())
-    del old["format"], old["models"], old["data"]
+    del old["format"], old["models"], old["data"], old["sha256"]
     late = r", (microbatches=1|loop=LoopConfig\(eval_every=\d\))"
     old["settings"] = {name: re.sub(late, "", text) for name, text in old["settings"].items()}
     (folder / "stage.json").write_text(json.dumps(old))
@@ -424,3 +426,54 @@ def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path):
     directory.claim(folder, here, {}, "", {"sft_pit.initial": ""})  # it isn't there any more
     with pytest.raises(UserError, match="initial '/here/model' -> '/there/model'"):
         directory.claim(folder, there, {}, "", {"sft_pit.initial": ""})
+
+
+def test_no_flipped_bit_of_what_is_written_gives_other_values(tmp_path):
+    """It is refused, or changes white space or a name that nothing reads."""
+    path = epath.Path(tmp_path) / "result.json"
+    value = {"model_step": 4, "final": {"loss": 0.125}, "name": "rm_é", "rounds": (1, 2)}
+    directory.write_json(path, value)
+    read = {**value, "rounds": [1, 2]}
+    assert directory.read_json(path) == read
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert read.items() <= directory.read_json(path).items()
+        except UserError as error:
+            assert re.search(
+                r"result.json: is damaged, .*; bring it back from a copy, or delete", str(error)
+            )
+            refused += 1
+    assert refused > 0.8 * len(whole)
+
+
+def test_two_files_in_each_other_s_places_are_refused(tmp_path):
+    folder = epath.Path(tmp_path)
+    directory.write_json(folder / "result.json", {"model_step": 4})
+    (folder / "result.json").rename(folder / "stage.json")
+    with pytest.raises(
+        UserError, match="stage.json: is damaged, its content isn't what its sha256"
+    ):
+        directory.read_json(folder / "stage.json")
+
+
+def test_what_an_earlier_version_wrote_is_read(tmp_path):
+    (tmp_path / "result.json").write_text('{"model_step": 4}')
+    assert directory.read_json(epath.Path(tmp_path) / "result.json") == {"model_step": 4}
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = epath.Path(tmp_path) / "result.json"
+    directory.write_json(path, {"steps": 1})
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="result.json: can't be written: No space left on device"):
+        directory.write_json(path, {"steps": 2})
+    assert directory.read_json(path) == {"steps": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]

@@ -613,6 +613,58 @@ def test_a_job_without_a_whole_shard_is_no_obstacle_and_old_shards_are_not_taken
     assert [line["seed"] for line in models(seed=1)()] == [1] * 5
 
 
+def test_a_damaged_shard_is_set_aside_and_made_again(models, tmp_path, capsys):
+    expected = models()(*FIVE)
+    (tmp_path / "out.jsonl").unlink()
+    interrupted(models)
+    shard = tmp_path / "out.jsonl.parts" / "000000.jsonl"
+    shard.write_bytes(shard.read_bytes().replace(b"row 1", b"row 7"))
+    run = models()
+    assert run() == expected and len(run.drafted) == 3
+    assert (
+        f"{shard}: is damaged, now 000000.jsonl.damaged, and made again" in capsys.readouterr().out
+    )
+    (tmp_path / "out.jsonl").unlink()
+    # One of an earlier version has no digest, and is taken as it is.
+    interrupted(models)
+    (tmp_path / "out.jsonl.parts" / "000000.sha256").unlink()
+    run = models()
+    assert run() == expected and len(run.drafted) == 2
+
+
+def test_a_shard_that_is_damaged_while_others_are_made_is_not_joined(models, tmp_path):
+    interrupted(models)
+    run, shard = models(), tmp_path / "out.jsonl.parts" / "000000.jsonl"
+    improve = run.improver
+
+    def damage(*arguments):
+        shard.write_bytes(b"")
+        return improve(*arguments)
+
+    run.improver = damage
+    with pytest.raises(
+        UserError, match=f"{shard}: is damaged, expected what its digest says; give"
+    ):
+        run()
+    assert not (tmp_path / "out.jsonl").exists()
+    assert len(models()()) == 5
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"seed": "1"'])
+def test_a_damaged_job_is_told_from_another_one(models, tmp_path, content):
+    interrupted(models)
+    job = tmp_path / "out.jsonl.parts" / "job.json"
+    whole = job.read_text()
+    for text in (content, whole.replace('"seed": "0', '"seed": "1')):
+        job.write_text(text)
+        with pytest.raises(
+            UserError, match=f"{job}: is damaged, .*; bring it back from a copy, or"
+        ):
+            models()()
+    job.write_text(whole)
+    assert len(models()()) == 5
+
+
 def test_a_folder_of_others_is_left_alone(models, tmp_path):
     parts = tmp_path / "out.jsonl.parts"
     parts.mkdir()

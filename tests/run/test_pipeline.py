@@ -123,6 +123,26 @@ def test_an_interrupted_reward_stage_continues_and_keeps_its_best(trained, tmp_p
     run.load_frozen("rm_policy")
 
 
+def test_a_damaged_checkpoint_costs_no_more_than_its_own_steps(trained, tmp_path, capsys):
+    """Of a complete stage, as its refusal says: without `result.json` it trains on from before."""
+    config = start_from(trained, tmp_path, "pretrain", "rm_policy")
+    for name, steps in (("pretrain", (2, 4)), ("rm_policy", (4, 6))):
+        (tmp_path / name / "result.json").unlink()
+        checkpoints = tmp_path / name / "checkpoints"
+        kept = sorted(int(path.name) for path in checkpoints.iterdir())
+        assert kept[-2:] == [*steps]
+        (checkpoints / str(steps[1]) / "model" / "manifest.ocdbt").write_bytes(b"")
+        run = train(config, name)
+        told = capsys.readouterr().out
+        line = f"{name}: the checkpoint of step {steps[1]} is damaged, now {steps[1]}.damaged: "
+        assert line in told and f"{name}: continues at step {steps[0]}" in told
+        assert_same_stage(run, trained, name)
+        assert {path.name for path in checkpoints.iterdir()} == {
+            *map(str, kept),
+            f"{steps[1]}.damaged",
+        }
+
+
 def test_a_reward_model_is_chosen_on_exactly_its_held_out_pairs(tmp_path):
     """10 of them in batches of 8: as if each were evaluated alone, and no eleventh."""
     stage = tiny_runs.reward("rm_gap", initial="", held_out=10)

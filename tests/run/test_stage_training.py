@@ -20,9 +20,10 @@ from etils import epath
 
 from pit_jax.data.datasets import MixtureConfig
 from pit_jax.data.layouts import Layout
-from pit_jax.data.reference_store import ReferenceStore
+from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter
 from pit_jax.data.vocabularies.load import load as load_vocabulary
 from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
+from pit_jax.errors import UserError
 from pit_jax.method.curriculum import Round
 from pit_jax.method.environment import Networks
 from pit_jax.method.frozen import Frozen
@@ -271,11 +272,14 @@ def trained(run, monkeypatch):
     found = {"fits": []}
 
     class Checkpoints:
-        def __init__(self, folder, best, keep_every):
-            found.update(folder=folder, best=best, keep_every=keep_every)
+        def __init__(self, folder, keep_every):
+            found.update(folder=folder, keep_every=keep_every)
 
         def latest_step(self):
             return None
+
+        def check_saved(self):
+            found["checked"] = found["fits"][-1]["stop"]
 
         def close(self):
             pass
@@ -330,7 +334,8 @@ def test_a_stage_goes_on_for_its_steps_in_its_parts(trained, stage):
         (fit,) = found["fits"]
         assert (fit["stop"], found["steps"], found["microbatches"]) == (steps, steps, parts)
         assert (found["keep_every"], fit["keep_every"]) == (0, 0)
-        assert (found["best"] is None) == (fit["held_out"] is None) == (stage is SUPERVISED)
+        assert (fit["held_out"] is None) == (stage is SUPERVISED)
+        assert found["checked"] == steps
 
 
 def test_the_random_start_follows_the_seed_and_the_task(run, trained):
@@ -348,7 +353,6 @@ def test_a_reward_model_is_evaluated_on_as_many_pairs_as_are_held_out(run, train
     )
     found = trained(dataclasses.replace(REWARD, held_out=10))
     (fit,) = found["fits"]
-    assert found["best"] == "accuracy"
     fit["held_out"](types.SimpleNamespace(params=None))
     assert (run.data.asked[-1]["split"], run.data.asked[-1]["limit"]) == ("dev", 10)
 
@@ -504,3 +508,19 @@ def test_a_critic_that_starts_as_the_actor_has_buffers_of_its_own(run):
     started = stage_training.start_from(run, dataclasses.replace(RL, ppo=ppo), state)
     leaves = jax.tree.leaves(started.train.params)
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
+def test_references_that_a_model_has_learnt_from_are_not_sampled_anew(tmp_path):
+    run = types.SimpleNamespace(folder=lambda name: epath.Path(tmp_path) / name)
+    folder = tmp_path / "rl_pit" / "references" / "round-2"
+    told = (
+        f"{folder}: isn't whole any more, .* or delete {tmp_path}/rl_pit to train the stage again"
+    )
+    with pytest.raises(UserError, match=told):
+        stage_training.check_sampled(run, RL, 2)
+    writer = ReferenceWriter(folder, 2, ReferenceMeta(2, "pit", "rl_pit@0", 0, 1))
+    writer.add([{"index": 0, "reference_tokens": [5], "text": "a", "ended": True}])
+    with pytest.raises(UserError, match=told):
+        stage_training.check_sampled(run, RL, 2)
+    writer.close()
+    stage_training.check_sampled(run, RL, 2)

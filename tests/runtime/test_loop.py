@@ -62,10 +62,10 @@ class Recorder:
 class Loop:
     """`loop.fit` with a straight line, in a folder."""
 
-    def __init__(self, folder, progress=None, best=None, keep_every=0):
+    def __init__(self, folder, progress=None, keep_every=0):
         self.recorder = Recorder()
         self.progress = progress or training_loop.Progress()
-        self.checkpoints = Checkpoints(folder, best, keep_every)
+        self.checkpoints = Checkpoints(folder, keep_every)
         self._step = supervised_step.make_step(squared_error, ONE_DEVICE)
 
     def step(self, state, batch, number):
@@ -130,7 +130,7 @@ def test_records_and_checkpoints_come_when_they_are_due(tmp_path):
     loop.run(batches(), 7, log_every=2, checkpoint_every=3)
     assert [record["step"] for record in loop.recorder.records] == [2, 3, 4, 6, 7]
     assert loop.recorder.texts[-1] == {"sample": "after step 6"}
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [7]
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [6, 7]
     assert loop.progress.step == 7 and loop.progress.tokens == 7 * 2.5
     assert loop.progress.seconds > 0
 
@@ -184,13 +184,13 @@ def test_the_first_of_the_best_evaluations_is_kept(tmp_path):
         evaluated.append(np.asarray(state.params["slope"]))
         return {"accuracy": next(accuracies)}
 
-    loop = Loop(tmp_path, best="accuracy")
+    loop = Loop(tmp_path)
     state = loop.run(batches(), 8, held_out=held_out, eval_every=2, checkpoint_every=3)
     assert loop.progress.best == {"accuracy": 0.75, "step": 4}
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [4, 8]
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [4, 6, 8]
     found = [r["held_out_accuracy"] for r in loop.recorder.records if "held_out_accuracy" in r]
     assert found == [0.5, 0.75, 0.75, 0.25]
-    best = Checkpoints(tmp_path, "accuracy", read_only=True).restore_model(state.params, 4)
+    best = Checkpoints(tmp_path, read_only=True).restore_model(state.params, 4)
     np.testing.assert_array_equal(best["slope"], evaluated[1])
 
 

@@ -1,5 +1,6 @@
 """Tests of metric pairs and writers."""
 
+import errno
 import io
 import json
 import math
@@ -116,6 +117,64 @@ def test_jsonl_broken_in_the_middle_is_an_error(tmp_path):
     path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl:2: is damaged, expected a JSON object"):
         metrics.read_jsonl(path)
+
+
+@pytest.mark.parametrize("line", ['{"step": 3, "los', '{"step": "3"}', '{"step": null}'])
+def test_a_damaged_last_line_is_not_a_torn_one(tmp_path, line):
+    """What has its end was written whole."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl:2: is damaged, expected a JSON object"):
+        metrics.read_jsonl(path)
+
+
+def test_a_full_disk_delays_records(tmp_path):
+    """Some bytes of a line may have been written before the disk was full."""
+    path = tmp_path / "metrics.jsonl"
+    writer = metrics.JsonlWriter(path)
+    file, room = writer._file, [1000]
+
+    class Full:
+        def write(self, data):
+            if not room[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            taken = file.write(data[: room[0]])
+            room[0] -= taken
+            return taken
+
+        def close(self):
+            file.close()
+
+    writer._file = Full()
+    writer.write(1, {"loss": 1.0})
+    writer.flush()
+    room[0] = 7
+    for step in (2, 3):
+        writer.write(step, {"loss": 1.0})
+        with pytest.raises(OSError, match="No space left"):
+            writer.flush()
+    assert [record["step"] for record in metrics.read_jsonl(path)] == [1]
+    room[0] = 1000
+    writer.write(4, {"loss": 1.0})
+    writer.close()
+    assert [record["step"] for record in metrics.read_jsonl(path)] == [1, 2, 3, 4]
+
+
+def test_a_writer_whose_disk_is_full_keeps_nothing_from_the_others(tmp_path):
+    class Failing(metrics.Console):
+        number = errno.ENOSPC
+
+        def write(self, *_):
+            raise OSError(self.number, "No space left on device")
+
+    failing = Failing("rl_pit", 4, (), stream=io.StringIO())
+    path = tmp_path / "metrics.jsonl"
+    with metrics.MetricWriter(failing, metrics.JsonlWriter(path)) as writer:
+        writer.write(1, {"loss": 0.5})
+        failing.number = errno.EPIPE
+        with pytest.raises(OSError, match="No space"):
+            writer.write(2, {"loss": 0.5})
+    assert [record["step"] for record in metrics.read_jsonl(path)] == [1]
 
 
 def test_jsonl_rejects_reserved_names(tmp_path):

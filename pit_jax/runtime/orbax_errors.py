@@ -1,0 +1,81 @@
+"""Tells errors of a disk or bucket from others while orbax saves, and quietens its tracebacks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from pit_jax import files
+
+# TensorStore's errors have no number, only its words.
+_WORDS = re.compile(
+    r"No space left on device|Disk quota exceeded|Read-only file system|Input/output error|"
+    r"File too large|Permission denied|Stale file handle|Too many open files"
+)
+
+
+def reason(error: BaseException, directory: epath.Path) -> str | None:
+    """Returns why a disk or bucket refused a file, in a few words; None for another error.
+
+    Args:
+      error: what was raised, or an error that it came from.
+      directory: where the file was written. Errors of a bucket may be of any type.
+    """
+    todo: list[BaseException | None] = [error]
+    seen = set()
+    while todo:
+        each = todo.pop(0)
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if found := _WORDS.search(str(each)):
+            return found[0]
+        if isinstance(each, OSError):
+            return each.strerror or str(each) or repr(each)
+        todo += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+    if not files.is_local(directory) and isinstance(error, Exception):
+        return (str(error).splitlines() or [repr(error)])[0][:200]
+    return None
+
+
+def remove_unfinished(directory: epath.Path, step: int) -> None:
+    """Deletes what a failed save has left of a step, so that it takes no room on a full disk."""
+    with contextlib.suppress(OSError):
+        for each in directory.iterdir():
+            if each.name.startswith(f"{step}.orbax-checkpoint-tmp"):
+                each.rmtree(missing_ok=True)
+
+
+def quieten() -> None:
+    """Keeps tracebacks of orbax's threads and coroutines out of the terminal.
+
+    Who waits for a save or a read gets its error; what that leaves behind would print it again.
+    """
+    log = logging.getLogger("absl")
+    if _is_ours not in log.filters:
+        log.addFilter(_is_ours)
+    if not isinstance(sys.unraisablehook, _Quiet):
+        sys.unraisablehook = _Quiet(sys.unraisablehook)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+class _Quiet:
+    """A hook for errors that nobody can catch, without those of orbax's coroutines."""
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        left = "Event loop is closed" in str(unraisable.exc_value)
+        if not left and "_read_array_index" not in repr(unraisable.object):
+            self._hook(unraisable)
