@@ -28,21 +28,28 @@ def reason(error: BaseException, directory: epath.Path) -> str | None:
       error: what was raised, or an error that it came from.
       directory: where the file was written. Errors of a bucket may be of any type.
     """
-    todo: list[BaseException | None] = [error]
-    seen = set()
-    while todo:
-        each = todo.pop(0)
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
+    chain = _chain(error)
+    for each in chain:  # what a full disk makes of the clean-up may have been raised after it
         if found := _WORDS.search(str(each)):
             return found[0]
+    for each in chain:
         if isinstance(each, OSError):
             return each.strerror or str(each) or repr(each)
-        todo += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
     if not files.is_local(directory) and isinstance(error, Exception):
         return (str(error).splitlines() or [repr(error)])[0][:200]
     return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and all that it came from."""
+    found: dict[int, BaseException] = {}
+    todo: list[BaseException | None] = [error]
+    while todo:
+        each = todo.pop(0)
+        if each is not None and id(each) not in found:
+            found[id(each)] = each
+            todo += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+    return list(found.values())
 
 
 def remove_unfinished(directory: epath.Path, step: int) -> None:
