@@ -22,7 +22,7 @@ from tests.child_environment import child_environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-COMMANDS = ("run", "data", "plan", "train", "convert", "improve", "evaluate")
+COMMANDS = ("run", "data", "plan", "train", "convert", "improve", "evaluate", "sweep")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -583,6 +583,7 @@ def test_seeds_are_compared_and_written(tmp_path, capsys):
         (["--compare=a", "--gin.SEED=1"], "--compare takes no gin file, binding"),
         (["--compare=a", "--generations=x"], "binding, --generations"),
         (["--compare=a", "--dry_run"], "--dry_run or --distributed"),
+        (["--compare=a", "--transfer=gin/tasks/hh.gin"], "--generations, --transfer"),
         (["--compare=a", "--distributed"], "--dry_run or --distributed"),
         (["--compare=a", "--output=/dev/null/x"], "--output: can't write /dev/null/x"),
     ],

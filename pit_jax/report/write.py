@@ -35,6 +35,9 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
                   completion_tokens}: counts of a judge that is a language model
   ground_truth   [{name, n, accuracy, ci_low, ci_high, kappa, kappa_low, kappa_high}]: of judges
                   beside an exact checker; a row of n = 0 has no others
+  transfer       [{trained_on, evaluated_on, gap_model: a row of reward_models, read, too_long:
+                  pairs that were read, and that don't fit, seen: prompts that the run was trained
+                  on, and all that a comparison has}]: of the run's own dataset first
   choices        [{stage, and all that run/choosing.py records}]
   warnings       [text]
 
@@ -210,6 +213,17 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         for found in [plain.get("judging")]
         if found
     ]
+    moved = [
+        [
+            row["evaluated_on"],
+            points(row.get("delta")),
+            _interval(row, points),
+            count(row.get("n")),
+            share(row["gap_model"].get("accuracy")),
+            _interval(row["gap_model"], share),
+        ]
+        for row in plain.get("transfer", ())
+    ]
     verdicts = ["orders agree", "A", "B", "tie", "no verdict"]
     return [
         (["stage", "steps", "time", "parameters"], stages),
@@ -218,6 +232,7 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         (["temp", "iteration", "mean score", "delta", "elo", "changed %"], iterations),
         (["comparison", "win %", "lose %", "tie %", "delta", "95% interval", "n"], comparisons),
         (["judge", "comparisons", *verdicts, "tokens read", "written"], judges),
+        (["PIT on", "delta", "95% interval", "n", "R_PIT right %", "95% interval"], moved),
     ]
 
 
