@@ -246,24 +246,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         if name == "sweep":
             sweep.add_flags(command)
         if name == "evaluate":
-            command.add_argument("--generations", help="JSONL written by improve, to judge instead")
-            command.add_argument(
-                "--compare",
-                nargs="+",
-                metavar="DIR",
-                help="combine the reports of these run directories, one for each seed, with spaces "
-                "or commas between them: each seed's figures side by side, their mean, and its "
-                "interval over seeds; takes no gin file",
-            )
-            command.add_argument(
-                "--transfer",
-                nargs="+",
-                default=[],
-                metavar="FILE",
-                help="gin files of other datasets, such as those of gin/tasks, or of other runs: "
-                "how the run's PIT and R_PIT do there, as a table of the report",
-            )
-            command.add_argument("--output", help="folder of the report; the run's own by default")
+            command_flags.add_evaluate(command)
             _add_on_error(command)
     return parser, commands.choices
 

@@ -71,3 +71,25 @@ def add_convert(command: argparse.ArgumentParser) -> None:
         choices=["float32", "bfloat16"],
         help="with --from of the computations (bfloat16), with --to of the weights (float32)",
     )
+
+
+def add_evaluate(command: argparse.ArgumentParser) -> None:
+    """Adds what `evaluate` takes."""
+    command.add_argument("--generations", help="JSONL written by improve, to judge instead")
+    command.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="DIR",
+        help="combine the reports of these run directories, one for each seed, with spaces "
+        "or commas between them: each seed's figures side by side, their mean, and its "
+        "interval over seeds; takes no gin file",
+    )
+    command.add_argument(
+        "--transfer",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="gin files of other datasets, such as those of gin/tasks, or of other runs: "
+        "how the run's PIT and R_PIT do there, as a table of the report",
+    )
+    command.add_argument("--output", help="folder of the report; the run's own by default")

@@ -524,7 +524,7 @@ def test_commands_that_compute_on_devices_join_several_hosts(command, capsys):
         cli.main([command, "--help"])
     output = capsys.readouterr().out
     for word in ("--distributed", processes.COORDINATOR, processes.COUNT, processes.INDEX):
-        assert (word in output) == (command not in ("data", "plan"))
+        assert (word in output) == (command not in ("data", "plan", "sweep"))
 
 
 def test_a_mistake_in_joining_hosts_is_one_line(trained, monkeypatch, fails):
@@ -564,7 +564,7 @@ def test_seeds_are_compared_and_written(tmp_path, capsys):
     assert cli.main(["evaluate", "--compare", *folders]) == 0
     assert capsys.readouterr().out == output.rpartition("report: ")[0]
     # Into its own directory again, but not into that of a run, whose report stays.
-    commands._check_comparison(str(tmp_path / "all"))
+    commands.check_comparison(str(tmp_path / "all"))
     before = (tmp_path / "seed1" / "report.json").read_bytes()
     assert cli.main(["evaluate", compare, f"--output={tmp_path / 'seed1'}"]) == 2
     path = tmp_path / "seed1" / "report.json"

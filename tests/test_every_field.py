@@ -323,6 +323,7 @@ MADE = {
     "models.weights.families": "Family",
     "plan.chips": "Chip Shares Slice",
     "plan.cuda": "Cores",
+    "plan.costs": "Cost",
     "plan.estimate": "Estimate Machine",
     "plan.hlo": "Collective",
     "plan.programs": "Program",
@@ -333,6 +334,7 @@ MADE = {
     "run.choosing": "Row",
     "run.improver": "Asked",
     "run.improving": "Row",
+    "run.variations": "Merged",
     "runtime.profiling": "Window",
 }
 

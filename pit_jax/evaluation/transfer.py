@@ -99,5 +99,5 @@ def _row(
         "gap_model": suite.pairs.gap_row("R_PIT", suite.pairs.gap_rewards(config.gap_model)),
         "read": report["read"],
         "too_long": too_long,
-        "seen": len(trained.intersection(suite.responses.prompts)),
+        "seen": sum(prompt in trained for prompt in suite.responses.prompts),
     }

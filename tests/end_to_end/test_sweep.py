@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import types
 
 import pytest
 
 from pit_jax import bindings, sweep
 from pit_jax.errors import UserError
+from pit_jax.evaluation import transfer
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.run.config import RunConfig
 from tests import tiny_runs
@@ -85,7 +87,9 @@ def test_seeds_are_trained_and_combined(tmp_path, capsys):
     assert shown(output)["rl_pit"][-3:] == ["1", "base", "(measured)"]
     assert f"{folder}/seed3:\ncomplete, skipped" in output
     assert (folder / "seed3" / "report.json").stat().st_mtime_ns == stamp
-    assert json.loads((folder / "report.json").read_text())["runs"] == report["runs"] or True
+    # Trained again with the same seed, it is the same.
+    again = json.loads((folder / "report.json").read_text())
+    assert again["comparisons"] == report["comparisons"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def dataset(tmp_path, text: str) -> str:
 
 
 def test_transfer_is_a_table_of_the_report(trained, tmp_path, capsys):
-    other, output = dataset(tmp_path, SHORT.format(steps=1)), f"--output={tmp_path / 'out'}"
+    other, output = dataset(tmp_path, SHORT.format(steps=2)), f"--output={tmp_path / 'out'}"
     assert tiny_runs.command("evaluate", trained, other, output, *FEW) == 0
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -168,6 +172,46 @@ def test_transfer_is_a_table_of_the_report(trained, tmp_path, capsys):
     assert "## Transfer" in page and "other.gin" in page.partition("## Transfer")[2]
     assert re.search(r"^PIT on .*R_PIT right %", printed, re.M)
     assert "--transfer=" in report["command"]
+
+
+def test_prompts_that_were_seen_and_pairs_that_dont_fit_are_counted():
+    """Three of four prompts are of the training data; 5 + 2 pairs are too long."""
+
+    def examples(*prompts):
+        return [types.SimpleNamespace(prompt=prompt) for prompt in prompts]
+
+    dropped = {"prompt too long": 5, "chosen too long": 2, "identical responses": 9}
+    data = types.SimpleNamespace(
+        examples=lambda split: {"train": examples("a", "b", "c")}[split],
+        report=lambda: {"read": 40, "dropped": dropped},
+    )
+    run = types.SimpleNamespace(
+        data=data, config=types.SimpleNamespace(dataset=types.SimpleNamespace(name="own"))
+    )
+    traces = [types.SimpleNamespace(responses=["y", "better"])] * 4
+    given = []
+    suite = types.SimpleNamespace(
+        responses=types.SimpleNamespace(prompts=["a", "b", "a", "x"]),
+        policy=lambda stage, temperature: ["y"] * 4,
+        improved=lambda stage, temperature, iterations: traces,
+        with_verdicts=lambda make: make(),
+        tables=types.SimpleNamespace(compare=lambda *sides: given.append(sides) or {"delta": 1.0}),
+        pairs=types.SimpleNamespace(gap_row=lambda *row: row, gap_rewards=lambda stage: stage),
+    )
+    config = EvaluationConfig(temperatures=(0.4, 1.0))
+    (row,) = transfer.rows(suite, run, config, {})
+    assert row == {
+        "trained_on": "own",
+        "evaluated_on": "own",
+        "delta": 1.0,
+        "gap_model": ("R_PIT", "rm_gap"),
+        "read": 40,
+        "too_long": 7,
+        "seen": 3,
+    }
+    ((temperature, _, pit, original),) = given
+    assert (temperature, pit.kind, original.kind) == (0.4, "pit", "original")
+    assert pit.responses == ["better"] * 4
 
 
 @pytest.mark.parametrize(
