@@ -291,7 +291,7 @@ def _told(found: Sequence[Any], sweep: Sweep) -> list[str]:
         time = "nothing says it yet: --topology=cpu plans it"
     lines += [
         "",
-        f"sweep      the run and {len(merged.names) - 1} variations{seeds} -> {sweep.folder}",
+        f"sweep      {', '.join(merged.names)}{seeds} -> {sweep.folder}",
         f"to train   {to_train} of {len(found) * runs} stages; {shared} more are the same as these "
         "and shared",
         f"steps      {steps:,.0f}; {flops / 1e12:,.4g} model TFLOP, padding counted",
