@@ -29,7 +29,7 @@ needs), then runs COMMAND from the root of the checkout:
   paper-tables [FLAG ...]     the paper's tables on synthetic data: gin/runs/paper_tables.gin with
                               seeds 0, 1 and 2 -> runs/paper_tables, which has the report of all
                               three, and seed0 to seed2. The same command goes on where it ended;
-                              flags go to `python -m pit_jax run`
+                              flags go to `python -m pit_jax sweep`
   test [ARGUMENT ...]         lint, types, and every test. With arguments, only pytest, with them:
                                 bash launch/local.sh test tests/method/test_losses.py -k gap
                                 bash launch/local.sh test -m slow
@@ -158,19 +158,8 @@ run_quickstart() {
     --gin.MODEL_DIR="'runs/quickstart'" "$@"
 }
 
-# A seed is complete when its folder has the flags that it was run with.
 run_paper_tables() {
-  local tables=runs/paper_tables seed folder
-  for seed in 0 1 2; do
-    folder=$tables/seed$seed
-    if [[ -e $folder/flags && $(<"$folder/flags") == "$*" ]]; then continue; fi
-    "$venv/bin/python" -m pit_jax run --gin_file=gin/runs/paper_tables.gin "$@" \
-      --gin.SEED="$seed" --gin.MODEL_DIR="'$folder'"
-    if [[ -e $folder/report.md ]]; then echo "$*" >"$folder/flags"; fi
-  done
-  if [[ " $* " == *" --dry_run "* ]]; then return; fi
-  "$venv/bin/python" -m pit_jax evaluate \
-    --compare="$tables/seed0,$tables/seed1,$tables/seed2" --output="$tables"
+  "$venv/bin/python" -m pit_jax sweep --gin_file=gin/runs/paper_tables.gin --seeds=0,1,2 "$@"
 }
 
 # Wherever T5X can be imported: no environment of this script's making has it.

@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -70,6 +70,7 @@ def parse(
     roots: Sequence[type],
     takes_stage: bool = True,
     text: str = "",
+    more: str = "",
 ) -> None:
     """Sets up gin with files, then flags.
 
@@ -80,6 +81,7 @@ def parse(
       roots: the configurations that the command is going to make.
       takes_stage: whether the command does something with STAGE.
       text: the content of a gin file that comes before the files; all of it has an effect.
+      more: that of one that comes after the flags, likewise.
 
     Raises:
       UserError: for what can't be read, isn't there, or would change nothing. A file's own
@@ -112,6 +114,7 @@ def parse(
                 )
         else:
             reach.judge(binding, found, used)
+    gin.parse_config(more)
     with errors():
         gin.finalize()
 
@@ -135,6 +138,25 @@ def read(file: str, roots: Sequence[type]) -> list[Any]:
     with _kept():
         parse([file], "", (), roots, takes_stage=False)
         return [configured(root) for root in roots]
+
+
+def read_part(file: str, field: str, roots: Sequence[type]) -> Any:
+    """Returns a part of a configuration that a gin file makes, and leaves gin as it was.
+
+    Args:
+      file: a gin file of the whole configuration, or of the part alone.
+      field: the field of the whole that has the part.
+      roots: the whole configuration; what is made if the file doesn't bind the field; and what else
+        the file may bind.
+
+    Raises:
+      UserError: for what `parse` refuses.
+    """
+    with _kept():
+        parse([file], "", (), roots, takes_stage=False)
+        with errors(file):
+            is_whole = field in gin.get_bindings(roots[0], resolve_references=False)
+            return getattr(configured(roots[0]), field) if is_whole else configured(roots[1])
 
 
 def over(text: str, flags: Sequence[tuple[str, str]], cls: type) -> dict[str, Any]:
@@ -215,6 +237,43 @@ def whole(roots: Sequence[type]) -> str:
     for key in reach.find(roots).used:
         bound.setdefault(key[:2], {})[key.parameter] = gin_config._CONFIG[key[:2]][key.parameter]
     return _WHOLE + gin_config._config_str(bound)
+
+
+def written(fields: Mapping[tuple[type, str], Any]) -> str:
+    """Writes values of fields as a gin file, configurations in them with all of their own fields.
+
+    Args:
+      fields: (configuration, field) -> its value. A configuration in it that has a `name` is made
+        in the scope of this name.
+    """
+    modules: dict[str, str] = {}
+    lines: list[str] = []
+
+    def called(cls: type) -> str:
+        alias = "_".join(cls.__module__.split(".")[1:])
+        modules[cls.__module__] = alias
+        return f"{alias}.{cls.__name__}"
+
+    def value_of(value: Any, scope: str) -> str:
+        if isinstance(value, tuple):
+            parts = [value_of(part, f"{scope}_{n}") for n, part in enumerate(value)]
+            return f"({', '.join(parts)}{',' * (len(parts) == 1)})"
+        if not dataclasses.is_dataclass(value):
+            return repr(value)
+        scope, cls = getattr(value, "name", scope), type(value)
+        for field in dataclasses.fields(value):
+            part = value_of(getattr(value, field.name), f"{scope}/{field.name}")
+            lines.append(f"{scope}/{called(cls)}.{field.name} = {part}")
+        return f"@{scope}/{called(cls)}()"
+
+    for (cls, name), value in fields.items():
+        text = value_of(value, name)
+        lines.append(f"{called(cls)}.{name} = {text}")
+    imports = [
+        f"from {module.rpartition('.')[0]} import {module.rpartition('.')[2]} as {alias}"
+        for module, alias in modules.items()
+    ]
+    return "\n".join(["from __gin__ import dynamic_registration", *imports, *lines, ""])
 
 
 # --- reading ----------------------------------------------------------------------------------

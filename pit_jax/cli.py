@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from pit_jax import __version__, bindings, checked, files, people, serving
+from pit_jax import __version__, bindings, checked, command_flags, files, people, serving, sweep
 from pit_jax.errors import Interrupted, NotFiniteError, UserError, quieten
 
 _EXAMPLES = {
@@ -43,8 +43,15 @@ _EXAMPLES = {
     "evaluate": (
         "python -m pit_jax evaluate --gin_file=gin/runs/quickstart.gin "
         "--gin.EvaluationConfig.split=dev\n"
+        "  python -m pit_jax evaluate --gin_file=gin/runs/quickstart.gin "
+        "--transfer=gin/tasks/drafts_short.gin\n"
         "  python -m pit_jax evaluate --compare runs/seed0 runs/seed1 --output=runs/seeds\n"
         f"{people.EXAMPLE}"
+    ),
+    "sweep": (
+        "python -m pit_jax sweep --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=runs/sweep "
+        "--seeds=0,1,2 --vary='weak:rl_pit/PPOConfig.beta=0.02' --dry_run\n"
+        "  python -m pit_jax sweep --gin_file=gin/runs/paper_tables.gin --seeds=0,1,2"
     ),
 }
 _SUMMARIES = {
@@ -57,6 +64,8 @@ _SUMMARIES = {
     "improve": "improve responses: JSONL of {prompt, response?} in, every iteration out",
     "evaluate": "judge, table and plot the models of a run, or saved generations; combine the "
     "reports of several seeds",
+    "sweep": "run variations and seeds of a run, sharing the stages that are the same; say first "
+    "what it costs",
 }
 # What goes wrong outside the program, such as a full disk.
 _OUTSIDE = [
@@ -184,7 +193,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             epilog=(_SEVERAL_HOSTS if name in _ON_DEVICES else "")
-            + (serving.IMPROVE if name == "improve" else "")
+            + {"improve": serving.IMPROVE, "sweep": sweep.SWEEP}.get(name, "")
             + f"\nexample:\n  {_EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -227,22 +236,15 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             command.add_argument("--json", action="store_true", help="print JSON")
             command.add_argument("--output", help="folder to write data.json and lengths.png to")
         if name == "plan":
-            _add_plan(command)
+            command_flags.add_plan(command)
         if name == "convert":
-            _add_convert(command)
+            command_flags.add_convert(command)
         if name == "improve":
             _add_improve(command)
+        if name == "sweep":
+            sweep.add_flags(command)
         if name == "evaluate":
-            command.add_argument("--generations", help="JSONL written by improve, to judge instead")
-            command.add_argument(
-                "--compare",
-                nargs="+",
-                metavar="DIR",
-                help="combine the reports of these run directories, one for each seed, with spaces "
-                "or commas between them: each seed's figures side by side, their mean, and its "
-                "interval over seeds; takes no gin file",
-            )
-            command.add_argument("--output", help="folder of the report; the run's own by default")
+            command_flags.add_evaluate(command)
             _add_on_error(command)
             people.add_flags(command)
     return parser, commands.choices
@@ -257,77 +259,11 @@ def _add_on_error(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_plan(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--topology",
-        required=True,
-        metavar="NAME",
-        help="v4-128, 2xv5p-256, h100-1, l4-8, cpu, …",
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--explain", metavar="PROGRAM", help="all about some programs")
-    command.add_argument("--save", metavar="DIR", help="write compiled programs as text")
-
-
 def _add_improve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--input", required=True, help="JSONL of {prompt, response?}")
     command.add_argument("--output", required=True, help="JSONL to write")
     _add_on_error(command)
     serving.add_flags(command)
-
-
-def _add_convert(command: argparse.ArgumentParser) -> None:
-    way = command.add_mutually_exclusive_group(required=True)
-    way.add_argument(
-        "--from",
-        dest="source",
-        choices=["hf", "peft"],
-        help="hf: a Hugging Face model becomes a base model; peft: an adapter of PEFT becomes a "
-        "stage, beside its base model; takes --input and no gin file",
-    )
-    way.add_argument(
-        "--to",
-        choices=["hf", "peft", "t5x"],
-        help="what a stage's model becomes; hf: a folder that transformers loads, adapters merged, "
-        "or without STAGE a directory of policy, PIT and gap model; peft: a folder with its "
-        "adapters, which PEFT loads; t5x: a folder checkpoint_STEP",
-    )
-    command.add_argument(
-        "--input",
-        metavar="MODEL",
-        help="with --from: a folder, GGUF file or name on the hub",
-    )
-    command.add_argument(
-        "--base",
-        default="",
-        metavar="MODEL",
-        help="with peft: the base model, a folder or a name on the hub; by default what the "
-        "adapter says, or where the backbone has come from",
-    )
-    command.add_argument(
-        "--with_base",
-        default="",
-        metavar="DIR",
-        help="with --to=peft: write the base model too, with rows for ids that were added",
-    )
-    command.add_argument("--output", required=True, metavar="DIR", help="where to write it")
-    command.add_argument(
-        "--chat_template",
-        default="none",
-        metavar="NAME",
-        help="with --from: what RunConfig.chat_template will be; none, tokenizer or a file",
-    )
-    command.add_argument(
-        "--role",
-        choices=["policy", "pit", "policy_reward", "gap_reward"],
-        default="",
-        help="with --from=hf: write ROLE.gin too, which makes it the base model of this role alone",
-    )
-    command.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16"],
-        help="with --from of the computations (bfloat16), with --to of the weights (float32)",
-    )
 
 
 def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
@@ -344,6 +280,8 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if not options.gin_file:
         raise UserError("expected at least one --gin_file=FILE, such as gin/runs/quickstart.gin")
     quieten()
+    if options.command == "sweep":
+        return sweep.main(options, flags)
     from pit_jax import commands
     from pit_jax.evaluation import suite
     from pit_jax.run import run as runs
@@ -432,9 +370,10 @@ def _bring_in(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 def _compare(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     """Combines the reports of runs, for which they alone are needed."""
     others = (options.gin_file, flags, options.generations, options.dry_run, options.distributed)
-    if any(others):
+    if any(others) or options.transfer:
         raise UserError(
-            "--compare takes no gin file, binding, --generations, --dry_run or --distributed"
+            "--compare takes no gin file, binding, --generations, --transfer, --dry_run or "
+            "--distributed"
         )
     paths = [path.strip() for listed in options.compare for path in listed.split(",")]
     options.compare = [checked.expand(path) for path in paths]

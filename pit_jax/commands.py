@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from pit_jax import files
+from pit_jax import bindings, files
 from pit_jax.errors import UserError
 from pit_jax.runtime import owner, processes
 
@@ -42,7 +42,12 @@ def run(run, evaluation, options) -> None:
     for warning in _warnings(run, evaluation):
         print(f"warning: {warning}", flush=True)
     pipeline.train_all(run)
-    _report(run, evaluation, _beside(run.directory, evaluation), options)
+    _report(run, evaluation, report_folder(run, evaluation), options)
+
+
+def report_folder(run, evaluation):
+    """Returns where the report of a run goes."""
+    return _beside(run.directory, evaluation)
 
 
 def _warnings(run, evaluation) -> list[str]:
@@ -201,9 +206,12 @@ def convert(run, evaluation, options) -> None:
 def evaluate(run, evaluation, options) -> None:
     """Makes the tables and plots of a run, or of a file that `improve` wrote."""
     if options.generations:
+        if options.transfer:
+            raise UserError("--generations: expected them without --transfer, which samples anew")
         _evaluate_generations(run, evaluation, options)
         return
     run.check_data()
+    options.others = _others(run, evaluation, options.transfer)
     directory = _beside(run.directory, evaluation)
     if options.output:
         directory = epath.Path(options.output)
@@ -270,14 +278,17 @@ def _beside(directory, evaluation):
 
 
 def _report(run, evaluation, directory, options) -> None:
-    from pit_jax.evaluation import about, suite
+    from pit_jax.evaluation import about, suite, transfer
     from pit_jax.report import cautions
     from pit_jax.report import write as report
     from pit_jax.run import checks, choosing
 
     checks.check_records(run)
     print("evaluating …", flush=True)
-    results = suite.Suite(run, evaluation).results() | about.facts(run)
+    made = suite.Suite(run, evaluation)
+    results = made.results() | about.facts(run)
+    if others := getattr(options, "others", None):
+        results["transfer"] = transfer.rows(made, run, evaluation, others)
     results["subjects"] = subjects(evaluation)
     found = (results.get("warnings", ()), _warnings(run, evaluation), cautions.cautions(results))
     results["warnings"] = list(itertools.chain(*found))
@@ -330,6 +341,20 @@ def _improving_stages(evaluation) -> dict[str, str]:
     return {role: getattr(evaluation, role) for role in improver.ROLES}
 
 
+def _others(run, evaluation, paths) -> dict[str, Any]:
+    """The run on each other dataset that `--transfer` names, by its file."""
+    from pit_jax.data.datasets import DatasetConfig
+    from pit_jax.evaluation import transfer
+    from pit_jax.evaluation.suite import EvaluationConfig
+    from pit_jax.run.config import RunConfig
+
+    roots, found = (RunConfig, DatasetConfig, EvaluationConfig), {}
+    for path in paths:
+        dataset = bindings.read_part(path, "dataset", roots)
+        found[path] = transfer.moved(run, path, dataset, evaluation.split)
+    return found
+
+
 def _evaluate_generations(run, evaluation, options) -> None:
     from pit_jax.evaluation import generations, suite
     from pit_jax.report import cautions
@@ -347,17 +372,17 @@ def _evaluate_generations(run, evaluation, options) -> None:
         print(f"report: {paths['html']}")
 
 
-def _check_command(run, evaluation, options) -> None:
+def check(run, evaluation, options) -> None:
     """Refuses what a command could only refuse, or fail at, when it is under way."""
     from pit_jax.evaluation import generations
     from pit_jax.run import checks
 
     if options.command not in _WITHOUT_DATA:
         _check_read(run)
-    if options.command == "run":
+    if options.command in ("run", "sweep"):
         _check_evaluation(run, evaluation)
-    if options.command in ("run", "train"):
-        one = None if options.command == "run" else run.stage(options.stage).name
+    if options.command in ("run", "train", "sweep"):
+        one = run.stage(options.stage).name if options.command == "train" else None
         for stage in run.config.stages:
             if one in (None, stage.name):
                 checks.check(run, stage.name)
@@ -374,6 +399,7 @@ def _check_command(run, evaluation, options) -> None:
     elif options.command == "evaluate":
         _check_evaluation(run, evaluation)
         checks.check_models(run, evaluation.stages)
+        _others(run, evaluation, options.transfer)
 
 
 def _check_read(run) -> None:
@@ -389,7 +415,7 @@ def describe(run, evaluation, options) -> None:
 
     from pit_jax.run import shapes, stages
 
-    _check_command(run, evaluation, options)
+    check(run, evaluation, options)
     print(f"run directory  {run.directory} (nothing is written)")
     print(f"mesh           {dict(run.partitioner.mesh.shape)} on {jax.devices()[0].device_kind}")
     if options.command not in _WITHOUT_DATA:

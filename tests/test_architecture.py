@@ -33,7 +33,10 @@ FOLDERS = {
     "adapters": ("runtime", "data", "models", "method", "run"),
 }
 GROUND = ("__init__", "checked", "errors", "files")
-TOP = ("__main__", "api", "bindings", "cli", "commands", "people", "reach", "serving")
+TOP = (
+    *("__main__", "api", "bindings", "cli", "command_flags", "commands", "people"),
+    *("reach", "serving", "sweep"),
+)
 
 # Who alone may import what. A name that ends in a dot stands for a folder.
 CONFINED = {
@@ -79,12 +82,14 @@ RECORDS = {
     "Check",
     "Collective",
     "Comparison",
+    "Cost",
     "Estimate",
     "Example",
     "Improvement",
     "LengthEffect",
     "Mean",
     "Measured",
+    "Merged",
     "Ratings",
     "ReferenceMeta",
     "SignTest",

@@ -22,7 +22,7 @@ from tests.child_environment import child_environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-COMMANDS = ("run", "data", "plan", "train", "convert", "improve", "evaluate")
+COMMANDS = ("run", "data", "plan", "train", "convert", "improve", "evaluate", "sweep")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -524,7 +524,7 @@ def test_commands_that_compute_on_devices_join_several_hosts(command, capsys):
         cli.main([command, "--help"])
     output = capsys.readouterr().out
     for word in ("--distributed", processes.COORDINATOR, processes.COUNT, processes.INDEX):
-        assert (word in output) == (command not in ("data", "plan"))
+        assert (word in output) == (command not in ("data", "plan", "sweep"))
 
 
 def test_a_mistake_in_joining_hosts_is_one_line(trained, monkeypatch, fails):
@@ -583,6 +583,7 @@ def test_seeds_are_compared_and_written(tmp_path, capsys):
         (["--compare=a", "--gin.SEED=1"], "--compare takes no gin file, binding"),
         (["--compare=a", "--generations=x"], "binding, --generations"),
         (["--compare=a", "--dry_run"], "--dry_run or --distributed"),
+        (["--compare=a", "--transfer=gin/tasks/hh.gin"], "--generations, --transfer"),
         (["--compare=a", "--distributed"], "--dry_run or --distributed"),
         (["--compare=a", "--output=/dev/null/x"], "--output: can't write /dev/null/x"),
     ],

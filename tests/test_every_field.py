@@ -335,6 +335,7 @@ MADE = {
     "models.weights.families": "Family",
     "plan.chips": "Chip Shares Slice",
     "plan.cuda": "Cores",
+    "plan.costs": "Cost",
     "plan.estimate": "Estimate Machine",
     "plan.hlo": "Collective",
     "plan.programs": "Program",
@@ -345,6 +346,7 @@ MADE = {
     "run.choosing": "Row",
     "run.improver": "Asked",
     "run.improving": "Row",
+    "run.variations": "Merged",
     "runtime.profiling": "Window",
 }
 

@@ -42,6 +42,7 @@ SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.ite
 SIDES = ("chosen", "rejected")
 QUICKSTART = "gin/runs/quickstart.gin"
 JUDGES = {"gin/judge.gin", "gin/judge_classifier.gin"}  # for the evaluation of any run
+TRANSFER = "gin/tasks/drafts_short.gin"  # a finished run is evaluated on it
 LORA = "gin/lora.gin"  # for the training of any run
 T5X_BASE = "gin/models/t5x_base.gin"  # for whoever brings weights
 PRESETS = [f"gin/models/{name}.gin" for name in PUBLISHED]  # likewise
@@ -196,7 +197,9 @@ def test_a_file_opens_with_what_to_set(name):
 
 def test_every_file_is_part_of_a_run():
     with_run = ("smollm2_135m", "smollm3_3b", "llama3_1_8b")
-    unused = {*JUDGES, LORA, T5X_BASE, *PRESETS} - {f"gin/models/{name}.gin" for name in with_run}
+    unused = {*JUDGES, LORA, T5X_BASE, TRANSFER, *PRESETS} - {
+        f"gin/models/{name}.gin" for name in with_run
+    }
     assert set().union(*(reached(run) for run in RUNS)) == set(FILES) - unused
 
 

@@ -125,52 +125,15 @@ def test_first_call_installs_and_later_calls_only_run(checkout):
     assert checkout.calls() == [run]
 
 
-def paper_tables(seed: int, *flags: str) -> str:
-    given = "".join(f"<{flag}>" for flag in flags)
-    return (
-        f"<-m><pit_jax><run><--gin_file=gin/runs/paper_tables.gin>{given}"
-        f"<--gin.SEED={seed}><--gin.MODEL_DIR='runs/paper_tables/seed{seed}'>"
-    )
-
-
-COMPARED = (
-    "<-m><pit_jax><evaluate>"
-    "<--compare=runs/paper_tables/seed0,runs/paper_tables/seed1,runs/paper_tables/seed2>"
-    "<--output=runs/paper_tables>"
-)
-
-
-def test_paper_tables_trains_three_seeds_then_compares_them(checkout):
+def test_paper_tables_is_a_sweep_of_three_seeds(checkout):
     checkout.run("setup")
     checkout.calls()
-    flags = ("--gin.PPOConfig.beta=0.1", "--gin.NAME='two words'")
-    result = checkout.run("paper-tables", *flags)
+    result = checkout.run("paper-tables", "--gin.PPOConfig.beta=0.1", "--gin.NAME='two words'")
     assert (result.returncode, result.stderr) == (0, "")
-    assert checkout.calls() == [*(paper_tables(seed, *flags) for seed in range(3)), COMPARED]
-
-
-def test_paper_tables_goes_on_where_it_ended(checkout):
-    checkout.run("setup")
-    checkout.calls()
-    for seed in (0, 1):
-        folder = checkout.root / f"runs/paper_tables/seed{seed}"
-        folder.mkdir(parents=True)
-        (folder / "report.md").write_text("")  # what the stand-in for Python doesn't write
-    assert checkout.run("paper-tables", "--a=1", RUN_STATUS="143").returncode == 143
-    assert checkout.calls() == [paper_tables(0, "--a=1")]  # no later seed, and no comparison
-    checkout.run("paper-tables", "--a=1")
-    checkout.calls()
-    assert checkout.run("paper-tables", "--a=1").returncode == 0
-    assert checkout.calls() == [paper_tables(2, "--a=1"), COMPARED]
-    assert checkout.run("paper-tables", "--a=2").returncode == 0
-    assert checkout.calls() == [*(paper_tables(seed, "--a=2") for seed in range(3)), COMPARED]
-
-
-def test_paper_tables_tried_dry_are_not_compared(checkout):
-    checkout.run("setup")
-    checkout.calls()
-    assert checkout.run("paper-tables", "--dry_run").returncode == 0
-    assert checkout.calls() == [paper_tables(seed, "--dry_run") for seed in range(3)]
+    assert checkout.calls() == [
+        "<-m><pit_jax><sweep><--gin_file=gin/runs/paper_tables.gin><--seeds=0,1,2>"
+        "<--gin.PPOConfig.beta=0.1><--gin.NAME='two words'>"
+    ]
 
 
 def test_venv_can_be_elsewhere(checkout, tmp_path):

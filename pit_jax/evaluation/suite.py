@@ -96,6 +96,9 @@ class EvaluationConfig:
 class Suite:
     """Samples a run's models, judges their responses and makes the tables.
 
+    Attributes:
+      responses, tables, pairs: what samples, what judges, and the held-out pairs.
+
     Args:
       run: the run, whose stages are trained.
       config: what to evaluate.
@@ -112,8 +115,8 @@ class Suite:
             self._judge = configured_judge.make(config.judge, run.directory)
         else:
             self._judge = judge_for(run.config.dataset, self._rewards, config.reward_model)
-        self._tables = Tables(self.responses, self._judge, run.config.seed)
-        self._pairs = HeldOutPairs(run, self.responses, config.split)
+        self.tables = Tables(self.responses, self._judge, run.config.seed)
+        self.pairs = HeldOutPairs(run, self.responses, config.split)
         of = functools.partial(variants.others, run)
         self._controls = of(("rl_policy",), config.policy, config.controls)
         self._ablations = of(stages.PIT_RL, config.pit, config.ablations)
@@ -126,7 +129,7 @@ class Suite:
         config, run = self._config, self._run
         found = (self._controls, self._ablations, self._reward_models, self._gap_models)
         checks.check_models(run, (stage for models in found for _, stage in models))
-        judged = self._with_verdicts(self._judged)
+        judged = self.with_verdicts(self._judged)
         reward_models, figure2 = self._reward_model_rows()
         versions = {"pit_jax": __version__, "jax": jax.__version__, "python": python_version()}
         return {
@@ -159,7 +162,7 @@ class Suite:
             comparisons += self._comparisons(temperature)
             scores += self._scores(temperature)
         figure5, supervised_rows = self._supervised_pit()
-        agreement = [self._pairs.judge_row(self._judge)] if config.judge else []
+        agreement = [self.pairs.judge_row(self._judge)] if config.judge else []
         return {
             "comparisons": comparisons + supervised_rows,
             "scores": scores,
@@ -170,7 +173,8 @@ class Suite:
             "figure5": figure5,
         }
 
-    def _with_verdicts(self, make: Callable[[], T]) -> T:
+    def with_verdicts(self, make: Callable[[], T]) -> T:
+        """Returns what `make` makes of verdicts; a language model is asked for them together."""
         if isinstance(self._judge, LanguageModelJudge):
             return self._judge.together(make)
         return make()
@@ -189,7 +193,7 @@ class Suite:
           records: `prompt` and `responses` [y_0, y_1, …], all of the same length or stopped early
             (the last one then stands for the later ones).
         """
-        made = self._with_verdicts(lambda: of_generations(self._judge, records))
+        made = self.with_verdicts(lambda: of_generations(self._judge, records))
         return {
             "title": "Saved generations",
             "num_prompts": len(records),
@@ -227,7 +231,7 @@ class Suite:
 
     def _comparisons(self, temperature: float) -> list[dict[str, Any]]:
         rows = self._sides(temperature)
-        return [self._tables.compare(temperature, group, a, b) for group, a, b in rows]
+        return [self.tables.compare(temperature, group, a, b) for group, a, b in rows]
 
     def _sides(self, temperature: float) -> list[tuple[str, Side, Side]]:
         """Lists what is compared, by the group of its table."""
@@ -271,16 +275,16 @@ class Suite:
         ]
         models += [(label, self.policy(s, temperature)) for label, s in self._controls]
         models += [(label, self._pit(s, temperature)) for label, s in self._ablations]
-        return [self._tables.score(name, temperature, each) for name, each in models]
+        return [self.tables.score(name, temperature, each) for name, each in models]
 
     def _iterations(self, temperature: float) -> dict[str, Any]:
         count = self._config.iterations
         traces = self.improved(self._config.pit, temperature, count)
         min_gap = self._run.config.improve.min_gap or 0.0
         return {
-            **self._tables.iterations(traces, self._self_refine(temperature), count),
+            **self.tables.iterations(traces, self._self_refine(temperature), count),
             # `improve` counts a gap from the anchor, and these are scores as they are.
-            "stops": self._tables.stops(
+            "stops": self.tables.stops(
                 traces, count, min_gap + self._run.anchor(self._config.gap_model)
             ),
         }
@@ -290,7 +294,7 @@ class Suite:
 
         A gap that is a difference of R_P's scores stands beside R_PIT's (Appendix C).
         """
-        pairs, config = self._pairs, self._config
+        pairs, config = self.pairs, self._config
         difference = scoring.difference_rewards(*pairs.policy_rewards(config.reward_model))
         rewards = pairs.gap_rewards(config.gap_model)
         rows = [
@@ -306,14 +310,14 @@ class Suite:
 
     def _ground_truth(self) -> list[dict[str, Any]]:
         """Compares the judge, and R_P as one, with the exact checker on what Table 1 compares."""
-        exact, true = checker(self._run.config.dataset), self._tables.verdicts
+        exact, true = checker(self._run.config.dataset), self.tables.verdicts
         if exact is None:
             return []
         rewards = RewardJudge(self._rewards, f"R_P ({self._config.reward_model})")
         judges = {rewards.name: Verdicts(rewards, self.responses.prompts)}
         if not isinstance(self._judge, ExactJudge):
             true = Verdicts(exact, self.responses.prompts)
-            judges = {self._judge.name: self._tables.verdicts, **judges}
+            judges = {self._judge.name: self.tables.verdicts, **judges}
         pairs = [
             (responses.texts(a.responses), responses.texts(b.responses))
             for temperature in self._config.temperatures
@@ -401,7 +405,7 @@ class Suite:
         temperature = config.temperatures[0]
         first, *more = models(temperature)
         pairs = [*sides(temperature), *((first, other) for other in more)]
-        rows = [self._tables.compare(temperature, "figure5", a, b) for a, b in pairs]
+        rows = [self.tables.compare(temperature, "figure5", a, b) for a, b in pairs]
         return self._series(sides), rows
 
     def _series(self, sides) -> dict[str, Any]:
@@ -410,7 +414,7 @@ class Suite:
         intervals: dict[str, list[list[float]]] = {}
         for temperature in self._config.sweep:
             for a, b in sides(temperature):
-                found, name = self._tables.delta(a, b), f"{a.label} vs {b.label}"
+                found, name = self.tables.delta(a, b), f"{a.label} vs {b.label}"
                 series.setdefault(name, []).append(found.delta)
                 intervals.setdefault(name, []).append([found.ci_low, found.ci_high])
         return {"temperatures": list(self._config.sweep), "series": series, "intervals": intervals}
@@ -420,7 +424,7 @@ class Suite:
         config = self._config
         traces = self.improved(config.pit, config.temperatures[0], config.iterations)
         said = list(zip(*(responses.texts(trace.responses) for trace in traces), strict=True))
-        scores_KN = [self._tables.verdicts.scores(texts) for texts in said]
+        scores_KN = [self.tables.verdicts.scores(texts) for texts in said]
         return [
             {
                 "prompt": example.prompt,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pit_jax.report import choices, comparisons, judging, opening, plots, reward_models
+from pit_jax.report import choices, comparisons, judging, opening, plots, reward_models, transfer
 from pit_jax.report.blocks import (
     Block,
     Code,
@@ -47,6 +47,7 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
         comparisons.supervised,
         reward_models.section,
         comparisons.controls,
+        transfer.section,
         judging.section,
         _samples,
         choices.section,

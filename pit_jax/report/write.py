@@ -40,6 +40,9 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
                   tie}]}: how many comparisons people were asked for, judged all, weren't asked for
                   since responses are equal, and agree on; how often each preferred A, B, neither
   agreement      as ground_truth, of every two of these people
+  transfer       [{trained_on, evaluated_on, gap_model: a row of reward_models, read, too_long:
+                  pairs that were read, and that don't fit, seen: prompts that the run was trained
+                  on, and all that a comparison has}]: of the run's own dataset first
   choices        [{stage, and all that run/choosing.py records}]
   warnings       [text]
 
@@ -231,6 +234,17 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
     ]
     agree = ["agree %", "95% interval", "kappa", "95% interval", "comparisons"]
     verdicts = ["orders agree", "A", "B", "tie", "no verdict", "unjudged"]
+    moved = [
+        [
+            row["evaluated_on"],
+            points(row.get("delta")),
+            _interval(row, points),
+            count(row.get("n")),
+            share(row["gap_model"].get("accuracy")),
+            _interval(row["gap_model"], share),
+        ]
+        for row in plain.get("transfer", ())
+    ]
     return [
         (["stage", "steps", "time", "parameters"], stages),
         (["reward model", "accuracy %", "95% interval", "pairs"], models),
@@ -239,6 +253,7 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         (["comparison", "win %", "lose %", "tie %", "delta", "95% interval", "n"], comparisons),
         (["judge", "comparisons", *verdicts, "tokens read", "written"], judges),
         (["people", *agree], people),
+        (["PIT on", "delta", "95% interval", "n", "R_PIT right %", "95% interval"], moved),
     ]
 
 

@@ -95,7 +95,7 @@ def recorded(run):
             made.rows = made._comparisons(temperature) + made._scores(temperature)
             made._iterations(temperature)
         made.figure = made._sweep()
-        made._pairs.policy_row("R_P", made._config.reward_model)
+        made.pairs.policy_row("R_P", made._config.reward_model)
         return made
 
     return tables

@@ -378,12 +378,12 @@ def test_every_reward_model_has_its_rows(monkeypatch):
         "rm_policy": ([3.0, 0.0, 1.0], [1.0, 1.0, 0.0]),
         "rm_policy_2": ([1.0] * 3, [2.0] * 3),
     }
-    monkeypatch.setattr(suite._pairs, "policy_rewards", scores.get)
+    monkeypatch.setattr(suite.pairs, "policy_rewards", scores.get)
     gaps = {
         name: {pair: np.full(3, value) for pair, value in zip(GAP_PAIRS, values, strict=True)}
         for name, values in (("rm_gap", (4, 3, 2, 1)), ("rm_pair", (1, 2, 3, 4)))
     }
-    monkeypatch.setattr(suite._pairs, "gap_rewards", gaps.get)
+    monkeypatch.setattr(suite.pairs, "gap_rewards", gaps.get)
     rows, figure2 = suite._reward_model_rows()
     assert [(row["name"], pytest.approx(row["accuracy"])) for row in rows] == [
         ("R_P", 2 / 3),
