@@ -38,7 +38,8 @@ class PPOConfig:
       microbatches: parts of a minibatch whose gradients are added up; each is of episodes of like
         lengths.
       widths: how many widths, in equal steps, the programs have for rows of a prompt and a
-        response, each compiled by itself; with 1 every row has its full windows.
+        response, each compiled by itself; with 1 every row has its full windows. On a CPU deep
+        networks have fewer, see `widths.affordable`.
       missing_eos_penalty: score of a response that didn't end within its window, in standard
         deviations from the mean score of all that did in the steps before; below 0.
       subtract_chosen: whether the score of y_w, a constant of each prompt, is subtracted from each

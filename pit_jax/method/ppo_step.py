@@ -39,7 +39,7 @@ from pit_jax.method.losses import ppo_policy_loss, ppo_value_loss
 from pit_jax.method.parts import in_parts, orders
 from pit_jax.method.ppo import Experience, PPOConfig
 from pit_jax.method.rollouts import Translated, make_answer, read_of
-from pit_jax.method.widths import by_length, fitted, ladder, lengths_of, mean_width
+from pit_jax.method.widths import affordable, by_length, fitted, ladder, lengths_of, mean_width
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from pit_jax.runtime.metrics import Metrics
@@ -368,6 +368,7 @@ def make_programs(
       `collect` of `make_collect`, whose metric `model_flops` counts both programs; and
       `update(state, Frozen.of_trained, episodes, key)` -> new state, metrics, donating the state.
     """
+    config = affordable(config, networks.actor, networks.critic)
     collect = make_collect(networks, config, environment)
     log_probs, values = make_passes(networks, config, environment)
 

@@ -8,6 +8,7 @@ for rounding.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +18,11 @@ import jax.numpy as jnp
 
 from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method.ppo import PPOConfig
-from pit_jax.models import adapters
+from pit_jax.models import adapters, kernels
+from pit_jax.models.config import NetworkConfig
 
 _LEAST = 48  # columns, below which a width saves nothing
+_MOST_LAYERS = 32  # that a program has written out for all widths of a model
 
 
 def ladder(length: int, count: int) -> tuple[int, ...]:
@@ -28,6 +31,17 @@ def ladder(length: int, count: int) -> tuple[int, ...]:
         return (length,)
     steps = {-(-length * n // (8 * count)) * 8 for n in range(1, count)}
     return (*sorted(width for width in steps if _LEAST <= width < length), length)
+
+
+def affordable(config: PPOConfig, *networks: NetworkConfig) -> PPOConfig:
+    """Leaves as many widths as deep networks can be compiled for.
+
+    Where each layer is written out by itself, it is so for each width. Of four widths of 30 layers
+    XLA made a program with 20 GB of memory.
+    """
+    layers = max((n.num_layers for n in networks if kernels.written_out(n)), default=0)
+    most = max(1, _MOST_LAYERS // layers) if layers else config.widths
+    return dataclasses.replace(config, widths=min(config.widths, most))
 
 
 def lengths_of(prompt_BP: jax.Array, mask_BR: jax.Array) -> jax.Array:

@@ -209,6 +209,17 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         for label, part in (("", "rows"), ("Self-Refine ", "self_refine"))
         for row in group.get(part, ())
     ]
+    return [
+        (["stage", "steps", "time", "parameters"], stages),
+        (["reward model", "accuracy %", "95% interval", "pairs"], models),
+        (["responses", "temp", "mean score", "95% interval"], scores),
+        (["temp", "iteration", "mean score", "delta", "elo", "changed %"], iterations),
+        (["comparison", "win %", "lose %", "tie %", "delta", "95% interval", "n"], comparisons),
+        *_judging_tables(plain),
+    ]
+
+
+def _judging_tables(plain: Mapping[str, Any]) -> list[_Lines]:
     judges = [
         [
             found["name"],
@@ -246,11 +257,6 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         for row in plain.get("transfer", ())
     ]
     return [
-        (["stage", "steps", "time", "parameters"], stages),
-        (["reward model", "accuracy %", "95% interval", "pairs"], models),
-        (["responses", "temp", "mean score", "95% interval"], scores),
-        (["temp", "iteration", "mean score", "delta", "elo", "changed %"], iterations),
-        (["comparison", "win %", "lose %", "tie %", "delta", "95% interval", "n"], comparisons),
         (["judge", "comparisons", *verdicts, "tokens read", "written"], judges),
         (["people", *agree], people),
         (["PIT on", "delta", "95% interval", "n", "R_PIT right %", "95% interval"], moved),

@@ -44,16 +44,14 @@ from pit_jax.runtime import processes
 FORMAT = 2
 _SHOWN = 6  # changed settings that a message lists
 _WIDTH = 60  # characters of a value that it shows
-# The fields of a stage that name the model of another.
-_MODELS = ("initial", "reference", "reward_model")
+_MODELS = ("initial", "reference", "reward_model")  # fields that name another stage's model
 _SINCE = {
     field.name: field.metadata["since"]
     for each in (SupervisedStage, RewardStage, RLStage, PPOConfig)
     for field in dataclasses.fields(each)
     if "since" in field.metadata
 }
-# What is in a stage's folder only once something is trained that belongs to it.
-_TRAINED = ("references", "result.json")
+_TRAINED = ("references", "result.json")  # there once something is trained that belongs to it
 
 
 def settings(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pit_jax.method import forward, widths
+from pit_jax.method.ppo import PPOConfig
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
 from tests.tiny_models import TINY, random_params
@@ -30,6 +33,18 @@ MASK = (RESPONSES > 0).astype(np.float32)
 )
 def test_widths_are_equal_steps_of_multiples_of_8(length, count, expected):
     assert widths.ladder(length, count) == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "embed", "expected"),
+    [(8, 256, 4), (16, 256, 2), (30, 256, 1), (80, 256, 1), (30, 32, 4)],
+)
+def test_a_cpu_has_few_widths_of_deep_networks(layers, embed, expected):
+    """Small ones have a loop over their layers, which is compiled once."""
+    deep = dataclasses.replace(TINY, num_layers=layers, embed_dim=embed)
+    config = PPOConfig(widths=4, beta=0.5)
+    assert widths.affordable(config, TINY, deep) == PPOConfig(widths=expected, beta=0.5)
+    assert widths.affordable(PPOConfig(widths=1), TINY, deep).widths == 1
 
 
 @pytest.mark.parametrize(
