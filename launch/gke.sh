@@ -135,7 +135,9 @@ YAML
     echo "                  name: $name-secrets"
   fi
   echo '              command:'
-  for word in "${words[@]}" "${run_flags[@]}"; do echo "              - $(yaml "$word")"; done
+  for word in "${words[@]}" "${run_flags[@]}"; do
+    echo "              - $(yaml "$(unexpanded "$word")")"
+  done
   cat <<YAML
               resources:
                 limits:

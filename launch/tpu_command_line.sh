@@ -240,6 +240,11 @@ quoted() {
   done
 }
 
+# A word as Kubernetes takes it, which would put variables in the places of $(NAME), and $ of $$.
+unexpanded() {
+  printf %s "${1//$/'$$'}"
+}
+
 execute() {
   if [[ -n $dry_run ]]; then
     quoted "$@"

@@ -58,17 +58,18 @@ write_names() {
 }
 
 xpk_run() {
-  local flags
+  local flags words
   require type image
   read_type
   expect max_restarts '[0-9]+' 'a number'
   read_secrets
   require_gin_file
   require_bucket 'it has to outlive the pods'
+  words="env JAX_PLATFORMS=tpu,cpu PYTHONUNBUFFERED=1 $command $(quoted "${run_flags[@]}")"
   flags=("--project=$project" "--zone=$zone" "--cluster=$cluster" "--workload=$name"
     "--tpu-type=$type" "--num-slices=$slices" "--docker-image=$image"
     "--max-restarts=$max_restarts" --termination-grace-period-seconds=600
-    "--command=env JAX_PLATFORMS=tpu,cpu PYTHONUNBUFFERED=1 $command $(quoted "${run_flags[@]}")")
+    "--command=$(unexpanded "$words")")
   [[ -z $spot ]] || flags+=(--spot)
   if ((${#secrets[@]})); then
     write_names

@@ -415,6 +415,42 @@ def test_xpk_gets_names_of_secrets_when_asked_to(cloud):
     assert list((cloud.root.parent / "temporary").iterdir()) == []
 
 
+def expanded(text: str, variables: dict[str, str]) -> str:
+    """What Kubernetes makes of a word of a container's command, one character after the other."""
+    found, at = "", 0
+    while at < len(text):
+        rest = text[at:]
+        name = re.match(r"\$\((.*?)\)", rest, re.S)
+        if rest.startswith("$$"):
+            found, at = found + "$", at + 2
+        elif name and name[1] in variables:
+            found, at = found + variables[name[1]], at + len(name[0])
+        elif name:
+            found, at = found + name[0], at + len(name[0])
+        else:
+            found, at = found + rest[0], at + 1
+    return found
+
+
+def test_kubernetes_puts_nothing_into_a_flag(cloud):
+    variables = {"HOME": "/root", "JAX_PLATFORMS": "tpu,cpu"}
+    odd = "--gin.TITLE='$(HOME) $HOME $$ $$(HOME) costs $5, $'"
+    arguments = (TYPE, "--image=i", *RUN, odd)
+    assert expanded("$(HOME) $$(HOME) $5", variables) == "/root $(HOME) $5"
+    assert cloud.run("gke.sh", "run", "--name=pit", *arguments).returncode == 0
+    pod = manifests(cloud)["JobSet"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    assert [expanded(word, variables) for word in container["command"]][-1] == odd
+    cloud.calls()
+    assert cloud.run("xpk.sh", "run", *MACHINE, "--cluster=c", *arguments).returncode == 0
+    (call,) = cloud.calls()
+    command = re.search(r"<--command=(env .*)>$", call)[1]
+    told = cloud.bash(
+        "bash", "-c", f"for word; do :; done; printf %s {expanded(command, variables)}"
+    )
+    assert odd in told.stdout and "/root" not in told.stdout
+
+
 # --- watching -------------------------------------------------------------------------------
 
 SET_UP = ["scp", "stop", "start"]  # `stop KILL && install` counts as stop
