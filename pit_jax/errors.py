@@ -30,7 +30,7 @@ class Damaged(UserError):
 
 
 class NotFiniteError(RuntimeError):
-    """Tells that ten steps in a row had a loss or gradient that wasn't finite."""
+    """Tells that ten steps in a row, or a whole stage, had a loss or gradient that isn't finite."""
 
 
 class Interrupted(Exception):

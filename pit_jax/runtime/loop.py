@@ -134,6 +134,7 @@ def fit(
         writer.write(progress.step, scalars, texts())
         if saving:
             check_state(state, progress.step)
+            check_finite(state, progress.step, last)
             extra = dataclasses.asdict(progress)
             checkpoints.save(progress.step, state, extra, before=writer.flush)
         progress.seconds += time.monotonic() - clock
@@ -158,14 +159,19 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def check_finite(state: Any, step: int) -> None:
-    """Refuses to go on after many steps in a row that changed nothing.
+def check_finite(state: Any, step: int, last: bool = False) -> None:
+    """Refuses to go on after many steps in a row that changed nothing, or all of a stage's.
+
+    Args:
+      state: the state after a step.
+      step: the number of the step.
+      last: whether it is the stage's last one.
 
     Raises:
-      NotFiniteError: after ten steps whose loss or gradient wasn't finite.
+      NotFiniteError: after ten steps whose loss or gradient wasn't finite, or a stage of them.
     """
     skipped = int(state.train.skipped_in_row)
-    if skipped >= MAX_SKIPPED_IN_ROW:
+    if skipped >= MAX_SKIPPED_IN_ROW or (last and skipped >= step):
         raise NotFiniteError(
             f"step {step}: loss or gradient was not finite in the last {skipped} steps; stopped, "
             "the last good checkpoint is kept. Lower the learning rate, or look at the batch's data"

@@ -226,6 +226,15 @@ def test_nine_bad_steps_do_not_stop_it(tmp_path):
     assert int(state.skipped) == 9
 
 
+def test_a_stage_that_learned_nothing_is_not_complete(tmp_path):
+    message = re.escape("step 3: loss or gradient was not finite in the last 3 steps")
+    with pytest.raises(NotFiniteError, match=message):
+        Loop(tmp_path / "all").run(batches(0, 1, 2), 3, checkpoint_every=0)
+    assert not [path for path in (tmp_path / "all").iterdir() if path.name.isdigit()]
+    state = Loop(tmp_path / "two").run(batches(1, 2), 3, checkpoint_every=0)
+    assert int(state.skipped) == 2
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_evaluation_leaves_fillers_out(parts):
     params, both = make_state().params, [make_batch(0), make_batch(1)]
