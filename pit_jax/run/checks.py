@@ -201,7 +201,7 @@ def _check_model(run: Run, stage: Stage, field: str, other: str, tasks: tuple[st
                 f"stage {stage.name}: {field} is {other!r}, which comes after it; expected a stage "
                 "before it, or one that is trained"
             )
-    elif other not in names and run.is_from_t5x(other):
+    elif other and other not in names and run.is_from_t5x(other):
         return  # T5X's checkpoints don't say which task they are of
     elif other in names or "/" in other:
         task = run.task_of(other, role)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from etils import epath
 
 from pit_jax import files
 
+_ATTEMPTS, _PAUSE = 10, 0.1  # to delete an unfinished checkpoint, and seconds between them
 # TensorStore's errors have no number, only its words.
 _WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|Read-only file system|Input/output error|"
@@ -53,11 +55,22 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def remove_unfinished(directory: epath.Path, step: int) -> None:
-    """Deletes what a failed save has left of a step, so that it takes no room on a full disk."""
-    with contextlib.suppress(OSError):
-        for each in directory.iterdir():
-            if each.name.startswith(f"{step}.orbax-checkpoint-tmp"):
+    """Deletes what a failed save has left of a step, so that it takes no room on a full disk.
+
+    Other threads of the save may still write for a moment.
+    """
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(OSError):
+            left = [
+                each
+                for each in directory.iterdir()
+                if each.name.startswith(f"{step}.orbax-checkpoint-tmp")
+            ]
+            for each in left:
                 each.rmtree(missing_ok=True)
+            if not left:
+                return
+        time.sleep(_PAUSE)
 
 
 def quieten() -> None:

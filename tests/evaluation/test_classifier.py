@@ -120,7 +120,7 @@ def test_a_whole_evaluation_by_a_classifier(monkeypatch):
         for row, example in enumerate(suite.responses.examples, 8)
     ]  # chosen is better, then equal, then worse
     monkeypatch.setattr(suite.responses, "examples", examples)
-    judged = suite._with_verdicts(suite._judged)
+    judged = suite.with_verdicts(suite._judged)
     rows = {row["name"]: row for row in judged["comparisons"]}
     assert {row["judge"] for row in judged["comparisons"]} == {NAME}
     # The sampler's responses are 1, 2, … by call: first the original's, then SFT's.

@@ -497,7 +497,7 @@ def suite(server, config, folder, monkeypatch):
 
 
 def test_a_whole_evaluation_by_verdicts(suite, server, capsys):
-    judged = suite._with_verdicts(suite._judged)
+    judged = suite.with_verdicts(suite._judged)
     assert len(set(server.said)) == len(server.said)
     (line,) = re.findall("^judge: .* comparisons .*$", capsys.readouterr().out, re.M)
     assert f" {len(server.said)} requests " in line

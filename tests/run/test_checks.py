@@ -239,7 +239,7 @@ def test_a_model_from_elsewhere_is_known_by_its_content(trained, tmp_path):
 
     run, stage = run_on("one")
     models = sources.of_models(run, stage)
-    result = json.loads((trained / "pretrain" / "result.json").read_text())
+    result = directory.read_json(trained / "pretrain" / "result.json")
     assert models == {"sft_policy.initial": result["digest"]}
     folder = run.folder("sft_policy")
     directory.claim(folder, run.settings(stage), {}, run.data.digest, models)
