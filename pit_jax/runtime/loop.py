@@ -78,7 +78,7 @@ def fit(
     wrap: Callable[[Callable], Callable] = lambda step: step,
     signals: Signals | None = None,
 ) -> Any:
-    """Runs steps `progress.step` to `stop`, and writes a checkpoint at the end.
+    """Runs steps `progress.step` to `stop`, writes a checkpoint and returns the last state.
 
     Args:
       state: what a step changes; a TrainState or RLState.
@@ -95,9 +95,6 @@ def fit(
       peak: operations a second of all devices; 0 where it isn't known.
       wrap: makes of the step another one, as a profiler does.
       signals: asked after every step whether to stop; with None the loop never stops early.
-
-    Returns:
-      the state after the last step.
 
     Raises:
       NotFiniteError: see check_finite and check_state; the last good checkpoint is kept.
