@@ -264,19 +264,22 @@ def decode(message: dict, paths: dict[str, str]) -> Prepared:
     return Prepared(go, checks, compile_seconds=compiled, bytes_per_token=moved)
 
 
-def to_ends(message: dict, paths: dict[str, str]) -> Prepared:
-    """Sampling to ends, where prompts that wait take the places of rows that are done."""
-    case = cases.Case(**message)
-    params, stops = load(case, paths["actor"]), cases.ends(case, 0.5)
+def in_pool(
+    case: cases.Case, params: Any, prompts: list[list[int]], stops: tuple[int, ...]
+) -> Callable[[int], int]:
+    """Makes what samples responses by a pool of rows and returns the number of their tokens."""
     sampler = Sampler(network_of(case), PARTITIONER, case.response, case.rows, ends=stops)
-    batches = [cases.tokens(case, n, case.prompt) for n in range(cases.WAITING)]
-    prompts = np.concatenate(batches).tolist()
 
     def one(number: int) -> int:
         key, rows = jax.random.key(number), range(len(prompts))
         found = sampler.respond(params, prompts, case.prompt, rows, key, SamplingConfig())
         return sum(len(each.tokens) + each.ended for each in found)
 
+    return one
+
+
+def sampled(one: Callable[[int], int]) -> Prepared:
+    """Prepares sampling that returns the number of its tokens, by the number of the draw."""
     compiled = clock(lambda: one(0))
 
     def go(times: int) -> dict:
@@ -285,6 +288,16 @@ def to_ends(message: dict, paths: dict[str, str]) -> Prepared:
         return {"seconds": time.perf_counter() - start, "tokens": tokens}
 
     return Prepared(go, {}, compile_seconds=compiled)
+
+
+def to_ends(message: dict, paths: dict[str, str]) -> Prepared:
+    """Sampling to ends, where prompts that wait take the places of rows that are done."""
+    case = cases.Case(**message)
+    params, stops = load(case, paths["actor"]), cases.ends(case, 0.5)
+    batches = [cases.tokens(case, n, case.prompt) for n in range(cases.WAITING)]
+    prompts = np.concatenate(batches).tolist()
+
+    return sampled(in_pool(case, params, prompts, stops))
 
 
 def improve(message: dict, paths: dict[str, str], fixed: bool = False) -> Prepared:
@@ -299,7 +312,6 @@ def improve(message: dict, paths: dict[str, str], fixed: bool = False) -> Prepar
     of_prompt, _ = cases.lengths(case, count)
     drawn = cases.tokens(dataclasses.replace(case, rows=count), 0, case.prompt)
     prompts = [row[:length].tolist() for row, length in zip(drawn, of_prompt)]
-    sampler = Sampler(network, PARTITIONER, case.response, case.rows, ends=stops)
     padded = np.where(np.arange(case.prompt) >= case.prompt - of_prompt[:, None], drawn, 0)
     parts = np.split(padded, cases.WAITING)
 
@@ -317,20 +329,7 @@ def improve(message: dict, paths: dict[str, str], fixed: bool = False) -> Prepar
                  for part, key in zip(parts, keys)]  # fmt: skip
         return sum(int(jnp.sum(each.mask_BR)) for each in found)
 
-    def in_turn(number: int) -> int:
-        key, rows = jax.random.key(number), range(count)
-        found = sampler.respond(params, prompts, case.prompt, rows, key, SamplingConfig())
-        return sum(len(each.tokens) + each.ended for each in found)
-
-    one = in_windows if fixed else in_turn
-    compiled = clock(lambda: one(0))
-
-    def go(times: int) -> dict:
-        start = time.perf_counter()
-        tokens = sum(map(one, range(times)))
-        return {"seconds": time.perf_counter() - start, "tokens": tokens}
-
-    return Prepared(go, {}, compile_seconds=compiled)
+    return sampled(in_windows if fixed else in_pool(case, params, prompts, stops))
 
 
 def reward(message: dict, paths: dict[str, str]) -> Prepared:

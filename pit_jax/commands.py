@@ -45,11 +45,6 @@ def run(run, evaluation, options) -> None:
     _report(run, evaluation, report_folder(run, evaluation), options)
 
 
-def report_folder(run, evaluation):
-    """Returns where the report of a run goes."""
-    return _beside(run.directory, evaluation)
-
-
 def _warnings(run, evaluation) -> list[str]:
     """What is to be known of the data, before training and at the top of the report."""
     from pit_jax.data import advice
@@ -212,9 +207,7 @@ def evaluate(run, evaluation, options) -> None:
         return
     run.check_data()
     options.others = _others(run, evaluation, options.transfer)
-    directory = _beside(run.directory, evaluation)
-    if options.output:
-        directory = epath.Path(options.output)
+    directory = epath.Path(options.output) if options.output else report_folder(run, evaluation)
     _report(run, evaluation, directory, options)
 
 
@@ -242,12 +235,18 @@ def check_combined(output: str, flag: str = "--output") -> None:
     Raises:
       UserError: if there is a run's report in the folder.
     """
-    path = epath.Path(output) / "report.json"
-    before: Any = {}
-    with contextlib.suppress(OSError, ValueError):
-        before = json.loads(path.read_text())
-    if isinstance(before, dict) and "seed" in before and "people" not in before:
+    before = _report_in(epath.Path(output))
+    if "seed" in before and "people" not in before:
+        path = epath.Path(output) / "report.json"
         raise UserError(f"{flag}: {path} is the report of a run, expected another folder")
+
+
+def _report_in(folder) -> dict[str, Any]:
+    """The results of the report in a folder; nothing where there is none to read."""
+    found: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / "report.json").read_text())
+    return found if isinstance(found, dict) else {}
 
 
 # Who is judged, by whom and on what: a report of others never takes the place of another's.
@@ -263,13 +262,10 @@ def subjects(evaluation) -> dict[str, Any]:
     return {name: getattr(evaluation, name) for name in _SUBJECTS} | {"judge": judge}
 
 
-def _beside(directory, evaluation):
-    """The folder for a report: the run's own, or one in it if the report there is of another."""
-    now = subjects(evaluation)
-    path = directory / "report.json"
-    before: Any = {}
-    with contextlib.suppress(OSError, ValueError):
-        before = json.loads(path.read_text()).get("subjects") or {}
+def report_folder(run, evaluation):
+    """Returns where a run's report goes: its own folder, or one in it if another's is there."""
+    now, directory = subjects(evaluation), run.directory
+    before = _report_in(directory).get("subjects")
     before = {"split": "test", "judge": _OWN} | (before if isinstance(before, dict) else {})
     changed = [f"{value}" for name, value in now.items() if before.get(name, value) != value]
     if not changed:

@@ -86,7 +86,7 @@ def ask(run, evaluation, options) -> None:
     from pit_jax.evaluation import about, people
 
     if evaluation.judge:
-        raise UserError("--people: EvaluationConfig.judge is a language model, expected None")
+        raise UserError("--people: EvaluationConfig.judge names another judge, expected None")
     run.check_data()
     print("sampling …", flush=True)
     sides = people.of_run(run, evaluation)

@@ -64,7 +64,8 @@ def test_a_report_never_takes_the_place_of_another(tmp_path, written, changes, n
         text = written if isinstance(written, str) else json.dumps(written)
         (tmp_path / "report.json").write_text(text)
     evaluation = dataclasses.replace(EvaluationConfig(), **changes)
-    assert commands._beside(tmp_path, evaluation) == tmp_path / name
+    run = types.SimpleNamespace(directory=tmp_path)
+    assert commands.report_folder(run, evaluation) == tmp_path / name
 
 
 def test_a_command_is_written_as_a_shell_takes_it():

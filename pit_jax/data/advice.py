@@ -12,7 +12,7 @@ from pit_jax.data.input_pipeline import InputPipeline
 from pit_jax.data.windows import windows_for
 
 _MUCH_DROPPED = 0.2
-_MUCH_UNKNOWN = 0.01
+MUCH_UNKNOWN = 0.01
 _FEW_PROMPTS = 100
 # What is left out as the configuration asks for it, and isn't lost.
 _WANTED = ("over train_size", "not needed for dev or test")
@@ -68,7 +68,7 @@ def _dropped(data: InputPipeline, report: Mapping) -> list[str]:
 def _unknown(data: InputPipeline) -> list[str]:
     found = []
     for field, share in unknown_shares(data).items():
-        if share > _MUCH_UNKNOWN:
+        if share > MUCH_UNKNOWN:
             found.append(
                 f"{100 * share:.1f}% of the tokens of {field} are unknown to the vocabulary, which "
                 "can't tell such texts apart: take a tokenizer that knows them"

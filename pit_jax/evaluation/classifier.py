@@ -17,7 +17,7 @@ from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.examples import turns_of
 from pit_jax.data.files.json_values import printable
 from pit_jax.errors import UserError
-from pit_jax.evaluation import scoring
+from pit_jax.evaluation import judges
 from pit_jax.method.self_refine import as_text
 from pit_jax.runtime import processes
 
@@ -212,7 +212,7 @@ def name_of(config: ClassifierConfig) -> str:
     return f"classifier {config.model}"
 
 
-class ClassifierJudge:
+class ClassifierJudge(judges.ByScores):
     """Judges by the scores of a classifier, with the paper's tie rule (section 4.4).
 
     Where several processes run, the first one scores, and the others take 0 for all: it alone
@@ -244,10 +244,7 @@ class ClassifierJudge:
           ValueError: if there isn't a response to each prompt.
           UserError: if the classifier can't be computed, or a score is no number.
         """
-        if len(prompts) != len(responses):
-            raise ValueError(
-                f"expected a response to each of {len(prompts)} prompts, got {len(responses)}"
-            )
+        judges.check_lengths(prompts, responses)
         pairs, problem = list(zip(prompts, responses, strict=True)), ""
         if processes.is_first():
             try:
@@ -257,15 +254,6 @@ class ClassifierJudge:
         if processes.any_process(bool(problem)):
             raise UserError(problem or "the judge can't score, and the first process says why")
         return np.array([self._known.get(pair, (0.0, False))[0] for pair in pairs], np.float64)
-
-    def verdicts(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Returns verdicts [N], ties where the scores are close."""
-        return scoring.reward_judge_outcomes(first, second)
-
-    def __call__(
-        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
-    ) -> np.ndarray:
-        return self.verdicts(self.scores(prompts, first), self.scores(prompts, second))
 
     def warnings(self) -> list[str]:
         """Says how many of all responses so far were cut with their prompts, if any."""

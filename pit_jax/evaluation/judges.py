@@ -47,8 +47,25 @@ class ScoringJudge(Judge, Protocol):
     def verdicts(self, first: np.ndarray, second: np.ndarray) -> np.ndarray: ...
 
 
+class ByScores:
+    """Compares by `scores`, which a subclass has, with the paper's tie rule (section 4.4)."""
+
+    def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Returns the scores [N], float64."""
+        raise NotImplementedError
+
+    def verdicts(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Returns verdicts [N] of scores [N], ties where they are close."""
+        return scoring.reward_judge_outcomes(first, second)
+
+    def __call__(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> np.ndarray:
+        return self.verdicts(self.scores(prompts, first), self.scores(prompts, second))
+
+
 @dataclasses.dataclass(frozen=True)
-class ExactJudge:
+class ExactJudge(ByScores):
     """Judges by an exact checker, as the synthetic families have, without model or noise.
 
     Attributes:
@@ -63,7 +80,7 @@ class ExactJudge:
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns the checker's scores [N], float64."""
-        _check_lengths(prompts, responses)
+        check_lengths(prompts, responses)
         return np.array(
             [self.check(p, r).score for p, r in zip(prompts, responses, strict=True)], np.float64
         )
@@ -72,14 +89,9 @@ class ExactJudge:
         """Returns verdicts [N]: every difference counts."""
         return scoring.win_lose_tie(first, second)
 
-    def __call__(
-        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
-    ) -> np.ndarray:
-        return self.verdicts(self.scores(prompts, first), self.scores(prompts, second))
-
 
 @dataclasses.dataclass(frozen=True)
-class RewardJudge:
+class RewardJudge(ByScores):
     """Judges by a reward model, with the paper's tie rule (section 4.4).
 
     Attributes:
@@ -94,20 +106,11 @@ class RewardJudge:
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Returns the rewards [N], float64."""
-        _check_lengths(prompts, responses)
+        check_lengths(prompts, responses)
         rewards_N = np.asarray(self.score_fn(prompts, responses), np.float64)
         if rewards_N.shape != (len(prompts),):
             raise ValueError(f"score_fn: expected {len(prompts)} rewards, got {rewards_N.shape}")
         return rewards_N
-
-    def verdicts(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Returns verdicts [N], ties where the rewards are close."""
-        return scoring.reward_judge_outcomes(first, second)
-
-    def __call__(
-        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
-    ) -> np.ndarray:
-        return self.verdicts(self.scores(prompts, first), self.scores(prompts, second))
 
 
 def judge_for(
@@ -185,7 +188,8 @@ def known(value: float) -> float | None:
     return None if np.isnan(value) else value if isinstance(value, int) else float(value)
 
 
-def _check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:
+def check_lengths(prompts: Sequence[str], responses: Sequence[str]) -> None:
+    """Raises ValueError if there isn't a response to each prompt."""
     if len(prompts) != len(responses):
         raise ValueError(
             f"expected a response to each of {len(prompts)} prompts, got {len(responses)}"

@@ -143,8 +143,7 @@ def of_run(run: Run, config: EvaluationConfig) -> list[Sides]:
 
     The responses are those of the run's report at its main temperature.
     """
-    examples = run.data.examples(config.split)[: config.num_prompts or None]
-    made = Responses(run, examples, config.policy, config.gap_model)
+    made = Responses.of(run, config)
     temperature = config.temperatures[0]
 
     def improved(stage: str, method: str) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,12 @@ class Responses:
         self._traces: dict[tuple, list[Trace]] = {}
         self._rewards: dict[tuple, np.ndarray] = {}
         self._started = self._said = time.monotonic()
+
+    @classmethod
+    def of(cls, run: Run, config: Any) -> Responses:
+        """Makes those to the prompts of a suite.EvaluationConfig, whose module imports this one."""
+        examples = run.data.examples(config.split)[: config.num_prompts or None]
+        return cls(run, examples, config.policy, config.gap_model)
 
     def policy(self, stage: str, temperature: float, draw: int = 0) -> list[Response]:
         """Samples a policy's response to each prompt; another `draw` is an independent sample."""

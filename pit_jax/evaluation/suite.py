@@ -107,8 +107,7 @@ class Suite:
     def __init__(self, run: Run, config: EvaluationConfig):
         self._run = run
         self._config = config
-        examples = run.data.examples(config.split)[: config.num_prompts or None]
-        self.responses = Responses(run, examples, config.policy, config.gap_model)
+        self.responses = Responses.of(run, config)
         self._judge: Judge
         self._rewards = functools.partial(self.responses.rewards, config.reward_model)
         if config.judge:

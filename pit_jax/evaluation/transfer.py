@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from pit_jax.data.advice import MUCH_UNKNOWN
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.errors import UserError
 from pit_jax.evaluation.suite import EvaluationConfig, Suite
@@ -16,7 +17,6 @@ from pit_jax.run import checks
 from pit_jax.run.run import Run
 
 _FLAG = "--transfer"
-_MOST_UNKNOWN = 0.01  # of the tokens of a dataset, which the vocabulary can't write
 _LOOKED_AT = 1000  # examples whose tokens are counted
 
 
@@ -39,20 +39,23 @@ def moved(run: Run, file: str, dataset: DatasetConfig | MixtureConfig, split: st
         checks.check_split(other, split, "with the run's windows nothing is left of")
     except UserError as error:
         raise UserError(f"{_FLAG}: {file}: {error}") from None
+    texts = [
+        text
+        for e in itertools.islice(other.data.examples(split), _LOOKED_AT)
+        for text in (e.prompt, e.chosen, e.rejected)
+    ]
+    named: dict[str, str] = {}  # vocabulary -> the first role that has it
     for role in ROLES:
+        named.setdefault(other.role(role).vocabulary.fingerprint, role)
+    for role in named.values():
         vocabulary = other.role(role).vocabulary
-        texts = [
-            text
-            for e in itertools.islice(other.data.examples(split), _LOOKED_AT)
-            for text in (e.prompt, e.chosen, e.rejected)
-        ]
         ids = [token for text in texts for token in vocabulary.encode(text)]
         unknown = ids.count(vocabulary.unk_id) if vocabulary.unk_id is not None else 0
-        if unknown > _MOST_UNKNOWN * len(ids):
+        if unknown > MUCH_UNKNOWN * len(ids):
             name = run.config.of_role(role).vocabulary
             raise UserError(
                 f"{_FLAG}: {file}: {unknown / len(ids):.0%} of the tokens of its {split} split are "
-                f"unknown to the run's vocabulary {name!r}, expected {_MOST_UNKNOWN:.0%} at most"
+                f"unknown to the run's vocabulary {name!r}, expected {MUCH_UNKNOWN:.0%} at most"
             )
     return other
 

@@ -44,7 +44,7 @@ from pit_jax.runtime import processes
 FORMAT = 2
 _SHOWN = 6  # changed settings that a message lists
 _WIDTH = 60  # characters of a value that it shows
-_MODELS = ("initial", "reference", "reward_model")  # fields that name another stage's model
+MODEL_FIELDS = ("initial", "reference", "reward_model")  # fields that name another stage's model
 _SINCE = {
     field.name: field.metadata["since"]
     for each in (SupervisedStage, RewardStage, RLStage, PPOConfig)
@@ -113,7 +113,7 @@ def taken(config: RunConfig, stage: Stage) -> dict[str, str]:
 def _takes(stage: Stage) -> dict[str, str]:
     """The models that a stage takes, by the field that names each."""
     rounds = enumerate(getattr(stage, "rounds", ()))
-    found = {field: getattr(stage, field, "") for field in _MODELS}
+    found = {field: getattr(stage, field, "") for field in MODEL_FIELDS}
     found |= {f"rounds[{n}].policy": r.policy for n, r in rounds if r.is_sampled}
     return {field: name for field, name in found.items() if name}
 
@@ -123,7 +123,7 @@ def models_of(stage: Stage) -> list[str]:
 
     A round that names the step of its policy takes that one, whichever is chosen.
     """
-    names = [getattr(stage, field, "") for field in _MODELS]
+    names = [getattr(stage, field, "") for field in MODEL_FIELDS]
     rounds = [r for r in getattr(stage, "rounds", ()) if r.is_sampled and r.steps]
     names += [r.policy for r in rounds if not r.policy_step]
     return [name for name in dict.fromkeys(names) if name]

@@ -13,11 +13,10 @@ from typing import Any
 
 from pit_jax.errors import UserError
 from pit_jax.run.config import RunConfig
+from pit_jax.run.directory import MODEL_FIELDS
 from pit_jax.run.stages import RLStage, Stage
 
 BASE = "base"  # what the run itself is called among its variations
-# The fields of a stage that name another, beside the policies of its rounds.
-_BUILDS_ON = ("initial", "reference", "reward_model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ def _place(stage: Stage, stages: Mapping[str, Stage], label: str) -> str:
 
 def _building_on(stage: Stage, names: Mapping[str, str]) -> Stage:
     """A stage that builds on others by their names here; a path stays as it is."""
-    own = {field: getattr(stage, field, "") for field in _BUILDS_ON}
+    own = {field: getattr(stage, field, "") for field in MODEL_FIELDS}
     changes: dict[str, Any] = {
         field: names.get(value, value) for field, value in own.items() if value
     }
