@@ -19,6 +19,7 @@ from peers_protocol import Prepared, clock, serve
 
 from pit_jax.data import batching, tables
 from pit_jax.data.flat_arrays import Cache
+from pit_jax.data.layouts import Widths
 from pit_jax.data.rows import RowWriter, features
 from pit_jax.method import flops, forward, losses, objectives, ppo, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig, generate, row_keys
@@ -33,9 +34,11 @@ from pit_jax.models.weights import tables as families
 from pit_jax.models.weights.rows import Row
 from pit_jax.plan import host
 from pit_jax.run import stages
+from pit_jax.runtime import host_memory
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 
+host_memory.keep_freed()  # as the command line does
 PARTITIONER = Partitioner(MeshConfig(), jax.devices()[:1])
 OPTIMIZER = OptimizerConfig(
     learning_rate=cases.LEARNING_RATE,
@@ -344,7 +347,8 @@ def reward(message: dict, paths: dict[str, str]) -> Prepared:
         }
         for n in range(cases.BATCHES)
     ]
-    loss = objectives.reward(network, objectives.RewardConfig())
+    widths = Widths(case.prompt, case.prompt, 0, 0, R, 0, 0)
+    loss = objectives.reward(network, objectives.RewardConfig(), widths)
     step = supervised_step.make_step(loss, PARTITIONER)
     # Counted as two whole sequences, which is what a peer computes.
     tokens = 2 * case.rows * (case.prompt + R)
@@ -376,7 +380,9 @@ def gap(message: dict, paths: dict[str, str], shared: bool = True) -> Prepared:
         found = losses.gap_loss(scores, jnp.ones(case.rows))
         return found, {"loss": found}
 
-    loss = objectives.gap_reward(network, objectives.RewardConfig()) if shared else in_passes
+    windows = Widths(case.prompt, 0, 0, case.prompt + R, R, 0, 0)
+    config = objectives.RewardConfig()
+    loss = objectives.gap_reward(network, config, widths=windows) if shared else in_passes
     step = supervised_step.make_step(loss, PARTITIONER)
     # Counted as four whole sequences.
     tokens = 4 * case.rows * (case.prompt + 2 * R)

@@ -115,9 +115,6 @@ class Widths:
       response: width of `Layout.response`.
       reflected: width of `Layout.reflected_response`.
       reference: width of a reference as R_P reads it, which is `Layout.response` of it.
-      pair_row: width of R_P's training rows: x and both responses.
-      gap_row: width of R_PIT's training rows: x, both references and four responses.
-      gap_pair_row: width of those with the two responses that the loss of two terms reads.
     """
 
     policy: int
@@ -127,20 +124,36 @@ class Widths:
     response: int
     reflected: int
     reference: int
-    pair_row: int
-    gap_row: int
-    gap_pair_row: int
+
+    def of_blocks(self, tree: Tree) -> tuple[int, ...]:
+        """Returns the most tokens of each of a tree's blocks."""
+        of_piece = {
+            Layout.policy_prompt: self.policy,
+            Layout.reward_prompt: self.reward,
+            Layout.gap_reference: self.gap - self.policy,
+            Layout.response: self.response,
+        }
+        return tuple(of_piece[block.piece] for block in tree)
+
+    @property
+    def pair_row(self) -> int:
+        """The width of R_P's training rows: x and both responses."""
+        return sum(self.of_blocks(PAIR_TREE))
+
+    @property
+    def gap_row(self) -> int:
+        """The width of R_PIT's training rows: x, both references and four responses."""
+        return sum(self.of_blocks(GAP_TREE))
+
+    @property
+    def gap_pair_row(self) -> int:
+        """The width of those with the two responses that the loss of two terms reads."""
+        return sum(self.of_blocks(GAP_PAIR_TREE))
 
 
 def widths(lengths: Lengths, space: int) -> Widths:
     """Returns the array widths of all layouts, if a space between two pieces is `space` tokens."""
     candidate = lengths.reference + 2 + space
-    of_piece = {
-        Layout.policy_prompt: lengths.prompt,
-        Layout.reward_prompt: lengths.prompt + space,
-        Layout.gap_reference: candidate + space,
-        Layout.response: lengths.response,
-    }
     return Widths(
         policy=lengths.prompt,
         reward=lengths.prompt + space,
@@ -149,9 +162,6 @@ def widths(lengths: Lengths, space: int) -> Widths:
         response=lengths.response,
         reflected=lengths.reflection + lengths.response,
         reference=lengths.reference + 1,
-        pair_row=sum(of_piece[block.piece] for block in PAIR_TREE),
-        gap_row=sum(of_piece[block.piece] for block in GAP_TREE),
-        gap_pair_row=sum(of_piece[block.piece] for block in GAP_PAIR_TREE),
     )
 
 

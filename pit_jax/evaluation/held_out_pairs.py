@@ -81,8 +81,9 @@ class HeldOutPairs:
         return {pair: np.concatenate(values)[:count] for pair, values in found.items()}
 
     def _gap_program(self, pooling: str) -> Callable:
-        model = ScalarModel(self._run.role(GAP_REWARD).network)
+        role = self._run.role(GAP_REWARD)
+        model = ScalarModel(role.network)
         return self._run.partitioner.jit(
-            lambda params, batch: tree_scores(model, params, batch, GAP_TREE, pooling),
+            lambda params, batch: tree_scores(model, params, batch, GAP_TREE, pooling, role.widths),
             out_shardings=self._run.partitioner.replicated,
         )

@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pit_jax.data.layouts import Tree
+from pit_jax.data.layouts import Tree, Widths
 from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method.losses import allow, token_entropy, token_log_probs
 from pit_jax.method.widths import take_columns
 from pit_jax.models.adapters import whole
-from pit_jax.models.attention import CausalRows, positions_of, tree_mask, tree_positions
+from pit_jax.models.attention import CausalRows, positions_of
 from pit_jax.models.heads import ScalarModel, pool
 from pit_jax.models.network import LanguageModel
+from pit_jax.models.trees import TreeRows
 
 
 def join(
@@ -110,7 +111,7 @@ def response_values(
 
 
 def tree_scores(
-    model: ScalarModel, params, batch, tree: Tree, pooling: str
+    model: ScalarModel, params, batch, tree: Tree, pooling: str, widths: Widths | None = None
 ) -> dict[str, jax.Array]:
     """Scores all responses of a row in one pass that shares their prefixes.
 
@@ -124,15 +125,16 @@ def tree_scores(
       batch: tokens and blocks, int32 [B, T]; a token's block is 0 on padding.
       tree: what the blocks are: GAP_TREE or PAIR_TREE of data.layouts.
       pooling: how a score is read, see `heads.pool`.
+      widths: of the model's windows, by which a response attends to its own sequence only where
+        that takes less than masking the others.
 
     Returns:
       float32 [B] under the names of the scores in `tree`.
     """
     tokens_BT, blocks_BT = batch["tokens"], batch["blocks"]
     parents = tuple(block.after for block in tree)
-    positions_BT = tree_positions(blocks_BT, parents)
-    mask_BTT = tree_mask(blocks_BT, parents)
-    scalars_BT = model.apply({"params": whole(params)}, tokens_BT, positions_BT, mask_BTT)
+    rows = TreeRows(blocks_BT, parents, widths.of_blocks(tree) if widths else ())
+    scalars_BT = model.apply({"params": whole(params)}, tokens_BT, rows.positions(), rows)
     return {
         block.score: pool(scalars_BT, blocks_BT == number, pooling)
         for number, block in enumerate(tree, 1)

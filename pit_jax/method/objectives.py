@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from pit_jax.checked import checked
-from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_TREE, PAIR_TREE, Tree
+from pit_jax.data.layouts import GAP_INEQUALITIES, GAP_TREE, PAIR_TREE, Tree, Widths
 from pit_jax.method import losses
 from pit_jax.method.forward import tree_scores
 from pit_jax.method.targets import add_up, columns_of
@@ -89,12 +89,20 @@ def supervised(network: NetworkConfig, unlikelihood: bool = False) -> Callable:
     return loss
 
 
-def reward(network: NetworkConfig, config: RewardConfig) -> Callable:
-    """Makes the pairwise reward loss of 3.3 for R_P."""
+def reward(
+    network: NetworkConfig, config: RewardConfig, widths: Widths | None = None
+) -> Callable:
+    """Makes the pairwise reward loss of 3.3 for R_P.
+
+    Args:
+      network: network of the model.
+      config: how it is read and trained.
+      widths: of its windows, see `forward.tree_scores`.
+    """
     model = ScalarModel(network)
 
     def loss(params, batch):
-        scores = tree_scores(model, params, batch, PAIR_TREE, config.pooling)
+        scores = tree_scores(model, params, batch, PAIR_TREE, config.pooling, widths)
         weight_B = _row_weight(batch)
         chosen_B, rejected_B = scores["chosen"], scores["rejected"]
         total, weight = losses.pairwise_loss(chosen_B, rejected_B, weight_B)
@@ -110,7 +118,12 @@ def reward(network: NetworkConfig, config: RewardConfig) -> Callable:
     return loss
 
 
-def gap_reward(network: NetworkConfig, config: RewardConfig, tree: Tree = GAP_TREE) -> Callable:
+def gap_reward(
+    network: NetworkConfig,
+    config: RewardConfig,
+    tree: Tree = GAP_TREE,
+    widths: Widths | None = None,
+) -> Callable:
     """Makes Eq. 2 for R_PIT, with the accuracy of each inequality and the degeneration check.
 
     Args:
@@ -118,11 +131,12 @@ def gap_reward(network: NetworkConfig, config: RewardConfig, tree: Tree = GAP_TR
       config: how it is read and trained.
       tree: the rows' blocks. Of GAP_PAIR_TREE there are the two scores that the loss of two terms
         reads, and only what these tell is measured.
+      widths: of the model's windows, see `forward.tree_scores`.
     """
     model = ScalarModel(network)
 
     def loss(params, batch):
-        scores = tree_scores(model, params, batch, tree, config.pooling)
+        scores = tree_scores(model, params, batch, tree, config.pooling, widths)
         weight_B = _row_weight(batch)
         total, weight = losses.gap_loss(scores, weight_B, config.gap_loss)
         metrics = {

@@ -7,8 +7,6 @@ Masks are boolean, True where a query may look at a key. All padding is expresse
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
 import flax.linen as nn
 import flax.struct
 import jax
@@ -20,9 +18,11 @@ from pit_jax.models.cache import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import Dense, RMSNorm, capped
 from pit_jax.models.rotary import frequencies, frequencies_of_layers, rotary
+from pit_jax.models.trees import Branches
 from pit_jax.runtime.partitioning import constrain
 
 RELATIVE_BUCKETS = 32
+_BY_HEAD = 16  # queries from which a CPU is quicker with each head's matrices by themselves
 # The least distance of buckets 1, 2, …: one each up to 16, then 16 in a geometric row up to 128.
 _STARTS = np.array([*range(1, 16), *(math.ceil(16 * 8 ** (n / 16)) for n in range(16))])
 
@@ -82,46 +82,6 @@ def causal_mask(segments_BT: jax.Array) -> jax.Array:
     return earlier_TT[None] & same_BTT & (segments_BT > 0)[:, :, None]
 
 
-def tree_mask(blocks_BT: jax.Array, parents: Sequence[int]) -> jax.Array:
-    """Returns the mask [B, T, T] of sequences that share prefixes, as a tree of blocks in a row.
-
-    A token sees its block's ancestors and the earlier tokens of its own block. For blocks
-    `[1, 2, 2, 3, 0]` with parents `(0, 1, 1)` (a prefix, two branches, padding):
-
-        x . . . .
-        x x . . .
-        x x x . .
-        x . . x .
-        . . . . .
-
-    Args:
-      blocks_BT: number of each token's block, from 1, ascending along T; 0 for padding.
-      parents: for block 1, 2, … the number of the block that it follows, 0 for none.
-    """
-    lineage_NN = _lineage(parents)
-    T = blocks_BT.shape[1]
-    earlier_TT = jnp.tril(jnp.ones((T, T), bool))
-    own_BTN = jax.nn.one_hot(blocks_BT, len(lineage_NN))
-    return earlier_TT[None] & (jnp.einsum("BTN,BSN->BTS", lineage_NN[blocks_BT], own_BTN) > 0)
-
-
-def tree_positions(blocks_BT: jax.Array, parents: Sequence[int]) -> jax.Array:
-    """Returns positions [B, T] for a `tree_mask`, counted along each token's own sequence."""
-    lineage_NN = _lineage(parents)
-    own_BTN = jax.nn.one_hot(blocks_BT, len(lineage_NN), dtype=jnp.int32)
-    so_far_BTN = jnp.cumsum(own_BTN, axis=1)
-    return jnp.maximum(jnp.sum(so_far_BTN * lineage_NN[blocks_BT].astype(jnp.int32), axis=2) - 1, 0)
-
-
-def _lineage(parents: Sequence[int]) -> jax.Array:
-    """Returns [N, N], 1 where a row's block is the column's or comes below it; 0 for padding."""
-    lineage_NN = np.eye(len(parents) + 1, dtype=np.float32)
-    lineage_NN[0, 0] = 0
-    for block, parent in enumerate(parents, 1):
-        lineage_NN[block] += lineage_NN[parent]
-    return jnp.asarray(lineage_NN)
-
-
 def positions_of(valid_BT: jax.Array) -> jax.Array:
     """Returns positions [B, T] that count real tokens from 0, whatever the padding around them."""
     return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
@@ -172,24 +132,27 @@ def attend(
       [B, T, H, E] in the type of `q_BTHE`.
     """
     B, T, H, E = q_BTHE.shape
-    K = k_BSKE.shape[2]
+    K, dtype = k_BSKE.shape[2], q_BTHE.dtype
     scale = E**-0.5 if scale is None else scale
-    q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E) * jnp.asarray(scale, q_BTHE.dtype)
-    by_head = kernels.platform() == "cpu" and q_BTHE.dtype == jnp.bfloat16
+    q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E) * jnp.asarray(scale, dtype)
+    by_head = kernels.platform() == "cpu" and (dtype == jnp.bfloat16 or T >= _BY_HEAD)
     scores_of, mixed = (_scores_by_head, _mixed_by_head) if by_head else (_scores, _mixed)
-    scores = scores_of(q_BTKGE, k_BSKE.astype(q_BTHE.dtype))
+    scores = scores_of(q_BTKGE, k_BSKE.astype(dtype))
     if scales is not None:
         scores *= scales[0][:, :, None, None]
     scores = capped(scores, cap)
     if bias_HN is not None:
-        scores += _bias(bias_HN.reshape(K, H // K, -1), mask_BTS, q_BTHE.dtype)
+        scores += _bias(bias_HN.reshape(K, H // K, -1), mask_BTS, dtype)
         mask_BTS = mask_BTS >= 0
     scores = jnp.where(mask_BTS[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1) * mask_BTS[:, None, None].any(-1, keepdims=True)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    # Divided by their sum after they are mixed, which is less work; it is at least 1.
+    total_BT = jnp.sum(weights, axis=-1).transpose(0, 3, 1, 2)
     if scales is not None:
         weights *= scales[1][:, :, None, None]
-    weights = weights.astype(q_BTHE.dtype)
-    return mixed(weights, v_BSKE.astype(q_BTHE.dtype)).reshape(B, T, H, E).astype(q_BTHE.dtype)
+    out_BTKGE = mixed(weights.astype(dtype), v_BSKE.astype(dtype)) / total_BT[..., None]
+    out_BTKGE *= mask_BTS.any(-1)[:, :, None, None, None]
+    return out_BTKGE.reshape(B, T, H, E).astype(dtype)
 
 
 def _scores(q_BTKGE, k_BSKE):
@@ -202,7 +165,7 @@ def _mixed(weights_BKGTS, v_BSKE):
 
 
 def _scores_by_head(q_BTKGE, k_BSKE):
-    """Computes `_scores` in a form that XLA's products of bfloat16 on a CPU have."""
+    """Computes `_scores` as a product of matrices for each head, which suits a CPU."""
     B, T, K, G, E = q_BTKGE.shape
     q_BKNE = jnp.transpose(q_BTKGE, (0, 2, 3, 1, 4)).reshape(B, K, G * T, E)
     return _by_head(q_BKNE, jnp.swapaxes(k_BSKE, 1, 2), 3).reshape(B, K, G, T, -1)
@@ -218,19 +181,20 @@ def _mixed_by_head(weights_BKGTS, v_BSKE):
 def _by_head(a, b, axis):
     """The product of the last dim of a [B, K, N, X] and an axis of b, float32.
 
-    The barriers keep XLA from folding transpositions into the product afterwards: it swaps the
-    operands then, and what comes out stops the program with "Unsupported element type for
-    DotThunk" when it is run.
+    The barriers, which bfloat16 needs, keep XLA from folding transpositions into the product
+    afterwards: it swaps the operands then, and what comes out stops the program with "Unsupported
+    element type for DotThunk" when it is run.
     """
-    a, b = jax.lax.optimization_barrier((a, b))
+    barrier = jax.lax.optimization_barrier if a.dtype == jnp.bfloat16 else lambda x: x
+    a, b = barrier((a, b))
     dims = (((3,), (axis,)), ((0, 1), (0, 1)))
     product = jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(product)
+    return barrier(product)
 
 
-def _part(T: int) -> int:
-    """Queries of a part where T go in up to 8, none but the last shorter than 16."""
-    return max(16, -(-T // 8))
+def _part(T: int, most: int) -> int:
+    """Queries of a part where T go in up to `most`, none but the last shorter than 16."""
+    return max(16, -(-T // most))
 
 
 def _bias(bias_KGN, buckets_BTS, dtype):
@@ -246,22 +210,22 @@ def _bias(bias_KGN, buckets_BTS, dtype):
 
 
 def attend_causal(
-    q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array, *how
+    q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS: jax.Array, *how
 ):
     """Computes `attend` where no query sees a later key, with half the work for a long row.
 
-    The queries go in up to 8 parts, and each part gets the keys up to its last query. `how` is the
-    scale, the bias and the cap.
+    The queries, which are those of the last T keys, go in up to 4 parts, and each part gets the
+    keys up to its last query. `how` is the scale, the bias and the cap.
     """
-    T = q_BTHE.shape[1]
-    part = _part(T)
+    T, S = mask_BTS.shape[1:]
+    part = _part(T, 4)
     return jnp.concatenate(
         [
             attend(
                 q_BTHE[:, first : first + part],
-                k_BTKE[:, : first + part],
-                v_BTKE[:, : first + part],
-                mask_BTT[:, first : first + part, : first + part],
+                k_BSKE[:, : S - T + first + part],
+                v_BSKE[:, : S - T + first + part],
+                mask_BTS[:, first : first + part, : S - T + first + part],
                 *how,
             )
             for first in range(0, T, part)
@@ -271,33 +235,67 @@ def attend_causal(
 
 
 def attend_in_turn(
-    q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, mask_BTT: jax.Array, *how
+    q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS: jax.Array, *how
 ):
     """Computes `attend` in a loop over parts of the queries, with one part in memory at a time.
 
-    The parts are those of `attend_causal`, but each gets all keys. This is for accelerators, where
+    There are up to 8 parts, and each gets all keys. This is for accelerators, where
     the program of `attend_causal`, which writes every part out, takes minutes to compile, and
     gigabytes.
     """
     B, T, H, E = q_BTHE.shape
-    part = _part(T)
+    part = _part(T, 8)
     extra = -T % part
     q = jnp.pad(q_BTHE, ((0, 0), (0, extra), (0, 0), (0, 0))).reshape(B, -1, part, H, E)
-    mask = jnp.pad(mask_BTT, ((0, 0), (0, extra), (0, 0))).reshape(B, -1, part, T)
+    mask = jnp.pad(mask_BTS, ((0, 0), (0, extra), (0, 0))).reshape(B, -1, part, mask_BTS.shape[2])
 
     @jax.checkpoint
     def one(queries):
-        q_BPHE, mask_BPT = queries
-        return attend(q_BPHE, k_BTKE, v_BTKE, mask_BPT, *how)
+        q_BPHE, mask_BPS = queries
+        return attend(q_BPHE, k_BSKE, v_BSKE, mask_BPS, *how)
 
     out = jax.lax.map(one, (jnp.moveaxis(q, 1, 0), jnp.moveaxis(mask, 1, 0)))
     return jnp.moveaxis(out, 0, 1).reshape(B, -1, H, E)[:, :T]
 
 
+def attend_whole(*arguments) -> jax.Array:
+    """Computes `attend` of rows to themselves in the way that suits the platform."""
+    whole = attend_causal if kernels.platform() == "cpu" else attend_in_turn
+    return whole(*arguments)
+
+
+def cost(queries: int, keys: int) -> float:
+    """Returns how many scores `attend_whole` computes of a number of queries and keys."""
+    unseen = 3 / 8 * queries**2 if kernels.platform() == "cpu" else 0.0
+    return queries * keys - unseen
+
+
+def attend_apart(
+    q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, branches: Branches, *how
+) -> jax.Array:
+    """Computes `attend` by the mask of a tree, of its trunk and of each leaf's sequence apart."""
+    (B, T, H, E), (U, S, W) = q_BTHE.shape, branches.sizes
+    Q = branches.queries.there_BC.shape[1] // S
+    trunk = attend_whole(q_BTHE[:, :U], k_BTKE[:, :U], v_BTKE[:, :U], branches.trunk_BUU, *how)
+
+    def apart(x_BT, move, columns):
+        return move(x_BT).reshape(B * S, columns, *x_BT.shape[2:])
+
+    earlier_1QW = jnp.tril(jnp.ones((W, W), bool))[None, W - Q :]
+    mask = branches.seen_BSW.reshape(B * S, 1, W) & earlier_1QW
+    q, k, v = (
+        apart(q_BTHE, branches.queries, Q),
+        apart(k_BTKE, branches.keys, W),
+        apart(v_BTKE, branches.keys, W),
+    )
+    leaves = attend_whole(q, k, v, mask, *how).reshape(B, S * Q, H, E)
+    return branches.out(jnp.concatenate([trunk, leaves], axis=1))
+
+
 class Attention(nn.Module):
     """Computes the self-attention of a block, with or without a cache.
 
-    `mask` is a mask, or CausalRows; the `distances` of a mask where layers have windows; or
+    `mask` is a mask, CausalRows, or Branches; the `distances` of a mask where layers have windows; or
     `relative_buckets` of one with `bias_HN`.
     """
 
@@ -346,9 +344,10 @@ class Attention(nn.Module):
         if isinstance(mask, CausalRows):
             kernel = kernels.choose(c)
             out_BTHE = kernels.fused(kernel, q_BTHE, k_BTKE, v_BTKE, mask.segments_BT, scale)
+        elif isinstance(mask, Branches):
+            out_BTHE = attend_apart(q_BTHE, k_BTKE, v_BTKE, mask, *how)
         elif mask.shape[2] == x_BTD.shape[1]:
-            whole = attend_causal if kernels.platform() == "cpu" else attend_in_turn
-            out_BTHE = whole(q_BTHE, k_BTKE, v_BTKE, mask, *how)
+            out_BTHE = attend_whole(q_BTHE, k_BTKE, v_BTKE, mask, *how)
         else:  # decoding: look at what the cache holds
             assert cache is not None
             k_BSKE, v_BSKE, scales = cache.layer(layer.number_L)

@@ -21,12 +21,14 @@ from pit_jax.models.attention import (
     Attention,
     CausalRows,
     Layers,
+    cost,
     distances,
     relative_buckets,
 )
 from pit_jax.models.cache import KVCache
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.layers import MLP, PRODUCT, RESIDUAL, WHOLE, Dense, Embed, capped, make_norm
+from pit_jax.models.trees import TreeRows
 from pit_jax.runtime.partitioning import constrain
 
 
@@ -111,7 +113,7 @@ class Decoder(nn.Module):
         self,
         tokens_BT: jax.Array,
         positions_BT: jax.Array,
-        mask: jax.Array | CausalRows,
+        mask: jax.Array | CausalRows | TreeRows,
         cache: KVCache | None = None,
         index: int | jax.Array = 0,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -120,8 +122,8 @@ class Decoder(nn.Module):
         Args:
           tokens_BT: int32 token ids.
           positions_BT: int32 position of each token.
-          mask: bool [B, T, S], True where a query sees a key, or CausalRows for the platform's
-            kernel. If S is T, the tokens attend to each other; if S is the cache's length, they
+          mask: bool [B, T, S], True where a query sees a key; CausalRows for the platform's
+            kernel; or TreeRows, whose leaves attend apart where that takes less. If S is T, the tokens attend to each other; if S is the cache's length, they
             attend to the cache.
           cache: a cache to write at `index`, in place.
           index: column of the cache where the first of the T tokens goes.
@@ -132,6 +134,10 @@ class Decoder(nn.Module):
         x_BTD = self.embed(tokens_BT)
         if isinstance(mask, CausalRows) and kernels.choose(self.config) == "xla":
             mask = mask.dense()  # here, once, and not in each layer
+        elif isinstance(mask, TreeRows):
+            plain = self.config.positions != "relative" and not any(self.config.windows)
+            apart = mask.apart(cost) if plain else None
+            mask = mask.dense() if apart is None else apart
         bias_HN = None
         if self.config.positions == "relative":
             assert not isinstance(mask, CausalRows)  # no fused kernel adds a bias

@@ -99,7 +99,8 @@ def _supervised(
     networks, lengths = config.networks(stage), _lengths(config, role, stages.rows_of(stage))
     network = networks.actor
     state: Any = stages.abstract_state(stage, networks, partitioner)
-    loss = stages.objective(stage, network)
+    widths = layouts.widths(config.of_role(role).windows, _SPACE)
+    loss = stages.objective(stage, network, widths)
     B = stage.batch_size
     if isinstance(stage, RewardStage):
         width = lengths["tokens"]
@@ -137,7 +138,7 @@ def _supervised(
             "evaluation",
             stage.name,
             supervised_step.make_evaluation(
-                stages.held_out_objective(stage, network), partitioner, stage.microbatches
+                stages.held_out_objective(stage, network, widths), partitioner, stage.microbatches
             ),
             (adapters.on(backbone, state.params), weighted),
             params,

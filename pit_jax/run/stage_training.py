@@ -160,12 +160,13 @@ def _train_supervised(
     run: Run, stage: SupervisedStage | RewardStage, state, fit: Callable, progress
 ) -> Any:
     network, partitioner = run.config.networks(stage).actor, run.partitioner
-    loss = stages.objective(stage, network)
+    widths = run.role_of(stage).widths
+    loss = stages.objective(stage, network, widths)
     step = supervised_step.make_step(loss, partitioner, stage.microbatches)
     frozen = backbone(run, stage, "model")
     held_out = None
     if isinstance(stage, RewardStage):
-        objective = stages.held_out_objective(stage, network)
+        objective = stages.held_out_objective(stage, network, widths)
         program = supervised_step.make_evaluation(objective, partitioner, stage.microbatches)
 
         def held_out(state):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from pit_jax.checked import UserPath, at_least, checked
-from pit_jax.data.layouts import TREES, UNLIKELY
+from pit_jax.data.layouts import TREES, UNLIKELY, Widths
 from pit_jax.errors import UserError
 from pit_jax.method import objectives, roles
 from pit_jax.method.choice import Choice
@@ -285,20 +285,30 @@ def check_mesh(stage: Stage, network: NetworkConfig, partitioner: Partitioner) -
         )
 
 
-def objective(stage: SupervisedStage | RewardStage, network: NetworkConfig) -> Callable:
-    """Returns the loss that a stage minimises on its rows, a function of objectives.py."""
+def objective(
+    stage: SupervisedStage | RewardStage, network: NetworkConfig, widths: Widths | None = None
+) -> Callable:
+    """Returns the loss that a stage minimises on its rows, a function of objectives.py.
+
+    Args:
+      stage: the stage.
+      network: network of its model.
+      widths: of the model's windows, which make a reward model's step cheaper if they are known.
+    """
     if isinstance(stage, SupervisedStage):
         return objectives.supervised(network, stage.task in UNLIKELY)
     if stage.task == "rm_policy":
-        return objectives.reward(network, stage.reward)
-    return objectives.gap_reward(network, stage.reward, TREES[rows_of(stage)])
+        return objectives.reward(network, stage.reward, widths)
+    return objectives.gap_reward(network, stage.reward, TREES[rows_of(stage)], widths)
 
 
-def held_out_objective(stage: RewardStage, network: NetworkConfig) -> Callable:
+def held_out_objective(
+    stage: RewardStage, network: NetworkConfig, widths: Widths | None = None
+) -> Callable:
     """Returns the same with all metrics, on held-out rows of the stage's own task."""
     if stage.task == "rm_policy":
-        return objectives.reward(network, stage.reward)
-    return objectives.gap_reward(network, stage.reward)
+        return objectives.reward(network, stage.reward, widths)
+    return objectives.gap_reward(network, stage.reward, widths=widths)
 
 
 def init_language_model(network: NetworkConfig) -> Callable[[jax.Array], Any]:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pit_jax.data import layouts
 from pit_jax.data.layouts import Layout, Lengths, Widths
 from pit_jax.data.vocabularies.base import ControlTokens
 from pit_jax.data.vocabularies.words import ByteVocabulary, WordVocabulary
@@ -48,10 +49,16 @@ def test_pieces_may_be_ids():
 
 
 def test_widths_by_hand():
+    def rows(widths):
+        return widths.pair_row, widths.gap_row, widths.gap_pair_row
+
     lengths = Lengths(prompt=10, reference=5, response=6, reflection=3)
-    assert Layout(WORDS).widths(lengths) == Widths(10, 10, 17, 17, 6, 9, 6, 22, 48, 36)
+    assert Layout(WORDS).widths(lengths) == Widths(10, 10, 17, 17, 6, 9, 6)
+    assert rows(Widths(10, 10, 17, 17, 6, 9, 6)) == (22, 48, 36)
+    assert Widths(10, 10, 17, 17, 6, 9, 6).of_blocks(layouts.GAP_TREE) == (10, 7, 7, 6, 6, 6, 6)
     # A space is a token of its own: after <<Candidate>>, and before a scored response.
-    assert Layout(BYTES).widths(lengths) == Widths(10, 11, 18, 19, 6, 9, 6, 23, 52, 40)
+    assert Layout(BYTES).widths(lengths) == Widths(10, 11, 18, 19, 6, 9, 6)
+    assert rows(Widths(10, 11, 18, 19, 6, 9, 6)) == (23, 52, 40)
 
 
 def test_lengths_must_be_positive():

@@ -205,7 +205,7 @@ def test_equal_scores_are_not_right():
 def test_scores_are_read_as_the_configuration_says(make, monkeypatch):
     read = []
 
-    def tree_scores(model, params, batch, tree, pooling):
+    def tree_scores(model, params, batch, tree, pooling, widths):
         read.append(pooling)
         return {block.score: jax.numpy.zeros(2) for block in tree if block.score}
 

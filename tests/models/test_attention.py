@@ -19,8 +19,6 @@ from pit_jax.models.attention import (
     causal_mask,
     positions_of,
     relative_buckets,
-    tree_mask,
-    tree_positions,
 )
 from pit_jax.models.network import LanguageModel
 from tests import reference
@@ -112,33 +110,6 @@ def test_causal_mask_is_brute_force(segments):
         assert bool(mask[b, t, s]) == (same and s <= t)
 
 
-# A root, two branches, and leaves below the second, the first and the second of these.
-PARENTS = (0, 1, 1, 3, 2, 3)
-ANCESTORS = {1: [1], 2: [1, 2], 3: [1, 3], 4: [1, 3, 4], 5: [1, 2, 5], 6: [1, 3, 6]}
-
-
-@property_settings
-@given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=2))
-def test_tree_mask_and_positions_are_brute_force(counts):
-    blocks = np.zeros((len(counts), 20), np.int32)
-    for row, count in zip(blocks, counts):
-        numbers = np.repeat(np.arange(1, 7), count)
-        row[: len(numbers)] = numbers
-    mask = tree_mask(jnp.asarray(blocks), PARENTS)
-    positions = tree_positions(jnp.asarray(blocks), PARENTS)
-    for b, t in np.ndindex(*blocks.shape):
-        seen = [s for s in range(t + 1) if blocks[b, t] and blocks[b, s] in ANCESTORS[blocks[b, t]]]
-        assert np.flatnonzero(mask[b, t]).tolist() == seen
-        if seen:
-            assert positions[b, t] == len(seen) - 1
-
-
-def test_tree_mask_as_drawn():
-    expected = ["x....", "xx...", "xxx..", "x..x.", "....."]
-    mask = tree_mask(jnp.array([[1, 2, 2, 3, 0]]), (0, 1, 1))[0]
-    assert ["".join(".x"[int(seen)] for seen in row) for row in mask] == expected
-
-
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("length", [7, 16, 17, 40, 200])
 def test_causal_attention_in_parts_is_attention(length, relative):
@@ -157,29 +128,6 @@ def test_causal_attention_in_parts_is_attention(length, relative):
     expected, *others = all_of_them(q, k, v, segments, bias)
     for out in others:
         np.testing.assert_allclose(out, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{}, {"positions": "relative"}, {"windows": (3, 0)}, {"windows": (2,), "attention_cap": 1.0}],
-)
-def test_tree_mask_gives_each_branch_what_it_gets_alone(fields):
-    """A prefix with two branches equals two whole sequences: the gap model's shared prefixes."""
-    config = dataclasses.replace(TINY, **fields)
-    model = LanguageModel(config)
-    params = random_params(model)
-    prefix, left, right = [3, 4, 5], [6, 7], [8, 9, 10]
-    tokens = np.array([[*prefix, *left, *right]])
-    blocks = jnp.array([[1, 1, 1, 2, 2, 3, 3, 3]])
-    places = jnp.array([[0, 1, 2, 3, 4, 3, 4, 5]])
-    logits = run_model(model, params, tokens, places, tree_mask(blocks, (0, 1, 1)))
-    double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    np.testing.assert_allclose(
-        logits[0, :5], reference.logits(double, config, [*prefix, *left]), atol=2e-5
-    )
-    np.testing.assert_allclose(
-        logits[0, 5:], reference.logits(double, config, [*prefix, *right])[3:], atol=2e-5
-    )
 
 
 def test_positions_count_real_tokens():

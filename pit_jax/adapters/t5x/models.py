@@ -75,7 +75,9 @@ class _Model(t5x.models.BaseTransformerModel):
     def loss_fn(self, params, batch: Batch, dropout_rng=None):
         """Computes a batch's mean loss in the stage's microbatches, and metrics (objectives.py)."""
         del dropout_rng  # the network has no dropout
-        objective = stages.objective(self.stage, self.setup.config.network)
+        objective = stages.objective(
+            self.stage, self.setup.config.network, self.setup.role_of(self.stage).widths
+        )
         parts = self.stage.microbatches
         if parts > 1:
             objective = jax.checkpoint(objective)  # or all parts' activations would be kept
@@ -148,7 +150,7 @@ class PairwiseRewardModel(_Model):
         del return_intermediates
         pooling = self.stage.reward.pooling
         tree = layouts.TREES[stages.rows_of(self.stage)]
-        scores = forward.tree_scores(self.module, params, batch, tree, pooling)
+        scores = forward.tree_scores(self.module, params, batch, tree, pooling, self.setup.role_of(self.stage).widths)
         better, worse = self.margin
         return scores[better] - scores[worse], scores
 
