@@ -89,9 +89,7 @@ def supervised(network: NetworkConfig, unlikelihood: bool = False) -> Callable:
     return loss
 
 
-def reward(
-    network: NetworkConfig, config: RewardConfig, widths: Widths | None = None
-) -> Callable:
+def reward(network: NetworkConfig, config: RewardConfig, widths: Widths | None = None) -> Callable:
     """Makes the pairwise reward loss of 3.3 for R_P.
 
     Args:

@@ -7,6 +7,7 @@ Masks are boolean, True where a query may look at a key. All padding is expresse
 from __future__ import annotations
 
 import math
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -274,7 +275,7 @@ def attend_apart(
     q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, branches: Branches, *how
 ) -> jax.Array:
     """Computes `attend` by the mask of a tree, of its trunk and of each leaf's sequence apart."""
-    (B, T, H, E), (U, S, W) = q_BTHE.shape, branches.sizes
+    (B, _, H, E), (U, S, W) = q_BTHE.shape, branches.sizes
     Q = branches.queries.there_BC.shape[1] // S
     trunk = attend_whole(q_BTHE[:, :U], k_BTKE[:, :U], v_BTKE[:, :U], branches.trunk_BUU, *how)
 
@@ -295,8 +296,8 @@ def attend_apart(
 class Attention(nn.Module):
     """Computes the self-attention of a block, with or without a cache.
 
-    `mask` is a mask, CausalRows, or Branches; the `distances` of a mask where layers have windows; or
-    `relative_buckets` of one with `bias_HN`.
+    `mask` is a mask, CausalRows, or Branches; the `distances` of a mask where layers have windows;
+    or `relative_buckets` of one with `bias_HN`.
     """
 
     config: NetworkConfig

@@ -123,8 +123,8 @@ class Decoder(nn.Module):
           tokens_BT: int32 token ids.
           positions_BT: int32 position of each token.
           mask: bool [B, T, S], True where a query sees a key; CausalRows for the platform's
-            kernel; or TreeRows, whose leaves attend apart where that takes less. If S is T, the tokens attend to each other; if S is the cache's length, they
-            attend to the cache.
+            kernel; or TreeRows, whose leaves attend apart where that takes less. If S is T, the
+            tokens attend to each other; if S is the cache's length, they attend to the cache.
           cache: a cache to write at `index`, in place.
           index: column of the cache where the first of the T tokens goes.
 
@@ -132,26 +132,30 @@ class Decoder(nn.Module):
           hidden_BTD in the compute type, and the cache.
         """
         x_BTD = self.embed(tokens_BT)
-        if isinstance(mask, CausalRows) and kernels.choose(self.config) == "xla":
-            mask = mask.dense()  # here, once, and not in each layer
-        elif isinstance(mask, TreeRows):
-            plain = self.config.positions != "relative" and not any(self.config.windows)
-            apart = mask.apart(cost) if plain else None
-            mask = mask.dense() if apart is None else apart
-        bias_HN = None
-        if self.config.positions == "relative":
-            assert not isinstance(mask, CausalRows)  # no fused kernel adds a bias
-            mask, bias_HN = relative_buckets(mask), self.relative_bias
+        seen, bias_HN = self._seen(mask)
         layers = Layers.of(self.config)
-        if layers.window_L is not None:
-            assert not isinstance(mask, CausalRows)  # no fused kernel has windows
-            mask = distances(mask)  # here too, once
-        shared = positions_BT, mask, bias_HN, index
+        shared = positions_BT, seen, bias_HN, index
         if kernels.written_out(self.config) and not self.is_initializing():
             x_BTD, cache = self._in_turn(x_BTD, cache, layers, *shared)
         else:
             (x_BTD, cache), _ = self.layers((x_BTD, cache), layers, *shared)
         return self.final_norm(x_BTD), cache
+
+    def _seen(self, mask: jax.Array | CausalRows | TreeRows):
+        """What the layers' attention takes for a mask, made once here and not in each of them."""
+        relative, windows = self.config.positions == "relative", any(self.config.windows)
+        if isinstance(mask, CausalRows):
+            if kernels.choose(self.config) != "xla":
+                return mask, None
+            mask = mask.dense()
+        if isinstance(mask, TreeRows):
+            branches = None if relative or windows else mask.apart(cost)
+            if branches is not None:
+                return branches, None
+            mask = mask.dense()
+        if relative:
+            return relative_buckets(mask), self.relative_bias
+        return (distances(mask) if windows else mask), None
 
     def _in_turn(self, x_BTD, cache, layers: Layers, *shared):
         """Applies the layers without a loop."""

@@ -1,9 +1,10 @@
 """Computes attention of sequences that share prefixes, as a tree of blocks in a row.
 
-What each token computes by itself is shared: projections, MLP, keys and values. Attention isn't, and
-of a row as a whole most of it would be masked: a response sees its prompt and reference, and none of
-the other responses. So the responses, the leaves of the tree, attend apart from the rest, the trunk,
-and each to its own sequence only. Dims: see `network.py`; N blocks, S sequences, W columns of one.
+What each token computes by itself is shared: projections, MLP, keys and values. Attention isn't,
+and of a row as a whole most of it would be masked: a response sees its prompt and reference, and
+none of the other responses. So the responses, the leaves of the tree, attend apart from the rest,
+the trunk, and each to its own sequence only. Dims: see `network.py`; N blocks, S sequences, W
+columns of one.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class TreeRows:
 class Branches:
     """Says where the columns of a row go for its leaves to attend apart, computed once a pass.
 
-    Sequences are right-aligned: a leaf's last token is in the last of W columns, and its queries are
-    in the last Q. Wherever an index says which column comes to a place, -1 says that none does.
+    Sequences are right-aligned: a leaf's last token is in the last of W columns, and its queries
+    are in the last Q. Wherever an index says which column comes to a place, -1 says that none does.
 
     Attributes:
       trunk_BUU: the mask of the first U columns, which hold the trunk.
@@ -126,7 +127,8 @@ class Branches:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """The columns U of the trunk, the number S of sequences, and their columns W."""
-        return self.trunk_BUU.shape[1], *self.seen_BSW.shape[1:]
+        _, S, W = self.seen_BSW.shape
+        return self.trunk_BUU.shape[1], S, W
 
 
 @flax.struct.dataclass

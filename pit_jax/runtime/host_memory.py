@@ -38,4 +38,5 @@ def keep_freed() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    return all([library.mallopt(option, value) for option, value in _OPTIONS])
+    done = [library.mallopt(option, value) for option, value in _OPTIONS]
+    return all(done)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
@@ -20,9 +18,7 @@ from pit_jax.models.attention import (
     positions_of,
     relative_buckets,
 )
-from pit_jax.models.network import LanguageModel
 from tests import reference
-from tests.tiny_models import TINY, random_params, run_model
 
 property_settings = settings(max_examples=25)
 T = 6

@@ -369,14 +369,14 @@ MUTANTS = {
         ),
         (
             "R_P is read at the last token whatever the pooling",
-            "PAIR_TREE, config.pooling)",
-            'PAIR_TREE, "last")',
+            "PAIR_TREE, config.pooling, widths)",
+            'PAIR_TREE, "last", widths)',
             "method/test_objectives.py::test_scores_are_read_as_the_configuration_says",
         ),
         (
             "R_PIT is read at the last token whatever the pooling",
-            "batch, tree, config.pooling)",
-            'batch, tree, "last")',
+            "batch, tree, config.pooling, widths)",
+            'batch, tree, "last", widths)',
             "method/test_objectives.py::test_scores_are_read_as_the_configuration_says",
         ),
         (

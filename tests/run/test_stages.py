@@ -240,12 +240,15 @@ def test_only_unlikelihood_pays_for_its_second_pass(monkeypatch):
 def test_held_out_pairs_have_all_their_scores(monkeypatch):
     trees = []
     monkeypatch.setattr(
-        objectives, "gap_reward", lambda network, config, tree="whole": trees.append(tree)
+        objectives,
+        "gap_reward",
+        lambda network, config, tree="whole", widths=None: trees.append((tree, widths)),
     )
+    widths = layouts.widths(tiny_runs.LENGTHS, 0)
     stage = tiny_runs.reward("rm_gap", reward=RewardConfig(gap_loss="two_term"))
-    stages.objective(stage, TINY)
-    stages.held_out_objective(stage, TINY)
-    assert trees == [layouts.GAP_PAIR_TREE, "whole"]
+    stages.objective(stage, TINY, widths)
+    stages.held_out_objective(stage, TINY, widths)
+    assert trees == [(layouts.GAP_PAIR_TREE, widths), ("whole", widths)]
 
 
 @pytest.mark.mesh

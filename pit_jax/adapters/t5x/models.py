@@ -150,7 +150,9 @@ class PairwiseRewardModel(_Model):
         del return_intermediates
         pooling = self.stage.reward.pooling
         tree = layouts.TREES[stages.rows_of(self.stage)]
-        scores = forward.tree_scores(self.module, params, batch, tree, pooling, self.setup.role_of(self.stage).widths)
+        scores = forward.tree_scores(
+            self.module, params, batch, tree, pooling, self.setup.role_of(self.stage).widths
+        )
         better, worse = self.margin
         return scores[better] - scores[worse], scores
 
