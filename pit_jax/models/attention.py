@@ -23,7 +23,6 @@ from pit_jax.models.trees import Branches
 from pit_jax.runtime.partitioning import constrain
 
 RELATIVE_BUCKETS = 32
-_BY_HEAD = 16  # queries from which a CPU is quicker with each head's matrices by themselves
 # The least distance of buckets 1, 2, …: one each up to 16, then 16 in a geometric row up to 128.
 _STARTS = np.array([*range(1, 16), *(math.ceil(16 * 8 ** (n / 16)) for n in range(16))])
 
@@ -136,7 +135,7 @@ def attend(
     K, dtype = k_BSKE.shape[2], q_BTHE.dtype
     scale = E**-0.5 if scale is None else scale
     q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E) * jnp.asarray(scale, dtype)
-    by_head = kernels.platform() == "cpu" and (dtype == jnp.bfloat16 or T >= _BY_HEAD)
+    by_head = kernels.platform() == "cpu"
     scores_of, mixed = (_scores_by_head, _mixed_by_head) if by_head else (_scores, _mixed)
     scores = scores_of(q_BTKGE, k_BSKE.astype(dtype))
     if scales is not None:
