@@ -273,23 +273,23 @@ def cost(queries: int, keys: int) -> float:
 def attend_apart(
     q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, branches: Branches, *how
 ) -> jax.Array:
-    """Computes `attend` by the mask of a tree, of its trunk and of each leaf's sequence apart."""
-    (B, _, H, E), (U, S, W) = q_BTHE.shape, branches.sizes
-    Q = branches.queries.there_BC.shape[1] // S
-    trunk = attend_whole(q_BTHE[:, :U], k_BTKE[:, :U], v_BTKE[:, :U], branches.trunk_BUU, *how)
+    """Computes `attend` by the mask of a tree, each block of it apart."""
+    found = []
+    for group in branches.groups:
+        B, S, W = group.seen_BSW.shape
 
-    def apart(x_BT, move, columns):
-        return move(x_BT).reshape(B * S, columns, *x_BT.shape[2:])
+        def apart(x_BT, move, B=B, S=S):
+            return move(x_BT).reshape(B * S, -1, *x_BT.shape[2:])
 
-    earlier_1QW = jnp.tril(jnp.ones((W, W), bool))[None, W - Q :]
-    mask = branches.seen_BSW.reshape(B * S, 1, W) & earlier_1QW
-    q, k, v = (
-        apart(q_BTHE, branches.queries, Q),
-        apart(k_BTKE, branches.keys, W),
-        apart(v_BTKE, branches.keys, W),
-    )
-    leaves = attend_whole(q, k, v, mask, *how).reshape(B, S * Q, H, E)
-    return branches.out(jnp.concatenate([trunk, leaves], axis=1))
+        q, k, v = (
+            apart(q_BTHE, group.queries),
+            apart(k_BTKE, group.keys),
+            apart(v_BTKE, group.keys),
+        )
+        earlier_1QW = jnp.tril(jnp.ones((W, W), bool))[None, W - q.shape[1] :]
+        mask = group.seen_BSW.reshape(B * S, 1, W) & earlier_1QW
+        found.append(attend_whole(q, k, v, mask, *how).reshape(B, -1, *q_BTHE.shape[2:]))
+    return branches.out(jnp.concatenate(found, axis=1))
 
 
 class Attention(nn.Module):

@@ -123,7 +123,7 @@ class Decoder(nn.Module):
           tokens_BT: int32 token ids.
           positions_BT: int32 position of each token.
           mask: bool [B, T, S], True where a query sees a key; CausalRows for the platform's
-            kernel; or TreeRows, whose leaves attend apart where that takes less. If S is T, the
+            kernel; or TreeRows, whose blocks attend apart where that takes less. If S is T, the
             tokens attend to each other; if S is the cache's length, they attend to the cache.
           cache: a cache to write at `index`, in place.
           index: column of the cache where the first of the T tokens goes.

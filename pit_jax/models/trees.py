@@ -2,9 +2,9 @@
 
 What each token computes by itself is shared: projections, MLP, keys and values. Attention isn't,
 and of a row as a whole most of it would be masked: a response sees its prompt and reference, and
-none of the other responses. So the responses, the leaves of the tree, attend apart from the rest,
-the trunk, and each to its own sequence only. Dims: see `network.py`; N blocks, S sequences, W
-columns of one.
+none of the other responses. So each block attends apart, to its own sequence only, together with
+the others that come as late in theirs. Dims: see `network.py`; N blocks, S of them with sequences
+of W columns, the last Q of which have their own tokens.
 """
 
 from __future__ import annotations
@@ -62,11 +62,10 @@ def _lineage(parents: Sequence[int]) -> np.ndarray:
 
 @flax.struct.dataclass
 class TreeRows:
-    """Stands for the `tree_mask` of rows, in a form whose leaves can attend apart.
+    """Stands for the `tree_mask` of rows, in a form whose blocks can attend apart.
 
     Attributes:
-      blocks_BT: int32 number of each token's block, from 1, ascending along T; 0 for padding, which
-        is at the end.
+      blocks_BT: int32 number of each token's block, from 1, ascending along T; 0 for padding.
       parents: for block 1, 2, … the number of the block that it follows, 0 for none (static).
       sizes: most tokens of block 1, 2, … (static); empty where they aren't known.
     """
@@ -84,51 +83,55 @@ class TreeRows:
         return tree_mask(self.blocks_BT, self.parents)
 
     def apart(self, cost: Callable[[int, int], float]) -> Branches | None:
-        """Returns the leaves apart from the trunk, where that takes less; None where it doesn't.
+        """Returns the blocks apart, where that takes less than whole rows; None where it doesn't.
 
         Args:
           cost: what a number of queries cost, the last ones of a number of keys.
         """
         T = self.blocks_BT.shape[1]
-        leaves = [n for n in range(1, len(self.parents) + 1) if n not in self.parents]
-        first = leaves[0]
-        if not self.sizes or T < _LEAST or leaves != list(range(first, len(self.parents) + 1)):
+        if not self.sizes or T < _LEAST:
             return None
         lineage_NN, sizes_N = _lineage(self.parents), np.array([0, *self.sizes])
-        trunk = min(T, int(sizes_N[:first].sum()))
-        queries = min(T, int(sizes_N[first:].max()))
-        keys = min(T, int((lineage_NN[first:] @ sizes_N).max()))
-        if cost(trunk, trunk) + len(leaves) * cost(queries, keys) > _WORTH * cost(T, T):
+        depths_N, longest_N = lineage_NN.sum(axis=1), lineage_NN @ sizes_N
+        shapes = []
+        for depth in range(1, int(depths_N.max()) + 1):
+            numbers = np.flatnonzero(depths_N == depth)
+            Q, W = (min(T, int(each[numbers].max())) for each in (sizes_N, longest_N))
+            shapes.append((numbers, Q, W))
+        if sum(len(numbers) * cost(Q, W) for numbers, Q, W in shapes) > _WORTH * cost(T, T):
             return None
-        return _branches(self.blocks_BT, self.parents, first, trunk, queries, keys)
+        return _branches(self.blocks_BT, lineage_NN, shapes)
 
 
 @flax.struct.dataclass
 class Branches:
-    """Says where the columns of a row go for its leaves to attend apart, computed once a pass.
+    """Says where the columns of a row go for its blocks to attend apart, computed once a pass.
 
-    Sequences are right-aligned: a leaf's last token is in the last of W columns, and its queries
+    Attributes:
+      groups: blocks that come as late in their sequences.
+      out: how what came out of all queries becomes columns of the row.
+    """
+
+    groups: tuple[Group, ...]
+    out: Move
+
+
+@flax.struct.dataclass
+class Group:
+    """Says where the columns of a row go for some blocks of it.
+
+    Sequences are right-aligned: a block's last token is in the last of W columns, and its queries
     are in the last Q. Wherever an index says which column comes to a place, -1 says that none does.
 
     Attributes:
-      trunk_BUU: the mask of the first U columns, which hold the trunk.
       seen_BSW: bool, which columns of a sequence hold a token.
       keys: how columns of the row become those of all sequences, and back.
-      queries: how columns of the row become the queries of all leaves, and back.
-      out: how what came out of the trunk's and the leaves' queries becomes columns of the row.
+      queries: how columns of the row become the queries of all blocks, and back.
     """
 
-    trunk_BUU: jax.Array
     seen_BSW: jax.Array
     keys: Move
     queries: Move
-    out: Move
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """The columns U of the trunk, the number S of sequences, and their columns W."""
-        _, S, W = self.seen_BSW.shape
-        return self.trunk_BUU.shape[1], S, W
 
 
 @flax.struct.dataclass
@@ -172,37 +175,39 @@ def _backward(back_BXT, gradient_BC):
 _moved.defvjp(_forward, _backward)
 
 
-def _branches(blocks_BT, parents, first: int, U: int, Q: int, W: int) -> Branches:
-    """Makes the branches of U columns of the trunk, and Q queries in W columns of each leaf."""
-    B, T = blocks_BT.shape
-    lineage_SN = _lineage(parents)[first:]
-    S = len(lineage_SN)
-    member_BST = jnp.moveaxis(jnp.asarray(lineage_SN.T > 0)[blocks_BT], 2, 1)
-    own_BST = blocks_BT[:, None] == jnp.arange(first, first + S)[None, :, None]
+def _branches(blocks_BT, lineage_NN, shapes) -> Branches:
+    """Makes groups of these numbers of blocks, with so many queries and columns each."""
+    groups, source_BT, taken, before = [], jnp.full_like(blocks_BT, -1), [], 0
+    for numbers, Q, W in shapes:
+        group = _group(blocks_BT, lineage_NN, numbers, Q, W)
+        query_BT = group.queries.back_BXT[:, 0]
+        source_BT = jnp.where(query_BT >= 0, query_BT + before, source_BT)
+        groups.append(group)
+        taken.append(group.queries.there_BC)
+        before += len(numbers) * Q
+    return Branches(tuple(groups), Move(source_BT, jnp.concatenate(taken, axis=1)[:, None]))
+
+
+def _group(blocks_BT, lineage_NN, numbers, Q: int, W: int) -> Group:
+    (B, T), S = blocks_BT.shape, len(numbers)
+    member_BST = jnp.moveaxis(jnp.asarray(lineage_NN[numbers].T > 0)[blocks_BT], 2, 1)
+    own_BST = blocks_BT[:, None] == jnp.asarray(numbers, jnp.int32)[None, :, None]
     # The column of a sequence that each of its tokens is in, and the token that is in each column.
     so_far_BST = jnp.cumsum(member_BST, axis=2)
     free_BS1 = W - so_far_BST[..., -1:]
-    column_BST = jnp.where(member_BST, free_BS1 + so_far_BST - 1, -1)
+    column_BST = free_BS1 + so_far_BST - 1
     order_BST = jnp.argsort(~member_BST, axis=2, stable=True)
     rank_BSW = jnp.arange(W)[None, None] - free_BS1
     token_BSW = jnp.take_along_axis(order_BST, jnp.clip(rank_BSW, 0, T - 1), axis=2)
     token_BSW = jnp.where(rank_BSW >= 0, token_BSW, -1)
-    number_1S1 = jnp.arange(S)[None, :, None]
-    key_BST = jnp.where(member_BST, column_BST + number_1S1 * W, -1)
-    query_BST = jnp.where(own_BST, column_BST - (W - Q) + number_1S1 * Q, -1)
     last_BSQ = token_BSW[..., W - Q :]
     own_BSQ = jnp.take_along_axis(own_BST, jnp.maximum(last_BSQ, 0), axis=2) & (last_BSQ >= 0)
     token_BSQ = jnp.where(own_BSQ, last_BSQ, -1)
-    query_BT = jnp.max(query_BST, axis=1)
-    in_trunk_BT = (blocks_BT > 0) & (blocks_BT < first)
-    columns_1T = jnp.arange(T)[None]
-    source_BT = jnp.where(in_trunk_BT, columns_1T, jnp.where(query_BT >= 0, query_BT + U, -1))
-    trunk_BU = jnp.where(in_trunk_BT, columns_1T, -1)[:, :U]
-    token_BQ = token_BSQ.reshape(B, S * Q)
-    return Branches(
-        trunk_BUU=tree_mask(blocks_BT[:, :U], parents),
+    number_1S1 = jnp.arange(S)[None, :, None]
+    key_BST = jnp.where(member_BST, column_BST + number_1S1 * W, -1)
+    query_BST = jnp.where(own_BST, column_BST - (W - Q) + number_1S1 * Q, -1)
+    return Group(
         seen_BSW=token_BSW >= 0,
         keys=Move(token_BSW.reshape(B, S * W), key_BST),
-        queries=Move(token_BQ, query_BT[:, None]),
-        out=Move(source_BT, jnp.concatenate([trunk_BU, token_BQ], axis=1)[:, None]),
+        queries=Move(token_BSQ.reshape(B, S * Q), jnp.max(query_BST, axis=1)[:, None]),
     )

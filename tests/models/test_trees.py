@@ -133,10 +133,15 @@ def test_a_row_goes_apart_only_where_that_takes_less():
     def at(width, sizes):
         rows = TreeRows(jnp.ones((1, width), jnp.int32), (0, 1, 1, 3, 2, 3, 2), sizes)
         branches = rows.apart(scores)
-        return None if branches is None else (*branches.sizes, branches.queries.there_BC.shape[1])
+        return branches and [
+            (*group.seen_BSW.shape[1:], group.queries.there_BC.shape[1])
+            for group in branches.groups
+        ]
 
-    # The row of Eq. 2: the prompt with both references, and four responses after one of them.
-    assert at(7 * 512, 7 * (512,)) == (3 * 512, 4, 3 * 512, 4 * 512)
-    assert at(1024, 7 * (512,)) is None  # short rows in wide windows: 1,024 queries of four leaves
+    # The row of Eq. 2: sequences, the columns of each, and the queries of all: of the prompt, of
+    # both references after it, and of four responses after one of these.
+    whole = [(1, 512, 512), (2, 1024, 2 * 512), (4, 1536, 4 * 512)]
+    assert at(7 * 512, 7 * (512,)) == whole
+    assert at(1024, 7 * (512,)) is None  # short rows in wide windows: seven times 512 queries
     assert at(7 * 16, 7 * (16,)) is None  # too short for it to be worth it
     assert at(7 * 512, ()) is None
