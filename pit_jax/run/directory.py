@@ -12,6 +12,7 @@ meaning are texts of the configuration, in which a field counts unless its metad
                     values in a model's identity; None leaves the field out
     variation       True for what leaves both texts while it has its default, because models that
                     were made before there was such a field are without it
+    may_be_lowered  True for a rate that a stage may go on with when it is lower, if that is asked for
     since           the FORMAT of `stage.json` from which on the settings have the field; in one of
                     an earlier format it can't be checked
 
@@ -22,6 +23,7 @@ it builds on, where these aren't the last ones (method/choice.py).
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import re
@@ -40,8 +42,11 @@ from pit_jax.models.config import NetworkConfig
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage, network_of, role_of
 from pit_jax.runtime import processes
+from pit_jax.runtime.train_state import OptimizerConfig
 
 FORMAT = 2
+# What a setting, the examples or a model are called, and what they were and are.
+Change = tuple[str, str, str]
 _SHOWN = 6  # changed settings that a message lists
 _WIDTH = 60  # characters of a value that it shows
 MODEL_FIELDS = ("initial", "reference", "reward_model")  # fields that name another stage's model
@@ -50,6 +55,12 @@ _SINCE = {
     for each in (SupervisedStage, RewardStage, RLStage, PPOConfig)
     for field in dataclasses.fields(each)
     if "since" in field.metadata
+}
+_LOWERED = {
+    field.name
+    for each in (OptimizerConfig, PPOConfig)
+    for field in dataclasses.fields(each)
+    if field.metadata.get("may_be_lowered")
 }
 _TRAINED = ("references", "result.json")  # there once something is trained that belongs to it
 
@@ -236,11 +247,13 @@ def claim(
     identity: dict[str, str],
     data: str = "",
     models: Mapping[str, str] = {},
+    allow_change: bool = False,
 ) -> None:
     """Writes `stage.json` into a stage's folder, unless it holds the same stage already.
 
     What an earlier version's `stage.json` doesn't say can't be checked, which is printed if the
-    stage isn't complete.
+    stage isn't complete. Rates that are lower now, if that is allowed, go into `stage.json` with
+    the step from which on they hold, as `changes`.
 
     Args:
       folder: the stage's.
@@ -248,16 +261,23 @@ def claim(
       identity: what `identity` returns.
       data: the digest of the examples, InputPipeline.digest; empty for a model without any.
       models: the digest of each model of `taken`, empty for one that isn't known.
+      allow_change: whether a stage that isn't complete may go on with lower rates of its own.
 
     Raises:
       UserError: if the folder holds a stage that was trained with other settings, examples or
         models, or not every process sees what the first one writes.
     """
     path = folder / "stage.json"
-    unknown = _unchecked(folder, settings, data, models)
+    unknown, lowered = _unchecked(folder, settings, data, models, allow_change)
     if unknown is None:
         stage = {"settings": settings, "model": identity, "data": data, "models": {**models}}
         write_json(path, {"format": FORMAT, **stage})
+    elif lowered:
+        stage, step = read_json(path), max(steps(folder), default=0)
+        now = [{"step": step, "name": name, "from": a, "to": b} for name, a, b in lowered]
+        write_json(path, stage | {"settings": settings, "changes": [*changes(folder), *now]})
+        said = ", ".join(f"{name} {a} -> {b}" for name, a, b in lowered)
+        print(f"{folder.name}: from step {step} on with {said}", flush=True)
     elif unknown and not (folder / "result.json").exists():
         print(
             f"{folder.name}: couldn't check {', '.join(unknown)}: an earlier version started the "
@@ -279,24 +299,41 @@ def steps(folder: epath.Path) -> list[int]:
     return [int(name) for name in names if name.isdigit()]
 
 
+def changes(folder: epath.Path) -> list[dict[str, Any]]:
+    """Returns the rates that a stage went on with: `step`, `name`, `from` and `to` of each."""
+    path = folder / "stage.json"
+    return read_json(path).get("changes", []) if path.exists() else []
+
+
 def is_claimed(
-    folder: epath.Path, settings: dict[str, str], data: str = "", models: Mapping[str, str] = {}
+    folder: epath.Path,
+    settings: dict[str, str],
+    data: str = "",
+    models: Mapping[str, str] = {},
+    allow_change: bool = False,
 ) -> bool:
     """Returns whether a folder holds something of this stage already; for the rest see `claim`.
 
     Raises:
       UserError: if it is of a stage with other settings, examples or models.
     """
-    return _unchecked(folder, settings, data, models) is not None
+    return _unchecked(folder, settings, data, models, allow_change)[0] is not None
 
 
 def _unchecked(
-    folder: epath.Path, settings: dict[str, str], data: str, models: Mapping[str, str]
-) -> list[str] | None:
-    """What can't be checked of the stage that a folder holds; None if nothing of it is there."""
+    folder: epath.Path,
+    settings: dict[str, str],
+    data: str,
+    models: Mapping[str, str],
+    allow_change: bool,
+) -> tuple[list[str] | None, list[Change]]:
+    """What can't be checked of the stage that a folder holds, and which rates it may lower.
+
+    The first is None if nothing of the stage is there.
+    """
     path = folder / "stage.json"
     if not steps(folder) and not any((folder / name).exists() for name in _TRAINED):
-        return None
+        return None, []
     if not path.exists():
         raise UserError(
             f"{folder}: holds a stage without stage.json, which says what it was trained with; "
@@ -304,46 +341,59 @@ def _unchecked(
             "stage again"
         )
     before = read_json(path)
-    unknown, changes = _compare(before, settings, models)
+    unknown, found = _compare(before, settings, models)
     old_data = before.get("data", "")
     if old_data and data != old_data:
         where = _where(settings.get("dataset", ""))
-        changes.insert(0, f"the examples of {where} ({old_data[:8]} -> {data[:8]})")
+        found.insert(0, (f"the examples of {where}", f"({old_data[:8]}", f"{data[:8]})"))
     elif data and not old_data:
         unknown.append("the examples")
     if data and old_data == data:
-        changes = [change for change in changes if not re.match(r"dataset\b", change)]
-    if changes:
-        more = len(changes) - _SHOWN
-        shown = "; ".join(changes[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        found = [change for change in found if not re.match(r"dataset\b", change[0])]
+    may = not (folder / "result.json").exists() and all(_lowers(folder.name, *c) for c in found)
+    if found and not (may and allow_change):
+        parts = [f"{name} {_brief(was)} -> {_brief(now)}" for name, was, now in found]
+        more = len(parts) - _SHOWN
+        shown = "; ".join(parts[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        allow = "give --allow_change to go on with the lower rate, " if may else ""
         raise UserError(
-            f"{folder}: was started with other settings: {shown}. Go back to them, use another "
-            "MODEL_DIR, or delete the folder to train the stage again"
+            f"{folder}: was started with other settings: {shown}. Go back to them, {allow}use "
+            "another MODEL_DIR, or delete the folder to train the stage again"
         )
-    return unknown
+    return unknown, found
+
+
+def _lowers(stage: str, name: str, was: str, now: str) -> bool:
+    """Whether a change of settings is a lower rate of the stage's own."""
+    own, _, field = name.rpartition(".")
+    if field not in _LOWERED or own.partition(".")[0] != stage:
+        return False
+    with contextlib.suppress(ValueError):
+        return float(now) < float(was)
+    return False
 
 
 def _compare(
     stage: Mapping[str, Any], settings: dict[str, str], models: Mapping[str, str]
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[Change]]:
     """What a `stage.json` doesn't say of settings and models, and what has changed of them."""
     before, old = stage.get("settings", {}), stage.get("models", {})
     known = [name for name, digest in models.items() if digest and old.get(name)]
     unknown = [name for name, digest in models.items() if digest and not old.get(name)]
-    changes = []
+    found = []
     for key in dict.fromkeys([*settings, *before]):
         for name, was, now in _changes(key, before.get(key, ""), settings.get(key, "")):
             since = _SINCE.get(name.rpartition(".")[2], 1)
             if not was and since > stage.get("format", 1):
                 unknown.append(name)
             elif name not in known:  # of those the content counts, wherever it is
-                changes.append(f"{name} {_brief(was)} -> {_brief(now)}")
-    changes[:0] = [
-        f"the model of {name} ({old[name][:8]} -> {models[name][:8]})"
+                found.append((name, was, now))
+    found[:0] = [
+        (f"the model of {name}", f"({old[name][:8]}", f"{models[name][:8]})")
         for name in known
         if old[name] != models[name]
     ]
-    return unknown, changes
+    return unknown, found
 
 
 def check_data(folder: epath.Path, data: str) -> None:
@@ -369,7 +419,7 @@ def _where(dataset: str) -> str:
     return ", ".join(paths) or "the data"
 
 
-def _changes(name: str, before: str, now: str) -> Iterator[tuple[str, str, str]]:
+def _changes(name: str, before: str, now: str) -> Iterator[Change]:
     """Yields what differs between two texts of a configuration: each field, its old and new text.
 
     A text is empty where there is no such field.
