@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pit_jax.checked import at_least, checked
 from pit_jax.errors import Interrupted, NotFiniteError
@@ -121,8 +122,8 @@ def fit(
         recording = saving or _due(progress.step, loop.log_every)
         if not (recording or stopping):
             continue
-        check_finite(state, progress.step, checkpoints)
         if recording:
+            check_finite(state, progress.step, checkpoints)
             tokens, flops = (float(pending.pop(name)[0]) for name in ("tokens", "model_flops"))
             seconds, clock = time.monotonic() - clock, time.monotonic()
             progress.seconds += seconds
@@ -138,7 +139,10 @@ def fit(
                     progress.best = results | {"step": progress.step}
             writer.write(progress.step, scalars, texts())
         else:  # an uninterrupted run has no record here, so neither has this one
-            progress.pending = {k: (float(a), float(b)) for k, (a, b) in pending.items()}
+            progress.pending = {
+                name: (np.asarray(total).item(), np.asarray(weight).item())
+                for name, (total, weight) in pending.items()
+            }
             progress.pending_seconds = time.monotonic() - clock
         if saving or stopping:
             check_state(state, progress.step, checkpoints)
@@ -194,14 +198,12 @@ def _way_out(checkpoints: Checkpoints | None) -> str:
     """What to do where training has broken off, and from which checkpoint it then goes on."""
     if checkpoints is not None:
         checkpoints.wait()
-    *before, newest = (checkpoints.all_steps() if checkpoints else []) or [0]
-    if checkpoints is None or not newest:
+    if checkpoints is None or not (steps := checkpoints.all_steps()):
         return "Lower the learning rate, or look at the batch's data"
-    earlier = f", or delete {checkpoints.directory}/{newest} too, for step {before[-1]}"
-    return (
-        "Lower the learning rate and give the command with --allow_change, to go on from step "
-        f"{newest}{earlier if before else ''}; or look at the batch's data"
-    )
+    text = f"To go on from step {steps[-1]}, lower the learning rate and give --allow_change"
+    if steps[:-1]:
+        text += f"; to go on from step {steps[-2]}, also delete {checkpoints.directory}/{steps[-1]}"
+    return f"{text}. Or look at the batch's data"
 
 
 def check_state(state: Any, step: int, checkpoints: Checkpoints | None = None) -> None:
