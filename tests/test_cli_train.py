@@ -6,9 +6,9 @@ import dataclasses
 import re
 import shutil
 
-import gin
 from etils import epath
 
+import gin
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.run import directory
 from pit_jax.run.config import RunConfig

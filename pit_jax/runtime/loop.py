@@ -124,12 +124,8 @@ def fit(
             continue
         if recording:
             check_finite(state, progress.step, checkpoints)
-            tokens, flops = (float(pending.pop(name)[0]) for name in ("tokens", "model_flops"))
             seconds, clock = time.monotonic() - clock, time.monotonic()
-            progress.seconds += seconds
-            progress.tokens += tokens
-            progress.flops += flops
-            scalars = metrics_lib.compute(pending) | rates(tokens, flops, seconds, peak)
+            scalars = _recorded(pending, seconds, peak, progress)
             pending = {}
             if evaluating and held_out is not None:
                 results = held_out(state)
@@ -139,16 +135,13 @@ def fit(
                     progress.best = results | {"step": progress.step}
             writer.write(progress.step, scalars, texts())
         else:  # an uninterrupted run has no record here, so neither has this one
-            progress.pending = {
-                name: (np.asarray(total).item(), np.asarray(weight).item())
-                for name, (total, weight) in pending.items()
-            }
+            progress.pending = _on_host(pending)
             progress.pending_seconds = time.monotonic() - clock
         if saving or stopping:
             check_state(state, progress.step, checkpoints)
-            check_finite(state, progress.step, checkpoints, last)
-            extra = dataclasses.asdict(progress)
-            checkpoints.save(progress.step, state, extra, before=writer.flush)
+            if last:
+                check_finite(state, progress.step, checkpoints, last)
+            checkpoints.save(progress.step, state, dataclasses.asdict(progress), writer.flush)
         if stopping:
             checkpoints.wait()
             raise Interrupted(stopping, checkpoints.latest_step() or 0)
@@ -156,6 +149,25 @@ def fit(
         clock = time.monotonic()
     checkpoints.wait()
     return state
+
+
+def _recorded(
+    pending: metrics_lib.Metrics, seconds: float, peak: float, progress: Progress
+) -> dict[str, float]:
+    """Makes a record of the steps since the one before, and counts them in the progress."""
+    tokens, flops = (float(pending.pop(name)[0]) for name in ("tokens", "model_flops"))
+    progress.seconds += seconds
+    progress.tokens += tokens
+    progress.flops += flops
+    return metrics_lib.compute(pending) | rates(tokens, flops, seconds, peak)
+
+
+def _on_host(pending: metrics_lib.Metrics) -> dict[str, tuple[float, float]]:
+    """Sums as Python's numbers, which hold every float32 and int32 as it is."""
+    return {
+        name: (np.asarray(total).item(), np.asarray(weight).item())
+        for name, (total, weight) in pending.items()
+    }
 
 
 def rates(tokens: float, flops: float, seconds: float, peak: float) -> dict[str, float]:
