@@ -72,7 +72,7 @@ MUTANTS = {
         ),
         (
             "a record has the mean since the start",
-            "        pending = {}\n",
+            "            pending = {}\n",
             "",
             "runtime/test_loop.py::test_a_record_is_the_mean_since_the_one_before",
         ),
