@@ -223,6 +223,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
                 metavar="FIRST:LAST",
                 help="trace these steps of each stage, 10:12 by default, into its folder",
             )
+            command.add_argument(
+                "--allow_change",
+                action="store_true",
+                help="let a stage that isn't complete go on with a learning rate or clip_norm that "
+                "is lower now; the report says so",
+            )
         if name in _ON_DEVICES:
             command.add_argument(
                 "--distributed",
@@ -303,7 +309,9 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if options.command == "plan":
         return commands.plan(config, options)
     if options.dry_run:
-        commands.describe(runs.Run(config), evaluation, options)
+        run = runs.Run(config)
+        run.allow_change = getattr(options, "allow_change", False)
+        commands.describe(run, evaluation, options)
         return 0
     if options.command == "data":  # needs no devices
         run = runs.Run(dataclasses.replace(config, mesh=MeshConfig()))
@@ -323,6 +331,7 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             compilation.keep(config.model_dir)
         run = runs.Run(config)
         run.signals, run.profile, run.config_text = caught, window, bindings.whole(roots)
+        run.allow_change = getattr(options, "allow_change", False)
         asked = getattr(options, "people", None)
         work = people.ask if asked else getattr(commands, options.command)
         work(run, evaluation, options)

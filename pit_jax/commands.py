@@ -371,7 +371,7 @@ def _evaluate_generations(run, evaluation, options) -> None:
 def check(run, evaluation, options) -> None:
     """Refuses what a command could only refuse, or fail at, when it is under way."""
     from pit_jax.evaluation import generations
-    from pit_jax.run import checks
+    from pit_jax.run import checks, settings_diff
 
     if options.command not in _WITHOUT_DATA:
         _check_read(run)
@@ -380,8 +380,8 @@ def check(run, evaluation, options) -> None:
     if options.command in ("run", "train", "sweep"):
         one = run.stage(options.stage).name if options.command == "train" else None
         for stage in run.config.stages:
-            if one in (None, stage.name):
-                checks.check(run, stage.name)
+            if one in (None, stage.name) and (lowered := checks.check(run, stage.name)):
+                print(f"{stage.name}: would go on with {settings_diff.told(lowered)}")
     elif options.command == "convert":
         stage = options.stage and run.stage(options.stage).name
         checks.check_models(run, [stage] if stage else _improving_stages(evaluation).values())

@@ -30,7 +30,7 @@ class Damaged(UserError):
 
 
 class NotFiniteError(RuntimeError):
-    """Tells that ten steps in a row, or a whole stage, had a loss or gradient that isn't finite."""
+    """Tells of a loss or gradient that isn't finite in ten steps in a row, or in a stage's last."""
 
 
 class Interrupted(Exception):

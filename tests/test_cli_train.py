@@ -6,8 +6,11 @@ import dataclasses
 import re
 import shutil
 
+from etils import epath
+
 import gin
 from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.run import directory
 from pit_jax.run.config import RunConfig
 from tests import tiny_runs
 
@@ -22,6 +25,46 @@ def test_train_trains_one_stage(trained, tmp_path, capsys):
     config = (folder / "config.gin").read_text()
     assert "sft_policy/train_state.OptimizerConfig.learning_rate = 0.003" in config
     assert not (folder / "rm_gap").exists() and not (folder / "report.json").exists()
+
+
+def test_after_an_explosion_a_stage_goes_on_with_a_lower_rate(trained, tmp_path, capsys):
+    """The third step ruins the parameters, by the rate that the stage is made to have had."""
+    folder, arguments = tmp_path / "run", ("--gin.STAGE='pretrain'",)
+    shutil.copytree(trained / "pretrain", folder / "pretrain")
+    (folder / "pretrain" / "result.json").unlink()
+    shutil.rmtree(folder / "pretrain" / "checkpoints" / "4")
+    path = epath.Path(folder / "pretrain" / "stage.json")
+    stage = directory.read_json(path)
+    text = stage["settings"]["pretrain"].replace("learning_rate=0.003", "learning_rate=1e+30")
+    directory.write_json(path, stage | {"settings": stage["settings"] | {"pretrain": text}})
+
+    huge = "--gin.pretrain/OptimizerConfig.learning_rate=1e30"
+    assert tiny_runs.command("train", folder, *arguments, huge) == 1
+    assert capsys.readouterr().err == (
+        "pit_jax train: step 4: loss or gradient was not finite in the last step; stopped. To go "
+        "on from step 2, lower the learning rate and give --allow_change. Or look at the batch's "
+        "data\n"
+    )
+    assert tiny_runs.command("train", folder, *arguments) == 2
+    told = "pretrain.optimizer.learning_rate 1e+30 -> 0.003"
+    output = capsys.readouterr().err
+    assert f"{told}. Go back to them, give `run` or `train` --allow_change" in output
+    assert output.count("\n") == 1
+    assert tiny_runs.command("train", folder, *arguments, "--allow_change", "--dry_run") == 0
+    assert f"pretrain: would go on with {told}\n" in capsys.readouterr().out
+    assert "changes" not in directory.read_json(path)
+
+    assert tiny_runs.command("train", folder, *arguments, "--allow_change") == 0
+    output = capsys.readouterr().out
+    assert f"pretrain: goes on with {told}\npretrain: continues at step 2\n" in output
+    name = "pretrain.optimizer.learning_rate"
+    changes = [{"step": 2, "name": name, "from": 1e30, "to": 0.003}]
+    assert directory.read_json(path)["changes"] == changes
+    expected = tiny_runs.result(trained / "pretrain") | {"changes": changes}
+    assert tiny_runs.result(folder / "pretrain") == expected
+    files = (f / "pretrain" / "metrics.jsonl" for f in (trained, folder))
+    one, two = map(tiny_runs.records, files)
+    assert one == two
 
 
 def without_model_dir(path):

@@ -262,6 +262,12 @@ def records(path: pathlib.Path) -> list[dict]:
     return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
 
 
+def result(folder: pathlib.Path) -> dict:
+    """The result.json of a stage's folder, without times and the digest that they change."""
+    found = without_times(json.loads((folder / "result.json").read_text()))
+    return {name: value for name, value in found.items() if name != "sha256"}
+
+
 @contextlib.contextmanager
 def compilations(path: pathlib.Path) -> Iterator[None]:
     """Writes what each stage compiles meanwhile, as JSON: the names of programs by stage."""

@@ -72,7 +72,9 @@ class PPOConfig:
     subtract_chosen: bool = False
     scale_rewards: bool = False
     scale_floor: float = 0.1
-    critic_learning_rate: float | None = None
+    critic_learning_rate: float | None = dataclasses.field(
+        default=None, metadata={"may_be_lowered": True}
+    )
     critic_warmup: int = 0
     critic_start: str = "reward"
     temperature: float = 1.0

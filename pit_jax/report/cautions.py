@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,11 +21,13 @@ _SINGLE = ("R_P", "R_PIT")
 def cautions(results: Results) -> list[str]:
     """Lists in sentences what weakens the results of a run.
 
-    These are: a reward model that hardly agrees with the data, or a gap model that ignores its
-    reference; Self-Refine where the policy is too small for it or it makes responses worse; and
-    responses that didn't end within the window.
+    These are: a stage that went on with other settings than it began with; a reward model that
+    hardly agrees with the data, or a gap model that ignores its reference; Self-Refine where the
+    policy is too small for it or it makes responses worse; and responses that didn't end within the
+    window.
     """
-    return [*_reward_models(results), *_self_refine(results), *_unended(results)]
+    found = (_changes(results), _reward_models(results), _self_refine(results), _unended(results))
+    return [*itertools.chain(*found)]
 
 
 def few_prompts(results: Results) -> list[str]:
@@ -33,6 +36,19 @@ def few_prompts(results: Results) -> list[str]:
     if not 0 < n < _FEW:
         return []
     return [f"responses are compared on {n} prompts only: small differences can't be told"]
+
+
+def _changes(results: Results) -> Iterator[str]:
+    for row in results.get("stages", ()):
+        by_name: dict[str, list[Mapping[str, Any]]] = {}
+        for change in row.get("changes", ()):
+            by_name.setdefault(change["name"].rpartition(".")[2], []).append(change)
+        for name, found in by_name.items():
+            parts = [f"{each['from']} up to step {count(each['step'])}" for each in found]
+            yield (
+                f"{row['name']} was trained with {name} {', '.join(parts)} and {found[-1]['to']} "
+                "from then on; config.gin has the last value alone"
+            )
 
 
 def _reward_models(results: Results) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pit_jax.method.roles import POLICY
 from pit_jax.run import directory as run_directory
 from pit_jax.run import loading, sources, stages
 from pit_jax.run.run import Run
+from pit_jax.run.settings_diff import Change
 from pit_jax.run.stages import RewardStage, RLStage, Stage
 from pit_jax.runtime import metrics
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -25,8 +26,11 @@ PIT_TASKS = ("pretrain", "sft_pit", *UNLIKELY, *stages.PIT_RL)
 LANGUAGE_TASKS = (*dict.fromkeys(POLICY_TASKS + PIT_TASKS), "sft_pit_reflection")
 
 
-def check(run: Run, name: str) -> None:
+def check(run: Run, name: str) -> list[Change]:
     """Refuses a stage that could only fail once it, or one before it, has been trained for hours.
+
+    Returns:
+      the rates that the stage would go on with, which `run.allow_change` lets be lower.
 
     Raises:
       UserError: if the mesh can't split its batches, its data doesn't fill one, or what it builds
@@ -37,14 +41,14 @@ def check(run: Run, name: str) -> None:
     stage = run.stage(name)
     _check_rows(run, stage)
     of_stage = run.settings(stage), run.data.digest, sources.of_models(run, stage)
-    run_directory.is_claimed(run.folder(name), *of_stage)
+    lowered = run_directory.check_claim(run.folder(name), *of_stage, run.allow_change)
     for below in run_directory.built_on(run.config, stage)[1:]:
         run_directory.check_data(run.folder(below.name), run.data.digest)
     if isinstance(stage, RLStage) and stage.choice:
         check_split(run, "dev", f"stage {name}: its checkpoint is chosen on")
     if run.is_complete(name):
         run.task_of(name)
-        return
+        return lowered
     _check_data(run, stage)
     if run.config.networks(stage).actor.lora:
         loading.check_start(run, stage, stage.initial, run.role_name(stage))
@@ -59,6 +63,7 @@ def check(run: Run, name: str) -> None:
         for round_ in stage.rounds:
             if round_.source == "checkpoint" and round_.steps:
                 _check_kept(run, stage, round_.policy, round_.policy_step)
+    return lowered
 
 
 def check_models(run: Run, names: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ meaning are texts of the configuration, in which a field counts unless its metad
                     values in a model's identity; None leaves the field out
     variation       True for what leaves both texts while it has its default, because models that
                     were made before there was such a field are without it
+    may_be_lowered  True for what a stage may go on with when it is lower, if that is asked for
     since           the FORMAT of `stage.json` from which on the settings have the field; in one of
                     an earlier format it can't be checked
 
@@ -21,11 +22,10 @@ it builds on, where these aren't the last ones (method/choice.py).
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -34,23 +34,17 @@ from pit_jax import files
 from pit_jax.data.layouts import Lengths
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
-from pit_jax.method.ppo import PPOConfig
 from pit_jax.method.roles import ROLES
 from pit_jax.models.config import NetworkConfig
+from pit_jax.run import settings_diff
 from pit_jax.run.config import RunConfig
-from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage, network_of, role_of
+from pit_jax.run.settings_diff import Change
+from pit_jax.run.stages import Stage, network_of, role_of
 from pit_jax.runtime import processes
 
 FORMAT = 2
-_SHOWN = 6  # changed settings that a message lists
-_WIDTH = 60  # characters of a value that it shows
 MODEL_FIELDS = ("initial", "reference", "reward_model")  # fields that name another stage's model
-_SINCE = {
-    field.name: field.metadata["since"]
-    for each in (SupervisedStage, RewardStage, RLStage, PPOConfig)
-    for field in dataclasses.fields(each)
-    if "since" in field.metadata
-}
+WANDB_ID = "wandb_id"  # the file with the id of the stage's run of Weights & Biases
 _TRAINED = ("references", "result.json")  # there once something is trained that belongs to it
 
 
@@ -236,11 +230,13 @@ def claim(
     identity: dict[str, str],
     data: str = "",
     models: Mapping[str, str] = {},
+    allow_change: bool = False,
 ) -> None:
     """Writes `stage.json` into a stage's folder, unless it holds the same stage already.
 
     What an earlier version's `stage.json` doesn't say can't be checked, which is printed if the
-    stage isn't complete.
+    stage isn't complete. Rates that are lower now, if that is allowed, go into `stage.json` as
+    `changes`: `step` from which on each holds, its `name`, and what it was (`from`) and is (`to`).
 
     Args:
       folder: the stage's.
@@ -248,28 +244,64 @@ def claim(
       identity: what `identity` returns.
       data: the digest of the examples, InputPipeline.digest; empty for a model without any.
       models: the digest of each model of `taken`, empty for one that isn't known.
+      allow_change: whether a stage that isn't complete may go on with lower rates of its own.
 
     Raises:
       UserError: if the folder holds a stage that was trained with other settings, examples or
         models, or not every process sees what the first one writes.
     """
     path = folder / "stage.json"
-    unknown = _unchecked(folder, settings, data, models)
+    unknown, lowered = _compare(folder, settings, data, models, allow_change)
     if unknown is None:
         stage = {"settings": settings, "model": identity, "data": data, "models": {**models}}
         write_json(path, {"format": FORMAT, **stage})
-    elif unknown and not (folder / "result.json").exists():
+    if unknown and not (folder / "result.json").exists():
         print(
             f"{folder.name}: couldn't check {', '.join(unknown)}: an earlier version started the "
             "stage and didn't record what they were",
             flush=True,
         )
+    if lowered:
+        _lower(folder, settings, lowered)
+        print(f"{folder.name}: goes on with {settings_diff.told(lowered)}", flush=True)
     processes.wait()  # the first one has written
     if processes.any_process(not path.exists()):
         raise UserError(
             f"{folder}: not every process sees the first one's files; hosts that share no disk "
             "need a MODEL_DIR in a bucket, gs://BUCKET/FOLDER"
         )
+
+
+def _lower(folder: epath.Path, settings: dict[str, str], lowered: list[Change]) -> None:
+    """Has a stage go on with lower rates."""
+    stage, step = read_json(folder / "stage.json"), max(steps(folder), default=0)
+    now = [{"step": step, "name": n, "from": float(a), "to": float(b)} for n, a, b in lowered]
+    if processes.is_first():  # from here on it is another curve
+        (folder / WANDB_ID).unlink(missing_ok=True)
+    stage |= {"settings": settings, "changes": [*stage.get("changes", []), *now]}
+    write_json(folder / "stage.json", stage)
+
+
+def went_on(folder: epath.Path, step: int) -> None:
+    """Notes from which step a stage's training goes on.
+
+    What was changed later than that, by a checkpoint that is gone, holds from there.
+
+    Raises:
+      UserError: for a damaged `stage.json`.
+    """
+    path = folder / "stage.json"
+    stage = read_json(path) if path.exists() else {}
+    before = stage.get("changes", [])
+    now = [change | {"step": min(change["step"], step)} for change in before]
+    if now != before:
+        write_json(path, stage | {"changes": now})
+
+
+def changes(folder: epath.Path) -> list[dict[str, Any]]:
+    """Returns what was changed while a stage was trained, see settings_diff.history."""
+    path = folder / "stage.json"
+    return settings_diff.history(read_json(path).get("changes", []) if path.exists() else [])
 
 
 def steps(folder: epath.Path) -> list[int]:
@@ -279,71 +311,52 @@ def steps(folder: epath.Path) -> list[int]:
     return [int(name) for name in names if name.isdigit()]
 
 
-def is_claimed(
-    folder: epath.Path, settings: dict[str, str], data: str = "", models: Mapping[str, str] = {}
-) -> bool:
-    """Returns whether a folder holds something of this stage already; for the rest see `claim`.
+def check_claim(
+    folder: epath.Path,
+    settings: dict[str, str],
+    data: str = "",
+    models: Mapping[str, str] = {},
+    allow_change: bool = False,
+) -> list[Change]:
+    """Refuses what `claim` would refuse; returns the rates that it would lower.
 
     Raises:
-      UserError: if it is of a stage with other settings, examples or models.
+      UserError: if the folder holds a stage with other settings, examples or models.
     """
-    return _unchecked(folder, settings, data, models) is not None
+    return _compare(folder, settings, data, models, allow_change)[1]
 
 
-def _unchecked(
-    folder: epath.Path, settings: dict[str, str], data: str, models: Mapping[str, str]
-) -> list[str] | None:
-    """What can't be checked of the stage that a folder holds; None if nothing of it is there."""
+def _compare(
+    folder: epath.Path,
+    settings: dict[str, str],
+    data: str,
+    models: Mapping[str, str],
+    allow_change: bool,
+) -> tuple[list[str] | None, list[Change]]:
+    """What can't be checked of the stage that a folder holds, and which of its rates are lowered.
+
+    The first is None if nothing of the stage is there.
+    """
     path = folder / "stage.json"
     if not steps(folder) and not any((folder / name).exists() for name in _TRAINED):
-        return None
+        return None, []
     if not path.exists():
         raise UserError(
             f"{folder}: holds a stage without stage.json, which says what it was trained with; "
             "bring that back from a copy, use another MODEL_DIR, or delete the folder to train the "
             "stage again"
         )
-    before = read_json(path)
-    unknown, changes = _compare(before, settings, models)
-    old_data = before.get("data", "")
-    if old_data and data != old_data:
-        where = _where(settings.get("dataset", ""))
-        changes.insert(0, f"the examples of {where} ({old_data[:8]} -> {data[:8]})")
-    elif data and not old_data:
-        unknown.append("the examples")
-    if data and old_data == data:
-        changes = [change for change in changes if not re.match(r"dataset\b", change)]
-    if changes:
-        more = len(changes) - _SHOWN
-        shown = "; ".join(changes[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    unknown, found = settings_diff.compare(read_json(path), settings, data, models)
+    may = not (folder / "result.json").exists() and all(
+        settings_diff.lowers(folder.name, change) for change in found
+    )
+    if found and not (may and allow_change):
+        hint = "give `run` or `train` --allow_change to go on with what is lower, " if may else ""
         raise UserError(
-            f"{folder}: was started with other settings: {shown}. Go back to them, use another "
-            "MODEL_DIR, or delete the folder to train the stage again"
+            f"{folder}: was started with other settings: {settings_diff.told(found)}. Go back to "
+            f"them, {hint}use another MODEL_DIR, or delete the folder to train the stage again"
         )
-    return unknown
-
-
-def _compare(
-    stage: Mapping[str, Any], settings: dict[str, str], models: Mapping[str, str]
-) -> tuple[list[str], list[str]]:
-    """What a `stage.json` doesn't say of settings and models, and what has changed of them."""
-    before, old = stage.get("settings", {}), stage.get("models", {})
-    known = [name for name, digest in models.items() if digest and old.get(name)]
-    unknown = [name for name, digest in models.items() if digest and not old.get(name)]
-    changes = []
-    for key in dict.fromkeys([*settings, *before]):
-        for name, was, now in _changes(key, before.get(key, ""), settings.get(key, "")):
-            since = _SINCE.get(name.rpartition(".")[2], 1)
-            if not was and since > stage.get("format", 1):
-                unknown.append(name)
-            elif name not in known:  # of those the content counts, wherever it is
-                changes.append(f"{name} {_brief(was)} -> {_brief(now)}")
-    changes[:0] = [
-        f"the model of {name} ({old[name][:8]} -> {models[name][:8]})"
-        for name in known
-        if old[name] != models[name]
-    ]
-    return unknown, changes
+    return unknown, found
 
 
 def check_data(folder: epath.Path, data: str) -> None:
@@ -354,55 +367,14 @@ def check_data(folder: epath.Path, data: str) -> None:
     """
     path = folder / "stage.json"
     stage = read_json(path) if path.exists() else {}
-    before, where = stage.get("data"), _where(stage.get("settings", {}).get("dataset", ""))
+    before = stage.get("data")
+    where = settings_diff.place_of(stage.get("settings", {}).get("dataset", ""))
     if before and before != data:
         raise UserError(
             f"{folder}: was trained on other examples than {where} has now ({before[:8]} -> "
             f"{data[:8]}), so they may be among those it is judged by; bring the old data back, or "
             "train in another MODEL_DIR"
         )
-
-
-def _where(dataset: str) -> str:
-    """The paths in the text of a dataset's configuration, or what else to call the data."""
-    paths = dict.fromkeys(re.findall(r"path='([^']+)'", dataset))
-    return ", ".join(paths) or "the data"
-
-
-def _changes(name: str, before: str, now: str) -> Iterator[tuple[str, str, str]]:
-    """Yields what differs between two texts of a configuration: each field, its old and new text.
-
-    A text is empty where there is no such field.
-    """
-    if before == now:
-        return
-    try:
-        old, new = (ast.parse(text, mode="eval").body for text in (before, now))
-    except SyntaxError:  # one of them is empty, or no expression
-        yield name, before, now
-        return
-    parts = [_parts(node) for node in (old, new)]
-    if parts[0][""] != parts[1][""]:
-        yield name, before, now
-        return
-    for part in dict.fromkeys([*parts[0], *parts[1]]):
-        yield from _changes(name + part, *(each.get(part, "") for each in parts))
-
-
-def _parts(node: ast.expr) -> dict[str, str]:
-    """What an expression is made of, by name, as texts; under "" what changes as a whole."""
-    if isinstance(node, ast.Call):
-        fields = {f".{k.arg}": ast.unparse(k.value) for k in node.keywords}
-        return {"": ast.unparse(node.func), **fields}
-    if isinstance(node, ast.Tuple):
-        places = {f"[{n}]": ast.unparse(part) for n, part in enumerate(node.elts)}
-        return {"": f"{len(places)}", **places}
-    return {"": ast.unparse(node)}
-
-
-def _brief(text: str) -> str:
-    text = text or "(unset)"
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
 
 
 def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:

@@ -46,7 +46,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
             run.result(model)  # refuses one whose checkpoint isn't chosen yet
     identity = loading.identity(run, run.role_name(stage), run.config.networks(stage).actor.lora)
     folder, settings = run.folder(name), run.settings(stage)
-    run_directory.claim(folder, settings, identity, run.data.digest, sources.of_models(run, stage))
+    models = sources.of_models(run, stage)
+    run_directory.claim(folder, settings, identity, run.data.digest, models, run.allow_change)
     due = choosing.is_due(run, stage)
     if complete and not due:
         print(f"{name}: complete, skipped", flush=True)

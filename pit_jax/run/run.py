@@ -55,6 +55,7 @@ class Run:
       partitioner: the mesh.
       config_text: a gin file of the whole configuration, kept as `config.gin`; empty for none.
       profile: the steps of each stage to trace, None for none.
+      allow_change: whether stages may go on with lower rates, see run/directory.py.
       peak: operations a second of all devices; 0 where it isn't known.
       signals: the signals that end the training of a stage early; the command line enters it.
       backbones: the backbones of models with adapters that are loaded, see run/loading.py.
@@ -89,6 +90,7 @@ class Run:
         self.self_refine = self_refine.SelfRefine(prompts, policy.layout, policy.widths.response)
         self.config_text = ""
         self.profile: profiling.Window | None = None
+        self.allow_change = False
         self.signals = Signals()
         self._stages = {stage.name: stage for stage in config.stages}
         self.digests: dict[str, str] = {}

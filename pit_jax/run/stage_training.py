@@ -69,6 +69,7 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
         key = run.key("init", stage.task)
         state = stages.create_state(stage, run.config.networks(stage), run.partitioner, key)
         state = start_from(run, stage, state)
+    run_directory.went_on(run.folder(stage.name), progress.step)
     window = run.profile and run.profile.within(stage.steps - progress.step)
     profiler = profiling.Profiler(window, run.folder(stage.name) / "profile")
     with _writer(run, stage, progress.step) as writer, profiler:
@@ -388,7 +389,9 @@ def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:
         writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))
     if run.config.wandb_project:
         writers.append(
-            metrics_lib.WandbWriter(run.config.wandb_project, str(folder), folder / "wandb_id")
+            metrics_lib.WandbWriter(
+                run.config.wandb_project, str(folder), folder / run_directory.WANDB_ID
+            )
         )
     return metrics_lib.MetricWriter(*writers)
 
@@ -425,6 +428,8 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
         "digest": digests.of_arrays(trained),
         "final": {k: v for k, v in records[-1].items() if isinstance(v, float) and v == v},
     }
+    if changes := run_directory.changes(run.folder(stage.name)):
+        result["changes"] = changes
     if found := backbones(run, stage).get(model):
         result |= loading.record(run, *found, trained)
     if isinstance(stage, RewardStage):

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pit_jax.checked import at_least, checked
 from pit_jax.errors import Interrupted, NotFiniteError
@@ -34,6 +35,9 @@ class Progress:
       best: the evaluation on held-out data with the highest `accuracy`, all its metrics, and its
         `step`.
       accuracy: the `accuracy` of the newest evaluation; -1 before the first.
+      pending: sum and weight of each metric since the last record, where a signal came between two
+        records; the next record then holds what it would have held without the signal.
+      pending_seconds: the wall time since then, which `seconds` doesn't count yet.
     """
 
     step: int = 0
@@ -42,6 +46,8 @@ class Progress:
     flops: float = 0.0
     best: dict[str, float] = dataclasses.field(default_factory=dict)
     accuracy: float = -1.0
+    pending: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    pending_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +107,9 @@ def fit(
       Interrupted: by a signal, once the checkpoint of its step is written, or can't be.
     """
     step = wrap(step)
-    pending: metrics_lib.Metrics = {}
-    clock = time.monotonic()
+    pending: metrics_lib.Metrics = {name: (*pair,) for name, pair in progress.pending.items()}
+    clock = time.monotonic() - progress.pending_seconds
+    progress.pending, progress.pending_seconds = {}, 0.0
     while progress.step < stop:
         state, metrics, texts = step(state, next(batches), progress.step)
         progress.step += 1
@@ -111,36 +118,56 @@ def fit(
         stopping = signals.asked(wait=last) if signals else 0
         evaluating = held_out is not None and (last or _due(progress.step, loop.eval_every))
         saving = last or evaluating or _due(progress.step, loop.checkpoint_every)
-        saving = saving or stopping > 0 or _due(progress.step, keep_every)
-        if not (saving or _due(progress.step, loop.log_every)):
+        saving = saving or _due(progress.step, keep_every)
+        recording = saving or _due(progress.step, loop.log_every)
+        if not (recording or stopping):
             continue
-        check_finite(state, progress.step)
-        tokens, flops = (float(pending.pop(name)[0]) for name in ("tokens", "model_flops"))
-        seconds, clock = time.monotonic() - clock, time.monotonic()
-        progress.seconds += seconds
-        progress.tokens += tokens
-        progress.flops += flops
-        scalars = metrics_lib.compute(pending) | rates(tokens, flops, seconds, peak)
-        pending = {}
-        if evaluating and held_out is not None:
-            results = held_out(state)
-            scalars |= {f"held_out_{name}": value for name, value in results.items()}
-            progress.accuracy = results.get("accuracy", -1.0)
-            if progress.accuracy > progress.best.get("accuracy", -1.0):
-                progress.best = results | {"step": progress.step}
-        writer.write(progress.step, scalars, texts())
-        if saving:
-            check_state(state, progress.step)
-            check_finite(state, progress.step, last)
-            extra = dataclasses.asdict(progress)
-            checkpoints.save(progress.step, state, extra, before=writer.flush)
-        progress.seconds += time.monotonic() - clock
-        clock = time.monotonic()
+        if recording:
+            check_finite(state, progress.step, checkpoints)
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            scalars = _recorded(pending, seconds, peak, progress)
+            pending = {}
+            if evaluating and held_out is not None:
+                results = held_out(state)
+                scalars |= {f"held_out_{name}": value for name, value in results.items()}
+                progress.accuracy = results.get("accuracy", -1.0)
+                if progress.accuracy > progress.best.get("accuracy", -1.0):
+                    progress.best = results | {"step": progress.step}
+            writer.write(progress.step, scalars, texts())
+        else:  # an uninterrupted run has no record here, so neither has this one
+            progress.pending = _on_host(pending)
+            progress.pending_seconds = time.monotonic() - clock
+        if saving or stopping:
+            check_state(state, progress.step, checkpoints)
+            if last:
+                check_finite(state, progress.step, checkpoints, last)
+            checkpoints.save(progress.step, state, dataclasses.asdict(progress), writer.flush)
         if stopping:
             checkpoints.wait()
             raise Interrupted(stopping, checkpoints.latest_step() or 0)
+        progress.seconds += time.monotonic() - clock
+        clock = time.monotonic()
     checkpoints.wait()
     return state
+
+
+def _recorded(
+    pending: metrics_lib.Metrics, seconds: float, peak: float, progress: Progress
+) -> dict[str, float]:
+    """Makes a record of the steps since the one before, and counts them in the progress."""
+    tokens, flops = (float(pending.pop(name)[0]) for name in ("tokens", "model_flops"))
+    progress.seconds += seconds
+    progress.tokens += tokens
+    progress.flops += flops
+    return metrics_lib.compute(pending) | rates(tokens, flops, seconds, peak)
+
+
+def _on_host(pending: metrics_lib.Metrics) -> dict[str, tuple[float, float]]:
+    """Sums as Python's numbers, which hold every float32 and int32 as it is."""
+    return {
+        name: (np.asarray(total).item(), np.asarray(weight).item())
+        for name, (total, weight) in pending.items()
+    }
 
 
 def rates(tokens: float, flops: float, seconds: float, peak: float) -> dict[str, float]:
@@ -156,26 +183,42 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def check_finite(state: Any, step: int, last: bool = False) -> None:
-    """Refuses to go on after many steps in a row that changed nothing, or all of a stage's.
+def check_finite(
+    state: Any, step: int, checkpoints: Checkpoints | None = None, last: bool = False
+) -> None:
+    """Refuses to go on after many steps in a row that changed nothing, or to end with one.
 
     Args:
       state: the state after a step.
       step: the number of the step.
-      last: whether it is the stage's last one.
+      checkpoints: those of the stage, which the message names; None if another library has them.
+      last: whether it is the stage's last step.
 
     Raises:
-      NotFiniteError: after ten steps whose loss or gradient wasn't finite, or a stage of them.
+      NotFiniteError: after ten steps whose loss or gradient wasn't finite, or one at the end.
     """
     skipped = int(state.train.skipped_in_row)
-    if skipped >= MAX_SKIPPED_IN_ROW or (last and skipped >= step):
+    if skipped >= MAX_SKIPPED_IN_ROW or (last and skipped):
+        steps = f"the last {skipped} steps" if skipped > 1 else "the last step"
         raise NotFiniteError(
-            f"step {step}: loss or gradient was not finite in the last {skipped} steps; stopped, "
-            "the last good checkpoint is kept. Lower the learning rate, or look at the batch's data"
+            f"step {step}: loss or gradient was not finite in {steps}; stopped. "
+            + _way_out(checkpoints)
         )
 
 
-def check_state(state: Any, step: int) -> None:
+def _way_out(checkpoints: Checkpoints | None) -> str:
+    """What to do where training has broken off, and from which checkpoint it then goes on."""
+    if checkpoints is not None:
+        checkpoints.wait()
+    if checkpoints is None or not (steps := checkpoints.all_steps()):
+        return "Lower the learning rate, or look at the batch's data"
+    text = f"To go on from step {steps[-1]}, lower the learning rate and give --allow_change"
+    if steps[:-1]:
+        text += f"; to go on from step {steps[-2]}, also delete {checkpoints.directory}/{steps[-1]}"
+    return f"{text}. Or look at the batch's data"
+
+
+def check_state(state: Any, step: int, checkpoints: Checkpoints | None = None) -> None:
     """Refuses to save a state in which a number isn't finite.
 
     Raises:
@@ -187,8 +230,8 @@ def check_state(state: Any, step: int) -> None:
     finite = jax.device_get(_are_finite(state))
     if wrong := [name for name, good in zip(names, finite, strict=True) if not good]:
         raise NotFiniteError(
-            f"step {step}: {wrong[0]} is not finite; no checkpoint is written, the last good one "
-            "is kept. Lower the learning rate, or look at the batch's data"
+            f"step {step}: {wrong[0]} is not finite; no checkpoint of it is written. "
+            + _way_out(checkpoints)
         )
 
 

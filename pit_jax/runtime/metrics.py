@@ -253,7 +253,7 @@ class WandbWriter:
       project: the project's name in Weights & Biases.
       name: the run's name there.
       id_file: the file that keeps the run's id. A stage that is continued goes on in the same run,
-        where steps that are done again appear twice.
+        where steps that are done again aren't written again.
 
     Raises:
       UserError: wandb isn't installed, or has no key or a wrong one.
@@ -275,11 +275,14 @@ class WandbWriter:
             reason = str(error).splitlines()[0].rstrip(".")
             raise UserError(f"wandb_project: {reason}; expected a valid WANDB_API_KEY") from error
         self._run.define_metric("*", step_metric="training_step")
+        # What a run that is resumed had last. The steps up to there come out the same.
+        self._written = self._run.summary.get("training_step", -1)
 
     def write(
         self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
     ) -> None:
-        self._run.log({"training_step": step, **scalars, **(texts or {})})
+        if step > self._written:
+            self._run.log({"training_step": step, **scalars, **(texts or {})})
 
     def flush(self) -> None:
         """Does nothing: wandb sends what it has by itself."""

@@ -36,7 +36,7 @@ class OptimizerConfig:
       clip_norm: largest global norm of a gradient; PPO clips actor and critic apart.
     """
 
-    learning_rate: float = 1e-5
+    learning_rate: float = dataclasses.field(default=1e-5, metadata={"may_be_lowered": True})
     warmup_steps: int = 0
     decay_steps: int = 0
     final_fraction: float = 0.0
@@ -44,7 +44,7 @@ class OptimizerConfig:
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    clip_norm: float = dataclasses.field(default=1.0, metadata={"may_be_lowered": True})
     kind: str = "adamw"
 
     def __post_init__(self):

@@ -33,7 +33,9 @@ run_config.RunConfig.stages = (
 rl_pit/stages.RLStage.initial = 'pretrain'
 rl_pit/stages.RLStage.reference = 'pretrain'
 rl_pit_1/curriculum.Round.policy = 'pretrain'
-rl_pit/loop.LoopConfig.checkpoint_every = 0
+rl_pit/loop.LoopConfig:
+    checkpoint_every = 0
+    log_every = 2
 suite.EvaluationConfig:
     sft = 'pretrain'
     policy = 'pretrain'

@@ -107,16 +107,48 @@ MUTANTS = {
             "run/test_directory.py::test_a_result_alone_is_a_stages_too",
         ),
         (
+            "a model of another architecture is read",
+            '        if (got := identity.get(what, "none")) != expected:',
+            '        if (got := identity.get(what, "none")) != expected and what == "vocabulary":',
+            "run/test_run.py::test_a_model_with_another_meaning_is_not_read",
+        ),
+        (
+            "a complete stage may go on with a lower rate",
+            'may = not (folder / "result.json").exists() and all(',
+            "may = all(",
+            "run/test_directory.py::test_neither_a_complete_stage_nor_another_s_rate_may_change",
+        ),
+        (
+            "a rate is lowered unasked",
+            "if found and not (may and allow_change):",
+            "if found and not may:",
+            "run/test_directory.py::test_a_lower_rate_is_gone_on_with_if_that_is_asked_for",
+        ),
+        (
+            "a change stays at a step that is done again",
+            'min(change["step"], step)',
+            'change["step"]',
+            "run/test_directory.py::test_what_changed_after_the_step_it_goes_on_from_holds_from_there",
+        ),
+    ],
+    "run/settings_diff.py": [
+        (
             "another model in the place of the old one isn't refused",
             "if old[name] != models[name]",
             "if not old[name]",
             "run/test_directory.py::test_a_model_is_known_by_its_content_and_not_by_its_place",
         ),
         (
-            "a model of another architecture is read",
-            '        if (got := identity.get(what, "none")) != expected:',
-            '        if (got := identity.get(what, "none")) != expected and what == "vocabulary":',
-            "run/test_run.py::test_a_model_with_another_meaning_is_not_read",
+            "a rate may be raised",
+            "return float(now) < float(was)",
+            "return float(now) != float(was)",
+            "run/test_directory.py::test_nothing_but_what_only_lowers_the_risk_may_change",
+        ),
+        (
+            "another stage's rate may be lowered",
+            "if name not in {stage + field for field in _MAY_BE_LOWERED}:",
+            "if not name.endswith(tuple(_MAY_BE_LOWERED)):",
+            "run/test_directory.py::test_neither_a_complete_stage_nor_another_s_rate_may_change",
         ),
     ],
     "run/pipeline.py": [

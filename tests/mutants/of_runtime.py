@@ -48,7 +48,7 @@ MUTANTS = {
     "runtime/loop.py": [
         (
             "a state that isn't finite is saved",
-            "            check_state(state, progress.step)\n",
+            "            check_state(state, progress.step, checkpoints)\n",
             "",
             "runtime/test_loop.py::test_a_state_that_is_not_finite_is_never_saved",
         ),
@@ -60,8 +60,8 @@ MUTANTS = {
         ),
         (
             "steps that are to be kept aren't saved",
-            "stopping > 0 or _due(progress.step, keep_every)",
-            "stopping > 0",
+            "        saving = saving or _due(progress.step, keep_every)\n",
+            "",
             "runtime/test_loop.py::test_checkpoints_of_certain_steps_are_kept",
         ),
         (
@@ -72,15 +72,39 @@ MUTANTS = {
         ),
         (
             "a record has the mean since the start",
-            "        pending = {}\n",
+            "            pending = {}\n",
             "",
             "runtime/test_loop.py::test_a_record_is_the_mean_since_the_one_before",
         ),
         (
             "evaluation counts in the rates",
-            "        clock = time.monotonic()\n        if stopping:",
-            "        if stopping:",
+            "        clock = time.monotonic()\n    checkpoints.wait()\n",
+            "    checkpoints.wait()\n",
             "runtime/test_loop.py::test_rates_are_those_of_the_steps_alone",
+        ),
+        (
+            "what is pending at a signal is lost",
+            "            progress.pending = _on_host(pending)\n",
+            "",
+            "runtime/test_loop.py::test_a_signal_changes_nothing_that_is_recorded",
+        ),
+        (
+            "the time that is pending at a signal is lost",
+            "clock = time.monotonic() - progress.pending_seconds",
+            "clock = time.monotonic()",
+            "runtime/test_loop.py::test_a_signal_changes_nothing_that_is_recorded",
+        ),
+        (
+            "a signal writes a record",
+            "recording = saving or _due(",
+            "recording = saving or stopping > 0 or _due(",
+            "runtime/test_loop.py::test_a_signal_changes_nothing_that_is_recorded",
+        ),
+        (
+            "a stage may end with a skipped step",
+            "(last and skipped)",
+            "(last and skipped >= step)",
+            "runtime/test_loop.py::test_a_stage_whose_last_step_was_skipped_is_not_complete",
         ),
     ],
     "runtime/metrics.py": [
@@ -101,6 +125,12 @@ MUTANTS = {
             "merged[name][0] + total, merged[name][1] + weight",
             "merged[name][0] + total, weight",
             "runtime/test_metrics.py::test_merge_weighs_every_token_alike",
+        ),
+        (
+            "W&B gets a step that it has again",
+            "        if step > self._written:",
+            "        if step >= self._written:",
+            "runtime/test_metrics.py::test_metrics_go_to_weights_and_biases",
         ),
     ],
     "runtime/microbatches.py": [

@@ -114,6 +114,22 @@ def test_a_weak_reward_model_is_named():
     assert ignores.startswith("R_PIT hardly looks at its reference (reference moves 0.05)")
 
 
+def test_a_stage_that_went_on_with_a_lower_rate_is_named():
+    rate, clip = "rl_pit.optimizer.learning_rate", "rl_pit.optimizer.clip_norm"
+    changes = [
+        {"step": 200, "name": rate, "from": 0.003, "to": 0.001},
+        {"step": 1400, "name": rate, "from": 0.001, "to": 1e-05},
+        {"step": 1400, "name": clip, "from": 1.0, "to": 0.5},
+    ]
+    stages = [{"name": "sft_pit"}, {"name": "rl_pit", "changes": changes}]
+    more = "; config.gin has the last value alone"
+    assert cautions.cautions({"stages": stages}) == [
+        "rl_pit was trained with learning_rate 0.003 up to step 200, 0.001 up to step 1,400 and "
+        f"1e-05 from then on{more}",
+        f"rl_pit was trained with clip_norm 1.0 up to step 1,400 and 0.5 from then on{more}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("delta", "parameters", "said"),
     [

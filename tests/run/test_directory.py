@@ -17,7 +17,7 @@ from pit_jax.data.vocabularies.load import load
 from pit_jax.errors import UserError
 from pit_jax.method.curriculum import Round
 from pit_jax.method.roles import ROLES
-from pit_jax.run import directory
+from pit_jax.run import directory, settings_diff
 from pit_jax.run.config import RoleConfig
 from tests import tiny_runs
 
@@ -308,14 +308,157 @@ def test_every_change_is_shown_old_and_new(tmp_path):
         assert change in shown.split("; ")
     rounds = (Round("data", 1), Round("policy", 4, policy="rl_policy"))
     texts = (directory._text(r, directory._result_counts) for r in (rounds, rounds[::-1]))
-    found = list(directory._changes("rounds", *texts))
+    found = list(settings_diff.differing("rounds", *texts))
     assert ("rounds[0].source", "'data'", "'policy'") in found
     assert ("rounds[1].steps", "4", "1") in found
-    assert list(directory._changes("x", "f(a=1)", "f(a=1, b=2)")) == [("x.b", "", "2")]
-    assert list(directory._changes("x", "f(a=1)", "g(a=1)")) == [("x", "f(a=1)", "g(a=1)")]
-    assert list(directory._changes("x", "(1, 2)", "(1,)")) == [("x", "(1, 2)", "(1,)")]
-    assert directory._brief("") == "(unset)"
-    assert directory._brief(repr("a" * 90)) == f"'{'a' * 58}…"
+    for before, after, change in (
+        ("f(a=1)", "f(a=1, b=2)", ("x.b", "", "2")),
+        ("f(a=1)", "g(a=1)", ("x", "f(a=1)", "g(a=1)")),
+        ("(1, 2)", "(1,)", ("x", "(1, 2)", "(1,)")),
+    ):
+        assert list(settings_diff.differing("x", before, after)) == [change]
+    assert settings_diff.told([("x", "", repr("a" * 90))]) == f"x (unset) -> '{'a' * 58}…"
+
+
+# --- rates that are lowered -----------------------------------------------------------------------
+
+
+def begun(stage, tmp_path, step=4, **changes):
+    """A stage's folder with a checkpoint."""
+    folder = epath.Path(tmp_path / stage)
+    directory.claim(folder, settings(stage, **changes), {}, "a" * 64)
+    (folder / "checkpoints" / f"{step}").mkdir(parents=True)
+    return folder
+
+
+def rates(stage="rl_pit", **rates):
+    """Settings of a stage with other rates; those of PPO are None or a number."""
+    ppo = {name: rates.pop(name) for name in list(rates) if name.startswith("critic")}
+    base = tiny_runs.RL_OPTIMIZER if stage == "rl_pit" else tiny_runs.OPTIMIZER
+    changes = {"optimizer": dataclasses.replace(base, **rates)}
+    if stage == "rl_pit":
+        changes["ppo"] = dataclasses.replace(tiny_runs.PPO, **ppo)
+    return settings(stage, **changes)
+
+
+def test_a_lower_rate_is_gone_on_with_if_that_is_asked_for(tmp_path, capsys):
+    folder = begun("rl_pit", tmp_path)
+    (folder / directory.WANDB_ID).write_text("id")
+    before, lower = (folder / "stage.json").read_text(), rates(learning_rate=1e-3, clip_norm=0.5)
+    message = (
+        r"other settings: rl_pit.optimizer.learning_rate 0.003 -> 0.001; "
+        r"rl_pit.optimizer.clip_norm 1.0 -> 0.5. Go back to them, give `run` or `train` "
+        r"--allow_change to go on with what is lower, use another MODEL_DIR, or delete"
+    )
+    for check in (directory.check_claim, lambda *given: directory.claim(*given[:2], {}, given[2])):
+        with pytest.raises(UserError, match=message):
+            check(folder, lower, "a" * 64)
+    assert (folder / "stage.json").read_text() == before
+    found = directory.check_claim(folder, lower, "a" * 64, allow_change=True)
+    assert [name for name, _, _ in found] == [
+        "rl_pit.optimizer.learning_rate",
+        "rl_pit.optimizer.clip_norm",
+    ]
+    assert (folder / "stage.json").read_text() == before
+    capsys.readouterr()
+    directory.claim(folder, lower, {}, "a" * 64, allow_change=True)
+    assert capsys.readouterr().out == (
+        "rl_pit: goes on with rl_pit.optimizer.learning_rate 0.003 -> 0.001; "
+        "rl_pit.optimizer.clip_norm 1.0 -> 0.5\n"
+    )
+    assert not (folder / directory.WANDB_ID).exists()
+    stage = directory.read_json(folder / "stage.json")
+    assert stage["settings"] == lower and stage["data"] == "a" * 64
+    assert (
+        directory.changes(folder)
+        == stage["changes"]
+        == [
+            {"step": 4, "name": "rl_pit.optimizer.learning_rate", "from": 0.003, "to": 0.001},
+            {"step": 4, "name": "rl_pit.optimizer.clip_norm", "from": 1.0, "to": 0.5},
+        ]
+    )
+    # From here on the flag changes nothing, and isn't needed.
+    (folder / directory.WANDB_ID).write_text("id")
+    for allow in (True, False):
+        directory.claim(folder, lower, {}, "a" * 64, allow_change=allow)
+        assert directory.check_claim(folder, lower, "a" * 64, allow_change=allow) == []
+    assert directory.read_json(folder / "stage.json") == stage and capsys.readouterr().out == ""
+    assert (folder / directory.WANDB_ID).exists()
+    with pytest.raises(UserError, match=r"learning_rate 0.001 -> 0.003.* Go back to them, use"):
+        directory.claim(folder, settings("rl_pit"), {}, "a" * 64, allow_change=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lowered"),
+    [
+        ({"learning_rate": 1e-3}, True),
+        ({"clip_norm": 0.5}, True),
+        ({"critic_learning_rate": 1e-3}, True),
+        ({"learning_rate": 1e-2}, False),
+        ({"learning_rate": 1e-3, "clip_norm": 2.0}, False),
+        ({"critic_learning_rate": 1.0}, False),
+        ({"critic_learning_rate": None}, False),
+        ({"weight_decay": 0.0}, False),
+        ({"learning_rate": 1e-3, "b2": 0.9}, False),
+    ],
+)
+def test_nothing_but_what_only_lowers_the_risk_may_change(changes, lowered, tmp_path):
+    started = {
+        "optimizer": dataclasses.replace(tiny_runs.RL_OPTIMIZER, weight_decay=0.1),
+        "ppo": dataclasses.replace(tiny_runs.PPO, critic_learning_rate=0.01),
+    }
+    folder = begun("rl_pit", tmp_path, **started)
+    changes = {"weight_decay": 0.1, "critic_learning_rate": 0.01} | changes
+    for allow in (False, True):
+        if allow and lowered:
+            assert len(directory.check_claim(folder, rates(**changes), "a" * 64, {}, allow)) == 1
+            continue
+        with pytest.raises(UserError, match="was started with other settings") as refused:
+            directory.check_claim(folder, rates(**changes), "a" * 64, {}, allow)
+        assert ("--allow_change" in str(refused.value)) == lowered
+
+
+def test_neither_a_complete_stage_nor_another_s_rate_may_change(tmp_path):
+    """Nor one whose name begins as the stage's does, nor other data beside a lower rate."""
+    lower = rates("sft_pit", learning_rate=1e-3)
+    for case in ("complete", "another", "data"):
+        folder = begun("sft_pit", tmp_path / case)
+        now, data = lower, "a" * 64
+        if case == "complete":
+            (folder / "result.json").write_text("{}")
+        elif case == "another":
+            now = settings("sft_pit") | {
+                "pretrain": rates("pretrain", learning_rate=1e-3)["pretrain"]
+            }
+        else:
+            data = "b" * 64
+        with pytest.raises(UserError, match=r"started with other settings.* Go back to them, use"):
+            directory.claim(folder, now, {}, data, allow_change=True)
+    assert settings_diff.lowers("rl.1", ("rl.1.optimizer.learning_rate", "0.1", "0.01"))
+    assert not settings_diff.lowers("rl", ("rl.1.optimizer.learning_rate", "0.1", "0.01"))
+
+
+def test_what_changed_after_the_step_it_goes_on_from_holds_from_there(tmp_path):
+    """The newest checkpoint is deleted, or damaged; after all of them are, nothing has changed."""
+    folder = begun("sft_pit", tmp_path)
+    for step, rate in ((4, 1e-3), (8, 5e-4), (12, 1e-4)):
+        (folder / "checkpoints" / f"{step}").mkdir(exist_ok=True)
+        directory.claim(folder, rates("sft_pit", learning_rate=rate), {}, "a" * 64, {}, True)
+    name = "sft_pit.optimizer.learning_rate"
+
+    def found():
+        changes = directory.changes(folder)
+        assert all(change["name"] == name for change in changes)
+        return [(change["step"], change["from"], change["to"]) for change in changes]
+
+    directory.went_on(folder, 12)
+    assert found() == [(4, 3e-3, 1e-3), (8, 1e-3, 5e-4), (12, 5e-4, 1e-4)]
+    directory.went_on(folder, 8)
+    assert found() == [(4, 3e-3, 1e-3), (8, 1e-3, 1e-4)]
+    directory.went_on(folder, 0)
+    assert found() == []
+    directory.went_on(epath.Path(tmp_path / "none"), 0)
+    assert directory.changes(epath.Path(tmp_path / "none")) == []
 
 
 def test_other_examples_are_refused_and_the_same_ones_elsewhere_are_not(tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pit_jax.errors import NotFiniteError
+from pit_jax.errors import Interrupted, NotFiniteError
 from pit_jax.method import supervised_step
 from pit_jax.runtime import loop as training_loop
 from pit_jax.runtime.checkpoints import Checkpoints
@@ -226,13 +226,96 @@ def test_nine_bad_steps_do_not_stop_it(tmp_path):
     assert int(state.skipped) == 9
 
 
-def test_a_stage_that_learned_nothing_is_not_complete(tmp_path):
-    message = re.escape("step 3: loss or gradient was not finite in the last 3 steps")
-    with pytest.raises(NotFiniteError, match=message):
+def test_a_stage_whose_last_step_was_skipped_is_not_complete(tmp_path):
+    """The message has the checkpoints that it may go on from."""
+    expected = re.escape(
+        "step 3: loss or gradient was not finite in the last 3 steps; stopped. Lower the learning "
+        "rate, or look at the batch's data"
+    )
+    with pytest.raises(NotFiniteError, match=f"^{expected}$"):
         Loop(tmp_path / "all").run(batches(0, 1, 2), 3, checkpoint_every=0)
     assert not [path for path in (tmp_path / "all").iterdir() if path.name.isdigit()]
-    state = Loop(tmp_path / "two").run(batches(1, 2), 3, checkpoint_every=0)
+    text = "step 5: loss or gradient was not finite in the last step; stopped. To go on from step "
+    text += "{}, lower the learning rate and give --allow_change{}. Or look at the batch's data"
+    folder = tmp_path / "last"
+    for every, step, more in (
+        (4, 4, ""),
+        (2, 4, f"; to go on from step 2, also delete {folder}/2/4"),
+    ):
+        expected = re.escape(text.format(step, more))
+        with pytest.raises(NotFiniteError, match=f"^{expected}$"):
+            Loop(folder / f"{every}").run(batches(4), 5, checkpoint_every=every)
+        assert Checkpoints(folder / f"{every}", read_only=True).latest_step() == 4
+    state = Loop(tmp_path / "first").run(batches(0, 1), 3, checkpoint_every=0)
     assert int(state.skipped) == 2
+
+
+class Clocked(Loop):
+    """A loop whose steps take a second by a clock of its own, with metrics of all kinds."""
+
+    def __init__(self, folder, monkeypatch, progress=None):
+        super().__init__(folder, progress)
+        self.now = 0.0
+        monkeypatch.setattr(
+            training_loop, "time", types.SimpleNamespace(monotonic=lambda: self.now)
+        )
+
+    def step(self, state, batch, number):
+        self.now += 1.0
+        state, metrics, texts = super().step(state, batch, number)
+        third = jnp.float32(1) / 3  # its sums are rounded
+        metrics |= {
+            "third": (third, third),
+            "count": (jnp.int32(2**24 + 1), 1),  # no float32
+            "model_flops": (1e12 / 3 + number, 1.0),  # a float64 of the host's
+        }
+        return state, metrics, texts
+
+    def goes_on_to(self, stop, state, bad, signalled=0, **options):
+        def asked(wait=False):
+            return 15 * (self.progress.step == signalled)
+
+        return self.run(
+            itertools.islice(batches(*bad), self.progress.step, None),
+            stop,
+            state,
+            signals=types.SimpleNamespace(asked=asked),
+            held_out=lambda state: {"accuracy": float(state.params["slope"][0])},
+            peak=1e15,
+            **options,
+        )
+
+
+@pytest.mark.parametrize(
+    ("bad", "signals", "every"),
+    [
+        ((10,), (3, 12), {"log_every": 5, "checkpoint_every": 10, "eval_every": 10}),
+        ((10,), (5, 10, 23), {"log_every": 5, "checkpoint_every": 10, "eval_every": 10}),
+        # Ten bad steps in a row that no record would have told of.
+        (range(1, 11), (3, 11, 13), {"log_every": 20, "checkpoint_every": 20}),
+    ],
+)
+def test_a_signal_changes_nothing_that_is_recorded(tmp_path, monkeypatch, bad, signals, every):
+    """To the bit, through checkpoints: records, sums, best evaluation, state."""
+    whole = Clocked(tmp_path / "whole", monkeypatch)
+    state = whole.goes_on_to(23, None, bad, **every)
+    assert any(record["skipped_steps"] for record in whole.recorder.records)
+    records, progress, found = [], training_loop.Progress(), None
+    for signal in (*signals, 0):
+        loop = Clocked(tmp_path / "parts", monkeypatch, progress)
+        if signal:
+            with pytest.raises(Interrupted, match=f"continues at step {signal}$"):
+                loop.goes_on_to(23, found, bad, signal, **every)
+            reading = Checkpoints(tmp_path / "parts", read_only=True)
+            found, extra = reading.restore(make_state())
+            progress = training_loop.Progress(**extra)
+        else:
+            found = loop.goes_on_to(23, found, bad, **every)
+        records += loop.recorder.records
+    np.testing.assert_equal(records, whole.recorder.records)
+    assert loop.progress == whole.progress and whole.progress.seconds == 23
+    for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -252,7 +335,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
         state = make_state()
         bad = jax.tree.map(lambda x, c=change: x + c if x.ndim else x, getattr(state, name))
         bad = state.replace(**{name: bad})
-        message = f"step 1: .*{name}.* is not finite; no checkpoint is written"
+        message = f"step 1: .*{name}.* is not finite; no checkpoint of it is written"
         with pytest.raises(NotFiniteError, match=message):
             Loop(tmp_path / name).run(batches(0), 1, state=bad)
         assert not [path for path in (tmp_path / name).iterdir() if path.name.isdigit()]

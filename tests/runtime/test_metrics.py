@@ -335,6 +335,7 @@ class Wandb(types.ModuleType):
     def __init__(self, key="key"):
         super().__init__("wandb")
         self.told, self._key = [], key
+        self.summary = {}
 
     def init(self, **options):
         if not self._key:
@@ -347,22 +348,27 @@ class Wandb(types.ModuleType):
 
 
 def test_metrics_go_to_weights_and_biases(monkeypatch, tmp_path):
+    """A stage and its continuation are one run of W&B, in which each step stands once."""
     stand_in = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    for _ in range(2):  # a stage and its continuation: one run of W&B
+    for steps in ((0, 3, 6), (3, 6, 9)):
         writer = metrics.WandbWriter("pit", "gs://bucket/run/rl_pit", tmp_path / "rl_pit" / "id")
-        writer.write(3, {"loss": 0.5}, {"sample": "text"})
+        for step in steps:
+            writer.write(step, {"loss": 0.5}, {"sample": "text"})
         writer.flush()
         writer.close()
-    (one, *rest), again = stand_in.told[:4], stand_in.told[4:]
-    assert stand_in.told[:4] == again
+        stand_in.summary = {"training_step": 6, "loss": 0.5}  # what W&B has of a run it resumes
+    one, *rest = stand_in.told
     assert one[1]["project"] == "pit" and one[1]["name"] == "gs://bucket/run/rl_pit"
     assert one[1]["resume"] == "allow" and len(one[1]["id"]) == 16
-    assert rest == [
-        ("define_metric", "*", {"step_metric": "training_step"}),
-        ("log", {"training_step": 3, "loss": 0.5, "sample": "text"}, {}),
-        ("finish", {}),
-    ]
+
+    def told(*steps):
+        yield ("define_metric", "*", {"step_metric": "training_step"})
+        for step in steps:
+            yield ("log", {"training_step": step, "loss": 0.5, "sample": "text"}, {})
+        yield ("finish", {})
+
+    assert rest == [*told(0, 3, 6), one, *told(9)]
 
 
 def test_mistakes_with_weights_and_biases(monkeypatch, tmp_path):

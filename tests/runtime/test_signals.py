@@ -85,11 +85,29 @@ def test_signals_that_are_not_caught_ask_for_nothing():
         assert signals.asked() == 0
 
 
+PRETRAIN = (
+    "--gin.STAGE='pretrain'",
+    "--gin.LoopConfig.checkpoint_every=0",
+    "--gin.LoopConfig.log_every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A stage that is logged at its second and fourth step, the last."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert tiny_runs.command("train", folder, *PRETRAIN) == 0
+    return folder
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_stage_goes_on_at_its_step(
-    number, status, trained, tmp_path, monkeypatch, capsys
+    number, status, uninterrupted, tmp_path, monkeypatch, capsys
 ):
-    """`train` with a signal during the third of four steps, then the same command again."""
+    """`train` with a signal during the third of four steps, then the same command again.
+
+    Nothing that is recorded tells of it.
+    """
     from pit_jax.method import supervised_step
 
     make_step = supervised_step.make_step
@@ -107,7 +125,7 @@ def test_an_interrupted_stage_goes_on_at_its_step(
         return run
 
     folder = tmp_path / "run"
-    arguments = ("train", folder, "--gin.STAGE='pretrain'", "--gin.LoopConfig.checkpoint_every=0")
+    arguments = ("train", folder, *PRETRAIN)
     with monkeypatch.context() as patch:
         patch.setattr(supervised_step, "make_step", interrupting)
         assert tiny_runs.command(*arguments) == status
@@ -116,5 +134,8 @@ def test_an_interrupted_stage_goes_on_at_its_step(
     assert [each.name for each in (folder / "pretrain" / "checkpoints").iterdir()] == ["3"]
     assert tiny_runs.command(*arguments) == 0
     assert "pretrain: continues at step 3\n" in capsys.readouterr().out
-    one, two = (tiny_runs.records(f / "pretrain" / "metrics.jsonl") for f in (trained, folder))
-    assert one == two
+    folders = uninterrupted / "pretrain", folder / "pretrain"
+    one, two = (tiny_runs.records(each / "metrics.jsonl") for each in folders)
+    assert [record["step"] for record in one] == [2, 4] and one == two
+    one, two = (tiny_runs.result(each) for each in folders)
+    assert one == two and two["tokens"] > 0
