@@ -111,13 +111,16 @@ def make_optimizer(config: OptimizerConfig, ppo: PPOConfig) -> optax.GradientTra
     A critic whose gradient is large would otherwise take the actor's share of the clipping norm.
     The actor's steps are 0 while the critic warms up; its moments are kept up all the while.
     """
-    rate = config.learning_rate
-    critic = 1.0 if ppo.critic_learning_rate is None else ppo.critic_learning_rate / rate
+    rate, own = config.learning_rate, ppo.critic_learning_rate
+    if own and not rate:  # the critic alone learns
+        config = dataclasses.replace(config, learning_rate=own)
+    share = 1.0 if rate or not own else 0.0
+    critic = 1.0 if own is None else own / (rate or own or 1.0)
     wait = ppo.critic_warmup * ppo.epochs * ppo.minibatches
 
     def update(updates, count, params=None):
         del params
-        actor = jnp.where(count < wait, 0.0, 1.0) if wait else 1.0
+        actor = jnp.where(count < wait, 0.0, share) if wait else share
         factors = {"actor": actor, "critic": critic}
         scaled = {
             name: jax.tree.map(lambda x, f=factors[name]: x * f, part)

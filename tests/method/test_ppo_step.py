@@ -554,6 +554,14 @@ def test_the_critic_has_a_learning_rate_of_its_own():
         np.testing.assert_allclose(updates["critic"], [-0.5 * rate, 0.5 * rate], rtol=1e-5)
 
 
+def test_a_critic_learns_by_its_own_rate_where_the_actor_has_none():
+    rule, params, state = adam(OptimizerConfig(learning_rate=0.0), critic_learning_rate=0.5)
+    grads = {"actor": jnp.ones(2), "critic": jnp.array([1.0, -1.0])}
+    updates, _ = rule.update(grads, state, params)
+    np.testing.assert_allclose(updates["actor"], [0.0, 0.0])
+    np.testing.assert_allclose(updates["critic"], [-0.5, 0.5], rtol=1e-5)
+
+
 def test_the_actor_waits_while_the_critic_warms_up():
     rule, params, state = adam(OptimizerConfig(learning_rate=0.1), critic_warmup=2)
     grads = {"actor": jnp.ones(2), "critic": jnp.ones(2)}

@@ -10,8 +10,8 @@ MUTANTS = {
         ),
         (
             "the critic's learning rate is a factor",
-            "else ppo.critic_learning_rate / rate",
-            "else ppo.critic_learning_rate",
+            "else own / (rate or own or 1.0)",
+            "else own",
             "method/test_ppo_step.py::test_the_critic_has_a_learning_rate_of_its_own",
         ),
         (
