@@ -2,12 +2,15 @@
 
 JAX looks for a program by all that its machine code depends on: the computation, XLA's version and
 flags, and the devices, which for a CPU are its instructions. What it finds computes the same bits.
-The folder's own path counts too, so a run directory that was moved compiles once more.
+The folder's own path counts too, so a run directory that was moved compiles once more. A program
+that can't be read, as after a crash while it was written, or not be written, as on a full disk, is
+compiled again, without a word.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 
 import jax
 from etils import epath
@@ -36,6 +39,8 @@ def keep(directory: str) -> None:
     except UserError:
         return
     jax.config.update("jax_compilation_cache_dir", folder)
+    # JAX's two lines about each; they would stand among those that a run has to say.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     if files.is_local(directory):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

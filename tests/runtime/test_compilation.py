@@ -86,3 +86,16 @@ def test_the_folder_is_the_same_from_wherever_the_command_is_given(tmp_path, mon
 def test_a_bucket_has_what_took_long_to_compile():
     compilation.keep("gs://bucket/run")
     assert settings() == DEFAULTS | {DIRECTORY: f"gs://bucket/run/{compilation.FOLDER}"}
+
+
+def test_a_damaged_program_is_compiled_again_without_a_word(tmp_path, recwarn):
+    compilation.keep(str(tmp_path))
+    x_NN = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    first = jax.jit(lambda x_NN: program(x_NN))(x_NN)
+    kept = list((tmp_path / compilation.FOLDER).glob("*-cache"))
+    assert kept
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-9])
+    second = jax.jit(lambda x_NN: program(x_NN))(x_NN)
+    np.testing.assert_array_equal(first, second)
+    assert not recwarn.list

@@ -87,6 +87,10 @@ class Damages:
     def _name(self, path: pathlib.Path) -> str:
         return str(path.relative_to(self._folder))
 
+    def left(self) -> set[pathlib.Path]:
+        """The files that are as a damage left them: nobody has read them since, or minded."""
+        return {path for path, (_, after) in self._kept.items() if _content(path) == after}
+
     def remedy(self, line: str) -> str:
         """Does what a line asks of its reader; what was done, empty if it asks for nothing."""
         choices = []
@@ -130,12 +134,11 @@ class Damages:
         """The damaged files that a line is about, which are still as the damage left them."""
         found = re.search(r"(/\S+?):? ", line)
         about = pathlib.Path(re.sub(r":\d+$", "", found[1])) if found else self._folder
-        copies = []
-        for path, (_, after) in self._kept.items():
-            now = path.read_bytes() if path.exists() else None
-            if now == after and (path == about or path.is_relative_to(about)):
-                copies.append(path)
-        return copies
+        return [path for path in sorted(self.left()) if path == about or path.is_relative_to(about)]
+
+
+def _content(path: pathlib.Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _is_read(data: bytes | None) -> bool:

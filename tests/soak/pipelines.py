@@ -63,7 +63,7 @@ class Pipeline:
             "double_starts": self._double,
             "topologies": self._change,
         }[self.kind]
-        for _ in range(self.draw.randint(4, 9)):
+        for _ in range(self.draw.randint(*soak.starts)):
             if time.monotonic() > self.until or act():
                 break
         if self._finish():
@@ -105,8 +105,10 @@ class Pipeline:
         number = number or self.draw.choices(*zip(*SIGNALS.items()))[0]
         plan = self._plan(signal=number)
         if not plan.real and self.draw.random() < 0.5:
-            at = int(self.soak.changes ** self.draw.uniform(0.3, 1.0))
+            at = int(self.soak.changes ** self.draw.uniform(0.4, 1.0))
             plan = plan._replace(end_at=at)
+        if self.soak.at:
+            plan = plan._replace(end_at=self.soak.at.pop(0))
         start = self._start(plan)
         if not plan.end_at and not start.wait(self._delay(plan)):
             start.send(number)
@@ -195,7 +197,7 @@ class Pipeline:
 
     def _ended(self, start: starts.Start, number: int) -> None:
         """Notes where a start was ended, and what a signal has added to the records."""
-        soak, found = self.soak, compare.where(self.folder, start.out)
+        soak, found = self.soak, compare.where(self.folder, start.out, start.since)
         soak.counts["kills"] += 1
         soak.counts[f"kills: {signal.Signals(number).name}"] += 1
         soak.places[f"{found.stage or 'report'}: {found.doing}"] += 1
@@ -203,9 +205,10 @@ class Pipeline:
         soak.counts["kills before a certain change of a file"] += 0 < at <= len(start.places)
         if said := re.search(r"continues at step (\d+)", start.err):
             self.added.add((found.stage, int(said[1])))
-        if not self.changed and found.stage and found.recorded:
-            self._recomputed(start, found)
-        self.changed = False
+        if found.doing in ("training", "saving"):
+            if not self.changed:
+                self._recomputed(start, found)
+            self.changed = False
 
     def _recomputed(self, start: starts.Start, found: compare.Where) -> None:
         """Counts the steps that are to be done again: those recorded since the checkpoint."""
@@ -275,7 +278,13 @@ class Pipeline:
         soak.counts["curves damaged unnoticed"] += len(self.damages.curves)
         close = self.kind == "topologies"
         for line in compare.differences(
-            soak.reference, self.folder, soak.stages, self.damages.curves, self.added, close
+            soak.reference,
+            self.folder,
+            soak.stages,
+            self.damages.curves,
+            self.added,
+            close,
+            self.damages.left(),
         ):
             soak.fault(self.name, f"ended otherwise: {line}")
 

@@ -84,6 +84,8 @@ class Soak:
         self.lines: collections.Counter[str] = collections.Counter()
         self.faults: list[dict] = []
         self.stages: Sequence[str] = compare.STAGES
+        self.starts = (4, 9)  # that are disturbed, at least and at most
+        self.at: list[int] = []  # changes of files before which kills come, instead of any
         self.interval, self.devices, self.first = 3, 1, 0
         self.seconds, self.changes, self.real = 10.0, 300, 0.1
 
@@ -158,6 +160,15 @@ def one(made: Soak, name: str, until: float = float("inf")) -> None:
     print(f"{name}: {time.monotonic() - began:.0f} s, {found} faults", flush=True)
 
 
+def short(made: Soak) -> None:
+    """Kills and damages one stage of a run that is complete, with the devices of the tests."""
+    made.stages, made.starts, made.real = ("rm_policy",), (2, 2), 0.0
+    made.interval, made.devices, made.first = 2, 8, 1
+    made.at = [102, 50, 125, 40]
+    for name in ("kills-short", "damages-short"):
+        one(made, name)
+
+
 def table(report: dict) -> str:
     """What was done and found, as Markdown."""
     rows = [f"| {name} | {count} |" for name, count in report["counts"].items()]
@@ -176,14 +187,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, goal in GOALS.items():
         parser.add_argument(f"--{name}", type=int, default=goal)
     parser.add_argument("--repeat", default="", help="the name of the one pipeline to run")
+    parser.add_argument("--short", type=pathlib.Path, help="a complete tiny run; seconds")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("soak.json"))
     parser.add_argument("--work", type=pathlib.Path, help="a folder to work in, which stays")
     options = parser.parse_args(argv)
     until = time.monotonic() + 60 * options.minutes
     starts.import_all()
     work = options.work or pathlib.Path(tempfile.mkdtemp(prefix="pit_jax_soak_"))
-    made = Soak(work, gin())
+    if options.short:
+        command = ("train", "--gin.STAGE='rm_policy'")
+        made = Soak(work, tiny_runs.GIN, command)
+        made.reference = options.short
+    else:
+        made = Soak(work, gin())
     try:
+        if options.short:
+            short(made)
+            return _end(made, options)
         made.make_reference()
         print(f"undisturbed: {made.seconds:.0f} s, {made.changes} changes of files", flush=True)
         if options.repeat:
@@ -195,6 +215,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.close()
         if not options.work:
             shutil.rmtree(work, ignore_errors=True)
+    return _end(made, options)
+
+
+def _end(made: Soak, options: argparse.Namespace) -> int:
     found = made.report() | {"seed": options.seed}
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))

@@ -90,6 +90,7 @@ class Start:
       status: its exit status, -9 for SIGKILL; None while it runs.
       seconds: how long it has run.
       hung: whether it was killed because it took too long.
+      since: when it began, as files have it.
     """
 
     def __init__(self, plan: Plan, logs: pathlib.Path):
@@ -97,7 +98,7 @@ class Start:
         self._logs = [logs.with_suffix(f".{name}") for name in ("out", "err", "places")]
         for path in self._logs:
             path.write_bytes(b"")
-        self._began = time.monotonic()
+        self._began, self.since = time.monotonic(), time.time()
         self.pid = self._spawn() if plan.real else self._fork()
 
     def _spawn(self) -> int:
