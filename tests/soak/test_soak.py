@@ -25,9 +25,8 @@ def test_a_stage_that_is_killed_and_damaged_ends_as_one_that_is_not(trained, tmp
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads((tmp_path / "soak.json").read_text())
-    assert not found["faults"] and found["counts"]["ends compared"] == 2
-    assert found["counts"]["kills"] >= 3 and found["counts"]["damages"] >= 1
-    assert found["counts"]["checkpoints set aside"] + found["counts"]["damages: refused"] >= 1
+    assert not found["faults"] and found["counts"]["ends compared"] == 1
+    assert found["counts"]["kills"] >= 2 and found["counts"]["damages"] >= 3
 
 
 @pytest.fixture
