@@ -86,3 +86,45 @@ def test_the_folder_is_the_same_from_wherever_the_command_is_given(tmp_path, mon
 def test_a_bucket_has_what_took_long_to_compile():
     compilation.keep("gs://bucket/run")
     assert settings() == DEFAULTS | {DIRECTORY: f"gs://bucket/run/{compilation.FOLDER}"}
+
+
+def zeroed(path, other):
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+def cut(path, other):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def replaced(path, other):
+    """JAX alone would run the other program, which takes and gives the same."""
+    path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize("damage", [zeroed, cut, replaced])
+def test_a_damaged_program_is_compiled_again_without_a_word(damage, tmp_path, recwarn):
+    compilation.keep(str(tmp_path))
+    x_NN = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+
+    def kept(name):
+        (path,) = (tmp_path / compilation.FOLDER).glob(f"jit_{name}-*-cache")
+        return path
+
+    def one(x_NN):
+        return program(x_NN)
+
+    def two(x_NN):
+        return program(x_NN) + 1
+
+    first, other = jax.jit(one)(x_NN), jax.jit(two)(x_NN)
+    whole = kept("one").read_bytes()
+    damage(kept("one"), kept("two"))
+    assert kept("one").read_bytes() != whole
+    jax.clear_caches()
+    np.testing.assert_array_equal(first, jax.jit(one)(x_NN))
+    np.testing.assert_array_equal(other, jax.jit(two)(x_NN))
+    damaged = kept("one").read_bytes()
+    jax.clear_caches()
+    np.testing.assert_array_equal(first, jax.jit(one)(x_NN))
+    assert kept("one").read_bytes() == damaged != whole[:-9]  # whole again, and found
+    assert not recwarn.list
