@@ -10,9 +10,6 @@ from typing import Any, NamedTuple
 
 from tests import tiny_runs
 
-# A signal makes a record at the step it stops at, which an uninterrupted run has not. With this
-# on, such records are tolerated: they are left out, and the next one may have other means.
-SIGNALS_ADD_RECORDS = True
 RELATIVE, ABSOLUTE = 1e-4, 1e-5  # losses of other topologies
 CHECKPOINTS = 6  # two newest, as many best, and two that signals may leave between
 STAGES = tuple(stage.name for stage in tiny_runs.config("unused").stages)
@@ -75,7 +72,6 @@ def differences(
     found: pathlib.Path,
     stages: Collection[str] = STAGES,
     curves: Collection[str] = (),
-    added: Collection[tuple[str, int]] = (),
     close: bool = False,
     damaged: Collection[pathlib.Path] = (),
 ) -> list[str]:
@@ -86,18 +82,14 @@ def differences(
       found: the other.
       stages: the stages that are compared; the report is, if they are all.
       curves: stages whose records were damaged in a way that can't be noticed.
-      added: (stage, step) at which a signal stopped the run, see SIGNALS_ADD_RECORDS.
       close: whether the losses are only equal to float tolerance, as on another topology.
     """
-    lines, loose = [], set(curves)
+    lines: list[str] = []
     for stage in stages:
-        steps = {step for name, step in added if name == stage} if SIGNALS_ADD_RECORDS else set()
         one, two = expected / stage, found / stage
         if stage not in curves:
-            more, moved = _records(stage, one, two, steps, close)
-            lines += more
-            loose |= {stage} if moved else set()
-        lines += _results(stage, one, two, stage in loose, close)
+            lines += _records(stage, one, two, close)
+        lines += _results(stage, one, two, stage in curves, close)
         for path in sorted(one.glob("references/*/*")):
             other = two / path.relative_to(one)
             if other in damaged:
@@ -110,30 +102,23 @@ def differences(
         if sum(name.isdigit() for name in left) > CHECKPOINTS:
             lines.append(f"{stage}: {len(left)} checkpoints are left")
     if set(stages) == set(STAGES):
-        lines += _reports(expected, found, loose, close)
+        lines += _reports(expected, found, curves, close)
         one, two = expected / "config.gin", found / "config.gin"
         if not close and two not in damaged and one.read_bytes() != two.read_bytes():
             lines.append("config.gin: other bytes")
     return lines
 
 
-def _records(
-    stage: str, one: pathlib.Path, two: pathlib.Path, steps: set[int], close: bool
-) -> tuple[list[str], bool]:
-    """Differences of a stage's records, and whether a signal moved some."""
+def _records(stage: str, one: pathlib.Path, two: pathlib.Path, close: bool) -> list[str]:
+    """Differences of a stage's records."""
     expected, found = (tiny_runs.records(each / "metrics.jsonl") for each in (one, two))
-    regular = [record["step"] for record in expected]
-    more = {record["step"] for record in found} & steps - set(regular)
-    found = [record for record in found if record["step"] not in more]
-    if (got := [record["step"] for record in found]) != regular:
-        return [f"{stage}: records of steps {got}, expected {regular}"], bool(more)
-    # The one after an added record is of fewer steps.
-    moved = {min((s for s in regular if s > step), default=0) for step in more}
-    lines = []
-    for record, other in zip(expected, found):
-        if record["step"] not in moved:
-            lines += _unequal(f"{stage}@{record['step']}", record, other, close)
-    return lines[:3], bool(more)
+    steps, got = ([record["step"] for record in records] for records in (expected, found))
+    if got != steps:
+        return [f"{stage}: records of steps {got}, expected {steps}"]
+    lines: list[str] = []
+    for step, record, other in zip(steps, expected, found, strict=True):
+        lines += _unequal(f"{stage}@{step}", record, other, close)
+    return lines[:3]
 
 
 def _results(
@@ -153,7 +138,7 @@ def _results(
 
 
 def _reports(
-    one: pathlib.Path, two: pathlib.Path, loose: Collection[str], close: bool
+    one: pathlib.Path, two: pathlib.Path, curves: Collection[str], close: bool
 ) -> list[str]:
     expected, found = (
         tiny_runs.without_times(json.loads((each / "report.json").read_text()))
@@ -164,10 +149,10 @@ def _reports(
     for report in (expected, found):
         report.pop("commit", None)
         for stage in report["stages"]:
-            if stage["name"] in loose:
+            if stage["name"] in curves:
                 stage.pop("final", None)
-        report["curves"] = [c for c in report["curves"] if c["stage"] not in loose]
-        if "rl_pit" in loose:
+        report["curves"] = [c for c in report["curves"] if c["stage"] not in curves]
+        if "rl_pit" in curves:
             report.pop("figure4")
     return list(_unequal("report.json", expected, found, close))[:3]
 

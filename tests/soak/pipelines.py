@@ -40,7 +40,6 @@ class Pipeline:
         self.damages = damages.Damages(self.folder, draw)
         self.damaged = False  # something was, since the last start that ended well
         self.changed = False  # something was deleted or brought back, so steps are done again
-        self.added: set[tuple[str, int]] = set()
         self.topology = ""
         self.number = 0
         self.before: compare.Where | None = None
@@ -196,15 +195,13 @@ class Pipeline:
     # --- what is looked at ------------------------------------------------------------------------
 
     def _ended(self, start: starts.Start, number: int) -> None:
-        """Notes where a start was ended, and what a signal has added to the records."""
+        """Notes where a start was ended."""
         soak, found = self.soak, compare.where(self.folder, start.out, start.since)
         soak.counts["kills"] += 1
         soak.counts[f"kills: {signal.Signals(number).name}"] += 1
         soak.places[f"{found.stage or 'report'}: {found.doing}"] += 1
         at = start.plan.end_at
         soak.counts["kills before a certain change of a file"] += 0 < at <= len(start.places)
-        if said := re.search(r"continues at step (\d+)", start.err):
-            self.added.add((found.stage, int(said[1])))
         if found.doing in ("training", "saving"):
             if not self.changed:
                 self._recomputed(start, found)
@@ -282,7 +279,6 @@ class Pipeline:
             self.folder,
             soak.stages,
             self.damages.curves,
-            self.added,
             close,
             self.damages.left(),
         ):
