@@ -105,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.argv = argv  # a report says how it was made
     status = _status(options, flags)
     if status and getattr(options, "distributed", False) and _joined():
+        from pit_jax.runtime import processes
+
         # At once: the other processes may wait for this one, and its end would wait for them.
+        processes.leave(status)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -149,7 +152,12 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     except Exception:
         if not getattr(options, "distributed", False):
             raise
-        traceback.print_exc()
+        from pit_jax.runtime import processes
+
+        if line := processes.lost():  # which broke a computation together
+            print(f"pit_jax: {line}; {processes.KEPT}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return 1
 
 
@@ -319,6 +327,7 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         if options.command in ("run", "train"):
             mine = stack.enter_context(owner.Owner(config.model_dir, options.command))
             caught.leave = mine.release
+            processes.at_end(mine.release)
         if config.compilation_cache:
             compilation.keep(config.model_dir)
         run = runs.Run(config)
