@@ -84,7 +84,8 @@ several hosts:
     PIT_JAX_PROCESS_COUNT   how many there are
     PIT_JAX_PROCESS_INDEX   which one this is, from 0
   The first process prints and writes. Hosts that share no disk need MODEL_DIR in a bucket,
-  gs://BUCKET/FOLDER.
+  gs://BUCKET/FOLDER. A process that dies ends the others within 30 s, with status 1 and a line
+  that names it. For that, each one connects to a free port of the first one's host.
 
 signals:
   After SIGTERM or SIGINT (^C), a stage in training finishes its step, writes a checkpoint and ends
@@ -96,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-      the exit status: 0, 2 for a user's mistake, 1 when training broke off, 143 or 130 when it was
-      ended by SIGTERM or SIGINT, 141 when nobody reads what it prints any more.
+      the exit status: 0, 2 for a user's mistake, 1 when training broke off or another process of
+      the run died, 143 or 130 when it was ended by SIGTERM or SIGINT, 141 when nobody reads what it
+      prints any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, flags = bindings.take_out(argv)

@@ -95,7 +95,7 @@ class Watch:
             raise ConnectionError("it didn't answer")
         self._others[0] = connection
         _keep_alive(connection)
-        _start(self._follow, connection, lines, first)
+        _start(self._follow, lines, first)
 
     def farewell(self, status: int) -> None:
         """Tells the others that this process is about to end with an exit status."""
@@ -124,9 +124,9 @@ class Watch:
             with self._lock:
                 self._others[who["index"]] = connection
             _keep_alive(connection)
-            self._follow(connection, lines, who)
+            self._follow(lines, who)
 
-    def _follow(self, connection: socket.socket, lines: Any, who: dict) -> None:
+    def _follow(self, lines: Any, who: dict) -> None:
         """Waits for the end of another process."""
         name, status = f"process {who['index']} on {who['host']}", None
         how = "its connection was closed"
@@ -138,8 +138,10 @@ class Watch:
                 self.first_is_done |= status == 0 and who["index"] == 0
         except TimeoutError:
             how = f"its machine hasn't answered for {SILENCE} s"
-        except OSError:
+        except ConnectionError:
             pass
+        except OSError as error:
+            how = f"its machine can't be reached: {error.strerror}"
         if status is None:
             self._lose(f"{name} has died: {how}", DIED)
         elif status:

@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import ClusterEnv
 
 from pit_jax.errors import UserError
-from pit_jax.runtime import processes
+from pit_jax.runtime import processes, watch
 from tests import tiny_runs
 
 GOOD = {
@@ -19,21 +20,28 @@ GOOD = {
 def joined(monkeypatch):
     """What jax.distributed.initialize is called with."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *arguments, **_: calls.append(arguments)
+    )
+    monkeypatch.setattr(watch, "relay", lambda address, is_over: f"relay to {address}")
+    monkeypatch.setattr(processes, "_begin", lambda address: calls.append(("watch", address)))
     monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
     return calls
 
 
 def test_processes_started_by_hand_are_named_by_the_environment(joined):
     processes.initialize(GOOD)
-    assert ("10.0.0.1:1234", 4, 3) in joined
+    assert ("relay to 10.0.0.1:1234", 4, 3, None) in joined
+    assert joined[-1] == ("watch", "10.0.0.1:1234")
     assert ("jax_cpu_collectives_implementation", "gloo") in joined
     assert ("jax_enable_preemption_service", False) in joined
 
 
-def test_on_a_pod_they_find_each_other(joined):
+def test_on_a_pod_they_find_each_other(joined, monkeypatch):
+    found = ("host-a:8476", 2, 0, [1])
+    monkeypatch.setattr(ClusterEnv, "auto_detect_unset_distributed_params", lambda *_: found)
     processes.initialize({"PIT_JAX_COORDINATOR": ""})
-    assert joined[-1] == ()
+    assert joined[-2:] == [found, ("watch", "host-a:8476")]  # the first one needs no relay
 
 
 @pytest.mark.parametrize(
@@ -50,20 +58,17 @@ def test_on_a_pod_they_find_each_other(joined):
 def test_mistakes_in_the_environment(change, message, joined):
     with pytest.raises(UserError, match=message):
         processes.initialize(GOOD | change)
-    assert not [call for call in joined if len(call) == 3]
+    assert not [call for call in joined if len(call) == 4]
 
 
 def test_a_machine_that_is_no_pod_is_told_what_to_set(tmp_path, monkeypatch, capsys):
-    def refuse():
-        raise ValueError("coordinator_address should be defined.\nmore")
-
-    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    monkeypatch.setattr(ClusterEnv, "_cluster_types", [])
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     assert tiny_runs.command("run", tmp_path / "run", "--distributed") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        "pit_jax run: --distributed: the processes can't be joined: coordinator_address should be "
-        "defined.; outside of a TPU pod, set PIT_JAX_COORDINATOR, PIT_JAX_PROCESS_COUNT, "
+        "pit_jax run: --distributed: the processes can't be joined: found no cluster that "
+        "JAX knows; outside of a TPU pod, set PIT_JAX_COORDINATOR, PIT_JAX_PROCESS_COUNT, "
         "PIT_JAX_PROCESS_INDEX"
     )
 
