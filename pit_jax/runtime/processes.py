@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pit_jax.errors import UserError
-from pit_jax.runtime import watch
+from pit_jax.runtime import relay, watch
 
 COORDINATOR = "PIT_JAX_COORDINATOR"
 COUNT = "PIT_JAX_PROCESS_COUNT"
@@ -61,7 +61,9 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
         else:
             address, count, index, local = _found()
         mine = watch.Watch(index)
-        near = address if index == 0 else watch.relay(address, lambda: mine.first_is_done)
+        near = address
+        if index:
+            near, mine.first_ends = relay.start(address)
         jax.distributed.initialize(near, count, index, local, heartbeat_timeout_seconds=FROZEN)
         if count > 1:
             _watch = mine
@@ -93,7 +95,7 @@ def _begin(address: str) -> None:
     if distributed.global_state.process_id == 0:
         client.key_value_set(_KEY, me.listen())
         return
-    host, _ = watch.split(address)
+    host, _ = relay.split(address)
     try:
         me.connect(host, client.blocking_key_value_get(_KEY, 60_000))
     except OSError as error:

@@ -10,7 +10,7 @@ counts:
 
 What JAX itself has for this takes longer, names nobody, and prints a stack; where the first process
 dies, it ends the others before they can say anything. So JAX's connection to the first process goes
-through `relay`, which keeps its end from JAX.
+through a `relay`, which keeps its end from JAX.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Watch:
 
     Attributes:
       leave: what this process does before it ends, such as letting its run directory go.
-      first_is_done: whether the first process has come to its normal end.
+      first_ends: is called when the first process comes to its normal end.
     """
 
     def __init__(self, index: int, end: Callable[[str], None] = end_process):
@@ -65,7 +65,7 @@ class Watch:
         self._line = ""
         self._found = threading.Event()
         self.leave: Callable[[], None] = lambda: None
-        self.first_is_done = False
+        self.first_ends: Callable[[], None] = lambda: None
 
     def listen(self) -> str:
         """Takes the others' connections, in the first process; returns what `connect` needs."""
@@ -135,7 +135,8 @@ class Watch:
                 if "lost" in message:
                     self._lose(message["lost"], message["grace"])
                 status = message.get("ended", status)
-                self.first_is_done |= status == 0 and who["index"] == 0
+                if status == 0 and who["index"] == 0:
+                    self.first_ends()
         except TimeoutError:
             how = f"its machine hasn't answered for {SILENCE} s"
         except ConnectionError:
@@ -165,52 +166,6 @@ class Watch:
         for connection in others:
             with contextlib.suppress(OSError):
                 _send(connection, message)
-
-
-def relay(address: str, is_over: Callable[[], bool]) -> str:
-    """Hands connections on to an address, in threads.
-
-    Args:
-      address: HOST:PORT.
-      is_over: whether the other side may close a connection. A connection that it closes before
-        stays open on this side.
-
-    Returns:
-      HOST:PORT of this machine to connect to instead.
-    """
-    server = socket.create_server(("127.0.0.1", 0), backlog=64)
-
-    def accept() -> None:
-        while True:
-            near, _ = server.accept()
-            try:
-                far = socket.create_connection(split(address), timeout=_HELLO)
-            except OSError:  # it isn't there yet; JAX tries again
-                near.close()
-                continue
-            for each in (near, far):
-                each.settimeout(None)
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _start(_pump, near, far, lambda: True)
-            _start(_pump, far, near, is_over)
-
-    _start(accept)
-    return f"127.0.0.1:{server.getsockname()[1]}"
-
-
-def split(address: str) -> tuple[str, int]:
-    """Splits HOST:PORT, where an IPv6 HOST has brackets."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _pump(source: socket.socket, target: socket.socket, is_over: Callable[[], bool]) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    if is_over():
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
 
 
 def _start(work: Callable[..., None], *arguments: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 from jax._src.clusters import ClusterEnv
 
 from pit_jax.errors import UserError
-from pit_jax.runtime import processes, watch
+from pit_jax.runtime import processes, relay
 from tests import tiny_runs
 
 GOOD = {
@@ -23,7 +23,7 @@ def joined(monkeypatch):
     monkeypatch.setattr(
         jax.distributed, "initialize", lambda *arguments, **_: calls.append(arguments)
     )
-    monkeypatch.setattr(watch, "relay", lambda address, is_over: f"relay to {address}")
+    monkeypatch.setattr(relay, "start", lambda address: (f"relay to {address}", None))
     monkeypatch.setattr(processes, "_begin", lambda address: calls.append(("watch", address)))
     monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
     return calls
