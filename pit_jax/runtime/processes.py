@@ -27,7 +27,6 @@ COORDINATOR = "PIT_JAX_COORDINATOR"
 COUNT = "PIT_JAX_PROCESS_COUNT"
 INDEX = "PIT_JAX_PROCESS_INDEX"
 
-
 # Seconds without a sign of life of JAX's own after which it ends all processes, with a stack.
 # `watch` is faster; this is for a process that is stopped for long.
 FROZEN = 300
@@ -64,7 +63,11 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
         near = address
         if index:
             near, mine.first_ends = relay.start(address)
-        jax.distributed.initialize(near, count, index, local, heartbeat_timeout_seconds=FROZEN)
+        jax.distributed.initialize(
+            *(near, count, index, local),
+            heartbeat_timeout_seconds=FROZEN,
+            shutdown_timeout_seconds=3600,  # the first process may have a report to write
+        )
         if count > 1:
             _watch = mine
             _begin(address)

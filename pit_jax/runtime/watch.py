@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pit_jax.errors import last_words
+
 SILENCE = 20  # seconds without an answer of a machine's system
 # Seconds that a process has, to end for a reason of its own, once another has died or has ended
 # with an error: it may have had the same signal or error, and be about to say so.
@@ -39,7 +41,7 @@ KEPT = "what was written stays, the same command goes on"
 def end_process(line: str) -> None:
     """Ends this process with status 1 and a line, without waiting for anything."""
     with contextlib.suppress(Exception):
-        print(f"pit_jax: {line}; {KEPT}", file=sys.stderr, flush=True)
+        last_words(f"pit_jax: {line}; {KEPT}")
         sys.stdout.flush()
     os._exit(1)
 

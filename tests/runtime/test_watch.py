@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import queue
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import time
 
 import pytest
 
+from pit_jax import errors
 from pit_jax.runtime import watch
 from tests.child_environment import child_environment
 
@@ -93,6 +95,14 @@ def test_the_first_process_s_death_ends_another_with_a_line(first, process):
         f"pit_jax: process 0 on {HOST} has died: its connection was closed; what was written "
         "stays, the same command goes on\n"
     )
+
+
+def test_last_words_are_heard_while_libraries_are_silent(capfd):
+    with errors.quiet_stderr():
+        os.write(2, b"chatter\n")
+        errors.last_words("a line")
+    errors.last_words("another")
+    assert capfd.readouterr().err == "a line\nanother\n"
 
 
 def test_a_process_whose_interpreter_is_busy_is_alive(first, process):
