@@ -84,7 +84,8 @@ several hosts:
     PIT_JAX_PROCESS_COUNT   how many there are
     PIT_JAX_PROCESS_INDEX   which one this is, from 0
   The first process prints and writes. Hosts that share no disk need MODEL_DIR in a bucket,
-  gs://BUCKET/FOLDER.
+  gs://BUCKET/FOLDER. A process that dies ends the others within 30 s, with status 1 and a line
+  that names it. For that, each one connects to a free port of the first one's host.
 
 signals:
   After SIGTERM or SIGINT (^C), a stage in training finishes its step, writes a checkpoint and ends
@@ -96,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-      the exit status: 0, 2 for a user's mistake, 1 when training broke off, 143 or 130 when it was
-      ended by SIGTERM or SIGINT, 141 when nobody reads what it prints any more.
+      the exit status: 0, 2 for a user's mistake, 1 when training broke off or another process of
+      the run died, 143 or 130 when it was ended by SIGTERM or SIGINT, 141 when nobody reads what it
+      prints any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, flags = bindings.take_out(argv)
@@ -105,7 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.argv = argv  # a report says how it was made
     status = _status(options, flags)
     if status and getattr(options, "distributed", False) and _joined():
+        from pit_jax.runtime import processes
+
         # At once: the other processes may wait for this one, and its end would wait for them.
+        processes.leave(status)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -149,7 +154,12 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     except Exception:
         if not getattr(options, "distributed", False):
             raise
-        traceback.print_exc()
+        from pit_jax.runtime import processes
+
+        if line := processes.lost():  # which broke a computation together
+            print(f"pit_jax: {line}; {processes.KEPT}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return 1
 
 
@@ -327,6 +337,7 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         if options.command in ("run", "train"):
             mine = stack.enter_context(owner.Owner(config.model_dir, options.command))
             caught.leave = mine.release
+            processes.at_end(mine.release)
         if config.compilation_cache:
             compilation.keep(config.model_dir)
         run = runs.Run(config)

@@ -45,17 +45,30 @@ class Interrupted(Exception):
         self.number = number
 
 
+_kept: list[int] = []  # where the terminal is while native libraries are kept out of it
+
+
+def last_words(line: str) -> None:
+    """Prints a line to stderr, also while native libraries are kept out of the terminal."""
+    if _kept:
+        os.write(_kept[0], f"{line}\n".encode())
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def quiet_stderr():
     """Keeps what native libraries print while they load out of the terminal; errors still raise."""
     sys.stderr.flush()
     kept = os.dup(2)
+    _kept.append(kept)
     with open(os.devnull, "wb") as devnull:
         os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
         os.dup2(kept, 2)
+        _kept.remove(kept)
         os.close(kept)
 
 

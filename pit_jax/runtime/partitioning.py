@@ -26,6 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pit_jax.checked import checked
 from pit_jax.errors import UserError
+from pit_jax.runtime import processes
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
@@ -108,6 +109,8 @@ class Partitioner:
         self._table = dict(reversed(rules))
         self._decode_table = dict(reversed((*config.decode_rules, *rules)))
         self.mesh = mesh if mesh is not None else _make_mesh(config, devices)
+        if mesh is None and devices is None:
+            processes.meet(self.mesh)
 
     def _size(self, axis: str) -> int:
         return self.mesh.shape.get(axis, 1)

@@ -1,15 +1,20 @@
 """Lets several processes, usually one on each host, run one program together.
 
 Every process makes the same calls in the same order. The first one alone prints and writes files;
-where the others read what it wrote, `wait` makes them wait.
+where the others read what it wrote, `wait` makes them wait. A process that dies ends the others,
+see `watch`.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
+import itertools
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +22,35 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pit_jax.errors import UserError
+from pit_jax.runtime import relay, watch
 
 COORDINATOR = "PIT_JAX_COORDINATOR"
 COUNT = "PIT_JAX_PROCESS_COUNT"
 INDEX = "PIT_JAX_PROCESS_INDEX"
 
+# Seconds without a sign of life of JAX's own after which it ends all processes, with a stack.
+# `watch` is faster; this is for a process that is stopped for long.
+FROZEN = 300
+_LIMITS: Any = {
+    "heartbeat_timeout_seconds": FROZEN,
+    "shutdown_timeout_seconds": 3600,  # the first process may have a report to write
+}
+KEPT = watch.KEPT
+_KEY = "pit_jax/watch"
+_SECONDS = 2.0  # that an error of a computation together may be ahead of the news of a death
+_watch: watch.Watch | None = None
+
 
 def initialize(environment: Mapping[str, str] = os.environ) -> None:
     """Joins the processes; it has to be called before anything else touches a device.
 
+    From then on, a process that dies ends the others within 30 seconds, with exit status 1 and a
+    line that names it.
+
     Raises:
       UserError: if the environment doesn't say how, or the coordinator can't be reached.
     """
+    global _watch
     names = (COORDINATOR, COUNT, INDEX)
     given = {name: environment[name] for name in names if environment.get(name)}
     # JAX's own handler of SIGTERM would take the place of signals.Signals.
@@ -38,13 +60,72 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         if given:
-            jax.distributed.initialize(given[COORDINATOR], int(given[COUNT]), int(given[INDEX]))
-        else:
-            jax.distributed.initialize()
+            address, count, index = given[COORDINATOR], int(given[COUNT]), int(given[INDEX])
+            mine, near = watch.Watch(index), address
+            if index:
+                near, mine.first_ends = relay.start(address)
+            jax.distributed.initialize(near, count, index, **_LIMITS)
+        else:  # without a relay: if the first process dies, JAX ends the others
+            jax.distributed.initialize(**_LIMITS)
+            address, count, index = _joined()
+            mine = watch.Watch(index)
+        if count > 1:
+            _watch = mine
+            _begin(address)
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [repr(error)])[0][:300]
         hint = "" if given else f"; outside of a TPU pod, set {', '.join(names)}"
         raise UserError(f"--distributed: the processes can't be joined: {reason}{hint}") from error
+    wait()
+
+
+def _joined() -> tuple[str, int, int]:
+    """What JAX has found out by itself: address, number of processes, index."""
+    from jax._src.distributed import global_state
+
+    return (
+        str(global_state.coordinator_address),
+        global_state.num_processes,
+        global_state.process_id,
+    )
+
+
+def _begin(address: str) -> None:
+    """Starts to watch the other processes."""
+    from jax._src import distributed
+
+    client, me = distributed.global_state.client, _watch
+    assert client is not None and me is not None
+    atexit.register(me.farewell, 0)
+    if distributed.global_state.process_id == 0:
+        client.key_value_set(_KEY, me.listen())
+        return
+    host, _ = relay.split(address)
+    try:
+        me.connect(host, client.blocking_key_value_get(_KEY, 60_000))
+    except OSError as error:
+        print(
+            f"note: can't connect to the first process on {host}: {error}; if a process dies, this "
+            f"one may notice it only after {FROZEN} s",
+            file=sys.stderr,
+        )
+
+
+def leave(status: int) -> None:
+    """Tells the other processes that this one ends with an exit status that isn't 0."""
+    if _watch is not None:
+        _watch.farewell(status)
+
+
+def lost() -> str:
+    """Returns a line about a process that has died, if one has or does in two seconds, or ""."""
+    return _watch.lost(_SECONDS) if _watch is not None else ""
+
+
+def at_end(action: Callable[[], None]) -> None:
+    """Says what this process does before it ends because another one has died."""
+    if _watch is not None:
+        _watch.leave = action
 
 
 def _check(given: Mapping[str, str]) -> None:
@@ -68,6 +149,33 @@ def is_first() -> bool:
 def wait() -> None:
     """Returns when all processes have called it."""
     any_process()
+
+
+@functools.cache
+def meet(mesh: Mesh) -> None:
+    """Lets all devices of a mesh that compute together along some of its axes do so once.
+
+    CPUs that do so for the first time have 30 s to find each other (gloo); after that, they wait
+    for one that is late. All processes have to call this, at any time.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    groups = [g for n in range(1, len(axes) + 1) for g in itertools.combinations(axes, n)]
+
+    def sums(x: jax.Array) -> list[jax.Array]:
+        return [jax.lax.psum(x, group) for group in groups]
+
+    everywhere = PartitionSpec(mesh.axis_names)
+    program = jax.jit(
+        jax.shard_map(sums, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
+    )
+    shape = (mesh.size,)
+    ones = jax.make_array_from_callback(
+        shape, NamedSharding(mesh, everywhere), lambda place: np.ones(shape, np.float32)[place]
+    )
+    wait()
+    jax.block_until_ready(program(ones))
 
 
 def any_process(flag: bool = False) -> bool:

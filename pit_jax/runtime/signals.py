@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from pit_jax.errors import last_words
 from pit_jax.runtime import processes
 
 _CAUGHT = (signal.SIGTERM, signal.SIGINT)
@@ -72,6 +73,7 @@ class Signals:
 
     def _end(self, number: int) -> None:
         self.leave()
+        processes.leave(128 + number)
         end_at_once(number, self.kept)
 
     @contextlib.contextmanager
@@ -104,6 +106,6 @@ class Signals:
 def end_at_once(number: int, kept: str) -> None:
     """Ends this process as interrupted, without waiting for anything; `kept` says what stays."""
     with contextlib.suppress(Exception):
-        print(f"interrupted; {kept}", file=sys.stderr)
+        last_words(f"interrupted; {kept}")
         sys.stdout.flush()
     os._exit(128 + number)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -42,12 +43,14 @@ suite.EvaluationConfig:
     reward_model = 'rm_gap'
 """
 STAGES = ("rm_gap", "rl_pit")
-# `python -m pit_jax`, but that REPORT leaves the report out, and SIGNALLED gets SIGTERM in the
-# second step of PPO.
+# `python -m pit_jax`, but that REPORT leaves the report out, and that something happens to the
+# process whose index is in a variable: SIGNALLED gets SIGTERM in the second step of PPO, KILLED
+# gets SIGKILL once METRICS is there, SLOW is 40 s late with its mesh, FAILS has an error there.
 DRIVER = """
-import os, signal, sys, time
+import os, pathlib, signal, sys, threading, time
 from pit_jax import cli, commands
 from pit_jax.method import ppo_step
+from pit_jax.run import run as runs
 
 make_step = ppo_step.make_step
 
@@ -62,7 +65,29 @@ def interrupted(*arguments):
 
     return run
 
-if os.environ["PIT_JAX_PROCESS_INDEX"] == os.environ.get("SIGNALLED"):
+def is_me(name):
+    return os.environ["PIT_JAX_PROCESS_INDEX"] == os.environ.get(name)
+
+def die():
+    while not pathlib.Path(os.environ["METRICS"]).exists():
+        time.sleep(0.1)
+    pathlib.Path(os.environ["METRICS"]).with_name("died").write_text(str(time.time()))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Late(runs.Partitioner):
+    def __init__(self, *arguments):
+        time.sleep(40 * is_me("SLOW"))
+        if is_me("FAILS"):
+            died = pathlib.Path(os.environ["METRICS"]).with_name("died")
+            died.parent.mkdir(parents=True)
+            died.write_text(str(time.time()))
+            raise RuntimeError("out of luck")
+        super().__init__(*arguments)
+
+runs.Partitioner = Late
+if is_me("KILLED"):
+    threading.Thread(target=die, daemon=True).start()
+if is_me("SIGNALLED"):
     ppo_step.make_step = interrupted
 if "REPORT" not in os.environ:
     commands._report = lambda *arguments: None
@@ -176,6 +201,33 @@ def test_every_stage_and_the_report_of_two_processes(model, tmp_path):
     reports = [json.loads((folder / "report.json").read_text()) for folder in (one, two)]
     for part in ("samples", "num_prompts"):
         assert reports[0][part] == reports[1][part]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("happens", "victim", "line"),
+    [
+        ("KILLED", 0, "has died: its connection was closed"),
+        ("KILLED", 1, "has died: its connection was closed"),
+        ("FAILS", 1, "has ended with exit status 1"),
+    ],
+)
+def test_the_death_of_one_process_ends_the_other_which_names_it(happens, victim, line, tmp_path):
+    """The other one starts late before, which is no death and breaks nothing."""
+    folder = tmp_path / "two"
+    (tmp_path / "short.gin").write_text(tiny_runs.GIN)
+    many = ("--gin.STAGE=pretrain", "--gin.pretrain/stages.SupervisedStage.steps=100000")
+    told = {happens: str(victim), "METRICS": str(folder / "pretrain" / "metrics.jsonl")}
+    if happens == "KILLED":
+        told["SLOW"] = str(1 - victim)
+    mesh = "--gin.MeshConfig.model=2"
+    statuses, printed = together(folder, *many, mesh, command="train", **told)
+    assert time.time() - float((folder / "pretrain" / "died").read_text()) < 30
+    assert statuses[1 - victim] == 1 and statuses[victim] == (-9 if happens == "KILLED" else 1)
+    assert [e for e in printed[1 - victim][1].splitlines() if "Gloo" not in e] == [
+        f"pit_jax: process {victim} on {socket.gethostname()} {line}; what was written stays, the "
+        "same command goes on"
+    ]
 
 
 def test_hosts_must_share_the_run_directory(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pit_jax.errors import UserError
-from pit_jax.runtime import processes
+from pit_jax.runtime import processes, relay
 from tests import tiny_runs
 
 GOOD = {
@@ -19,21 +19,27 @@ GOOD = {
 def joined(monkeypatch):
     """What jax.distributed.initialize is called with."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *arguments, **_: calls.append(arguments)
+    )
+    monkeypatch.setattr(relay, "start", lambda address: (f"relay to {address}", None))
+    monkeypatch.setattr(processes, "_begin", lambda address: calls.append(("watch", address)))
     monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
     return calls
 
 
 def test_processes_started_by_hand_are_named_by_the_environment(joined):
     processes.initialize(GOOD)
-    assert ("10.0.0.1:1234", 4, 3) in joined
+    assert ("relay to 10.0.0.1:1234", 4, 3) in joined
+    assert joined[-1] == ("watch", "10.0.0.1:1234")
     assert ("jax_cpu_collectives_implementation", "gloo") in joined
     assert ("jax_enable_preemption_service", False) in joined
 
 
-def test_on_a_pod_they_find_each_other(joined):
+def test_on_a_pod_they_find_each_other(joined, monkeypatch):
+    monkeypatch.setattr(processes, "_joined", lambda: ("host-a:8476", 2, 1))
     processes.initialize({"PIT_JAX_COORDINATOR": ""})
-    assert joined[-1] == ()
+    assert joined[-2:] == [(), ("watch", "host-a:8476")]  # as JAX does it, without a relay
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,7 @@ def test_mistakes_in_the_environment(change, message, joined):
 
 
 def test_a_machine_that_is_no_pod_is_told_what_to_set(tmp_path, monkeypatch, capsys):
-    def refuse():
+    def refuse(**_):
         raise ValueError("coordinator_address should be defined.\nmore")
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
