@@ -219,7 +219,8 @@ def test_a_second_command_is_refused_and_readers_are_not(tmp_path, monkeypatch, 
         assert tiny_runs.command("evaluate", tmp_path / "run") == 0
         assert called == ["evaluate"]
     finally:
-        holder.kill()  # and nobody waits for it yet
+        holder.kill()
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, and nobody's child yet
     assert tiny_runs.command("train", tmp_path / "run", *arguments) == 0
     assert called == ["evaluate", "train"]
     assert f"taken over from `run` of process {holder.pid}" in capsys.readouterr().out
