@@ -157,7 +157,7 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         from pit_jax.runtime import processes
 
         if line := processes.lost():  # which broke a computation together
-            print(f"pit_jax: {line}; {processes.KEPT}", file=sys.stderr)
+            print(line, file=sys.stderr)
         else:
             traceback.print_exc()
         return 1

@@ -15,12 +15,11 @@ import numpy as np
 from pit_jax.data.layouts import Tree, Widths
 from pit_jax.data.vocabularies.base import PAD_ID
 from pit_jax.method.losses import allow, token_entropy, token_log_probs
-from pit_jax.method.widths import take_columns
 from pit_jax.models.adapters import whole
 from pit_jax.models.attention import CausalRows, positions_of
 from pit_jax.models.heads import ScalarModel, pool
 from pit_jax.models.network import LanguageModel
-from pit_jax.models.trees import TreeRows
+from pit_jax.models.trees import TreeRows, take_columns
 
 
 def join(

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pit_jax.method.widths import take_columns
 from pit_jax.models.layers import WHOLE
+from pit_jax.models.trees import take_columns
 from pit_jax.runtime import partitioning
 from pit_jax.runtime.partitioning import constrain
 

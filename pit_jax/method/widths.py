@@ -49,12 +49,6 @@ def lengths_of(prompt_BP: jax.Array, mask_BR: jax.Array) -> jax.Array:
     return jnp.sum(prompt_BP != PAD_ID, axis=1) + jnp.sum(mask_BR > 0, axis=1)
 
 
-def take_columns(x_BT: jax.Array, columns_BC: jax.Array) -> jax.Array:
-    """Takes columns [B, C, …] of rows [B, T, …], which each row names for itself."""
-    index = columns_BC.reshape(*columns_BC.shape, *(1,) * (x_BT.ndim - 2))
-    return jnp.take_along_axis(x_BT, index, axis=1)
-
-
 def by_length(prompt_BP: jax.Array, mask_BR: jax.Array) -> jax.Array:
     """Returns the numbers of rows from the shortest to the longest, int32 [B]."""
     return jnp.argsort(lengths_of(prompt_BP, mask_BR), stable=True)

@@ -274,21 +274,17 @@ def attend_apart(
     q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, branches: Branches, *how
 ) -> jax.Array:
     """Computes `attend` by the mask of a tree, each block of it apart."""
+
+    def apart(x_BT, move, rows: int):
+        return move(x_BT).reshape(rows, -1, *x_BT.shape[2:])
+
     found = []
     for group in branches.groups:
-        B, S, W = group.seen_BSW.shape
-
-        def apart(x_BT, move, B=B, S=S):
-            return move(x_BT).reshape(B * S, -1, *x_BT.shape[2:])
-
-        q, k, v = (
-            apart(q_BTHE, group.queries),
-            apart(k_BTKE, group.keys),
-            apart(v_BTKE, group.keys),
-        )
-        earlier_1QW = jnp.tril(jnp.ones((W, W), bool))[None, W - q.shape[1] :]
-        mask = group.seen_BSW.reshape(B * S, 1, W) & earlier_1QW
-        found.append(attend_whole(q, k, v, mask, *how).reshape(B, -1, *q_BTHE.shape[2:]))
+        N = len(group.mask_NQW)
+        q_NQHE = apart(q_BTHE, group.queries, N)
+        k_NWKE, v_NWKE = (apart(x, group.keys, N) for x in (k_BTKE, v_BTKE))
+        out_NQHE = attend_whole(q_NQHE, k_NWKE, v_NWKE, group.mask_NQW, *how)
+        found.append(out_NQHE.reshape(len(q_BTHE), -1, *q_BTHE.shape[2:]))
     return branches.out(jnp.concatenate(found, axis=1))
 
 

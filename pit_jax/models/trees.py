@@ -20,6 +20,12 @@ _LEAST = 256  # columns of a row, below which moving them costs more than it sav
 _WORTH = 0.85  # of the scores of a whole row, at most, that the parts have together
 
 
+def take_columns(x_BT: jax.Array, columns_BC: jax.Array) -> jax.Array:
+    """Takes columns [B, C, …] of rows [B, T, …], which each row names for itself."""
+    index = columns_BC.reshape(*columns_BC.shape, *(1,) * (x_BT.ndim - 2))
+    return jnp.take_along_axis(x_BT, index, axis=1)
+
+
 def tree_mask(blocks_BT: jax.Array, parents: Sequence[int]) -> jax.Array:
     """Returns the mask [B, T, T] of sequences that share prefixes, as a tree of blocks in a row.
 
@@ -124,12 +130,12 @@ class Group:
     are in the last Q. Wherever an index says which column comes to a place, -1 says that none does.
 
     Attributes:
-      seen_BSW: bool, which columns of a sequence hold a token.
+      mask_NQW: bool, which columns each query sees, of all N = B * S sequences.
       keys: how columns of the row become those of all sequences, and back.
       queries: how columns of the row become the queries of all blocks, and back.
     """
 
-    seen_BSW: jax.Array
+    mask_NQW: jax.Array
     keys: Move
     queries: Move
 
@@ -157,9 +163,9 @@ def _moved(x_BT, there_BC, back_BXT):
 
 
 def _look_up(x_BT, index_BC):
-    index = index_BC.reshape(*index_BC.shape, *(1,) * (x_BT.ndim - 2))
-    found = jnp.take_along_axis(x_BT, jnp.maximum(index, 0), axis=1)
-    return jnp.where(index >= 0, found, jnp.zeros((), x_BT.dtype))
+    found = take_columns(x_BT, jnp.maximum(index_BC, 0))
+    is_there = (index_BC >= 0).reshape(*index_BC.shape, *(1,) * (x_BT.ndim - 2))
+    return jnp.where(is_there, found, jnp.zeros((), x_BT.dtype))
 
 
 def _forward(x_BT, there_BC, back_BXT):
@@ -206,8 +212,10 @@ def _group(blocks_BT, lineage_NN, numbers, Q: int, W: int) -> Group:
     number_1S1 = jnp.arange(S)[None, :, None]
     key_BST = jnp.where(member_BST, column_BST + number_1S1 * W, -1)
     query_BST = jnp.where(own_BST, column_BST - (W - Q) + number_1S1 * Q, -1)
+    earlier_QW = jnp.tril(jnp.ones((W, W), bool))[W - Q :]
+    mask_BSQW = (token_BSW >= 0)[:, :, None] & earlier_QW[None, None]
     return Group(
-        seen_BSW=token_BSW >= 0,
+        mask_NQW=mask_BSQW.reshape(B * S, Q, W),
         keys=Move(token_BSW.reshape(B, S * W), key_BST),
         queries=Move(token_BSQ.reshape(B, S * Q), jnp.max(query_BST, axis=1)[:, None]),
     )

@@ -35,7 +35,6 @@ _LIMITS: Any = {
     "heartbeat_timeout_seconds": FROZEN,
     "shutdown_timeout_seconds": 3600,  # the first process may have a report to write
 }
-KEPT = watch.KEPT
 _KEY = "pit_jax/watch"
 _SECONDS = 2.0  # that an error of a computation together may be ahead of the news of a death
 _watch: watch.Watch | None = None
@@ -45,7 +44,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
     """Joins the processes; it has to be called before anything else touches a device.
 
     From then on, a process that dies ends the others within 30 seconds, with exit status 1 and a
-    line that names it.
+    line that names it; on a pod, JAX tells of the first one's death.
 
     Raises:
       UserError: if the environment doesn't say how, or the coordinator can't be reached.
@@ -118,8 +117,9 @@ def leave(status: int) -> None:
 
 
 def lost() -> str:
-    """Returns a line about a process that has died, if one has or does in two seconds, or ""."""
-    return _watch.lost(_SECONDS) if _watch is not None else ""
+    """Returns what to say of a process that has died, or does in two seconds; "" if none has."""
+    line = _watch.lost(_SECONDS) if _watch is not None else ""
+    return watch.sentence(line) if line else ""
 
 
 def at_end(action: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ import jax
 
 from pit_jax.errors import last_words
 from pit_jax.runtime import processes
+from pit_jax.runtime.watch import KEPT
 
 _CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
@@ -33,7 +34,7 @@ class Signals:
       leave: what it does then before it ends, such as letting its run directory go.
     """
 
-    kept = "what was written stays, the same command goes on"
+    kept = KEPT
 
     def __init__(self) -> None:
         self.leave: Callable[[], None] = lambda: None

@@ -38,10 +38,15 @@ _MOST = 4096  # bytes of a message
 KEPT = "what was written stays, the same command goes on"
 
 
+def sentence(line: str) -> str:
+    """Returns what is printed of a process that has died."""
+    return f"pit_jax: {line}; {KEPT}"
+
+
 def end_process(line: str) -> None:
     """Ends this process with status 1 and a line, without waiting for anything."""
     with contextlib.suppress(Exception):
-        last_words(f"pit_jax: {line}; {KEPT}")
+        last_words(sentence(line))
         sys.stdout.flush()
     os._exit(1)
 

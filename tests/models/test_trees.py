@@ -134,7 +134,7 @@ def test_a_row_goes_apart_only_where_that_takes_less():
         rows = TreeRows(jnp.ones((1, width), jnp.int32), (0, 1, 1, 3, 2, 3, 2), sizes)
         branches = rows.apart(scores)
         return branches and [
-            (*group.seen_BSW.shape[1:], group.queries.there_BC.shape[1])
+            (*group.mask_NQW.shape[::2], group.queries.there_BC.shape[1])
             for group in branches.groups
         ]
 

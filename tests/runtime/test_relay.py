@@ -32,12 +32,19 @@ def served():
     server.close()
 
 
+@contextlib.contextmanager
+def asked(at):
+    """A connection to a relay, by which the server has answered once."""
+    with socket.create_connection(at, timeout=5) as near:
+        near.sendall(b"asked")
+        assert near.recv(100) == b"asked"
+        yield near
+
+
 def test_what_the_other_side_closes_stays_open_until_it_is_over(served):
     address, taken = served
     at, over = relay.start(address)
-    with socket.create_connection(relay.split(at), timeout=5) as near:
-        near.sendall(b"asked")
-        assert near.recv(100) == b"asked"
+    with asked(relay.split(at)) as near:
         taken[0].close()
         near.settimeout(0.3)
         with pytest.raises(TimeoutError):
@@ -50,9 +57,8 @@ def test_what_the_other_side_closes_stays_open_until_it_is_over(served):
 def test_what_this_side_closes_is_closed_and_what_nobody_takes(served):
     address, taken = served
     at, _over = relay.start(address)
-    with socket.create_connection(relay.split(at), timeout=5) as near:
-        near.sendall(b"asked")
-        assert near.recv(100) == b"asked"
+    with asked(relay.split(at)):
+        pass
     taken[0].settimeout(5)
     assert taken[0].recv(100) == b""
     with socket.socket() as free:
@@ -79,9 +85,7 @@ def test_it_works_while_the_interpreter_is_locked_and_ends_with_its_process(serv
         env=child_environment(1),
     ) as process:
         at = relay.split(process.stdout.readline().strip())
-        with socket.create_connection(at, timeout=5) as near:
-            near.sendall(b"asked")
-            assert near.recv(100) == b"asked"
+        with asked(at) as near:
             process.kill()
             with contextlib.suppress(ConnectionResetError):
                 assert near.recv(100) == b""
