@@ -34,11 +34,9 @@ from pit_jax.models.weights import tables as families
 from pit_jax.models.weights.rows import Row
 from pit_jax.plan import host
 from pit_jax.run import stages
-from pit_jax.runtime import host_memory
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
 
-host_memory.keep_freed()  # as the command line does
 PARTITIONER = Partitioner(MeshConfig(), jax.devices()[:1])
 OPTIMIZER = OptimizerConfig(
     learning_rate=cases.LEARNING_RATE,
