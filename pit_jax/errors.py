@@ -72,7 +72,7 @@ def end_process(status: int, line: str) -> None:
 
 
 def end_at_signals() -> None:
-    """Has SIGTERM and SIGINT end the process with a line, while runtime/signals.py doesn't catch them.
+    """Has SIGTERM and SIGINT end the process with a line, where runtime/signals.py doesn't catch.
 
     That is no KeyboardInterrupt: a library that is being imported may make another error of it. A
     signal that is ignored, as SIGINT is in the background of a script, stays so.

@@ -89,7 +89,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
 
 @contextlib.contextmanager
 def _in_time() -> Iterator[None]:
-    """Ends this process if the others don't join while this is open, and first tells of the wait."""
+    """Tells of a wait for other processes while this is open, and ends this one if it is long."""
     done = threading.Event()
 
     def wait_for_them() -> None:
