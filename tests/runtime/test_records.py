@@ -1,8 +1,12 @@
 """Tests of a stage's records: written, read, cut, changed and gone on without."""
 
 import errno
+import hashlib
 import json
 import math
+import pathlib
+import re
+import resource
 
 import jax.numpy as jnp
 import numpy as np
@@ -148,3 +152,116 @@ def test_jsonl_of_anything_but_objects_is_an_error(tmp_path):
     path.write_text('{"step": 1}\n[2]\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r":2: is damaged, expected a JSON object, got b'\[2\]'"):
         records.read_jsonl(path)
+
+
+STEPS = 6
+
+
+def _write(writer: records.JsonlWriter, step: int) -> None:
+    texts = {"sample": "é\u2028"} if step == 3 else None
+    writer.write(step, {"loss": math.nan if step == 2 else step / 3}, texts)
+
+
+def _made(folder: pathlib.Path, steps: int = STEPS) -> tuple[pathlib.Path, list[dict]]:
+    """A file of records, and what was written at each step."""
+    path = folder / "metrics.jsonl"
+    writer = records.JsonlWriter(path)
+    written = [writer.written()]
+    for step in range(1, steps + 1):
+        _write(writer, step)
+        written.append(writer.written())
+    writer.close()
+    return path, written
+
+
+def test_what_was_written_by_hand(tmp_path):
+    path, written = _made(tmp_path, 2)
+    line = b'{"step": 1, "loss": 0.3333333333333333}\n'
+    assert written[1] == {"count": 1, "sha256": hashlib.sha256(line).hexdigest()}
+    whole = line + b'{"step": 2, "loss": null}\n'
+    assert path.read_bytes() == whole
+    assert written[2] == {"count": 2, "sha256": hashlib.sha256(whole).hexdigest()}
+    assert records.summary(records.read_jsonl(path)) == written[2]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_a_stage_that_goes_on_knows_its_records_however_often_it_is_ended(data, tmp_path_factory):
+    """Killed anywhere after a checkpoint, it has the records of a run that wasn't."""
+    _, expected = _made(tmp_path_factory.mktemp("whole"))
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    saved, written, size = 0, {}, 0
+    while saved < STEPS:
+        writer = records.JsonlWriter(path, saved, written)
+        for step in range(saved + 1, data.draw(st.integers(saved + 1, STEPS), "ends after") + 1):
+            _write(writer, step)
+            if step == STEPS or data.draw(st.booleans(), "saves"):
+                saved, written, size = step, writer.written(), path.stat().st_size
+                assert written == expected[step]
+        with open(path, "rb+") as file:  # what came after the checkpoint may not be on disk
+            file.truncate(data.draw(st.integers(size, path.stat().st_size), "left"))
+    assert records.summary(records.read_jsonl(path, written)) == expected[STEPS]
+
+
+DAMAGES = {
+    "cut": lambda data, at: data[:at],
+    "a line gone": lambda data, at: (
+        data[: data.rfind(b"\n", 0, at) + 1] + data[data.index(b"\n", at) + 1 :]
+    ),
+    "a line twice": lambda data, at: (
+        data[: data.index(b"\n", at) + 1] + data[data.rfind(b"\n", 0, at) + 1 :]
+    ),
+    "flipped": lambda data, at: data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :],
+    "zeroed": lambda data, at: bytes(len(data)),
+    "emptied": lambda data, at: b"",
+    "deleted": lambda data, at: None,
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(DAMAGES)), st.floats(0, 0.999), st.integers(1, STEPS))
+def test_no_damage_goes_unnoticed_and_what_can_be_read_is_kept(how, at, step, tmp_path_factory):
+    """Of the records up to a checkpoint; the later ones are written again."""
+    path, written = _made(tmp_path_factory.mktemp("run"))
+    whole, before = path.read_bytes(), records.read_jsonl(path, last=step)
+    damaged = DAMAGES[how](whole, int(at * len(whole)))
+    path.unlink() if damaged is None else path.write_bytes(damaged)
+    try:
+        assert records.summary(records.read_jsonl(path, written[step], step)) == written[step]
+        return  # none of these records was touched, nor what they say
+    except UserError as error:
+        told = str(error)
+    assert path.read_bytes() == damaged if damaged is not None else not path.exists()
+    pattern = r"metrics.jsonl(:\d+)?: (is damaged|not found), .*; bring it back from a copy, or "
+    assert re.search(pattern + "(rename it to|make an empty file) metrics.jsonl.damaged", told)
+    with pytest.raises(UserError):
+        records.JsonlWriter(path, step, written[step])
+    aside = path.with_name("metrics.jsonl.damaged")
+    path.rename(aside) if path.exists() else aside.touch()
+    writer = records.JsonlWriter(path, step, written[step])
+    left, now = records.read_jsonl(path), writer.written()
+    assert now["count"] == len(left) <= step and now == records.summary(left)
+    if how != "flipped":
+        assert all(repr(record) in map(repr, before) for record in left)
+    # It may end before the next checkpoint, and goes on from the one that it had.
+    assert records.JsonlWriter(path, step, written[step]).written() == now
+    writer.write(step + 1, {"loss": 1.0})
+    end = writer.written()
+    writer.close()
+    assert len(records.read_jsonl(path, end)) == now["count"] + 1
+    aside.unlink()
+    assert len(records.read_jsonl(path, end)) == now["count"] + 1
+
+
+def test_a_file_that_cannot_grow_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = records.JsonlWriter(path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        writer.write(1, {"loss": 1.0})
+        with pytest.raises(OSError, match="File too large") as refusal:
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refusal.value.filename == str(path)
