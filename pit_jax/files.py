@@ -80,8 +80,9 @@ def named(path: str | os.PathLike[str], scratch: str | os.PathLike[str] = "") ->
     try:
         yield
     except OSError as error:
-        if error.filename is None or str(error.filename) == str(scratch):
-            error.filename, error.filename2 = os.fspath(path), None
+        if error.errno and str(error.filename) in ("None", str(scratch)):
+            error.filename = os.fspath(path)
+            del error.filename2
         raise
 
 

@@ -211,8 +211,8 @@ def test_records_that_are_cut_off_are_told_before_the_evaluation(refused, copy, 
     whole = (trained / "rm_gap" / "metrics.jsonl").read_bytes()
     count = whole.count(b"\n")
     remedy = (
-        "bring it back from a copy, or rename it to metrics.jsonl.damaged to go on with the records "
-        "that can be read, which only the curves have"
+        "bring it back from a copy, or rename it to metrics.jsonl.damaged to go on with the "
+        "records that can be read, which only the curves have"
     )
     for left, reason in (
         (whole[: whole.rindex(b"\n", 0, -1) + 1], f"got {count - 1} records, expected {count}"),

@@ -42,11 +42,7 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path):
     """As a shell has it for what a script runs in the background."""
     module = MODULE.format(number=int(signal.SIGINT)).replace("time.sleep(20)", "os._exit(7)")
     (tmp_path / "etils.py").write_text(module)
-
-    def ignore():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
     environment = child_environment(1)
     environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
-    command = [sys.executable, "-m", "pit_jax", "--version"]
-    assert subprocess.run(command, env=environment, preexec_fn=ignore).returncode == 7
+    command = f"trap '' INT; exec {sys.executable} -m pit_jax --version"
+    assert subprocess.run(["sh", "-c", command], env=environment).returncode == 7

@@ -128,8 +128,7 @@ def fit(
         if recording:
             check_finite(state, progress.step, checkpoints)
             seconds, clock = time.monotonic() - clock, time.monotonic()
-            scalars = _recorded(pending, seconds, peak, progress)
-            pending = {}
+            scalars, pending = _recorded(pending, seconds, peak, progress), {}
             if evaluating and held_out is not None:
                 results = held_out(state)
                 scalars |= {f"held_out_{name}": value for name, value in results.items()}

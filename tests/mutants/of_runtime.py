@@ -72,8 +72,8 @@ MUTANTS = {
         ),
         (
             "a record has the mean since the start",
-            "            pending = {}\n",
-            "",
+            "scalars, pending = _recorded(pending, seconds, peak, progress), {}",
+            "scalars = _recorded({**pending}, seconds, peak, progress)",
             "runtime/test_loop.py::test_a_record_is_the_mean_since_the_one_before",
         ),
         (

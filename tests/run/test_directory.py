@@ -627,7 +627,7 @@ def test_the_stage_json_of_another_unfinished_stage_is_refused_by_name(tmp_path)
     for folder in folders:
         directory.claim(folder, settings("rm_gap"), {})
         (folder / "checkpoints" / "3").mkdir(parents=True)
-    (folders[1] / "stage.json").rename(folders[0] / "stage.json")
+    (tmp_path / "rm_policy" / "stage.json").rename(tmp_path / "rm_gap" / "stage.json")
     with pytest.raises(UserError, match=r"rm_gap/stage.json: is damaged, it is that of stage rm_p"):
         directory.check_claim(folders[0], settings("rm_gap"))
 

@@ -184,22 +184,26 @@ def test_what_was_written_by_hand(tmp_path):
     assert records.summary(records.read_jsonl(path)) == written[2]
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.data())
-def test_a_stage_that_goes_on_knows_its_records_however_often_it_is_ended(data, tmp_path_factory):
-    """Killed anywhere after a checkpoint, it has the records of a run that wasn't."""
+# Until which step a start comes, at which steps it has saved, how much of the rest is on disk.
+STARTS = st.tuples(st.integers(1, STEPS), st.sets(st.integers(1, STEPS)), st.floats(0, 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(STARTS, max_size=4))
+def test_a_stage_that_goes_on_knows_its_records_however_often_it_is_ended(tmp_path_factory, starts):
+    """Killed anywhere, it has the records of a run that wasn't."""
     _, expected = _made(tmp_path_factory.mktemp("whole"))
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     saved, written, size = 0, {}, 0
-    while saved < STEPS:
+    for end, saves, share in [*starts, (STEPS, {STEPS}, 1.0)]:
         writer = records.JsonlWriter(path, saved, written)
-        for step in range(saved + 1, data.draw(st.integers(saved + 1, STEPS), "ends after") + 1):
+        for step in range(saved + 1, end + 1):
             _write(writer, step)
-            if step == STEPS or data.draw(st.booleans(), "saves"):
+            if step in saves:
                 saved, written, size = step, writer.written(), path.stat().st_size
                 assert written == expected[step]
-        with open(path, "rb+") as file:  # what came after the checkpoint may not be on disk
-            file.truncate(data.draw(st.integers(size, path.stat().st_size), "left"))
+        with open(path, "rb+") as file:
+            file.truncate(size + int(share * (path.stat().st_size - size)))
     assert records.summary(records.read_jsonl(path, written)) == expected[STEPS]
 
 
@@ -220,7 +224,7 @@ DAMAGES = {
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(DAMAGES)), st.floats(0, 0.999), st.integers(1, STEPS))
-def test_no_damage_goes_unnoticed_and_what_can_be_read_is_kept(how, at, step, tmp_path_factory):
+def test_no_damage_goes_unnoticed_and_what_can_be_read_is_kept(tmp_path_factory, how, at, step):
     """Of the records up to a checkpoint; the later ones are written again."""
     path, written = _made(tmp_path_factory.mktemp("run"))
     whole, before = path.read_bytes(), records.read_jsonl(path, last=step)
@@ -244,7 +248,8 @@ def test_no_damage_goes_unnoticed_and_what_can_be_read_is_kept(how, at, step, tm
     if how != "flipped":
         assert all(repr(record) in map(repr, before) for record in left)
     # It may end before the next checkpoint, and goes on from the one that it had.
-    assert records.JsonlWriter(path, step, written[step]).written() == now
+    writer = records.JsonlWriter(path, step, written[step])
+    assert writer.written() == now
     writer.write(step + 1, {"loss": 1.0})
     end = writer.written()
     writer.close()
