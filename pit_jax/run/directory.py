@@ -411,8 +411,8 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         value = files.unsealed(text, path.name)[0]
     except files.NotSealed as error:
         raise UserError(f"{path}: is damaged, {error}; {_remedy(path)}") from None
-    name = value.get("name")
-    if path.name in _NAMED and name not in (None, path.parent.name, *_names_beside(path, name)):
+    name = value.get("name", path.parent.name)
+    if path.name in _NAMED and name not in (path.parent.name, *_names_beside(path, name)):
         raise UserError(_of_another(path, name))
     return value
 
