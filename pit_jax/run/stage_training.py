@@ -47,7 +47,7 @@ _SHOWN = {
 def train(run: Run, stage: Stage) -> None:
     """Trains a stage from its last checkpoint, or from what it builds on, and writes its result."""
     keep_every = stage.keep_every if isinstance(stage, RLStage) else 0
-    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", keep_every)
+    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", keep_every, stage=stage.name)
     try:
         state, progress = _fit(run, stage, checkpoints, keep_every)
         checkpoints.check_saved()
@@ -94,7 +94,8 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
 def restore(run: Run, stage: Stage, step: int) -> Any:
     """Restores the whole state of a stage of this run from its checkpoint of `step`."""
     abstract = stages.abstract_state(stage, run.config.networks(stage), run.partitioner)
-    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", read_only=True)
+    folder = run.folder(stage.name) / "checkpoints"
+    checkpoints = Checkpoints(folder, read_only=True, stage=stage.name)
     state, _ = checkpoints.restore(abstract, step)
     checkpoints.close()
     return state
@@ -304,7 +305,8 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
     if not isinstance(run.data.config, MixtureConfig):  # rates may ask for more of a small dataset
         seed = _seed(run, stage, number, "references")
         examples = curriculum.to_sample(examples, round_, stage.batch_size, seed)
-    meta = ReferenceMeta(number, round_.source, checkpoint, run.config.seed, len(examples))
+    who = number, round_.source, checkpoint, run.config.seed, len(examples), stage.name
+    meta = ReferenceMeta(*who)
     open_writer = functools.partial(ReferenceWriter, directory, run.config.shard_size, meta)
     writer = open_writer(write=False)
     processes.wait()  # all have read how far the store is
@@ -384,8 +386,7 @@ def _writer(run: Run, stage: Stage, progress: loop.Progress) -> metrics_lib.Metr
         return metrics_lib.MetricWriter()
     if (lost := progress.records.get("count", 0) - jsonl.written()["count"]) > 0:
         print(f"{stage.name}: goes on without {lost} of its records", flush=True)
-    shown = (*_SHOWN[type(stage)], "mfu")
-    console = metrics_lib.Console(stage.name, stage.steps, shown, step)
+    console = metrics_lib.Console(stage.name, stage.steps, (*_SHOWN[type(stage)], "mfu"), step)
     writers: list[metrics_lib.Writer] = [jsonl, console]
     if run.config.tensorboard:
         writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))
@@ -417,7 +418,6 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
     model = "actor" if isinstance(stage, RLStage) else "model"
     trained = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
     params = adapters.on(backbone(run, stage, model), trained)
-    seconds = max(progress.seconds, 1e-9)
     last = found[-1] if found and found[-1].get("step") == progress.step else {}
     result = {
         "name": stage.name,
@@ -425,7 +425,7 @@ def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None
         "steps": progress.step,
         "seconds": progress.seconds,
         "tokens": progress.tokens,
-        **loop.rates(progress.tokens, progress.flops, seconds, run.peak),
+        **loop.rates(progress.tokens, progress.flops, max(progress.seconds, 1e-9), run.peak),
         "parameters": adapters.count(params),
         "model_step": int(progress.best.get("step", progress.step)),
         "digest": digests.of_arrays(trained),
