@@ -203,6 +203,9 @@ class JsonlWriter:
 
     def flush(self) -> None:
         self._append()
+        if self._file is not None:  # after a power cut no checkpoint may know of more
+            with files.named(self._path):
+                os.fsync(self._file.fileno())
         if self._changed:
             self._upload()
 

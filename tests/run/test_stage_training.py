@@ -273,7 +273,8 @@ def trained(run, monkeypatch):
     found = {"fits": []}
 
     class Checkpoints:
-        def __init__(self, folder, keep_every):
+        def __init__(self, folder, keep_every, stage):
+            assert folder.parent.name == stage
             found.update(folder=folder, keep_every=keep_every)
 
         def latest_step(self):

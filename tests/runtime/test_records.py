@@ -92,6 +92,9 @@ def test_a_full_disk_delays_records(tmp_path):
             room[0] -= taken
             return taken
 
+        def fileno(self):
+            return file.fileno()
+
         def close(self):
             file.close()
 
