@@ -139,6 +139,7 @@ def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
         tree["flax_mutables"] = {"ppo": ppo_part(state)}
     items = {"state": ocp.PyTreeCheckpointHandler(), "dataset": ocp.JsonCheckpointHandler(_DATASET)}
     options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", create=True)
+    orbax_errors.quieten()
     args = {"state": ocp.args.PyTreeSave(tree), "dataset": ocp.args.JsonSave({"batches": step})}
     try:
         with ocp.CheckpointManager(

@@ -88,12 +88,17 @@ def quieten() -> None:
     log = logging.getLogger("absl")
     if _is_ours not in log.filters:
         log.addFilter(_is_ours)
+        logging.getLogger("asyncio").addFilter(_was_retrieved)
     if not isinstance(sys.unraisablehook, _Quiet):
         sys.unraisablehook = _Quiet(sys.unraisablehook)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
     return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+def _was_retrieved(record: logging.LogRecord) -> bool:
+    return "never retrieved" not in record.getMessage()
 
 
 class _Quiet:

@@ -10,8 +10,8 @@ counts:
 
 What JAX itself has for this takes longer, names nobody, and prints a stack; where the first process
 dies, it ends the others before they can say anything. So JAX's connection to the first process goes
-through a `relay`, which keeps its end from JAX. On a pod there is none, since JAX finds that process
-itself; when it dies there, JAX ends the others.
+through a `relay`, which keeps its end from JAX. On a pod there is none, since JAX finds that
+process itself; when it dies there, JAX ends the others.
 """
 
 from __future__ import annotations
