@@ -51,7 +51,7 @@ def read_jsonl(
     aside = file.with_name(file.name + ASIDE)
     left = None
     if aside.exists():
-        left = _up_to(last, _readable(aside.read_bytes()))
+        left = list(_readable(aside.read_bytes(), math.inf if last is None else last))
     if not file.exists():
         if left is None:
             raise UserError(
@@ -86,13 +86,13 @@ def _up_to(last: int | None, records: Iterable[dict[str, Any]]) -> list[dict[str
     return [record for record in records if last is None or record.get("step", 0) <= last]
 
 
-def _readable(data: bytes) -> Iterator[dict[str, Any]]:
-    """Yields the records of damaged data whose steps come after one another."""
+def _readable(data: bytes, last: float) -> Iterator[dict[str, Any]]:
+    """Yields the records of damaged data whose steps come after one another, up to the last."""
     step = -1
     for line in data.split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):
             record = _record(line)
-            if record.get("step", -1) > step:
+            if step < record.get("step", -1) <= last:
                 step = record["step"]
                 yield record
 
@@ -103,6 +103,8 @@ def _record(line: bytes) -> dict[str, Any]:
         raise ValueError("not an object")
     if not isinstance(record.get("step", 0), int):
         raise ValueError("its step is no number")
+    if rb"\ud" in line.lower():  # half a character, which no file can have
+        json.dumps(record, ensure_ascii=False).encode()
     return {key: math.nan if value is None else value for key, value in record.items()}
 
 

@@ -210,6 +210,17 @@ def test_a_stage_that_goes_on_knows_its_records_however_often_it_is_ended(tmp_pa
     assert records.summary(records.read_jsonl(path, written)) == expected[STEPS]
 
 
+def test_of_damaged_records_those_in_order_are_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [b'{"step": 1}', b'{"step": 9}', b"[2]", b'{"step": 2, "x": "\\uD800"}', b'{"step": 2}']
+    lines += [b"\xff", b'{"step": 2}', b'{"step": 1}', b'{"step": 4}', b'{"st']
+    (tmp_path / "metrics.jsonl.damaged").write_bytes(b"\n".join(lines))
+    assert records.read_jsonl(path, last=4) == [{"step": 1}, {"step": 2}, {"step": 4}]
+    path.write_bytes(lines[3] + b"\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl:1: is damaged, expected a JSON object"):
+        records.read_jsonl(path)
+
+
 DAMAGES = {
     "cut": lambda data, at: data[:at],
     "a line gone": lambda data, at: (
