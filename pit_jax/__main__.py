@@ -2,7 +2,16 @@
 
 import sys
 
-from pit_jax.cli import main
+from pit_jax import errors
+
+
+def main() -> int:
+    """Runs the command; a signal ends it with a line, also in the seconds that imports take."""
+    errors.end_at_signals()
+    from pit_jax import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -85,11 +85,12 @@ several hosts:
     PIT_JAX_PROCESS_INDEX   which one this is, from 0
   The first process prints and writes. Hosts that share no disk need MODEL_DIR in a bucket,
   gs://BUCKET/FOLDER. A process that dies ends the others within 30 s, with status 1 and a line
-  that names it. For that, each one connects to a free port of the first one's host.
+  that names it; only on a TPU pod, the first one's death ends them with a stack of JAX's. For
+  that, each one connects to a free port of the first one's host. All have to join within 300 s.
 
 signals:
   After SIGTERM or SIGINT (^C), a stage in training finishes its step, writes a checkpoint and ends
-  with exit status 143 or 130; at any other time the process ends at once.
+  with exit status 143 or 130; at any other time the process ends at once, with the same status.
 """
 
 
@@ -139,7 +140,7 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     except OSError as error:
         if error.errno not in _OUTSIDE:
             raise
-        where = f": {error.filename}" if error.filename else ""  # unknown once a file is open
+        where = f": {error.filename}" if error.filename else ""  # of our files it is always known
         print(f"pit_jax {options.command}: {error.strerror}{where}", file=sys.stderr)
         return 2
     except NotFiniteError as error:
@@ -148,7 +149,7 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # of a caller that catches no signals
         print("interrupted", file=sys.stderr)
         return 130
     except Exception:
@@ -335,9 +336,7 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         out = sys.stdout if processes.is_first() else silence
         stack.enter_context(contextlib.redirect_stdout(out))
         if options.command in ("run", "train"):
-            mine = stack.enter_context(owner.Owner(config.model_dir, options.command))
-            caught.leave = mine.release
-            processes.at_end(mine.release)
+            stack.enter_context(owner.Owner(config.model_dir, options.command))
         if config.compilation_cache:
             compilation.keep(config.model_dir)
         run = runs.Run(config)

@@ -1,12 +1,14 @@
-"""Has the errors that end a command with a line for a traceback, and quietens libraries."""
+"""Has what ends a command with a line for a traceback: errors, signals; and quietens libraries."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Callable
 
 
 class UserError(ValueError):
@@ -50,10 +52,39 @@ _kept: list[int] = []  # where the terminal is while native libraries are kept o
 
 def last_words(line: str) -> None:
     """Prints a line to stderr, also while native libraries are kept out of the terminal."""
-    if _kept:
-        os.write(_kept[0], f"{line}\n".encode())
-    else:
-        print(line, file=sys.stderr, flush=True)
+    # Not by sys.stderr, which may be in use where a signal came.
+    os.write(_kept[0] if _kept else 2, f"{line}\n".encode())
+
+
+# What this process does before it ends without waiting for anything, such as giving a lock back.
+leaving: list[Callable[[], None]] = []
+
+
+def end_process(status: int, line: str) -> None:
+    """Ends this process at once with a line, from any thread, after all that is in `leaving`."""
+    for action in leaving[::-1]:
+        with contextlib.suppress(Exception):
+            action()
+    with contextlib.suppress(Exception):
+        last_words(line)
+        sys.stdout.flush()
+    os._exit(status)
+
+
+def end_at_signals() -> None:
+    """Has SIGTERM and SIGINT end the process with a line, where runtime/signals.py doesn't catch.
+
+    That is no KeyboardInterrupt: a library that is being imported may make another error of it. A
+    signal that is ignored, as SIGINT is in the background of a script, stays so.
+    """
+
+    def end(number: int, frame: object) -> None:
+        del frame
+        end_process(128 + number, "interrupted")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 @contextlib.contextmanager

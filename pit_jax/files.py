@@ -69,6 +69,23 @@ def reported(path: str | os.PathLike[str], failure: str) -> Iterator[None]:
         raise UserError(f"{failure}: {reason}") from error
 
 
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str], scratch: str | os.PathLike[str] = "") -> Iterator[None]:
+    """Makes an OSError name the file, which the system doesn't know any more once it is open.
+
+    Args:
+      path: the file.
+      scratch: a file that will take its place, which nobody else knows.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno and str(error.filename) in ("None", str(scratch)):
+            error.filename = os.fspath(path)
+            del error.filename2
+        raise
+
+
 def absolute(path: epath.Path) -> epath.Path:
     """Returns the absolute path of what is on a disk, since orbax takes no other."""
     return path.resolve() if is_local(path) else path
@@ -92,7 +109,8 @@ def on_disk(path: epath.Path, patterns: tuple[str, ...]) -> epath.Path:
     for source in path.iterdir():
         if not any(fnmatch.fnmatch(source.name, pattern) for pattern in patterns):
             continue
-        with source.open("rb") as theirs, open(copy / source.name, "wb") as ours:
+        own = copy / source.name
+        with named(own), source.open("rb") as theirs, open(own, "wb") as ours:
             shutil.copyfileobj(theirs, ours, 2**24)
     return epath.Path(copy)
 
@@ -144,14 +162,21 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not is_local(target):
-        with tempfile.TemporaryFile() as ours:
-            yield ours
-            ours.seek(0)
-            with target.open("wb") as theirs:  # an object of a bucket appears when it is complete
-                shutil.copyfileobj(ours, theirs, 2**24)
+    if is_local(target):
+        scratch = scratch_of(target)
+        with named(target, scratch), _replacing(target, scratch) as file:
+            yield file
         return
-    scratch = scratch_of(target)
+    with named(tempfile.gettempdir()), tempfile.TemporaryFile() as ours:
+        yield ours
+        ours.seek(0)
+        # An object of a bucket appears when it is complete.
+        with named(target), target.open("wb") as theirs:
+            shutil.copyfileobj(ours, theirs, 2**24)
+
+
+@contextlib.contextmanager
+def _replacing(target: epath.Path, scratch: pathlib.Path) -> Iterator[BinaryIO]:
     try:
         with open(new(scratch), "wb") as file:
             yield file
@@ -185,7 +210,8 @@ def move(source: epath.Path, target: epath.Path) -> None:
         if each.is_dir():
             move(each, target / each.name)
             continue
-        with each.open("rb") as theirs, (target / each.name).open("wb") as ours:
+        aim = target / each.name
+        with named(aim), each.open("rb") as theirs, aim.open("wb") as ours:
             shutil.copyfileobj(theirs, ours, 2**24)
     source.rmtree(missing_ok=True)
 

@@ -211,8 +211,7 @@ class Sweep:
                 print(f"\n{member.run.directory}:", flush=True)
                 made = _reported(member.run, member.evaluation, options)
                 if made is None:
-                    with owner.Owner(member.run.directory, "sweep") as mine:
-                        caught.leave = mine.release
+                    with owner.Owner(member.run.directory, "sweep"):
                         commands.run(member.run, member.evaluation, options)
                 elif not self.seeds:
                     print(report.format_summary(made))

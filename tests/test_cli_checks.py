@@ -206,6 +206,37 @@ def test_damaged_metrics_are_told_before_the_evaluation(refused, copy):
     assert refused("evaluate", folder=copy).startswith(f"{path}: not found, expected what the st")
 
 
+def test_records_that_are_cut_off_are_told_before_the_evaluation(refused, copy, trained):
+    path = copy / "rm_gap" / "metrics.jsonl"
+    whole = (trained / "rm_gap" / "metrics.jsonl").read_bytes()
+    count = whole.count(b"\n")
+    remedy = (
+        "bring it back from a copy, or rename it to metrics.jsonl.damaged to go on with the "
+        "records that can be read, which only the curves have"
+    )
+    for left, reason in (
+        (whole[: whole.rindex(b"\n", 0, -1) + 1], f"got {count - 1} records, expected {count}"),
+        (b"", f"got 0 records, expected {count}"),
+        (whole.replace(b'"loss": ', b'"loss": 1', 1), "other values than were written"),
+    ):
+        path.write_bytes(left)
+        assert refused("evaluate", folder=copy) == f"{path}: is damaged, {reason}; {remedy}"
+
+
+@pytest.mark.parametrize("name", ["result.json", "stage.json"])
+def test_the_file_of_another_stage_is_named(name, refused, copy):
+    paths = [copy / stage / name for stage in ("rm_gap", "rm_policy")]
+    data = [path.read_bytes() for path in paths]
+    for path, other in zip(paths, reversed(data), strict=True):
+        path.write_bytes(other)
+    told = refused("evaluate", "--dry_run", folder=copy)
+    assert re.fullmatch(
+        rf"{copy}/(rm_gap|rm_policy)/{name}: is damaged, it is that of stage (?!\1)rm_\w+; "
+        rf"bring it back from a copy, or delete {copy}/\1 to train the stage again",
+        told,
+    )
+
+
 def test_a_missing_checkpoint_is_told_by_the_dry_run(refused, copy):
     step = json.loads((copy / "rl_pit" / "result.json").read_text())["model_step"]
     shutil.rmtree(copy / "rl_pit" / "checkpoints" / str(step))

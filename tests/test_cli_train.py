@@ -9,7 +9,9 @@ import shutil
 from etils import epath
 
 import gin
+from pit_jax.evaluation import curves
 from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.report import cautions
 from pit_jax.run import directory
 from pit_jax.run.config import RunConfig
 from tests import tiny_runs
@@ -65,6 +67,37 @@ def test_after_an_explosion_a_stage_goes_on_with_a_lower_rate(trained, tmp_path,
     files = (f / "pretrain" / "metrics.jsonl" for f in (trained, folder))
     one, two = map(tiny_runs.records, files)
     assert one == two
+
+
+def test_a_stage_whose_records_are_cut_off_goes_on_without_when_asked(trained, tmp_path, capsys):
+    """It is ended after its second step of four; the first two lines are then what it has."""
+    folder, arguments = tmp_path / "run" / "pretrain", ("--gin.STAGE='pretrain'",)
+    shutil.copytree(trained / "pretrain", folder)
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "4")
+    path = folder / "metrics.jsonl"
+    first, second, *_ = path.read_bytes().splitlines(keepends=True)
+    for left, got in ((first, 1), (b"", 0)):
+        path.write_bytes(left)
+        assert tiny_runs.command("train", tmp_path / "run", *arguments) == 2
+        assert capsys.readouterr().err == (
+            f"pit_jax train: {path}: is damaged, got {got} records, expected 2; bring it back from "
+            "a copy, or rename it to metrics.jsonl.damaged to go on with the records that can be "
+            "read, which only the curves have\n"
+        )
+    aside = path.rename(folder / "metrics.jsonl.damaged")
+    aside.write_bytes(b"{" + first + second)
+    assert tiny_runs.command("train", tmp_path / "run", *arguments) == 0
+    output = capsys.readouterr().out
+    assert "pretrain: continues at step 2\npretrain: goes on without 1 of its records\n" in output
+    assert tiny_runs.result(folder) == tiny_runs.result(trained / "pretrain")
+    records = tiny_runs.records(path)
+    assert records == tiny_runs.records(trained / "pretrain" / "metrics.jsonl")[1:]
+    (row,) = curves.stages(tiny_runs.on_one_device(tiny_runs.config(tmp_path / "run")))
+    assert row["damaged"] and "records" not in row
+    assert cautions.cautions({"stages": [row]}) == [
+        "the records of pretrain were damaged: its curves show those that were left"
+    ]
 
 
 def without_model_dir(path):

@@ -1,11 +1,15 @@
 """Files written whole, on a disk and in a bucket."""
 
+import contextlib
 import os
+import pathlib
+import resource
 
 import pytest
 
 from pit_jax import files
 from pit_jax.errors import UserError
+from pit_jax.report import data as data_report
 from tests import fake_bucket
 
 
@@ -74,3 +78,46 @@ def test_an_error_while_a_file_is_written_leaves_what_was_there(tmp_path, monkey
         with files.whole(path) as file:
             file.writelines([b"new\n", b"lines\n"])
         assert (there / "file").read_text() == "new\nlines\n"
+
+
+@contextlib.contextmanager
+def limited(size):
+    """Files of this process may have so many bytes, as on a disk that becomes full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS = {
+    "file": lambda folder: files.write_whole(folder / "file", b"x" * 4000),
+    "data.json": lambda folder: data_report.write({"x": "x" * 4000}, folder),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_a_file_that_cannot_be_written_is_named(name, tmp_path):
+    (tmp_path / name).write_text("old")
+    with limited(1000), pytest.raises(OSError, match="File too large") as refusal:
+        WRITERS[name](tmp_path)
+    assert refusal.value.filename == f"{tmp_path / name}"
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "old"
+
+
+def test_a_file_is_named_and_not_what_will_take_its_place(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(1, "Operation not permitted", source, None, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError) as refusal:
+        files.write_whole(tmp_path / "file", b"x")
+    assert str(refusal.value) == f"[Errno 1] Operation not permitted: '{tmp_path}/file'"
+
+
+def test_another_file_that_fails_meanwhile_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as refusal, files.whole(tmp_path / "file"):
+        pathlib.Path(tmp_path / "other").read_bytes()
+    assert refusal.value.filename == str(tmp_path / "other")

@@ -34,7 +34,8 @@ from pit_jax.runtime.loop import LoopConfig
 from pit_jax.runtime.train_state import OptimizerConfig
 
 # All that may differ between two runs of one seed: what depends on the clock.
-TIMES = ("tokens_per_second", "model_tflops_per_second", "seconds")
+# `records` has a digest of records, which have times.
+TIMES = ("tokens_per_second", "model_tflops_per_second", "seconds", "records")
 
 NETWORK = NetworkConfig(
     vocab_size=64,

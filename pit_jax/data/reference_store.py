@@ -39,6 +39,7 @@ class ReferenceMeta:
       checkpoint: the checkpoint that they were sampled from.
       seed: seed of the sampling.
       prompts: how many prompts are to have one.
+      stage: the stage that learns from them; empty for none.
     """
 
     round: int
@@ -46,6 +47,7 @@ class ReferenceMeta:
     checkpoint: str
     seed: int
     prompts: int
+    stage: str = ""
 
 
 class ReferenceWriter:
@@ -87,14 +89,14 @@ class ReferenceWriter:
         }
         if (self.directory / MANIFEST).exists():
             self._manifest = _read_manifest(self.directory)
-            earlier = (
-                {"prompts": meta.prompts} if self.closed else {}
-            )  # versions that didn't say it
+            # Of versions that didn't say it.
+            earlier = {"stage": meta.stage} | ({"prompts": meta.prompts} if self.closed else {})
             for key, value in expected.items():
                 if (earlier | self._manifest).get(key) != value:
                     raise UserError(
                         f"{self.directory}: holds a reference store with {key}="
-                        f"{self._manifest.get(key)!r}, expected {value!r}; use another directory"
+                        f"{self._manifest.get(key)!r}, expected {value!r}; "
+                        + _remedy(self.directory)
                     )
             for shard in self._manifest["shards"]:
                 _read_shard(self.directory, shard)

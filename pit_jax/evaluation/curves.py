@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax.method import curriculum
+from pit_jax.run import checks
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RLStage
-from pit_jax.runtime import metrics
+from pit_jax.runtime.records import ASIDE, NAME
 
 # What tells most about a stage, in order: its reward, what that cost, what it is trained for, and
 # how that is on held-out pairs.
@@ -64,6 +65,16 @@ def _telling(there: Mapping[str, Any]) -> list[str]:
     return [name for name in _TELLING if name in there][:_SHOWN]
 
 
+def stages(run: Run) -> list[dict[str, Any]]:
+    """Returns the result of each stage, with `damaged` if its curves are without some records."""
+    found = []
+    for name in (stage.name for stage in run.config.stages if run.is_complete(stage.name)):
+        row = {key: value for key, value in run.result(name).items() if key != "records"}
+        damaged = (run.folder(name) / (NAME + ASIDE)).exists()
+        found.append(row | ({"damaged": True} if damaged else {}))
+    return found
+
+
 def learning_curves(run: Run) -> list[dict[str, Any]]:
     """What each stage recorded, by step: the three metrics that tell most, then all others.
 
@@ -102,4 +113,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _records(run: Run, stage: str) -> list[dict[str, Any]]:
-    return metrics.read_jsonl(run.directory / stage / "metrics.jsonl")
+    return checks.recorded(run.directory / stage)

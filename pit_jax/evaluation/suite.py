@@ -142,7 +142,7 @@ class Suite:
             "versions": versions,
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "data": {"rows": self._data_rows()},
-            "stages": [run.result(s.name) for s in run.config.stages if run.is_complete(s.name)],
+            "stages": curves.stages(run),
             "variants": self._variants(),
             **judged,
             "reward_models": reward_models + judged["reward_models"],

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from pit_jax import files
 from pit_jax.errors import UserError
 from pit_jax.plan import chips, cuda, hlo, storage
 from pit_jax.plan.estimate import Machine, estimate
@@ -215,9 +216,8 @@ def machine(chip: chips.Chip) -> Machine:
 
 def _save(folder: pathlib.Path, program: Program, memory, text: str, partitioner) -> None:
     """Writes a compiled program's text, and as JSON its arguments and the memory it takes."""
-    folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "-", f"{program.stage} {program.name}")
-    (folder / f"{name}.hlo.txt").write_text(text)
+    files.write_whole(folder / f"{name}.hlo.txt", text)
     leaves = jax.tree_util.tree_leaves_with_path(program.arguments)
     sizes = [field for field in dir(memory) if field.endswith("_size_in_bytes")]
     options = {
@@ -229,7 +229,7 @@ def _save(folder: pathlib.Path, program: Program, memory, text: str, partitioner
         },
         "memory": {field: getattr(memory, field) for field in sizes},
     }
-    (folder / f"{name}.json").write_text(json.dumps(options, indent=1) + "\n")
+    files.write_whole(folder / f"{name}.json", json.dumps(options, indent=1) + "\n")
 
 
 def proposals(config: RunConfig, failing: set[str], chips_: int) -> Iterator[tuple[str, RunConfig]]:

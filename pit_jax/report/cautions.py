@@ -21,12 +21,14 @@ _SINGLE = ("R_P", "R_PIT")
 def cautions(results: Results) -> list[str]:
     """Lists in sentences what weakens the results of a run.
 
-    These are: a stage that went on with other settings than it began with; a reward model that
+    These are: a stage that went on with other settings than it began with, or whose records were
+    damaged; a reward model that
     hardly agrees with the data, or a gap model that ignores its reference; Self-Refine where the
     policy is too small for it or it makes responses worse; and responses that didn't end within the
     window.
     """
-    found = (_changes(results), _reward_models(results), _self_refine(results), _unended(results))
+    of_stages = _changes(results), _records(results)
+    found = (*of_stages, _reward_models(results), _self_refine(results), _unended(results))
     return [*itertools.chain(*found)]
 
 
@@ -49,6 +51,12 @@ def _changes(results: Results) -> Iterator[str]:
                 f"{row['name']} was trained with {name} {', '.join(parts)} and {found[-1]['to']} "
                 "from then on; config.gin has the last value alone"
             )
+
+
+def _records(results: Results) -> Iterator[str]:
+    for row in results.get("stages", ()):
+        if row.get("damaged"):
+            yield f"the records of {row['name']} were damaged: its curves show those that were left"
 
 
 def _reward_models(results: Results) -> Iterator[str]:

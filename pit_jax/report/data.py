@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pit_jax import files
 from pit_jax.data import advice
 from pit_jax.data.batching import Batch
 from pit_jax.data.examples import FOLDS, SPLITS
@@ -185,13 +186,12 @@ def piece(vocabulary: Vocabulary, token: int) -> str:
 
 
 def write(found: Mapping[str, Any], folder: pathlib.Path) -> None:
-    """Writes `data.json` and `lengths.png` into a folder."""
+    """Writes `data.json` and `lengths.png` into a folder, which is made if missing."""
     from pit_jax.report import plots
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "data.json").write_text(to_json(found) + "\n", encoding="utf-8")
+    files.write_whole(folder / "data.json", to_json(found) + "\n")
     image = plots.render(plots.lengths(found["lengths"]), "png")
-    (folder / "lengths.png").write_bytes(image)
+    files.write_whole(folder / "lengths.png", image)
 
 
 def to_json(found: Mapping[str, Any]) -> str:

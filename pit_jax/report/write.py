@@ -11,7 +11,7 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   data           {'rows': [[name, value]]}
   stages         [{name, steps, seconds, tokens, tokens_per_second, mfu, parameters,
                    final: {metric: value}, changes: [{step, name, from, to}] of settings that
-                   changed while it was trained, if any did}]
+                   changed while it was trained, if any did, damaged: whether records are lost}]
   comparisons    [{name, first, second, temperature, judge, win, lose, tie, delta, ci_low, ci_high,
                    n, group: 'table1' | 'table2' | 'control' | 'figure5',
                    sign_test: {wins, losses, ties, p}, lengths: {longer_wins, longer_low,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from etils import epath
 
@@ -17,7 +18,7 @@ from pit_jax.run import loading, sources, stages
 from pit_jax.run.run import Run
 from pit_jax.run.settings_diff import Change
 from pit_jax.run.stages import RewardStage, RLStage, Stage
-from pit_jax.runtime import metrics
+from pit_jax.runtime import records
 from pit_jax.runtime.checkpoints import Checkpoints
 
 # Tasks whose models can stand in a role. A warm-up has learned the layouts of both models.
@@ -93,7 +94,18 @@ def check_records(run: Run) -> None:
     """
     for stage in run.config.stages:
         if run.is_complete(stage.name):
-            metrics.read_jsonl(run.folder(stage.name) / "metrics.jsonl")
+            recorded(run.folder(stage.name))
+
+
+def recorded(folder: epath.Path) -> list[dict[str, Any]]:
+    """Returns what a complete stage has recorded, see records.read_jsonl.
+
+    Raises:
+      UserError: if it isn't there, or isn't what was written.
+    """
+    result = folder / "result.json"
+    written = run_directory.read_json(result).get("records", {}) if result.exists() else {}
+    return records.read_jsonl(folder / records.NAME, written)
 
 
 def check_there(model_dir: str) -> None:

@@ -159,6 +159,7 @@ def _make(run: Run, stage: RLStage, choice: Choice, steps: list[int]) -> dict[st
     scores_MN = np.stack([found[step]["score"] for step in steps])
     decision = choice_lib.decide(measured, scores_MN, groups, choice)
     return {
+        "name": stage.name,
         "settings": {**dataclasses.asdict(choice), "step": 0},
         "proposed": decision.step,
         "checkpoints": [

@@ -22,6 +22,7 @@ it builds on, where these aren't the last ones (method/choice.py).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -45,6 +46,7 @@ from pit_jax.runtime import processes
 FORMAT = 2
 MODEL_FIELDS = ("initial", "reference", "reward_model")  # fields that name another stage's model
 WANDB_ID = "wandb_id"  # the file with the id of the stage's run of Weights & Biases
+_NAMED = ("stage.json", "result.json", "choice.json")  # files that have the stage's name
 _TRAINED = ("references", "result.json")  # there once something is trained that belongs to it
 
 
@@ -254,7 +256,7 @@ def claim(
     unknown, lowered = _compare(folder, settings, data, models, allow_change)
     if unknown is None:
         stage = {"settings": settings, "model": identity, "data": data, "models": {**models}}
-        write_json(path, {"format": FORMAT, **stage})
+        write_json(path, {"format": FORMAT, "name": folder.name, **stage})
     if unknown and not (folder / "result.json").exists():
         print(
             f"{folder.name}: couldn't check {', '.join(unknown)}: an earlier version started the "
@@ -346,7 +348,10 @@ def _compare(
             "bring that back from a copy, use another MODEL_DIR, or delete the folder to train the "
             "stage again"
         )
-    unknown, found = settings_diff.compare(read_json(path), settings, data, models)
+    stage = read_json(path)
+    if (name := stage.get("name", folder.name)) != folder.name:
+        raise UserError(_of_another(path, name))
+    unknown, found = settings_diff.compare(stage, settings, data, models)
     may = not (folder / "result.json").exists() and all(
         settings_diff.lowers(folder.name, change) for change in found
     )
@@ -397,17 +402,38 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     """Reads a file that `write_json` wrote; one that an earlier version wrote has no digest.
 
     Raises:
-      UserError: if it isn't what was written, as after a full disk, or can't be read.
+      UserError: if it isn't what was written, as after a full disk, is another stage's, or can't be
+        read.
     """
     with files.reported(path, f"{path}: can't be read"):
         text = path.read_bytes()
     try:
-        return files.unsealed(text, path.name)[0]
+        value = files.unsealed(text, path.name)[0]
     except files.NotSealed as error:
-        raise UserError(
-            f"{path}: is damaged, {error}; bring it back from a copy, or delete {path.parent} to "
-            "train the stage again"
-        ) from None
+        raise UserError(f"{path}: is damaged, {error}; {_remedy(path)}") from None
+    name = value.get("name", path.parent.name)
+    if path.name in _NAMED and name not in (path.parent.name, *_names_beside(path, name)):
+        raise UserError(_of_another(path, name))
+    return value
+
+
+def _names_beside(path: epath.Path, name: str) -> list[str]:
+    """The name, if all other files of the folder have it too: then the folder was renamed."""
+    for other in _NAMED:
+        with contextlib.suppress(OSError, files.NotSealed):
+            if other != path.name:
+                value = files.unsealed((path.parent / other).read_bytes(), other)[0]
+                if value.get("name", name) != name:
+                    return []
+    return [name]
+
+
+def _of_another(path: epath.Path, name: str) -> str:
+    return f"{path}: is damaged, it is that of stage {name}; {_remedy(path)}"
+
+
+def _remedy(path: epath.Path) -> str:
+    return f"bring it back from a copy, or delete {path.parent} to train the stage again"
 
 
 def write_json(path: epath.Path, value: dict[str, Any]) -> None:

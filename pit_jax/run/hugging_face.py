@@ -330,7 +330,8 @@ def bring_in(
     checkpoints.close()
     if processes.is_first():
         write_whole(output / "model.gin", network_gin(network, path))
-    result = {"task": "pretrain", "steps": 0, "model_step": 0, "source": source, **content}
+    result = {"name": stage.name, "task": "pretrain", "steps": 0, "model_step": 0}
+    result |= {"source": source, **content}
     run_directory.write_json(stage / "result.json", result)
     processes.wait()
     return network

@@ -226,12 +226,13 @@ def _whole(run: Run, name: str, step: int | None, role: str) -> Any:
 
 
 def _restored(run: Run, name: str, step: int | None, role: str, network: NetworkConfig) -> Any:
-    folder = run.folder(name)
+    folder, result = run.folder(name), _recorded(run, name, role)
     step, task = step or run.result(name, role)["model_step"], run.task_of(name, role)
     check(run, name, role)
     init = (stages.init_language_model, stages.init_scalar_model)[task in stages.REWARD_TASKS]
     like = stages.abstract_model(stages.trained_part(init, network), run.partitioner)
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    stage = result.get("name", "")  # that of the folder, unless this was renamed
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True, stage=stage)
     params = checkpoints.restore_model(like, step)
     checkpoints.close()
     return params

@@ -96,6 +96,7 @@ def bring_in(
     if processes.is_first():
         write_whole(output / f"{name}.gin", _gin(name, adapter.lora))
     result = {
+        "name": stage.name,
         **({"task": "rm_policy", "pooling": "last"} if adapter.is_scalar else {"task": "pretrain"}),
         **adapter.notes,
         "steps": 0,

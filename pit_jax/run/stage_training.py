@@ -32,7 +32,7 @@ from pit_jax.run import directory as run_directory
 from pit_jax.run import loading, stages
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage
-from pit_jax.runtime import digests, loop, processes, profiling
+from pit_jax.runtime import digests, loop, processes, profiling, records
 from pit_jax.runtime import metrics as metrics_lib
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import OnHost
@@ -47,7 +47,7 @@ _SHOWN = {
 def train(run: Run, stage: Stage) -> None:
     """Trains a stage from its last checkpoint, or from what it builds on, and writes its result."""
     keep_every = stage.keep_every if isinstance(stage, RLStage) else 0
-    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", keep_every)
+    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", keep_every, stage=stage.name)
     try:
         state, progress = _fit(run, stage, checkpoints, keep_every)
         checkpoints.check_saved()
@@ -72,7 +72,7 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
     run_directory.went_on(run.folder(stage.name), progress.step)
     window = run.profile and run.profile.within(stage.steps - progress.step)
     profiler = profiling.Profiler(window, run.folder(stage.name) / "profile")
-    with _writer(run, stage, progress.step) as writer, profiler:
+    with _writer(run, stage, progress) as writer, profiler:
         fit = functools.partial(
             loop.fit,
             progress=progress,
@@ -94,7 +94,8 @@ def _fit(run: Run, stage: Stage, checkpoints: Checkpoints, keep_every: int):
 def restore(run: Run, stage: Stage, step: int) -> Any:
     """Restores the whole state of a stage of this run from its checkpoint of `step`."""
     abstract = stages.abstract_state(stage, run.config.networks(stage), run.partitioner)
-    checkpoints = Checkpoints(run.folder(stage.name) / "checkpoints", read_only=True)
+    folder = run.folder(stage.name) / "checkpoints"
+    checkpoints = Checkpoints(folder, read_only=True, stage=stage.name)
     state, _ = checkpoints.restore(abstract, step)
     checkpoints.close()
     return state
@@ -304,7 +305,8 @@ def sample_references(run: Run, stage: RLStage, number: int, round_: Round, acto
     if not isinstance(run.data.config, MixtureConfig):  # rates may ask for more of a small dataset
         seed = _seed(run, stage, number, "references")
         examples = curriculum.to_sample(examples, round_, stage.batch_size, seed)
-    meta = ReferenceMeta(number, round_.source, checkpoint, run.config.seed, len(examples))
+    who = number, round_.source, checkpoint, run.config.seed, len(examples), stage.name
+    meta = ReferenceMeta(*who)
     open_writer = functools.partial(ReferenceWriter, directory, run.config.shard_size, meta)
     writer = open_writer(write=False)
     processes.wait()  # all have read how far the store is
@@ -377,14 +379,15 @@ def held_out_batches(run: Run, stage: Stage, split: str, limit: int) -> Iterator
     )
 
 
-def _writer(run: Run, stage: Stage, step: int) -> metrics_lib.MetricWriter:
-    folder = run.folder(stage.name)
-    if not processes.is_first():
+def _writer(run: Run, stage: Stage, progress: loop.Progress) -> metrics_lib.MetricWriter:
+    folder, step = run.folder(stage.name), progress.step
+    jsonl = records.open_together(folder / records.NAME, step, progress.records)
+    if jsonl is None:
         return metrics_lib.MetricWriter()
-    writers: list[metrics_lib.Writer] = [
-        metrics_lib.JsonlWriter(folder / "metrics.jsonl", resume_step=step),
-        metrics_lib.Console(stage.name, stage.steps, (*_SHOWN[type(stage)], "mfu"), step),
-    ]
+    if (lost := progress.records.get("count", 0) - jsonl.written()["count"]) > 0:
+        print(f"{stage.name}: goes on without {lost} of its records", flush=True)
+    console = metrics_lib.Console(stage.name, stage.steps, (*_SHOWN[type(stage)], "mfu"), step)
+    writers: list[metrics_lib.Writer] = [jsonl, console]
     if run.config.tensorboard:
         writers.append(metrics_lib.TensorBoardWriter(folder / "tensorboard", step))
     if run.config.wandb_project:
@@ -411,27 +414,28 @@ def anchor(stage: RewardStage, held_out: dict[str, float]) -> float:
 def _finish(run: Run, stage: Stage, state: Any, progress: loop.Progress) -> None:
     """Writes the stage's result, for all processes to read."""
     processes.wait()  # the first one has closed the metrics
-    records = metrics_lib.read_jsonl(run.folder(stage.name) / "metrics.jsonl")
+    found = records.read_jsonl(run.folder(stage.name) / records.NAME, progress.records)
     model = "actor" if isinstance(stage, RLStage) else "model"
     trained = state.train.params["actor"] if isinstance(stage, RLStage) else state.params
     params = adapters.on(backbone(run, stage, model), trained)
-    seconds = max(progress.seconds, 1e-9)
+    last = found[-1] if found and found[-1].get("step") == progress.step else {}
     result = {
         "name": stage.name,
         "task": stage.task,
         "steps": progress.step,
         "seconds": progress.seconds,
         "tokens": progress.tokens,
-        **loop.rates(progress.tokens, progress.flops, seconds, run.peak),
+        **loop.rates(progress.tokens, progress.flops, max(progress.seconds, 1e-9), run.peak),
         "parameters": adapters.count(params),
         "model_step": int(progress.best.get("step", progress.step)),
         "digest": digests.of_arrays(trained),
-        "final": {k: v for k, v in records[-1].items() if isinstance(v, float) and v == v},
+        "final": {k: v for k, v in last.items() if isinstance(v, float) and v == v},
+        "records": records.summary(found),
     }
     if changes := run_directory.changes(run.folder(stage.name)):
         result["changes"] = changes
-    if found := backbones(run, stage).get(model):
-        result |= loading.record(run, *found, trained)
+    if below := backbones(run, stage).get(model):
+        result |= loading.record(run, *below, trained)
     if isinstance(stage, RewardStage):
         result["pooling"] = stage.reward.pooling
         result["anchor"] = anchor(stage, progress.best)

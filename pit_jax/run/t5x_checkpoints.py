@@ -25,6 +25,7 @@ from pit_jax.files import absolute, is_local
 from pit_jax.method.ppo_step import RLState
 from pit_jax.models.config import NetworkConfig
 from pit_jax.models.weights import t5x as weights
+from pit_jax.runtime import orbax_errors
 
 _DATASET = "train_ds-000-of-001"  # T5X's name for the state of the only process's data
 _NAME = re.compile(r"checkpoint_(\d+)")
@@ -120,7 +121,7 @@ def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
       the checkpoint's folder.
 
     Raises:
-      UserError: if this folder is there already.
+      UserError: if this folder is there already, or can't be written.
     """
     path = folder / f"checkpoint_{step}"
     if path.exists():
@@ -138,12 +139,17 @@ def save(folder: epath.Path, step: int, state: Any) -> epath.Path:
         tree["flax_mutables"] = {"ppo": ppo_part(state)}
     items = {"state": ocp.PyTreeCheckpointHandler(), "dataset": ocp.JsonCheckpointHandler(_DATASET)}
     options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", create=True)
-    with ocp.CheckpointManager(absolute(folder), options=options, item_handlers=items) as manager:
-        args = {
-            "state": ocp.args.PyTreeSave(tree),
-            "dataset": ocp.args.JsonSave({"batches": step}),
-        }
-        manager.save(step, args=ocp.args.Composite(**args))
+    orbax_errors.quieten()
+    args = {"state": ocp.args.PyTreeSave(tree), "dataset": ocp.args.JsonSave({"batches": step})}
+    try:
+        with ocp.CheckpointManager(
+            absolute(folder), options=options, item_handlers=items
+        ) as manager:
+            manager.save(step, args=ocp.args.Composite(**args))
+    except Exception as error:
+        if reason := orbax_errors.reason(error, path):
+            raise UserError(f"{path}: can't be written: {reason}") from error
+        raise
     return path
 
 

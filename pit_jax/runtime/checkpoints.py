@@ -54,13 +54,19 @@ class Checkpoints:
       keep_every: every checkpoint whose step is a multiple of this is kept too, for curriculum
         rounds that sample from intermediate checkpoints; 0 keeps none of them.
       read_only: whether the folder must not be created.
+      stage: the stage whose checkpoints are read, where that is known: those of another are damage.
+        They are written as those of the folder's own.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], keep_every: int = 0, read_only: bool = False
+        self,
+        directory: str | os.PathLike[str],
+        keep_every: int = 0,
+        read_only: bool = False,
+        stage: str = "",
     ):
         self.directory = files.absolute(epath.Path(directory))
-        self._keep_every = keep_every
+        self._keep_every, self._stage = keep_every, stage
         self._best: dict[int, int | None] = {}  # step -> the best one as its checkpoint has it
         self._saving: int | None = None
         self._missed = ""  # why the newest one couldn't be written
@@ -116,10 +122,11 @@ class Checkpoints:
         arrays = {"model": digests.of(model), "rest": digests.of(rest)}
         self._saving = step
         self._best[step] = _best_step(extra)
+        content = {"extra": extra, _ARRAYS: arrays, "stage": self.directory.parent.name}
         args = ocp.args.Composite(
             model=ocp.args.StandardSave(model),
             rest=ocp.args.StandardSave(rest),
-            extra=ocp.args.JsonSave(files.sealed({"extra": extra, _ARRAYS: arrays}, str(step))),
+            extra=ocp.args.JsonSave(files.sealed(content, str(step))),
         )
         self._attempt(before)
         if self._saving is not None:
@@ -290,6 +297,8 @@ class Checkpoints:
             raise files.NotSealed(f"extra: {error}") from None
         if (_ARRAYS in found) != is_sealed:  # one of the two names is damaged
             raise files.NotSealed("extra: has digests of arrays or of itself, not both")
+        if self._stage and (stage := found.get("stage", self._stage)) != self._stage:
+            raise files.NotSealed(f"extra: it is that of stage {stage}")
         if is_sealed:
             return found["extra"], found[_ARRAYS]
         if found.get("step") != step:  # another JSON file in its place

@@ -38,6 +38,8 @@ class Progress:
       pending: sum and weight of each metric since the last record, where a signal came between two
         records; the next record then holds what it would have held without the signal.
       pending_seconds: the wall time since then, which `seconds` doesn't count yet.
+      records: what JsonlWriter.written says of the stage's records up to here, which are compared
+        with it when the stage goes on; nothing in checkpoints of versions that didn't say it.
     """
 
     step: int = 0
@@ -48,6 +50,7 @@ class Progress:
     accuracy: float = -1.0
     pending: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     pending_seconds: float = 0.0
+    records: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +128,7 @@ def fit(
         if recording:
             check_finite(state, progress.step, checkpoints)
             seconds, clock = time.monotonic() - clock, time.monotonic()
-            scalars = _recorded(pending, seconds, peak, progress)
-            pending = {}
+            scalars, pending = _recorded(pending, seconds, peak, progress), {}
             if evaluating and held_out is not None:
                 results = held_out(state)
                 scalars |= {f"held_out_{name}": value for name, value in results.items()}
@@ -141,6 +143,7 @@ def fit(
             check_state(state, progress.step, checkpoints)
             if last:
                 check_finite(state, progress.step, checkpoints, last)
+            progress.records = writer.written()
             checkpoints.save(progress.step, state, dataclasses.asdict(progress), writer.flush)
         if stopping:
             checkpoints.wait()

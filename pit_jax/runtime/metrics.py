@@ -2,22 +2,19 @@
 
 A step function returns `{name: (sum, weight)}`. Pairs add across microbatches, steps and hosts, and
 the division happens once, on the host, so a mean over tokens is over all tokens and not a mean of
-means. The tree is plain tuples in a dict: it passes through jit, scan and psum unchanged.
+means. The tree is plain tuples in a dict: it passes through jit, scan and psum unchanged. What is
+kept of them is written by `records`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
-import math
 import os
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from io import RawIOBase
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -25,11 +22,10 @@ from etils import epath
 
 from pit_jax import files
 from pit_jax.errors import UserError
+from pit_jax.runtime.records import JsonlWriter
 
 Metrics = dict[str, tuple[Any, Any]]
 
-_RESERVED_KEYS = ("step", "texts")
-_UPLOAD_SECONDS = 60.0
 # What a disk says that takes no more.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -72,43 +68,6 @@ def compute(metrics: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
     return values
 
 
-def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads the records of a JSONL file; null values come back as nan.
-
-    A last line cut short by a crash, which has no end, is left out.
-
-    Raises:
-      UserError: there is no such file, or a line is no JSON object with a step.
-    """
-    file = epath.Path(path)
-    if not file.exists():
-        raise UserError(
-            f"{path}: not found, expected what the stage recorded; bring it back from a copy, or "
-            f"delete {file.parent} to train the stage again"
-        )
-    *lines, torn = file.read_bytes().split(b"\n")
-    while not torn and lines and not lines[-1].strip():
-        lines.pop()
-    lines += [torn] if torn else []
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-            if not isinstance(record.get("step", 0), int):
-                raise ValueError("its step is no number")
-        except (ValueError, RecursionError) as error:
-            if torn and number == len(lines):
-                break
-            raise UserError(
-                f"{path}:{number}: is damaged, expected a JSON object, got {line[:80]!r}; bring it "
-                "back from a copy, or delete the line, which only the curves have"
-            ) from error
-        records.append({key: math.nan if value is None else value for key, value in record.items()})
-    return records
-
-
 class Writer(Protocol):
     """Says what `MetricWriter` asks of each of its writers."""
 
@@ -119,86 +78,6 @@ class Writer(Protocol):
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-class JsonlWriter:
-    """Writes one JSON object a line: `{"step": 10, "loss": 1.5, "texts": {"sample": "..."}}`.
-
-    On a disk every line is written at once; what a full disk refuses waits for the next line, and
-    `flush` and `close` raise as long as something waits. In a bucket, where nothing can be
-    appended, the file is written anew when `flush` or `close` is called, and by the first `write`
-    after a minute. A value that is not finite is stored as null, so that every line is standard
-    JSON.
-
-    Args:
-      path: the file; it and its folder are made when absent.
-      resume_step: the step the run continues from. Records of later steps, which the run will write
-        again, are dropped, as is a torn last line. None keeps every whole record; -1 starts afresh.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None):
-        self._path = epath.Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        records = read_jsonl(self._path) if self._path.exists() else []
-        self._lines = [
-            _json_line(record)
-            for record in records
-            if resume_step is None or record.get("step", 0) <= resume_step
-        ]
-        self._file: RawIOBase | None = None
-        self._waiting = b""
-        self._upload()
-        if files.is_local(self._path):
-            self._lines = []
-            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-
-    def _upload(self) -> None:
-        files.write_whole(self._path, "".join(self._lines))
-        self._uploaded, self._changed = time.monotonic(), False
-
-    def write(
-        self, step: int, scalars: Mapping[str, float], texts: Mapping[str, str] | None = None
-    ) -> None:
-        for key in _RESERVED_KEYS:
-            if key in scalars:
-                raise ValueError(f"a scalar may not be named {key!r}: the record itself uses it")
-        record: dict[str, Any] = {"step": int(step)}
-        record.update((name, float(value)) for name, value in scalars.items())
-        if texts:
-            record["texts"] = dict(texts)
-        if self._file is not None:
-            self._waiting += _json_line(record).encode()
-            with contextlib.suppress(OSError):  # `flush` says it, before the next checkpoint
-                self._append()
-            return
-        self._lines.append(_json_line(record))
-        self._changed = True
-        if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
-            self._upload()
-
-    def _append(self) -> None:
-        while self._file is not None and self._waiting:
-            self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
-
-    def flush(self) -> None:
-        self._append()
-        if self._changed:
-            self._upload()
-
-    def close(self) -> None:
-        try:
-            self.flush()
-        finally:
-            if self._file is not None:
-                self._file.close()
-
-
-def _json_line(record: Mapping[str, Any]) -> str:
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class TensorBoardWriter:
@@ -392,6 +271,11 @@ class MetricWriter:
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
+
+    def written(self) -> dict[str, Any]:
+        """Returns what JsonlWriter.written does; nothing where no writer is one."""
+        ours = [writer for writer in self._writers if isinstance(writer, JsonlWriter)]
+        return ours[0].written() if ours else {}
 
     def flush(self) -> None:
         """Brings what was written so far to where it is kept; the loop calls it before it saves."""

@@ -28,18 +28,25 @@ def reason(error: BaseException, directory: epath.Path) -> str | None:
 
     Args:
       error: what was raised, or an error that it came from.
-      directory: where the file was written. Errors of a bucket may be of any type.
+      directory: where the file was written, one elsewhere is named. Errors of a bucket may be of
+        any type.
     """
     chain = _chain(error)
     for each in chain:  # what a full disk makes of the clean-up may have been raised after it
         if found := _WORDS.search(str(each)):
-            return found[0]
+            return found[0] + _elsewhere(each, directory)
     for each in chain:
         if isinstance(each, OSError):
-            return each.strerror or str(each) or repr(each)
+            return (each.strerror or str(each) or repr(each)) + _elsewhere(each, directory)
     if not files.is_local(directory) and isinstance(error, Exception):
         return (str(error).splitlines() or [repr(error)])[0][:200]
     return None
+
+
+def _elsewhere(error: BaseException, directory: epath.Path) -> str:
+    path = getattr(error, "filename", None)
+    inside = isinstance(path, str) and path.startswith(f"{directory}/")
+    return f": {path}" if path and not inside else ""
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -81,12 +88,17 @@ def quieten() -> None:
     log = logging.getLogger("absl")
     if _is_ours not in log.filters:
         log.addFilter(_is_ours)
+        logging.getLogger("asyncio").addFilter(_was_retrieved)
     if not isinstance(sys.unraisablehook, _Quiet):
         sys.unraisablehook = _Quiet(sys.unraisablehook)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
     return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+def _was_retrieved(record: logging.LogRecord) -> bool:
+    return "never retrieved" not in record.getMessage()
 
 
 class _Quiet:

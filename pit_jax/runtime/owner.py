@@ -31,7 +31,7 @@ import threading
 import time
 from typing import Any, NamedTuple, Protocol
 
-from pit_jax import files
+from pit_jax import errors, files
 from pit_jax.errors import UserError
 from pit_jax.runtime import processes
 
@@ -220,6 +220,7 @@ class Owner:
         if place is None:
             return
         self._ended.set()
+        errors.leaving.remove(self.release)
         with contextlib.suppress(Exception):  # a lock that stays is one of a dead process
             if (held := place.read()) is not None and held.record == self._record:
                 place.swap(held, None)
@@ -240,6 +241,7 @@ class Owner:
                 break
             time.sleep(_POLL)
         self._place = place
+        errors.leaving.append(self.release)
         files.sweep(os.path.dirname(self._lock))
         threading.Thread(target=self._live, args=(place,), name="owner", daemon=True).start()
 

@@ -8,12 +8,14 @@ see `watch`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pit_jax.errors import UserError
+from pit_jax.errors import UserError, end_process, last_words
 from pit_jax.runtime import relay, watch
 
 COORDINATOR = "PIT_JAX_COORDINATOR"
@@ -31,7 +33,11 @@ INDEX = "PIT_JAX_PROCESS_INDEX"
 # Seconds without a sign of life of JAX's own after which it ends all processes, with a stack.
 # `watch` is faster; this is for a process that is stopped for long.
 FROZEN = 300
+# Seconds that all processes have to join, of which the first ones pass without a word. JAX's own
+# limit, which is later, ends a process with a stack.
+JOIN, _SILENT = 300.0, 30.0
 _LIMITS: Any = {
+    "initialization_timeout": int(2 * JOIN),
     "heartbeat_timeout_seconds": FROZEN,
     "shutdown_timeout_seconds": 3600,  # the first process may have a report to write
 }
@@ -44,7 +50,8 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
     """Joins the processes; it has to be called before anything else touches a device.
 
     From then on, a process that dies ends the others within 30 seconds, with exit status 1 and a
-    line that names it; on a pod, JAX tells of the first one's death.
+    line that names it; only on a pod, where the first one dies, JAX ends them with a stack. If not
+    all join in time, this process ends with exit status 1 and a line.
 
     Raises:
       UserError: if the environment doesn't say how, or the coordinator can't be reached.
@@ -63,9 +70,11 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
             mine, near = watch.Watch(index), address
             if index:
                 near, mine.first_ends = relay.start(address)
-            jax.distributed.initialize(near, count, index, **_LIMITS)
+            with _in_time():
+                jax.distributed.initialize(near, count, index, **_LIMITS)
         else:  # without a relay: if the first process dies, JAX ends the others
-            jax.distributed.initialize(**_LIMITS)
+            with _in_time():
+                jax.distributed.initialize(**_LIMITS)
             address, count, index = _joined()
             mine = watch.Watch(index)
         if count > 1:
@@ -76,6 +85,29 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
         hint = "" if given else f"; outside of a TPU pod, set {', '.join(names)}"
         raise UserError(f"--distributed: the processes can't be joined: {reason}{hint}") from error
     wait()
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    """Tells of a wait for other processes while this is open, and ends this one if it is long."""
+    done = threading.Event()
+
+    def wait_for_them() -> None:
+        if done.wait(_SILENT):
+            return
+        last_words(f"note: waits for the other processes to join, for {JOIN:.0f} s at most")
+        if not done.wait(JOIN - _SILENT):
+            end_process(
+                1,
+                f"pit_jax: --distributed: not all processes have joined within {JOIN:.0f} s; what "
+                "the others printed says why",
+            )
+
+    threading.Thread(target=wait_for_them, name="join", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _joined() -> tuple[str, int, int]:
@@ -120,12 +152,6 @@ def lost() -> str:
     """Returns what to say of a process that has died, or does in two seconds; "" if none has."""
     line = _watch.lost(_SECONDS) if _watch is not None else ""
     return watch.sentence(line) if line else ""
-
-
-def at_end(action: Callable[[], None]) -> None:
-    """Says what this process does before it ends because another one has died."""
-    if _watch is not None:
-        _watch.leave = action
 
 
 def _check(given: Mapping[str, str]) -> None:

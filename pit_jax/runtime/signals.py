@@ -8,16 +8,15 @@ that a run writes is written whole or not at all, so nothing is left half done.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 
-from pit_jax.errors import last_words
+from pit_jax.errors import end_process
 from pit_jax.runtime import processes
 from pit_jax.runtime.watch import KEPT
 
@@ -31,13 +30,11 @@ class Signals:
 
     Attributes:
       kept: what the process says of what it has done when a signal ends it at once.
-      leave: what it does then before it ends, such as letting its run directory go.
     """
 
     kept = KEPT
 
     def __init__(self) -> None:
-        self.leave: Callable[[], None] = lambda: None
         self._received = 0
         self._training = False
         self._lock = threading.Lock()
@@ -73,9 +70,8 @@ class Signals:
             self._end(number)
 
     def _end(self, number: int) -> None:
-        self.leave()
         processes.leave(128 + number)
-        end_at_once(number, self.kept)
+        end_process(128 + number, f"interrupted; {self.kept}")
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -102,11 +98,3 @@ class Signals:
             return self._received
         before, self._in_flight = self._in_flight, processes.largest(self._received)
         return int(self._in_flight if wait else before if before is not None else 0)
-
-
-def end_at_once(number: int, kept: str) -> None:
-    """Ends this process as interrupted, without waiting for anything; `kept` says what stays."""
-    with contextlib.suppress(Exception):
-        last_words(f"interrupted; {kept}")
-        sys.stdout.flush()
-    os._exit(128 + number)

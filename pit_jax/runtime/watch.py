@@ -10,7 +10,8 @@ counts:
 
 What JAX itself has for this takes longer, names nobody, and prints a stack; where the first process
 dies, it ends the others before they can say anything. So JAX's connection to the first process goes
-through a `relay`, which keeps its end from JAX; not on a pod, where JAX finds that process itself.
+through a `relay`, which keeps its end from JAX. On a pod there is none, since JAX finds that
+process itself; when it dies there, JAX ends the others.
 """
 
 from __future__ import annotations
@@ -18,16 +19,14 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
-import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from pit_jax.errors import last_words
+from pit_jax import errors
 
 SILENCE = 20  # seconds without an answer of a machine's system
 # Seconds that a process has, to end for a reason of its own, once another has died or has ended
@@ -45,10 +44,7 @@ def sentence(line: str) -> str:
 
 def end_process(line: str) -> None:
     """Ends this process with status 1 and a line, without waiting for anything."""
-    with contextlib.suppress(Exception):
-        last_words(sentence(line))
-        sys.stdout.flush()
-    os._exit(1)
+    errors.end_process(1, sentence(line))
 
 
 class Watch:
@@ -60,7 +56,6 @@ class Watch:
         some seconds later.
 
     Attributes:
-      leave: what this process does before it ends, such as letting its run directory go.
       first_ends: is called when the first process comes to its normal end.
     """
 
@@ -71,7 +66,6 @@ class Watch:
         self._others: dict[int, socket.socket] = {}
         self._line = ""
         self._found = threading.Event()
-        self.leave: Callable[[], None] = lambda: None
         self.first_ends: Callable[[], None] = lambda: None
 
     def listen(self) -> str:
@@ -164,7 +158,6 @@ class Watch:
         if self._me["index"] == 0:
             self._tell({"lost": line, "grace": grace})
         time.sleep(grace)
-        self.leave()
         self._end(line)
 
     def _tell(self, message: dict) -> None:

@@ -222,3 +222,19 @@ def test_a_store_of_an_earlier_version_is_read_but_not_continued(tmp_path):
         else:
             with pytest.raises(UserError, match="prompts=None, expected 8"):
                 ReferenceWriter(tmp_path, 2, META)
+
+
+def test_the_references_of_another_stage_are_refused(tmp_path):
+    meta = dataclasses.replace(META, stage="rl_pit")
+    folder = tmp_path / "round-1"
+    ReferenceWriter(folder, 3, dataclasses.replace(META, stage="rl_pit_first"))
+    with pytest.raises(UserError) as refusal:
+        ReferenceWriter(folder, 3, meta)
+    assert str(refusal.value) == (
+        f"{folder}: holds a reference store with stage='rl_pit_first', expected 'rl_pit'; bring it "
+        f"back from a copy, or delete {folder} to sample the references again"
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["stage"], manifest["sha256"]  # as an earlier version wrote it
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert ReferenceWriter(folder, 3, meta).next_record == 0

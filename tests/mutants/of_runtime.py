@@ -72,8 +72,8 @@ MUTANTS = {
         ),
         (
             "a record has the mean since the start",
-            "            pending = {}\n",
-            "",
+            "scalars, pending = _recorded(pending, seconds, peak, progress), {}",
+            "scalars = _recorded({**pending}, seconds, peak, progress)",
             "runtime/test_loop.py::test_a_record_is_the_mean_since_the_one_before",
         ),
         (
@@ -107,13 +107,21 @@ MUTANTS = {
             "runtime/test_loop.py::test_a_stage_whose_last_step_was_skipped_is_not_complete",
         ),
     ],
-    "runtime/metrics.py": [
+    "runtime/records.py": [
         (
             "the record of the last checkpoint is dropped",
-            'record.get("step", 0) <= resume_step',
-            'record.get("step", 0) < resume_step',
-            "runtime/test_metrics.py::test_resumed_jsonl_has_every_step_once",
+            'record.get("step", 0) <= last',
+            'record.get("step", 0) < last',
+            "runtime/test_records.py::test_resumed_jsonl_has_every_step_once",
         ),
+        (
+            "records that are cut off at a line's end aren't noticed",
+            "if written and found != written and",
+            'if written and found["count"] > written["count"] and',
+            "runtime/test_records.py::test_no_damage_goes_unnoticed_and_what_can_be_read_is_kept",
+        ),
+    ],
+    "runtime/metrics.py": [
         (
             "TensorBoard hides the last checkpoint's step",
             "else resume_step + 1",

@@ -604,6 +604,34 @@ def test_two_files_in_each_other_s_places_are_refused(tmp_path):
         directory.read_json(folder / "stage.json")
 
 
+@pytest.mark.parametrize("name", ["stage.json", "result.json", "choice.json"])
+def test_two_stages_files_in_each_other_s_places_are_refused_by_name(name, tmp_path):
+    folders = [epath.Path(tmp_path) / stage for stage in ("rm_gap", "rm_policy")]
+    for folder in folders:
+        for each in ("stage.json", "result.json", "choice.json"):
+            directory.write_json(folder / each, {"name": folder.name, "settings": {}})
+    (tmp_path / "rm_gap").rename(tmp_path / "copy")  # with all of its files, which is allowed
+    assert directory.read_json(epath.Path(tmp_path) / "copy" / name)["name"] == "rm_gap"
+    (tmp_path / "copy").rename(tmp_path / "rm_gap")
+    (tmp_path / "rm_policy" / name).rename(tmp_path / "rm_gap" / name)
+    with pytest.raises(UserError) as refusal:
+        directory.read_json(folders[0] / name)
+    assert str(refusal.value) == (
+        f"{folders[0]}/{name}: is damaged, it is that of stage rm_policy; bring it back from a "
+        f"copy, or delete {folders[0]} to train the stage again"
+    )
+
+
+def test_the_stage_json_of_another_unfinished_stage_is_refused_by_name(tmp_path):
+    folders = [epath.Path(tmp_path) / stage for stage in ("rm_gap", "rm_policy")]
+    for folder in folders:
+        directory.claim(folder, settings("rm_gap"), {})
+        (folder / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "rm_policy" / "stage.json").rename(tmp_path / "rm_gap" / "stage.json")
+    with pytest.raises(UserError, match=r"rm_gap/stage.json: is damaged, it is that of stage rm_p"):
+        directory.check_claim(folders[0], settings("rm_gap"))
+
+
 def test_what_an_earlier_version_wrote_is_read(tmp_path):
     (tmp_path / "result.json").write_text('{"model_step": 4}')
     assert directory.read_json(epath.Path(tmp_path) / "result.json") == {"model_step": 4}

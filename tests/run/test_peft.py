@@ -112,6 +112,7 @@ def test_an_adapter_becomes_a_stage_on_its_base_model(place):
     assert re.fullmatch("[0-9a-f]{32}", result.pop("digest")) and result.pop("sha256")
     assert result == {
         **STAGES["rm_gap"],
+        "name": "rm_gap",
         "steps": 0,
         "model_step": 0,
         "backbone": "model",

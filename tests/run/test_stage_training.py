@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import types
 
@@ -272,7 +273,8 @@ def trained(run, monkeypatch):
     found = {"fits": []}
 
     class Checkpoints:
-        def __init__(self, folder, keep_every):
+        def __init__(self, folder, keep_every, stage):
+            assert folder.parent.name == stage
             found.update(folder=folder, keep_every=keep_every)
 
         def latest_step(self):
@@ -464,13 +466,17 @@ def test_batches_have_what_the_reward_model_reads_where_that_is_other_ids(run):
 def test_metrics_go_where_the_run_says(run, monkeypatch, fields, more):
     lib = stage_training.metrics_lib
     monkeypatch.setattr(lib, "MetricWriter", lambda *writers: list(writers))
-    monkeypatch.setattr(lib, "JsonlWriter", lambda path, resume_step: path.name)
+    monkeypatch.setattr(
+        stage_training.records,
+        "open_together",
+        lambda path, *_: types.SimpleNamespace(name=path.name, written=lambda: {"count": 0}),
+    )
     monkeypatch.setattr(lib, "Console", lambda name, steps, shown, step: f"{name}, {steps} steps")
     monkeypatch.setattr(lib, "TensorBoardWriter", lambda folder, step: f"{folder.name} at {step}")
     monkeypatch.setattr(lib, "WandbWriter", lambda project, *rest: f"wandb in {project}")
     run.config = dataclasses.replace(run.config, **fields)
-    found = stage_training._writer(run, SUPERVISED, 4)
-    assert found == ["metrics.jsonl", "sft_pit, 5 steps", *more]
+    jsonl, *found = stage_training._writer(run, SUPERVISED, Progress(step=4))
+    assert jsonl.name == "metrics.jsonl" and found == ["sft_pit, 5 steps", *more]
 
 
 # --- results ------------------------------------------------------------------------------------
@@ -495,6 +501,8 @@ def test_the_result_of_a_reward_model_is_that_of_its_best_step(run):
     result = json.loads((folder / "result.json").read_text())
     assert (result["steps"], result["model_step"], result["anchor"]) == (6, 4, 1.5)
     assert (result["pooling"], result["parameters"]) == ("sum", 6)
+    line = hashlib.sha256(json.dumps(record).encode() + b"\n").hexdigest()
+    assert result["records"] == {"count": 1, "sha256": line} and result["final"]["loss"] == 1.5
 
 
 def test_a_critic_that_starts_as_the_actor_has_buffers_of_its_own(run):

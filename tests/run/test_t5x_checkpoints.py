@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,22 @@ def test_what_is_saved_is_loaded_on_another_mesh(tmp_path, name):
     params = state.train.params["actor"] if name == "rl_pit" else state.params
     assert_same(flat(loaded), flat(params))
     assert jax.tree.leaves(loaded)[0].sharding.mesh == other.mesh
+
+
+def test_a_full_disk_is_told_in_a_line_with_the_path(tmp_path, capfd, caplog):
+    """Orbax says it in an error of TensorStore's."""
+    made("sft_pit")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+    try:
+        with pytest.raises(UserError) as refusal:
+            t5x_checkpoints.save(epath.Path(tmp_path), 12, made("sft_pit"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    line = f"{tmp_path}/checkpoint_12: can't be written: File too large"
+    assert str(refusal.value) == line
+    gc.collect()  # of coroutines that tell what became of them
+    assert capfd.readouterr().err == "" and caplog.text == ""
 
 
 def test_the_optimizer_and_ppos_part_are_saved_under_t5xs_names(tmp_path):

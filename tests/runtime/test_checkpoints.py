@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,36 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, make):
     for one, two in zip(jax.tree.leaves(restored), jax.tree.leaves(model)):
         np.testing.assert_array_equal(one, two)
     again.close()
+
+
+def test_another_stages_checkpoint_in_its_place_is_set_aside(tmp_path):
+    """Though it fits the network, and is as it was written."""
+    for stage, scale in (("sft_policy", 1.0), ("sft_pit", 2.0)):
+        saved = Checkpoints(tmp_path / stage / "checkpoints")
+        for step in (2, 4):
+            saved.save(step, train_state(scale), {"step": step})
+        saved.close()
+    ours = tmp_path / "sft_policy" / "checkpoints"
+    shutil.rmtree(ours / "4")
+    shutil.copytree(tmp_path / "sft_pit" / "checkpoints" / "4", ours / "4")
+    zeros = jax.tree.map(jnp.zeros_like, train_state())
+    reading = Checkpoints(ours, read_only=True, stage="sft_policy")
+    with pytest.raises(
+        UserError, match=r"checkpoints/4: the checkpoint is damaged.*of stage sft_pit"
+    ):
+        reading.restore_model(zeros.split()[0])
+    again = Checkpoints(ours, stage="sft_policy")
+    state, extra, lines = again.restore_newest(zeros)
+    assert extra == {"step": 2} and (ours / "4.damaged").is_dir()
+    assert lines == [
+        "the checkpoint of step 4 is damaged, now 4.damaged: extra: it is that of stage sft_pit"
+    ]
+    np.testing.assert_array_equal(state.params["b"], train_state().params["b"])
+    again.close()
+    # Who reads a folder that was renamed, with all that is in it, says the stage's name.
+    (tmp_path / "sft_pit").rename(tmp_path / "copy")
+    renamed = Checkpoints(tmp_path / "copy" / "checkpoints", read_only=True, stage="sft_pit")
+    assert renamed.restore(zeros)[1] == {"step": 4}
 
 
 def test_splitting_off_the_model_and_joining_it_again():

@@ -1,5 +1,8 @@
 """How processes are told of each other; what they do together is in end_to_end/."""
 
+import threading
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -72,6 +75,34 @@ def test_a_machine_that_is_no_pod_is_told_what_to_set(tmp_path, monkeypatch, cap
         "defined.; outside of a TPU pod, set PIT_JAX_COORDINATOR, PIT_JAX_PROCESS_COUNT, "
         "PIT_JAX_PROCESS_INDEX"
     )
+
+
+def test_processes_that_do_not_come_are_told_of(joined, monkeypatch, capfd):
+    """JAX would wait longer, and then print a stack."""
+    ends, ended = [], threading.Event()
+
+    def end_process(*told):
+        ends.append(told)
+        ended.set()
+
+    monkeypatch.setattr(processes, "end_process", end_process)
+    monkeypatch.setattr(processes, "JOIN", 0.2)
+    monkeypatch.setattr(processes, "_SILENT", 0.1)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: ended.wait(5))
+    processes.initialize(GOOD)
+    ((status, line),) = ends
+    assert status == 1 and "not all processes have joined within 0 s" in line
+    assert (
+        capfd.readouterr().err == "note: waits for the other processes to join, for 0 s at most\n"
+    )
+    assert processes._LIMITS["initialization_timeout"] > 300 == int(processes.FROZEN)
+
+
+def test_processes_that_join_are_not_told_of(joined, monkeypatch, capfd):
+    monkeypatch.setattr(processes, "_SILENT", 0.1)
+    processes.initialize(GOOD)
+    time.sleep(0.2)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_largest_value_of_one_process_is_its_own():

@@ -79,13 +79,22 @@ def process(first):
 
 
 def test_a_process_that_is_killed_is_named_at_once(first, process):
-    left = []
-    first[0].leave = lambda: left.append("the run directory")
     assert first[0].lost() == ""
     process.kill()
     line = f"process 3 on {HOST} has died: its connection was closed"
     assert first[0].lost(5) == line
-    assert first[2].get(timeout=5) == line and left == ["the run directory"]
+    assert first[2].get(timeout=5) == line
+
+
+def test_a_process_that_ends_with_another_gives_its_locks_back(first, process, tmp_path):
+    """As `improve` has one for its output, and `run` one for its directory."""
+    lock = tmp_path / "out.jsonl.lock"
+    made = f"owner.Owner('out.jsonl', 'improve', {str(lock)!r}).__enter__()"
+    process.stdin.write(f"from pit_jax.runtime import owner; {made}; print('has it', flush=True)\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "has it\n" and lock.exists()
+    cut(first[0], 3)
+    assert process.wait(timeout=20) == 1 and not lock.exists()
 
 
 def test_the_first_process_s_death_ends_another_with_a_line(first, process):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import random
 import re
@@ -27,8 +26,7 @@ class Damages:
     """Damages files of a run directory and keeps what they were.
 
     Attributes:
-      curves: the stages whose records can't be told from others any more: no digest is kept of
-        them, so a file of records that can still be read is taken as it is.
+      curves: the stages that go on without some of their records, as a remedy was.
     """
 
     def __init__(self, folder: pathlib.Path, draw: random.Random):
@@ -77,8 +75,6 @@ class Damages:
     def _write(self, path: pathlib.Path, data: bytes | None) -> None:
         before = path.read_bytes()
         self._kept[path] = self._kept[path][0] if path in self._kept else before, data
-        if path.name == "metrics.jsonl" and data != before and _is_read(data):
-            self.curves.add(path.parent.name)
         if data is None:
             path.unlink()
         else:
@@ -99,8 +95,8 @@ class Damages:
         named = re.search(r"delete (/\S+?)(?=[ ,;]|$)", line)
         if not named and "delete the folder" in line:
             named = re.search(r"(/\S+?): ", line)
-        if found := re.search(r"(\S+metrics\.jsonl):(\d+): .*delete the line", line):
-            choices.append(("line", found.groups()))
+        if found := re.search(r"(/\S+metrics\.jsonl)(:\d+)?: .* metrics\.jsonl\.damaged", line):
+            choices.append(("aside", pathlib.Path(found[1])))
         elif named:
             choices.append(("delete", pathlib.Path(named[1])))
         if not choices:
@@ -111,13 +107,11 @@ class Damages:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self._kept.pop(path)[0])
             return "copy"
-        if kind == "line":
-            path, number = pathlib.Path(what[0]), int(what[1])
-            lines = path.read_bytes().split(b"\n")
-            del lines[number - 1]
-            path.write_bytes(b"\n".join(lines))
-            self.curves.add(path.parent.name)
-            return "line"
+        if kind == "aside":
+            aside = what.with_name("metrics.jsonl.damaged")
+            what.rename(aside) if what.exists() else aside.touch()
+            self.curves.add(what.parent.name)
+            return "set records aside"
         if not what.exists():
             return ""
         if what.is_dir():
@@ -139,16 +133,3 @@ class Damages:
 
 def _content(path: pathlib.Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
-
-
-def _is_read(data: bytes | None) -> bool:
-    """Whether what is left of a metrics.jsonl can be read as one; its last line may be torn."""
-    for number, line in enumerate(lines := (data or b"").split(b"\n")):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("step", 0), int):
-                return False
-        except (ValueError, RecursionError):
-            if number < len(lines) - 1:
-                return False
-    return True

@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pit_jax import errors
 from tests.child_environment import ROOT, child_environment
 
 # Programs are compiled for longer than they run: this takes a sixth of XLA's usual time.
@@ -157,6 +158,9 @@ class Start:
         return self.status is not None
 
     def send(self, number: int) -> None:
+        """Sends a signal; one that is caught, once `main` of pit_jax has begun to."""
+        while not self.poll() and number != signal.SIGKILL and not _catches(self.pid):
+            time.sleep(0.005)
         if not self.poll():
             os.kill(self.pid, number)
 
@@ -174,6 +178,13 @@ class Start:
         return self._logs[2].read_text(errors="replace").splitlines()
 
 
+def _catches(pid: int) -> bool:
+    """Whether a process catches SIGTERM."""
+    text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in text.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def _in_fork(plan: Plan, logs: Sequence[pathlib.Path]) -> int:
     """What a fork does in the place of `python -m pit_jax`."""
     os.setsid()
@@ -181,6 +192,7 @@ def _in_fork(plan: Plan, logs: Sequence[pathlib.Path]) -> int:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    errors.end_at_signals()
     os.chdir(ROOT)
     os.environ.update(child_environment(plan.devices))
     import jax

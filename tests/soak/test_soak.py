@@ -101,8 +101,13 @@ def test_a_remedy_is_followed(pair):
     metrics = folder / "rl_pit" / "metrics.jsonl"
     made._write(metrics, b'{"step": 1}\n{"st\n{"step": 3}\n')
     assert not made.curves
-    assert made.remedy(f"pit_jax run: {metrics}:2: is damaged, x, or delete the line, y") == "line"
-    assert metrics.read_bytes() == b'{"step": 1}\n{"step": 3}\n' and made.curves == {"rl_pit"}
+    line = f"pit_jax run: {metrics}:2: is damaged, x, or rename it to metrics.jsonl.damaged to y"
+    aside = metrics.with_name("metrics.jsonl.damaged")
+    assert made.remedy(line) == "set records aside" and made.curves == {"rl_pit"}
+    assert not metrics.exists() and aside.read_bytes().startswith(b'{"step": 1}\n{"st')
+    aside.unlink()
+    line = f"pit_jax run: {metrics}: not found, x, or make an empty file {aside.name} beside it"
+    assert made.remedy(line) == "set records aside" and aside.read_bytes() == b""
 
 
 def test_every_kind_of_damage_changes_a_file(pair):
