@@ -72,6 +72,7 @@ class Trace:
       last: index in `responses` of the one that the stop criterion left.
       best: index of the best one by gap: each new one is compared with the best before it.
       best_gap: r_gap(x, y_best, y_j) against the best one before, y_j; 0 where y_0 is the best.
+      bests: the indices of all that were the best one for a while, without y_0.
       stop_reason: `iterations`, `unchanged`, `gap` or `time`.
     """
 
@@ -81,10 +82,15 @@ class Trace:
     best: int = 0
     best_gap: float = 0.0
     stop_reason: str = "iterations"
+    bests: list[int] = dataclasses.field(default_factory=list)
 
     def at(self, iteration: int) -> Response:
         """Returns the response that stands after so many iterations."""
         return self.responses[min(iteration, self.last)]
+
+    def best_after(self, iteration: int) -> int:
+        """Returns the index in `responses` of the best one by gap after so many iterations."""
+        return max((i for i in self.bests if i <= iteration), default=0)
 
     def final(self, keep: str) -> int:
         """Returns the index in `responses` of the result, by `ImproveConfig.keep`."""
@@ -225,6 +231,7 @@ class Improver:
         for gap, i in zip(to_best.tolist(), active, strict=True):
             if gap > 0:
                 traces[i].best, traces[i].best_gap = len(traces[i].responses), gap
+                traces[i].bests.append(traces[i].best)
 
     def _settle(self, traces, active, improved, gaps, config: ImproveConfig) -> list[int]:
         """Records an iteration and returns the rows that go on."""
