@@ -140,17 +140,15 @@ class Responses:
                 reflects=self._reflects(stage, method),
                 role=_role(method),
             )
+            # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are; which
+            # response is the best is counted from the anchor, as `improve` does.
+            anchor = float(np.float32(improver.anchor))
+            improver = dataclasses.replace(improver, anchor=0.0, better_above=anchor)
             original = self.policy(self._policy, temperature)
             self._say(stage, temperature, method)
             draw = run.key("evaluation", stage, method)
             config = self._improving(self._at(temperature), iterations, method)
-            traces = improver(self.prompts, original, self.rows, draw, config)
-            # The best response is counted from the anchor, as `improve` does; gaps are shown beside
-            # Figures 2 and 4, which have R_PIT's scores as they are.
-            self._traces[key] = [
-                dataclasses.replace(trace, gaps=[gap + improver.anchor for gap in trace.gaps])
-                for trace in traces
-            ]
+            self._traces[key] = improver(self.prompts, original, self.rows, draw, config)
         return self._traces[key]
 
     def swept(
