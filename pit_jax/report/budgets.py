@@ -115,12 +115,19 @@ def _verdict(results: Results, marks: Sequence[tuple[int, str]], temperature: fl
     """Says at which numbers of improvements PIT is better, worse or neither."""
     said = []
     for mark in ("up", "down", ""):
-        if where := [str(k) for k, each in marks if each == mark]:
-            listed = " and ".join([", ".join(where[:-1]), where[-1]] if where[1:] else where)
-            said.append(f"{VERDICTS[mark]} at K = {listed}")
+        if where := [k for k, each in marks if each == mark]:
+            said.append(f"{VERDICTS[mark]} at K = {_listed(where)}")
     judged = f"temperature {temperature:g}, judged by {judge_of(results)}"
     circular = ", which also chooses among the draws" * _circular(results)
     return (
         "PIT’s best response by gap against best-of-n, the policy’s own draws for no more sampled "
         f"tokens: {'; '.join(said)} ({judged}{circular})."
     )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Writes rising numbers: '1 to 5' if none between is missing, else '1, 3 and 4'."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    *before, last = map(str, numbers)
+    return f"{', '.join(before)} and {last}" if before else last

@@ -150,7 +150,7 @@ def test_stop_criteria_end_where_algorithm_2_does(results, suite, run, fields):
     traces = improver(inputs.prompts, original, inputs.rows, key, config)
     sampled = [trace.responses[1:] for trace in traces]
     assert row["iterations"] == pytest.approx(np.mean([len(each) for each in sampled]))
-    tokens = [sum(len(response.tokens) for response in each) for each in sampled]
+    tokens = [sum(len(r.tokens) + r.ended for r in each) for each in sampled]
     assert row["tokens"] == pytest.approx(np.mean(tokens))
     checked = [
         instructions.check("drafts", p, t.responses[t.last].text)

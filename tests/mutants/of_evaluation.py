@@ -215,8 +215,8 @@ MUTANTS = {
     "evaluation/judges.py": [
         (
             "responses are scored anew each time",
-            "if key not in self._scores:",
-            "if True:",
+            "if row not in self._scores",
+            "if True",
             "evaluation/test_suite_scripted.py::test_nothing_is_sampled_scored_or_judged_twice",
         ),
         (
@@ -451,8 +451,8 @@ MUTANTS = {
         ),
         (
             "a text is scored anew each time",
-            "if known not in self._rewards:",
-            "if True:",
+            "if each not in self._rewards",
+            "if True",
             "evaluation/test_suite_scripted.py::test_a_text_is_scored_as_its_reward_model_was_trained",
         ),
     ],

@@ -46,6 +46,19 @@ def test_a_row_for_each_number_of_improvements_and_a_verdict():
     assert budgets.section({}, {}).blocks == []
 
 
+@pytest.mark.parametrize(
+    ("lows", "said"),
+    [
+        ((3, 4, 5), "clearly better at K = 1 to 3 ("),
+        ((3, -5, 4, 5), "clearly better at K = 1, 3 and 4; no clear difference at K = 2 ("),
+    ],
+)
+def test_the_verdict_lists_where_it_holds(lows, said):
+    rows = [row(k, float(low)) for k, low in enumerate(lows, 1)]
+    verdict, _ = budgets.section({"budgets": rows, "judge": "checker"}, {}).blocks
+    assert said in verdict.text
+
+
 def test_a_judge_that_also_chose_is_said_to_be_circular():
     verdict, table = budgets.section({"budgets": ROWS, "judge": "R_P (rm_policy)"}, {}).blocks
     assert "circular, and in its favour" in table.caption
