@@ -24,17 +24,25 @@ Row = Mapping[str, Any]
 TITLE = "More draws in place of improvements"
 # The comparison that the verdict is about.
 _MAIN = "PIT, best vs Best-of-n"
-_COSTS = ("pit_tokens", "drawn_tokens", "draws", "gap_passes", "reward_passes")
-_COLUMNS = ("T", "K", "PIT tokens", "Drawn tokens", "n", "R_PIT passes", "R_P passes")
+# What a row costs, as the results and the columns have it.
+_COSTS = {
+    "pit_tokens": "PIT’s tokens",
+    "drawn_tokens": "Tokens of n draws",
+    "draws": "n",
+    "gap_passes": "Passes of R_PIT",
+    "reward_passes": "Passes of R_P",
+}
 _MEANING = (
     "K improvements of PIT beside draws of the policy that cost no more. A prompt’s budget is what "
     "was sampled for PIT, the original response and K improvements with their ends; of the "
-    "policy’s draws, the original first, as many are taken as fit in it, n on average. What is "
-    "left of the budget stays unused, so best-of-n has somewhat fewer tokens than PIT. Best-of-n: "
+    "policy’s draws, the original first, as many are taken as fit in it, n on average. Best-of-n: "
     "of these draws, the one that R_P scores highest. Re-sampled: the last of them. PIT, best: the "
-    "best by gap of the original and K improvements; PIT, last: the last one. Passes: how often a "
-    "reward model reads a response to choose the answer; PIT, last needs none. Tokens, n and "
-    "passes are means over prompts."
+    "best by gap of the original and K improvements; PIT, last: the last one."
+)
+_SPENT = (
+    "What K improvements and n draws take, as means over prompts. What is left of a budget stays "
+    "unused, so best-of-n has somewhat fewer tokens than PIT. Passes: how often a reward model "
+    "reads a response for the choice, a cost beside the tokens; PIT, last needs none."
 )
 
 
@@ -52,22 +60,26 @@ def section(results: Results, drawings: Drawings) -> Section:
         if compared["name"] == _MAIN
     ]
     names = [compared["name"] for compared in rows[0]["comparisons"]]
-    cells: list[list[str | Cell]] = []
-    for row in rows:
-        line: list[str | Cell] = [number(row["temperature"], 1), str(row["iteration"])]
-        line += [number(row[key], 1) for key in _COSTS]
+    deltas: list[list[str | Cell]] = []
+    for label, row in zip(_labels(rows), rows, strict=True):
+        line: list[str | Cell] = [label]
         for compared in row["comparisons"]:
             ends = compared.get("ci_low"), compared.get("ci_high")
             delta = with_interval(points(compared["delta"]), *ends, points)
             line.append(Cell(delta, tone(compared)))
-        cells.append(line)
-    capped = [f"{share(r['capped'])}% at K = {r['iteration']}" for r in rows if r["capped"]]
-    caption = _caption(results) + f" Δ = win − lose, in points of percent. {INTERVALS}"
+        deltas.append(line)
+    caption = f"{_caption(results)} Δ = win − lose, in points of percent. {INTERVALS}"
+    # A line doesn't break within Best-of-n.
+    columns = ["Iterations", *(f"Δ: {name}".replace("-", "\u2011") for name in names)]
+    labelled = zip(_labels(rows), rows, strict=True)
+    capped = [f"{share(row['capped'])}% at {label}" for label, row in labelled if row["capped"]]
+    spent = _SPENT
     if capped:
-        caption += f" Prompts with tokens for more draws than best_of allows: {', '.join(capped)}."
-    columns = [*_COLUMNS, *(f"Δ: {name}" for name in names)]
+        spent += f" Prompts with tokens for more draws than best_of allows: {', '.join(capped)}."
+    costs = [{key: row[key] for key in _COSTS} for row in rows]
     verdict = Paragraph(_verdict(results, marks, rows[0]["temperature"]))
-    return Section(TITLE, [verdict, Table(columns, cells, caption, labels=2)])
+    tables = [Table(columns, deltas, caption), _cost_table(_labels(rows), costs, spent)]
+    return Section(TITLE, [verdict, *tables])
 
 
 def of_seeds(results: Results) -> list[Block]:
@@ -81,20 +93,31 @@ def of_seeds(results: Results) -> list[Block]:
         if row["name"] == _MAIN and row["temperature"] == first:
             low, high = row["delta"]["both"] or (None, None)
             marks.append((row["iteration"], tone({"ci_low": low, "ci_high": high})))
-    named = [
-        ([row["name"], number(row["temperature"], 1), str(row["iteration"])], row) for row in rows
+    labels = _labels(rows)
+    named = [([row["name"], label], row) for row, label in zip(rows, labels, strict=True)]
+    columns = ["Comparison", "Iterations"]
+    deltas = seed_tables.table(results, columns, named, "delta", points, _caption(results))
+    costs = {
+        label: {key: row[key]["mean"] for key in _COSTS}
+        for label, row in zip(labels, rows, strict=True)
+    }
+    spent = _cost_table(list(costs), list(costs.values()), f"{_SPENT} Means over seeds.")
+    return [Paragraph(_verdict(results, marks, first)), deltas, spent]
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """Names the rows' numbers of improvements, with the temperature where they differ in it."""
+    if len({row["temperature"] for row in rows}) == 1:
+        return [f"K = {row['iteration']}" for row in rows]
+    return [f"K = {row['iteration']}, T = {row['temperature']:g}" for row in rows]
+
+
+def _cost_table(labels: Sequence[str], costs: Sequence[Row], caption: str) -> Table:
+    cells = [
+        [label, *(number(row[key], 1) for key in _COSTS)]
+        for label, row in zip(labels, costs, strict=True)
     ]
-    deltas = seed_tables.table(
-        results, ["Comparison", "T", "K"], named, "delta", points, _caption(results)
-    )
-    costs = {(row["temperature"], row["iteration"]): row for row in rows}
-    cells: list[list[str | Cell]] = [
-        [number(t, 1), str(k), *(number(row[key]["mean"], 1) for key in _COSTS)]
-        for (t, k), row in costs.items()
-    ]
-    note = "What K improvements and n draws take, as means over prompts and seeds."
-    verdict = Paragraph(_verdict(results, marks, first))
-    return [verdict, deltas, Table(_COLUMNS, cells, note, labels=2)]
+    return Table(["Iterations", *_COSTS.values()], cells, caption)
 
 
 def _caption(results: Results) -> str:

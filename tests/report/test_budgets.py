@@ -31,18 +31,20 @@ ROWS = [row(1, 3.0), row(2, 4.0), row(3, -5.0), row(4, -30.0), row(1, 3.0, 0.4, 
 
 def test_a_row_for_each_number_of_improvements_and_a_verdict():
     section = budgets.section({"budgets": ROWS, "judge": "checker", "num_prompts": 9}, {})
-    verdict, table = section.blocks
+    verdict, table, costs = section.blocks
     assert isinstance(verdict, Paragraph) and verdict.text == (
         "PIT’s best response by gap against best-of-n, the policy’s own draws for no more sampled "
         "tokens: clearly better at K = 1 and 2; clearly worse at K = 4; no clear difference at "
         "K = 3 (temperature 1, judged by the exact checker)."
     )
-    assert isinstance(table, Table) and table.columns[-2:] == [f"Δ: {name}" for name in NAMES]
+    assert isinstance(table, Table) and isinstance(costs, Table)
+    assert [each.replace("\u2011", "-") for each in table.columns[1:]] == [f"Δ: {n}" for n in NAMES]
     delta = Cell("+8.0\u00a0[+3.0,\u00a0+13.0]", "up")
-    assert table.rows[0] == ["1.0", "1", "20.2", "18.5", "1.8", "1.0", "1.5", delta, delta]
-    assert len(table.rows) == 5 and len(table.rows[4]) == len(table.columns)
+    assert table.rows[0] == ["K = 1, T = 1", delta, delta]
+    assert costs.rows[4] == ["K = 1, T = 0.4", "20.2", "18.5", "1.8", "1.0", "1.5"]
+    assert len(table.rows) == 5 and len(costs.rows[4]) == len(costs.columns)
     assert "on 9 held-out prompts" in table.caption.lower() and "circular" not in table.caption
-    assert "best_of allows: 12.5% at K = 1" in table.caption
+    assert "best_of allows: 12.5% at K = 1, T = 0.4" in costs.caption
     assert budgets.section({}, {}).blocks == []
 
 
@@ -55,12 +57,12 @@ def test_a_row_for_each_number_of_improvements_and_a_verdict():
 )
 def test_the_verdict_lists_where_it_holds(lows, said):
     rows = [row(k, float(low)) for k, low in enumerate(lows, 1)]
-    verdict, _ = budgets.section({"budgets": rows, "judge": "checker"}, {}).blocks
+    verdict, *_ = budgets.section({"budgets": rows, "judge": "checker"}, {}).blocks
     assert said in verdict.text
 
 
 def test_a_judge_that_also_chose_is_said_to_be_circular():
-    verdict, table = budgets.section({"budgets": ROWS, "judge": "R_P (rm_policy)"}, {}).blocks
+    verdict, table, _ = budgets.section({"budgets": ROWS, "judge": "R_P (rm_policy)"}, {}).blocks
     assert "circular, and in its favour" in table.caption
     assert verdict.text.endswith("judged by R_P (rm_policy), which also chooses among the draws).")
 
@@ -71,15 +73,15 @@ def test_the_table_of_several_seeds():
     found = seeds.gather(reports) | {"seeds": [0, 1], "judge": "checker"}
     verdict, deltas, costs = budgets.of_seeds(found)
     assert "no clear difference at K = 1 (temperature 1" in verdict.text
-    assert deltas.columns[:5] == ["Comparison", "T", "K", "Seed 0", "Seed 1"]
+    assert deltas.columns[:4] == ["Comparison", "Iterations", "Seed 0", "Seed 1"]
     texts = [getattr(c, "text", c).replace("\u00a0", " ") for c in deltas.rows[0]]
-    assert texts[:6] == [
-        *(NAMES[0], "1.0", "1", "+8.0 [+3.0, +13.0]", "+12.0 [+7.0, +17.0]"),
+    assert texts[:5] == [
+        *(NAMES[0], "K = 1, T = 1", "+8.0 [+3.0, +13.0]", "+12.0 [+7.0, +17.0]"),
         "+10.0 [-15.4, +35.4]",
     ]
-    assert [line[:4] for line in costs.rows] == [
-        ["1.0", "1", "20.2", "18.5"],
-        ["0.4", "1", "20.2", "18.5"],
+    assert [line[:3] for line in costs.rows] == [
+        ["K = 1, T = 1", "20.2", "18.5"],
+        ["K = 1, T = 0.4", "20.2", "18.5"],
     ]
     assert budgets.of_seeds({}) == []
 
