@@ -45,7 +45,7 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   people         {question, ties, asked, judged, alike, agreed, annotators: [{name, first, second,
                   tie}]}: how many comparisons people were asked for, judged all, weren't asked for
                   since responses are equal, and agree on; how often each preferred A, B, neither
-  agreement      as ground_truth, of every two of these people
+  agreement      as ground_truth, of every two of these people; of three or more then of all
   transfer       [{trained_on, evaluated_on, gap_model: a row of reward_models, read, too_long:
                   pairs that were read, and that don't fit, seen: prompts that the run was trained
                   on, and all that a comparison has}]: of the run's own dataset first
