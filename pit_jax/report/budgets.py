@@ -88,6 +88,9 @@ def of_seeds(results: Results) -> list[Block]:
     if not rows:
         return []
     first = rows[0]["temperature"]
+    order = [list(dict.fromkeys(row[key] for row in rows)) for key in ("temperature", "name")]
+    # Of each comparison one K after the other.
+    rows.sort(key=lambda row: (order[0].index(row["temperature"]), order[1].index(row["name"])))
     marks = []
     for row in rows:
         if row["name"] == _MAIN and row["temperature"] == first:

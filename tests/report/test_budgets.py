@@ -69,18 +69,23 @@ def test_a_judge_that_also_chose_is_said_to_be_circular():
 
 def test_the_table_of_several_seeds():
     """Deltas of 8 and 12: mean 10, and Student's t of one degree of freedom is 12.706."""
-    reports = [{"budgets": [row(1, low), row(1, low, 0.4)]} for low in (3.0, 7.0)]
+    reports = [{"budgets": [row(1, low), row(2, low), row(1, low, 0.4)]} for low in (3.0, 7.0)]
     found = seeds.gather(reports) | {"seeds": [0, 1], "judge": "checker"}
     verdict, deltas, costs = budgets.of_seeds(found)
-    assert "no clear difference at K = 1 (temperature 1" in verdict.text
+    assert "no clear difference at K = 1 and 2 (temperature 1" in verdict.text
     assert deltas.columns[:4] == ["Comparison", "Iterations", "Seed 0", "Seed 1"]
     texts = [getattr(c, "text", c).replace("\u00a0", " ") for c in deltas.rows[0]]
     assert texts[:5] == [
         *(NAMES[0], "K = 1, T = 1", "+8.0 [+3.0, +13.0]", "+12.0 [+7.0, +17.0]"),
         "+10.0 [-15.4, +35.4]",
     ]
+    assert [tuple(line[:2]) for line in deltas.rows] == [
+        *((name, f"K = {k}, T = 1") for name in NAMES for k in (1, 2)),
+        *((name, "K = 1, T = 0.4") for name in NAMES),
+    ]
     assert [line[:3] for line in costs.rows] == [
         ["K = 1, T = 1", "20.2", "18.5"],
+        ["K = 2, T = 1", "20.2", "18.5"],
         ["K = 1, T = 0.4", "20.2", "18.5"],
     ]
     assert budgets.of_seeds({}) == []
