@@ -360,6 +360,8 @@ def _evaluate_generations(run, evaluation, options) -> None:
     for line in found.notes:
         print(line)
     results = suite.Suite(run, evaluation).judge_generations(found.records)
+    if results["description"]:
+        print(results["description"])
     results["warnings"] = [*results.get("warnings", ()), *cautions.few_prompts(results)]
     results["command"] = command_line(options.argv)
     print(report.format_summary(results))

@@ -191,6 +191,24 @@ def whole():
         }
         for temperature in (1.0, 0.4)
     ]
+    names = ("PIT, best vs Best-of-n", "PIT, last vs Best-of-n", "Best-of-n vs Original")
+    found["budgets"] = [
+        {
+            "temperature": temperature,
+            "iteration": k,
+            "pit_tokens": 21.5 * (k + 1),
+            "drawn_tokens": 20.0 * (k + 1),
+            "draws": k + 0.9,
+            "capped": 0.02 * k,
+            "gap_passes": float(k),
+            "reward_passes": k + 0.8,
+            "comparisons": [
+                comparison(name, ("a", "b"), "", 9.0 * i) for i, name in enumerate(names)
+            ],
+        }
+        for temperature in (1.0, 0.4)
+        for k in (1, 2)
+    ]
     both = {"wl>ww": 0.8, "wl>ll": 0.8, "wl>lw": 0.8, "ww>lw": 0.8, "ll>lw": 0.8}
     means = {"wl": 1.5, "ww": 0.0, "ll": 0.0, "lw": -1.5}
     found["reward_models"].insert(

@@ -361,7 +361,9 @@ def test_evaluate_judges_saved_generations(improved, trained, tmp_path, capsys):
     folder = tmp_path / "judged"
     arguments = (f"--generations={out}", f"--output={folder}")
     assert tiny_runs.command("evaluate", trained, *arguments) == 0
-    assert "Iteration 2 vs Original" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "Iteration 2 vs Original" in output
+    assert "Best-of-n at equal tokens is left out: a file has no further draws" in output
     results = json.loads((folder / "report.json").read_text())
     assert results["num_prompts"] == 5
     names = [row["name"] for row in results["comparisons"]]

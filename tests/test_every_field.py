@@ -110,6 +110,8 @@ SHOWN_BY: dict[str, dict[str, str]] = {
             "sft policy pit reward_model gap_model"
         ),
         "evaluation/test_language_judge.py::test_a_whole_evaluation_by_verdicts": "judge",
+        "evaluation/test_suite_scripted.py::"
+        "test_best_of_n_is_drawn_as_often_as_it_is_allowed": "best_of",
     },
     "method.choice.Choice": {
         "run/test_choosing.py::"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,23 +66,41 @@ def accord(
     low, high = intervals.mean(sums_G, sizes_G, (0, 1), seed)
     table_G9 = np.zeros((sizes_G.size, 9))
     np.add.at(table_G9, (group_N, 3 * (verdicts_N + 1) + truth_N + 1), 1)
-    half = float("nan")
-    if not intervals.is_thin(sums_G, sizes_G):
-        chance = np.ones(sizes_G.size) / sizes_G.size
-        drawn_RG = np.random.default_rng(seed).multinomial(sizes_G.size, chance, resamples)
-        deviation = _kappa(drawn_RG @ table_G9).std(ddof=1)
-        half = intervals.t_quantile(sizes_G.size) * deviation
-        half *= np.sqrt(sizes_G.size / (sizes_G.size - 1))
-    kappa = float(_kappa(table_G9.sum(axis=0)[None])[0])
-    return Accord(
-        accuracy=float((verdicts_N == truth_N).mean()),
-        ci_low=low,
-        ci_high=high,
-        kappa=kappa,
-        kappa_low=float(kappa - half),
-        kappa_high=float(kappa + half),
-        n=verdicts_N.size,
-    )
+    thin = intervals.is_thin(sums_G, sizes_G)
+    kappas = _with_interval(_kappa, table_G9, seed, 0 if thin else resamples)
+    return Accord(float((verdicts_N == truth_N).mean()), low, high, *kappas, verdicts_N.size)
+
+
+def joint_accord(
+    verdicts, groups: Groups = None, seed: int = 0, resamples: int = RESAMPLES
+) -> Accord:
+    """Measures how far the verdicts [P, N] of P judges, two or more, agree.
+
+    The accuracy is how often two of them agree, on average over every two. Kappa is Fleiss's
+    (1971): with p the accuracy, and q that of verdicts which are independent and as frequent as
+    those of all judges together, (p - q) / (1 - q). It is NaN where q is 1. Its interval is made as
+    that of `accord`.
+
+    Args:
+      verdicts: what each judge says.
+      groups: the group of each column; see `intervals.group_numbers`.
+      seed: of the bootstraps.
+      resamples: how many there are for kappa.
+    """
+    verdicts_PN = np.asarray(verdicts, int)
+    if verdicts_PN.ndim != 2 or len(verdicts_PN) < 2 or not verdicts_PN.size:
+        raise ValueError(f"expected verdicts of two judges or more, got {verdicts_PN.shape}")
+    judges, count = verdicts_PN.shape
+    group_N = intervals.group_numbers(groups, count)
+    said_N3 = np.stack([(verdicts_PN == v).sum(axis=0) for v in (-1, 0, 1)], axis=1)
+    agreed_N = (said_N3 * (said_N3 - 1)).sum(axis=1) / (judges * (judges - 1))
+    sums_G, sizes_G = intervals.by_group(agreed_N, group_N)
+    low, high = intervals.mean(sums_G, sizes_G, (0, 1), seed)
+    told_G5 = np.zeros((sizes_G.size, 5))
+    np.add.at(told_G5, group_N, np.column_stack([np.ones(count), agreed_N, said_N3 / judges]))
+    thin = intervals.is_thin(sums_G, sizes_G)
+    kappas = _with_interval(_joint_kappa, told_G5, seed, 0 if thin else resamples)
+    return Accord(float(agreed_N.mean()), low, high, *kappas, count)
 
 
 def row(
@@ -111,6 +129,28 @@ def row(
     shared = np.tile(numbers_N, len(pairs))[differ].tolist()
     found = dataclasses.asdict(accord(said, true, shared, seed))
     return {"name": name, **{key: known(value) for key, value in found.items()}}
+
+
+def _with_interval(
+    kappa: Callable[[np.ndarray], np.ndarray], told_GK: np.ndarray, seed: int, resamples: int
+) -> tuple[float, float, float]:
+    """Kappa of sums over groups, and its interval over resamples of them, NaN without any."""
+    groups, half = len(told_GK), float("nan")
+    if resamples:
+        chance = np.ones(groups) / groups
+        drawn_RG = np.random.default_rng(seed).multinomial(groups, chance, resamples)
+        deviation = kappa(drawn_RG @ told_GK).std(ddof=1)
+        half = intervals.t_quantile(groups) * deviation * np.sqrt(groups / (groups - 1))
+    value = float(kappa(told_GK.sum(axis=0)[None])[0])
+    return value, float(value - half), float(value + half)
+
+
+def _joint_kappa(told_R5: np.ndarray) -> np.ndarray:
+    """Fleiss's kappa [R] of sums: of rows, of their agreement, of the shares of each verdict."""
+    means_R4 = told_R5[:, 1:] / told_R5[:, :1]
+    agreed_R, chance_R = means_R4[:, 0], np.sum(means_R4[:, 1:] ** 2, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(chance_R < 1, (agreed_R - chance_R) / (1 - chance_R), np.nan)
 
 
 def _kappa(tables_R9: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ def checker(dataset: DatasetConfig | MixtureConfig) -> ExactJudge | None:
 
 
 class Verdicts:
-    """Judges responses to the same prompts; a judge with scores scores each list of them once.
+    """Judges responses to the same prompts; a judge with scores scores each of them once.
 
     Args:
       judge: the judge.
@@ -144,7 +144,7 @@ class Verdicts:
 
     def __init__(self, judge: Judge, prompts: Sequence[str]):
         self._judge, self._prompts = judge, prompts
-        self._scores: dict[tuple[str, ...], np.ndarray] = {}
+        self._scores: dict[tuple[str, str], float] = {}
 
     def scores(self, responses: Sequence[str]) -> np.ndarray | None:
         """Returns the scores [N] of a response to each prompt; None by a judge without scores."""
@@ -177,10 +177,12 @@ class Verdicts:
         return {"mean_score": mean.mean, **ends}
 
     def _scored(self, judge: ScoringJudge, responses: Sequence[str]) -> np.ndarray:
-        key = tuple(responses)
-        if key not in self._scores:
-            self._scores[key] = judge.scores(self._prompts, responses)
-        return self._scores[key]
+        check_lengths(self._prompts, responses)
+        rows = list(zip(self._prompts, responses, strict=True))
+        if new := list(dict.fromkeys(row for row in rows if row not in self._scores)):
+            prompts, texts = zip(*new)
+            self._scores.update(zip(new, judge.scores(prompts, texts).tolist(), strict=True))
+        return np.array([self._scores[row] for row in rows], np.float64)
 
 
 def known(value: float) -> float | None:

@@ -260,17 +260,15 @@ def results(key: Key, sheets: Sequence[Sheet], seed: int = 0) -> dict[str, Any]:
     names = [sheet.annotator for sheet in sheets]
     judge = f"people ({', '.join(names)})"
     groups = [key.items[n - 1].group for n in numbers]
-    agreement = [
-        {
-            "name": f"{names[i]} and {names[j]}",
-            **{
-                field: known(value)
-                for field, value in dataclasses.asdict(
-                    ground_truth.accord(said_PN[i], said_PN[j], groups, seed)
-                ).items()
-            },
-        }
+    accords = {
+        f"{names[i]} and {names[j]}": ground_truth.accord(said_PN[i], said_PN[j], groups, seed)
         for i, j in itertools.combinations(range(len(sheets)), 2)
+    }
+    if len(sheets) > 2:
+        accords[f"all {len(sheets)}"] = ground_truth.joint_accord(said_PN, groups, seed)
+    agreement = [
+        {"name": name, **{k: known(v) for k, v in dataclasses.asdict(found).items()}}
+        for name, found in accords.items()
     ]
     people = {
         "question": key.question,
@@ -323,7 +321,8 @@ def _warnings(people: dict[str, Any], agreement: Sequence[dict[str, Any]]) -> It
             f"{left_out} of {people['asked']} comparisons are left out, on which the verdict of "
             "somebody is missing"
         )
-    for row in agreement:
+    pairs = agreement[:-1] if len(people["annotators"]) > 2 else agreement  # the last is of all
+    for row in pairs:
         if row["kappa"] is not None and row["kappa"] < _SLIGHT:
             yield (
                 f"{row['name']} agree hardly more often than by chance (Cohen's kappa "

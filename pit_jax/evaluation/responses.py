@@ -47,7 +47,8 @@ class Responses:
         self.model = functools.lru_cache(maxsize=8)(run.load_frozen)
         self._sampled: dict[tuple, list[Response]] = {}
         self._traces: dict[tuple, list[Trace]] = {}
-        self._rewards: dict[tuple, np.ndarray] = {}
+        self._drawn: dict[tuple, list[list[Response]]] = {}
+        self._rewards: dict[tuple[str, str, str], np.float32] = {}
         self._started = self._said = time.monotonic()
 
     @classmethod
@@ -60,16 +61,56 @@ class Responses:
         """Samples a policy's response to each prompt; another `draw` is an independent sample."""
         key = (stage, temperature, draw)
         if key not in self._sampled:
-            run = self._run
             self._say(stage, temperature)
-            self._sampled[key] = run.role(POLICY).answers(
-                self.model(stage),
-                self.prompts,
-                self.rows,
-                run.key("evaluation", stage, draw),
-                dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature),
-            )
+            self._sampled[key] = self._sample(*key, self.prompts, self.rows)
         return self._sampled[key]
+
+    def draws(self, temperature: float, budgets: Sequence[int], most: int) -> list[list[Response]]:
+        """Samples the original's policy again and again, while a prompt has tokens left.
+
+        The draws are those of `policy`, of which the first two are sampled for all prompts.
+
+        Args:
+          temperature: of the responses.
+          budgets: how many tokens each prompt has, as `Response.sampled` counts them.
+          most: the most draws of a prompt, at least one.
+
+        Returns:
+          the draws of each prompt in order, y_0 first: those that its tokens are enough for and,
+          where there is one, the first that they aren't enough for.
+        """
+        stage = self._policy
+        key = (temperature, *budgets, most)
+        if key not in self._drawn:
+            found = [[response] for response in self.policy(stage, temperature)]
+            for draw in range(1, most):
+                spent = [sum(each.sampled for each in own) for own in found]
+                left = [i for i, tokens in enumerate(budgets) if spent[i] < tokens]
+                if not left:
+                    break
+                if draw == 1:  # which other tables have, too
+                    whole = self.policy(stage, temperature, draw)
+                    new = [whole[i] for i in left]
+                else:
+                    self._say(stage, temperature, f"draw {draw + 1} for {len(left)} prompts")
+                    prompts, rows = [self.prompts[i] for i in left], [self.rows[i] for i in left]
+                    new = self._sample(stage, temperature, draw, prompts, rows)
+                for i, response in zip(left, new, strict=True):
+                    found[i].append(response)
+            self._drawn[key] = found
+        return self._drawn[key]
+
+    def _sample(
+        self, stage: str, temperature: float, draw: int, prompts: list[str], rows: list[int]
+    ) -> list[Response]:
+        run = self._run
+        return run.role(POLICY).answers(
+            self.model(stage),
+            prompts,
+            rows,
+            run.key("evaluation", stage, draw),
+            dataclasses.replace(run.config.improve.policy_sampling, temperature=temperature),
+        )
 
     def improved(
         self,
@@ -99,8 +140,10 @@ class Responses:
                 reflects=self._reflects(stage, method),
                 role=_role(method),
             )
-            # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are.
-            improver = dataclasses.replace(improver, anchor=0.0)
+            # Gaps are shown beside Figures 2 and 4, which have R_PIT's scores as they are; which
+            # response is the best is counted from the anchor, as `improve` does.
+            anchor = float(np.float32(improver.anchor))
+            improver = dataclasses.replace(improver, anchor=0.0, better_above=anchor)
             original = self.policy(self._policy, temperature)
             self._say(stage, temperature, method)
             draw = run.key("evaluation", stage, method)
@@ -134,24 +177,23 @@ class Responses:
         return self._sampled[key]
 
     def rewards(self, stage: str, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """Scores N texts by an R_P, float32 [N], each list of them once.
+        """Scores N texts by an R_P, float32 [N], each of them once.
 
         Args:
           stage: the stage that trained R_P.
           prompts: x of each text.
           texts: the texts; one over the window is cut, and read where it ends.
         """
-        known = (stage, *prompts, *texts)
-        if known not in self._rewards:
+        asked = [(stage, x, text) for x, text in zip(prompts, texts, strict=True)]
+        if new := list(dict.fromkeys(each for each in asked if each not in self._rewards)):
             run = self._run
             role = run.role(POLICY_REWARD)
-            read = [role.read(text) for text in texts]
-            built = [role.layout.reward_prompt(prompt) for prompt in prompts]
+            read = [role.read(text) for _, _, text in new]
+            built = [role.layout.reward_prompt(prompt) for _, prompt, _ in new]
             model, pooling = self.model(stage), run.pooling(stage)
-            self._rewards[known] = role.sampler.score(
-                model, built, role.widths.reward, read, pooling
-            )
-        return self._rewards[known]
+            scores = role.sampler.score(model, built, role.widths.reward, read, pooling)
+            self._rewards.update(zip(new, scores, strict=True))
+        return np.array([self._rewards[each] for each in asked], np.float32)
 
     def _say(self, stage: str, temperature: float, method: str = "responses") -> None:
         """Says what is sampled next, if nothing has been said for a while."""

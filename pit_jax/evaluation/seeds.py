@@ -51,6 +51,19 @@ _ITERATION: _Measured = {
     "changed": (False, _SHARE),
     "gap": (False, None),
 }
+_STOP: _Measured = {
+    "delta_vs_original": (True, _POINTS),
+    "limit": (False, None),
+    "iterations": (False, None),
+    "tokens": (False, None),
+}
+_BUDGET: _Measured = {
+    "delta": (True, _POINTS),
+    "capped": (False, _SHARE),
+    **{f"{what}_tokens": (False, None) for what in ("pit", "drawn")},
+    "draws": (False, None),
+    **{f"{what}_passes": (False, None) for what in ("gap", "reward")},
+}
 _REWARD_MODEL: _Measured = {
     "accuracy": (True, _SHARE),
     "degeneration": (False, None),
@@ -133,9 +146,9 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
     iteration. A row that only some seeds have is there for those.
 
     Returns:
-      `comparisons`, `lengths` (of comparisons, at equal length), `scores`, `iterations`,
-      `reward_models`, `figure3` and `figure5`, each a list of rows: what names the row, then a
-      Summary as a dict for each quantity. `figure4` is a list
+      `comparisons`, `lengths` (of comparisons, at equal length), `scores`, `iterations`, `stops`,
+      `budgets` (a row for each comparison), `reward_models`, `figure3` and `figure5`, each a list
+      of rows: what names the row, then a Summary as a dict for each quantity. `figure4` is a list
       of curves {model, round, steps, mean, seeds, ending, regions}: the mean of the seeds' curves,
       the curves, each as long as `steps`, the Summary of the mean of each curve's last tenth, and
       in which region that lies by the seed's own reward model. `regions` has the mean of the
@@ -158,6 +171,10 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
             [_iterations(r) for r in reports],
             {"mean_score": (False, score["mean_score"][1]), **_ITERATION},
         ),
+        "stops": _combined(
+            [_stops(r) for r in reports], {"mean_score": (False, score["mean_score"][1]), **_STOP}
+        ),
+        "budgets": _combined([_budgets(r) for r in reports], _BUDGET),
         "reward_models": _combined([_reward_models(r) for r in reports], _REWARD_MODEL),
         **{name: _combined([_sweep(r, name) for r in reports], _COMPARISON) for name in _SWEEPS},
         "figure4": _curves([report.get("figure4", ()) for report in reports], regions),
@@ -234,6 +251,26 @@ def _iterations(report: Report) -> list[Row]:
         for group in report.get("iterations", ())
         for part, method in (("rows", "PIT"), ("self_refine", "Self-Refine"))
         for row in group.get(part) or ()
+    ]
+
+
+def _stops(report: Report) -> list[Row]:
+    """Rows of stop criteria; a number of iterations names its row, other limits are a seed's."""
+    rows = []
+    for group in report.get("iterations", ()):
+        for row in group.get("stops", ()):
+            counts = row["criterion"] == "iterations"
+            named = {"iteration": row["limit"], "limit": None} if counts else {}
+            rows.append({"temperature": group["temperature"], **row, **named})
+    return rows
+
+
+def _budgets(report: Report) -> list[Row]:
+    """A row for each comparison at a budget, with what the budget is."""
+    return [
+        {**{key: value for key, value in row.items() if key != "comparisons"}, **compared}
+        for row in report.get("budgets", ())
+        for compared in row["comparisons"]
     ]
 
 

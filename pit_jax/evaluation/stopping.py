@@ -35,7 +35,7 @@ class Stop:
     Attributes:
       kept: the index of the response that it ends with; 0 is the original.
       iterations: how many were sampled, that of a rejected response included.
-      tokens: how many were sampled in these, reflections included.
+      tokens: how many were sampled in these, as `Response.sampled` counts them.
     """
 
     kept: int
@@ -70,7 +70,7 @@ def stop(trace: Trace, criterion: Criterion, count: int) -> Stop:
     kept = tokens = 0
     for k in range(1, count + 1):
         new, old = trace.responses[k], trace.responses[k - 1]
-        tokens += len(new.tokens) + len(new.reflection)
+        tokens += new.sampled
         name, limit = criterion.name, criterion.limit or 0.0
         if name == "gap" and trace.gaps[k - 1] < limit:
             return Stop(kept, k, tokens)

@@ -20,6 +20,7 @@ from pit_jax import __version__
 from pit_jax.checked import at_least, checked
 from pit_jax.data.examples import SPLITS
 from pit_jax.evaluation import (
+    budgets,
     configured_judge,
     curves,
     ground_truth,
@@ -55,6 +56,10 @@ class EvaluationConfig:
       iterations: number of improvements in a row (Table 3).
       num_samples: number of prompts to show with all their texts.
       self_refine: whether to sample the Self-Refine baseline, as often in a row as PIT.
+      best_of: the most draws of the policy to a prompt, y_0 among them, that are compared with PIT
+        at as many tokens (best-of-n). Each temperature's tables have two draws anyway; of the
+        others no more are sampled than the tokens of `iterations` improvements are enough for,
+        which is about as many draws. 0 leaves the comparison out.
       sft, policy, pit, reward_model, gap_model: names of the stages to evaluate.
       controls: (label, stage) of policies compared with the original, as a policy trained longer;
         other complete stages of task `rl_policy` follow by their names.
@@ -71,6 +76,7 @@ class EvaluationConfig:
     iterations: int = 5
     num_samples: int = 6
     self_refine: bool = True
+    best_of: int = 8
     sft: str = "sft_policy"
     policy: str = "rl_policy"
     pit: str = "rl_pit"
@@ -81,7 +87,7 @@ class EvaluationConfig:
     judge: configured_judge.JudgeConfig | None = None
 
     def __post_init__(self):
-        at_least(self, 0, "num_prompts", "num_samples")
+        at_least(self, 0, "num_prompts", "num_samples", "best_of")
         at_least(self, 1, "iterations")
         if self.split not in SPLITS or not self.temperatures:
             raise ValueError(f"evaluation: expected a split of {SPLITS}, temperatures; got {self}")
@@ -166,6 +172,7 @@ class Suite:
             "comparisons": comparisons + supervised_rows,
             "scores": scores,
             "iterations": [{"temperature": t, **self._iterations(t)} for t in config.temperatures],
+            "budgets": [row for t in config.temperatures for row in self._budgets(t)],
             "reward_models": agreement,
             "ground_truth": self._ground_truth(),
             "figure3": self._sweep(),
@@ -196,6 +203,7 @@ class Suite:
         return {
             "title": "Saved generations",
             "num_prompts": len(records),
+            "description": budgets.LEFT_OUT if self._config.best_of else "",
             **made,
             **self._judging(),
         }
@@ -288,6 +296,16 @@ class Suite:
             ),
         }
 
+    def _budgets(self, temperature: float) -> list[dict[str, Any]]:
+        """Compares PIT with as many tokens of the policy's draws; nothing if that isn't asked."""
+        config = self._config
+        if not config.best_of:
+            return []
+        traces = self.improved(config.pit, temperature, config.iterations)
+        tokens = [budgets.tokens(trace, config.iterations) for trace in traces]
+        draws = self.responses.draws(temperature, tokens, config.best_of)
+        return budgets.rows(self.tables, self._rewards, temperature, traces, draws, config)
+
     def _reward_model_rows(self) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
         """Makes Table 4 and, of R_PIT's rewards, Figure 2.
 
@@ -332,34 +350,14 @@ class Suite:
     def _variants(self) -> list[dict[str, str]]:
         """Says what each model of a group is, where there are several."""
         config = self._config
+        rewards = (("R_P", config.reward_model), ("R_PIT", config.gap_model))
         groups = {
-            "table2": (("PIT", config.pit), *self._ablations),
-            "control": (("Original", config.policy), *self._controls),
-            "reward_models": (
-                ("R_P", config.reward_model),
-                ("R_PIT", config.gap_model),
-                *self._reward_models,
-                *self._gap_models,
-            ),
-            "figure5": self._supervised,
+            "table2": ([("PIT", config.pit)], self._ablations),
+            "control": ([("Original", config.policy)], self._controls),
+            "reward_models": (rewards, (*self._reward_models, *self._gap_models)),
+            "figure5": (self._supervised[:1], self._supervised[1:]),
         }
-        more = {
-            "table2": self._ablations,
-            "control": self._controls,
-            "reward_models": (*self._reward_models, *self._gap_models),
-            "figure5": self._supervised[1:],
-        }
-        return [
-            {
-                "group": group,
-                "label": label,
-                "stage": stage,
-                "what": variants.describe(self._run, stage),
-            }
-            for group, models in groups.items()
-            if more[group]
-            for label, stage in models
-        ]
+        return variants.rows(self._run, groups)
 
     # Figures
 

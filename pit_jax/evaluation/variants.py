@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pit_jax.method import curriculum
 from pit_jax.run import stages
@@ -82,6 +82,26 @@ def describe(run: Run, name: str) -> str:
         if round_.steps
     ]
     return f"from {stage.initial}: {', then '.join(rounds)}; reward: {_reward(run, stage)}"
+
+
+def rows(
+    run: Run, groups: Mapping[str, tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str]]]]
+) -> list[dict[str, str]]:
+    """Says what each model of a group is, where there are several.
+
+    Args:
+      run: the run.
+      groups: (label, stage) of a group's main models, and of the others.
+
+    Returns:
+      group, label, stage and what, of each.
+    """
+    return [
+        {"group": group, "label": label, "stage": stage, "what": describe(run, stage)}
+        for group, (main, more) in groups.items()
+        if more
+        for label, stage in (*main, *more)
+    ]
 
 
 def _source(round_: curriculum.Round) -> str:

@@ -72,6 +72,7 @@ class Trace:
       last: index in `responses` of the one that the stop criterion left.
       best: index of the best one by gap: each new one is compared with the best before it.
       best_gap: r_gap(x, y_best, y_j) against the best one before, y_j; 0 where y_0 is the best.
+      bests: the indices of all that were the best one for a while, without y_0.
       stop_reason: `iterations`, `unchanged`, `gap` or `time`.
     """
 
@@ -81,10 +82,15 @@ class Trace:
     best: int = 0
     best_gap: float = 0.0
     stop_reason: str = "iterations"
+    bests: list[int] = dataclasses.field(default_factory=list)
 
     def at(self, iteration: int) -> Response:
         """Returns the response that stands after so many iterations."""
         return self.responses[min(iteration, self.last)]
+
+    def best_after(self, iteration: int) -> int:
+        """Returns the index in `responses` of the best one by gap after so many iterations."""
+        return max((i for i in self.bests if i <= iteration), default=0)
 
     def final(self, keep: str) -> int:
         """Returns the index in `responses` of the result, by `ImproveConfig.keep`."""
@@ -102,6 +108,7 @@ class Improver:
       gap_model: parameters of R_PIT, if gaps are wanted.
       pooling: how R_PIT's score is read.
       anchor: the score of R_PIT that counts as a gap of 0.
+      better_above: a new response is the best where its gap to the best before is above this.
       reflects: whether M_PIT writes a reflection before its response (Appendix K). Only the
         response is scored and improved further.
       refine: what asks M_P by Self-Refine; only that method needs it.
@@ -113,6 +120,7 @@ class Improver:
     gap_model: Any = None
     pooling: str = "last"
     anchor: float = 0.0
+    better_above: float = 0.0
     reflects: bool = False
     refine: SelfRefine | None = None
 
@@ -214,7 +222,7 @@ class Improver:
         return dataclasses.replace(response, text=self.role.text(response))
 
     def _find_best(self, traces, active, prompts, improved, gaps) -> None:
-        """Makes a new response the best one where its gap to the best so far is above 0."""
+        """Makes a new response the best one where its gap to the best so far is high enough."""
         to_best = np.array(gaps)
         # Where the best response isn't the one that was improved, its gap is another one.
         others = [p for p, i in enumerate(active) if traces[i].best != len(traces[i].responses) - 1]
@@ -223,8 +231,9 @@ class Improver:
             pick = [improved[p] for p in others]
             to_best[others] = self.gaps([prompts[p] for p in others], pick, best)
         for gap, i in zip(to_best.tolist(), active, strict=True):
-            if gap > 0:
+            if gap > self.better_above:
                 traces[i].best, traces[i].best_gap = len(traces[i].responses), gap
+                traces[i].bests.append(traces[i].best)
 
     def _settle(self, traces, active, improved, gaps, config: ImproveConfig) -> list[int]:
         """Records an iteration and returns the rows that go on."""

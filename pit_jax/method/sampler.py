@@ -44,6 +44,12 @@ class Response:
     reflection: Tokens = dataclasses.field(default_factory=list)
     text: str | None = dataclasses.field(default=None, compare=False)
 
+    @property
+    def sampled(self) -> int:
+        """How many tokens were sampled for it: its end counts, and a reflection with its mark."""
+        marked = bool(self.reflection) and (bool(self.tokens) or self.ended)
+        return len(self.reflection) + marked + len(self.tokens) + self.ended
+
 
 @dataclasses.dataclass(frozen=True)
 class Reflecting:

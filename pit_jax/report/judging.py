@@ -35,14 +35,16 @@ def _ground_truth(rows: Sequence[Mapping[str, Any]]) -> Table:
     return _accords("Judge", rows, caption)
 
 
-def _accords(who: str, rows: Sequence[Mapping[str, Any]], caption: str) -> Table:
+def _accords(
+    who: str, rows: Sequence[Mapping[str, Any]], caption: str, kappa_of: str = "Cohen’s kappa"
+) -> Table:
     cells = []
     for row in rows:
         accuracy = with_interval(share(row["accuracy"]), row["ci_low"], row["ci_high"], share)
         ends = row["kappa_low"], row["kappa_high"]
         kappa = with_interval(number(row["kappa"]), *ends, number)
         cells.append([row["name"], accuracy, kappa, count(row["n"])])
-    return Table([who, "Agrees %", "Cohen’s kappa", "Comparisons"], cells, caption)
+    return Table([who, "Agrees %", kappa_of, "Comparisons"], cells, caption)
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]], people: Mapping[str, Any]) -> Table:
@@ -52,9 +54,16 @@ def _agreement(rows: Sequence[Mapping[str, Any]], people: Mapping[str, Any]) -> 
         f"pairs of equal responses tie unasked: {count(people['alike'])}. All agree on "
         f"{count(people['agreed'])} of the {count(people['judged'])} that all have judged. A "
         "response is better only where all say so; all else is a tie. Two agree where both prefer "
-        f"the same response or both tie. {_KAPPA} Brackets: 95% intervals over prompts."
+        f"the same response or both tie. {_KAPPA}"
     )
-    return _accords("People", rows, caption)
+    several = len(people["annotators"]) > 2
+    if several:
+        caption += (
+            " The last row has how often two of all people agree on average, and Fleiss’s kappa, "
+            "which is that of all together."
+        )
+    caption += " Brackets: 95% intervals over prompts."
+    return _accords("People", rows, caption, "Kappa" if several else "Cohen’s kappa")
 
 
 def _places(people: Mapping[str, Any]) -> Table:

@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pit_jax.report import choices, comparisons, judging, opening, plots, reward_models, transfer
+from pit_jax.report import (
+    budgets,
+    choices,
+    comparisons,
+    judging,
+    opening,
+    plots,
+    reward_models,
+    transfer,
+)
 from pit_jax.report.blocks import (
     Block,
     Code,
@@ -43,6 +52,7 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
         comparisons.quality,
         comparisons.curriculum,
         comparisons.iterations,
+        budgets.section,
         comparisons.temperature,
         comparisons.supervised,
         reward_models.section,

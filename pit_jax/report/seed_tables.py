@@ -117,6 +117,20 @@ def for_terminal(results: Results) -> Iterator[tuple[list[str], list[list[str]]]
         ("bradley-terry by iteration", "bradley_terry", whole),
     ):
         yield _brief(title, named, key, form, seeds)
+    named = [
+        (
+            f"{row['criterion']} {row.get('iteration', '')}".strip()
+            + f", T={row['temperature']:g}",
+            row,
+        )
+        for row in results["stops"]
+    ]
+    yield _brief("delta by stop criterion", named, "delta_vs_original", points, seeds)
+    named = [
+        (f"{row['name']}, K={row['iteration']}, T={row['temperature']:g}", row)
+        for row in results["budgets"]
+    ]
+    yield _brief("at equal tokens", named, "delta", points, seeds)
     named = [(row["name"], row) for row in results["reward_models"]]
     yield _brief("reward model, accuracy %", named, "accuracy", share, seeds)
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from pit_jax.evaluation import scoring
-from pit_jax.report import opening, paper, plots, seed_plots, seed_tables
+from pit_jax.report import budgets, opening, paper, plots, seed_plots, seed_tables, stopping
 from pit_jax.report.blocks import (
     Block,
     Cell,
@@ -82,6 +82,7 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
         Section("Quality of the responses", [*group("table1"), *_scores(results)]),
         Section("The curriculum", [*group("table2"), *_rewards_by_step(results, drawings)]),
         Section("Improvement iterations", _iterations(results, drawings)),
+        Section(budgets.TITLE, budgets.of_seeds(results)),
         Section("The temperature of improvement", _sweep(results, drawings, "figure3")),
         Section(
             "Supervised PIT models", [*group("figure5"), *_sweep(results, drawings, "figure5")]
@@ -273,7 +274,7 @@ def _iterations(results: Results, drawings: Drawings) -> list[Block]:
             note += f" {paper.TABLE_3}"
         there = [row for row in rows if row["temperature"] == temperature]
         blocks.append(_iteration_table(there, note))
-    return blocks
+    return [*blocks, *stopping.of_seeds(results)]
 
 
 def _listed(seeds: Sequence[int]) -> str:

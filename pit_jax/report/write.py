@@ -24,6 +24,11 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
                    bradley_terry_high, changed, gap}], self_refine: [the same],
                    stops: [{criterion, limit, iterations, tokens, mean_score, delta_vs_original,
                    ci_low, ci_high}]}]: evaluation/stopping.py has the criteria
+  budgets        [{temperature, iteration, pit_tokens, drawn_tokens: means of what is sampled for
+                   PIT after so many iterations, and for best-of-n, draws: the mean of n, capped:
+                   the share of prompts with tokens left after the most draws, gap_passes,
+                   reward_passes: how often R_PIT and R_P read a response to choose, comparisons:
+                   [{name, win, lose, tie, delta, ci_low, ci_high, n}]}]: evaluation/budgets.py
   reward_models  [{name, accuracy, ci_low, ci_high, n, inequalities, means, degeneration}]
   figure2        {'wl' | 'ww' | 'll' | 'lw': rewards}
   figure3        {temperatures, series: {name: deltas}, intervals: {name: [[low, high]]}}
@@ -40,7 +45,7 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
   people         {question, ties, asked, judged, alike, agreed, annotators: [{name, first, second,
                   tie}]}: how many comparisons people were asked for, judged all, weren't asked for
                   since responses are equal, and agree on; how often each preferred A, B, neither
-  agreement      as ground_truth, of every two of these people
+  agreement      as ground_truth, of every two of these people; of three or more then of all
   transfer       [{trained_on, evaluated_on, gap_model: a row of reward_models, read, too_long:
                   pairs that were read, and that don't fit, seen: prompts that the run was trained
                   on, and all that a comparison has}]: of the run's own dataset first
@@ -101,6 +106,7 @@ _SHARES = {
     "reward_models": ("accuracy", "ci_low", "ci_high"),
     "ground_truth": ("accuracy", "ci_low", "ci_high"),
     "agreement": ("accuracy", "ci_low", "ci_high"),
+    "budgets": ("capped",),
 }
 
 
@@ -210,12 +216,26 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         for label, part in (("", "rows"), ("Self-Refine ", "self_refine"))
         for row in group.get(part, ())
     ]
+    at_budgets = [
+        [
+            number(row["temperature"], 1),
+            str(row["iteration"]),
+            *(number(row[key], 1) for key in ("pit_tokens", "drawn_tokens", "draws")),
+            compared["name"],
+            points(compared.get("delta")),
+            _interval(compared, points),
+        ]
+        for row in plain.get("budgets", ())
+        for compared in row["comparisons"]
+    ]
+    budget = ["tokens", "drawn", "n", "at equal tokens", "delta", "95% interval"]
     return [
         (["stage", "steps", "time", "parameters"], stages),
         (["reward model", "accuracy %", "95% interval", "pairs"], models),
         (["responses", "temp", "mean score", "95% interval"], scores),
         (["temp", "iteration", "mean score", "delta", "elo", "changed %"], iterations),
         (["comparison", "win %", "lose %", "tie %", "delta", "95% interval", "n"], comparisons),
+        (["temp", "K", *budget], at_budgets),
         *_judging_tables(plain),
     ]
 

@@ -38,9 +38,16 @@ def test_the_report_parses_and_holds_the_tables(trained):
     assert [stage["name"] for stage in report["stages"]] == STAGES
     assert all(stage["seconds"] > 0 for stage in report["stages"])
     assert "rl_pit_1/curriculum.Round.steps = 3" in report["config_text"]
+    iterations = max(row["iteration"] for row in report["iterations"][0]["rows"])
+    at_main = [
+        r for r in report["budgets"] if r["temperature"] == report["scores"][0]["temperature"]
+    ]
+    assert [row["iteration"] for row in at_main] == list(range(1, iterations + 1))
+    assert all(row["drawn_tokens"] <= row["pit_tokens"] for row in report["budgets"])
     markdown = (trained / "report.md").read_text()
     page = (trained / "report.html").read_text()
-    for title in ("PIT vs Original", "RL vs SFT", "Policy re-sampled vs Original", "R_PIT"):
+    titles = ("PIT vs Original", "RL vs SFT", "Policy re-sampled vs Original", "R_PIT")
+    for title in (*titles, "PIT, best vs", "More draws in place of improvements"):
         assert title.replace("_", r"\_") in markdown and title in page
     for number in (1, 3, 4):
         assert re.search(rf"Table {number}\b", markdown) and re.search(rf"Table {number}\b", page)
@@ -162,6 +169,7 @@ def test_dialogues_are_judged_by_the_reward_model(dialogues):
     assert "judged by the R_P (rm_policy)" in report["description"]
     assert {row["judge"] for row in report["comparisons"]} == {"R_P (rm_policy)"}
     assert not any("Self-Refine" in row["name"] for row in report["comparisons"])
+    assert "circular, and in its favour" in (dialogues / "report.md").read_text()
     prompts = [sample["prompt"] for sample in report["samples"]]
     assert all(re.search(r"[a-z]+ \d\?", prompt) for prompt in prompts)
 

@@ -25,6 +25,43 @@ def test_kappa_by_hand():
     assert np.isnan(ground_truth.accord([1, 1], [1, 1]).kappa)
 
 
+def test_kappa_of_three_by_hand():
+    """Four comparisons: all alike, two of three alike, all alike, all different."""
+    said = [[1, 1, -1, 1], [1, 1, -1, -1], [1, -1, -1, 0]]
+    found = ground_truth.joint_accord(said)
+    # Of every two verdicts 3 of 3, 1, 3 and 0 agree: 7 / 12; of 12 verdicts 6, 5 and 1 are alike,
+    # so that by chance (36 + 25 + 1) / 144 would.
+    assert (found.accuracy, found.n) == (pytest.approx(7 / 12), 4)
+    assert found.kappa == pytest.approx((84 - 62) / (144 - 62))
+    assert found.ci_low < 7 / 12 < found.ci_high and np.isnan(found.kappa_low)
+    # Who of them says what doesn't matter.
+    mixed = [[1, -1, -1, 0], [1, 1, -1, 1], [1, 1, -1, -1]]
+    assert ground_truth.joint_accord(mixed).kappa == found.kappa
+    assert np.isnan(ground_truth.joint_accord([[1, 1]] * 3).kappa)
+    with pytest.raises(ValueError, match=r"expected verdicts of two judges or more, got \(1, 2\)"):
+        ground_truth.joint_accord([[1, 0]])
+
+
+def test_kappa_of_two_is_that_of_their_shared_frequencies():
+    """Scott's pi (1955), which Fleiss's kappa is for two, with its interval over prompts."""
+    rng = np.random.default_rng(2)
+    true = rng.choice([1, 0, -1], size=150)
+    said = np.where(rng.random(150) < 0.6, true, rng.choice([1, 0, -1], size=150))
+    found = ground_truth.joint_accord([true, said])
+    shares = [np.mean(np.concatenate([true, said]) == v) for v in (-1, 0, 1)]
+    chance = np.sum(np.square(shares))
+    assert found.kappa == pytest.approx((np.mean(true == said) - chance) / (1 - chance))
+    cohen = ground_truth.accord(said, true)
+    assert (found.accuracy, found.ci_low, found.ci_high) == (
+        pytest.approx(cohen.accuracy),
+        pytest.approx(cohen.ci_low),
+        pytest.approx(cohen.ci_high),
+    )
+    assert found.kappa_high - found.kappa_low == pytest.approx(
+        cohen.kappa_high - cohen.kappa_low, rel=0.05
+    )
+
+
 def _one_kappa(said, true):
     agreed = np.mean(said == true)
     chance = sum(np.mean(said == v) * np.mean(true == v) for v in (-1, 0, 1))

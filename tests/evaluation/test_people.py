@@ -132,9 +132,14 @@ def test_three_people_have_to_agree_and_rows_stay_apart():
     up = dict.fromkeys(("x 0", "x 1", "x 2"), 1)
     sheets = [sheet(made, "a", up), sheet(made, "b", up), sheet(made, "c", up | {"x 1": -1})]
     found = people.results(made, sheets)
-    assert [row["name"] for row in found["agreement"]] == ["a and b", "a and c", "b and c"]
+    assert [row["name"] for row in found["agreement"]] == ["a and b", "a and c", "b and c", "all 3"]
     # Of five comparisons the third person has two otherwise, one of each row.
-    assert [row["accuracy"] for row in found["agreement"]] == [1, 0.6, 0.6]
+    assert [row["accuracy"] for row in found["agreement"]][:3] == [1, 0.6, 0.6]
+    # 13 of 15 verdicts are wins: by chance two agree in (169 + 4) / 225, and in 11 / 15 they do.
+    together = found["agreement"][3]
+    assert together["accuracy"] == pytest.approx(11 / 15) and together["n"] == 5
+    assert together["kappa"] == pytest.approx((165 - 173) / (225 - 173))
+    assert not any("all 3" in text for text in found["warnings"])
     rows = {row["name"]: row for row in found["comparisons"]}
     assert rows["new vs old"]["win"] == pytest.approx(200 / 3) and rows["other"]["win"] == 50
     assert [rows[name]["lose"] for name in rows] == [0, 0] and found["people"]["agreed"] == 3

@@ -150,13 +150,53 @@ def test_stop_criteria_end_where_algorithm_2_does(results, suite, run, fields):
     traces = improver(inputs.prompts, original, inputs.rows, key, config)
     sampled = [trace.responses[1:] for trace in traces]
     assert row["iterations"] == pytest.approx(np.mean([len(each) for each in sampled]))
-    tokens = [sum(len(response.tokens) for response in each) for each in sampled]
+    tokens = [sum(len(r.tokens) + r.ended for r in each) for each in sampled]
     assert row["tokens"] == pytest.approx(np.mean(tokens))
     checked = [
         instructions.check("drafts", p, t.responses[t.last].text)
         for p, t in zip(inputs.prompts, traces)
     ]
     assert row["mean_score"] == pytest.approx(np.mean([each.score for each in checked]))
+
+
+def test_best_of_n_by_an_account_of_its_own(results, suite, run, examples):
+    """From whole draws of the policy, of which the suite samples no more than it needs."""
+    whole = [suite.policy("rl_policy", 1.0, draw) for draw in range(8)]
+    traces = suite.improved("rl_pit", 1.0, 2)
+    checked = [
+        [scores_of(run, [example] * len(own), own) for own in (draws, trace.responses)]
+        for example, draws, trace in zip(examples, zip(*whole), traces, strict=True)
+    ]
+    rewards = [
+        suite.responses.rewards("rm_policy", [e.prompt] * 8, [d.text for d in draws])
+        for e, draws in zip(examples, zip(*whole), strict=True)
+    ]
+    gap_model, anchor = run.load_frozen("rm_gap"), run.anchor("rm_gap")
+    improver = run.improver(run.load_frozen("rl_pit"), gap_model, "rm_gap")
+    for k, row in enumerate(results["budgets"], 1):
+        numbers, deltas = [], []
+        for i, example in enumerate(examples):
+            left = sum(len(r.tokens) + r.ended for r in traces[i].responses[: k + 1])
+            number = 0
+            for draws in whole:
+                left -= len(draws[i].tokens) + draws[i].ended
+                if left < 0:
+                    break
+                number += 1
+            best = 0
+            for j in range(1, k + 1):
+                pair = ([each] for each in (traces[i].responses[j], traces[i].responses[best]))
+                best = j if improver.gaps([example.prompt], *pair)[0] > 0 else best
+            drawn, improved = checked[i]
+            chosen = drawn[max(range(number), key=lambda n: (rewards[i][n], -n))]
+            pairs = ((improved[best], chosen), (improved[k], chosen))
+            pairs += ((chosen, drawn[0]), (drawn[number - 1], drawn[0]))
+            deltas.append([np.sign(a - b) for a, b in pairs])
+            numbers.append(number)
+        assert (row["iteration"], row["draws"]) == (k, np.mean(numbers))
+        found = [each["delta"] for each in row["comparisons"]]
+        assert found == pytest.approx(list(100 * np.mean(deltas, axis=0)))
+    assert anchor != 0 and k == 2 and max(numbers) > 2
 
 
 def test_gaps_are_scores_of_the_gap_model_as_figures_2_and_4_have_them(

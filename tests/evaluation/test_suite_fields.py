@@ -42,6 +42,7 @@ class Improving:
 
     improve: Callable
     anchor: float = 1.0
+    better_above: float = 0.0
 
     def __call__(self, *given):
         return self.improve(*given)

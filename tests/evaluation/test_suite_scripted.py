@@ -62,9 +62,11 @@ class Improver:
     calls: list
     models: tuple
     anchor: float = 2.0
+    better_above: float = 0.0
 
     def __call__(self, prompts, responses, rows, key, config):
-        self.calls.append((self.models, self.anchor, responses, rows, key, config))
+        anchors = self.anchor, self.better_above
+        self.calls.append((self.models, anchors, responses, rows, key, config))
         return [Trace([response] * 3, [0.0, 0.0]) for response in responses]
 
 
@@ -128,9 +130,10 @@ OURS = ("sft_policy", "sft_pit", "rm_policy", "rm_gap", "rl_policy", "rl_pit")
 
 def test_improvements_are_sampled_as_the_configuration_says_and_never_stop(suite):
     suite.improved("M_PIT", 0.8, 2)
-    ((models, anchor, responses, rows, key, config),) = suite.improvements
+    ((models, anchors, responses, rows, key, config),) = suite.improvements
     assert models == ("weights of M_PIT", "weights of R_PIT", "R_PIT")
-    assert anchor == 0  # as Figures 2 and 4 have the scores
+    # Gaps are as Figures 2 and 4 have the scores, and the best is counted from the anchor.
+    assert anchors == (0, 2)
     assert responses == suite.policy("M_P", 0.8) and rows == [7, 8, 9]
     sampling = SamplingConfig(temperature=0.8, top_k=5)
     assert (config.iterations, config.sampling) == (2, sampling)
@@ -226,7 +229,7 @@ def test_iterations_are_judged_against_the_original(suite, exact):
 
 
 def test_stop_criteria_are_compared_by_score_and_tokens(suite):
-    """Scores rise with the digit; a text of two words costs two tokens."""
+    """Scores rise with the digit; a text of two words costs two tokens, and one for its end."""
     judge = ExactJudge(lambda prompt, text: types.SimpleNamespace(score=float(text[0]) / 9))
     long, short = (
         Trace([said(text) for text in texts], gaps)
@@ -239,14 +242,14 @@ def test_stop_criteria_are_compared_by_score_and_tokens(suite):
         ("iterations", 2),
         ("unchanged", None),
         ("gap", 0.75),
-        ("tokens", 2),  # 5 / 3
+        ("tokens", 3),  # 8 / 3
     ]
     expected = {  # iterations, tokens, nine times the score and Δ, in sum over the prompts
-        ("iterations", 1): (3, 5, 5 + 5 + 4, 2),
-        ("iterations", 2): (6, 10, 3 + 3 + 8, 3),
-        ("unchanged", None): (5, 9, 3 + 3 + 4, 2),
-        ("gap", 0.75): (5, 9, 5 + 5 + 4, 2),
-        ("tokens", 2): (4, 6, 5 + 5 + 8, 3),
+        ("iterations", 1): (3, 8, 5 + 5 + 4, 2),
+        ("iterations", 2): (6, 16, 3 + 3 + 8, 3),
+        ("unchanged", None): (5, 14, 3 + 3 + 4, 2),
+        ("gap", 0.75): (5, 14, 5 + 5 + 4, 2),
+        ("tokens", 3): (4, 10, 5 + 5 + 8, 3),
     }
     for key, (iterations, tokens, score, delta) in expected.items():
         row = found[key]
@@ -336,7 +339,7 @@ def test_nothing_is_sampled_scored_or_judged_twice(monkeypatch, exact):
     judged = []
 
     def scores(judge, prompts, texts):
-        judged.append((*prompts, *texts))
+        judged.extend(zip(prompts, texts, strict=True))
         return np.zeros(len(texts))
 
     monkeypatch.setattr(ExactJudge if exact else RewardJudge, "scores", scores)
@@ -349,19 +352,36 @@ def test_nothing_is_sampled_scored_or_judged_twice(monkeypatch, exact):
         dataset=dataset,
     )
     results, samples = suite._judged(), suite._samples()
-    # Five draws of four policies at two temperatures, and the second draw at 0.5 too.
+    # Five draws of four policies at two temperatures, and the second draw at 0.5 too; of equal
+    # lengths, y_0 and two improvements are three draws, of which other tables have two.
     sampled = [(model, key, sampling) for model, _, key, sampling in suite.calls]
-    assert len(sampled) == len(set(sampled)) == 11
+    assert len(sampled) == len(set(sampled)) == 11 + 2
     # PIT, two others and Self-Refine at two temperatures; two and three more in two figures.
     improved = [(models, key, config) for models, _, _, _, key, config in suite.improvements]
     assert len(improved) == len(set(improved)) == 8 + 4 + 6
     assert judged and len(judged) == len(set(judged))
+    # R_P reads each text that is a draw, or that it judges, once.
+    read = sum(len(found) for _, found, _ in suite.scored)
+    assert read == len(suite.responses._rewards) > 9
     assert len(results["comparisons"]) > 30 and len(samples) == 3
     names = [row["name"] for row in results["ground_truth"]]
     assert names == (["R_P (rm_policy)"] if exact else [])
     # R_PIT scores what the table of iterations shows, and nothing else.
     scored = {models[0] for models, *_ in improved if "weights of rm_gap" in models}
     assert scored == {"weights of rl_pit", "weights of rl_policy"}
+
+
+def test_best_of_n_is_drawn_as_often_as_it_is_allowed():
+    """y_0 and two improvements of equal lengths are three draws, of which two are always there."""
+    for best_of, draws, shown in ((0, 2, 0), (1, 2, 2), (2, 2, 2), (3, 3, 2), (9, 3, 2)):
+        suite = with_variants(temperatures=(0.5,), best_of=best_of)
+        suite._comparisons(0.5)
+        assert len(suite._budgets(0.5)) == shown
+        policy = {call[2] for call in suite.calls if call[0] == "weights of rl_policy"}
+        assert policy == {("evaluation", "rl_policy", draw) for draw in range(draws)}, best_of
+    records = [{"prompt": PROMPTS[0], "responses": ["1 2", "3"]}]
+    assert "has no further draws" in suite.judge_generations(records)["description"]
+    assert with_variants(best_of=0).judge_generations(records)["description"] == ""
 
 
 def test_without_self_refine_nothing_is_refined():

@@ -334,6 +334,10 @@ def test_a_row_ends_with_its_best_response_by_gap():
     )
     assert [trace.best for trace in traces] == [2, 1]
     assert [trace.best_gap for trace in traces] == [0.25, 0.5]
+    assert [[trace.best_after(k) for k in range(4)] for trace in traces] == [
+        [0, 0, 2, 2],
+        [0, 1, 1, 1],
+    ]
     assert [trace.final("best") for trace in traces] == [2, 1]
     assert [trace.final("last") for trace in traces] == [3, 3]
 
@@ -353,6 +357,14 @@ def test_a_gap_is_counted_from_the_models_anchor():
     improver = Improver(reading(script), "model", gap_model="gaps", pooling="sum", anchor=-2.5)
     (trace,) = improver(["p"], [text("a")], [0], KEY, ImproveConfig(min_gap=0.25))
     assert trace.gaps == [0.5] and trace.final("best") == 1
+
+
+@pytest.mark.parametrize(("above", "best"), [(-2.5, 1), (-2.0, 0), (0.0, 0)])
+def test_gaps_may_be_scores_as_they_are_beside_what_the_best_is_counted_from(above, best):
+    script = Script([["b"]], gaps=[[-2.0]])
+    improver = Improver(reading(script), "model", gap_model="gaps", better_above=above)
+    (trace,) = improver(["p"], [text("a")], [0], KEY, ImproveConfig())
+    assert trace.gaps == [-2.0] and trace.best == trace.best_after(1) == best
 
 
 def test_iteration_and_purpose_each_move_the_key():

@@ -57,6 +57,38 @@ MUTANTS = {
             "evaluation/test_lengths.py::test_delta_at_equal_length_against_another_optimiser",
         ),
     ],
+    "evaluation/budgets.py": [
+        (
+            "a draw that is dearer than what is left is skipped, not the last",
+            "spent = itertools.accumulate(draw.sampled for draw in draws)",
+            "spent = sorted(draw.sampled for draw in draws)",
+            "evaluation/test_budgets.py::test_as_many_draws_are_taken_as_fit_the_budget",
+        ),
+        (
+            "y_0 isn't in PIT's budget",
+            "trace.responses[: iterations + 1]",
+            "trace.responses[1 : iterations + 1]",
+            "evaluation/test_budgets.py::test_a_budget_counts_the_end_of_each_response_and_its_reflection",
+        ),
+        (
+            "R_P chooses among draws that aren't paid for",
+            "np.argmax(scores[:number])",
+            "np.argmax(scores)",
+            "evaluation/test_budgets.py::test_of_equal_scores_the_earlier_draw_is_the_best",
+        ),
+        (
+            "PIT's best is that of all iterations",
+            "t.responses[t.best_after(k)]",
+            "t.responses[t.best_after(config.iterations)]",
+            "evaluation/test_budgets.py::test_rows_by_hand",
+        ),
+        (
+            "re-sampling keeps y_0",
+            "[own[n - 1] for own, _, n in each]",
+            "[own[0] for own, _, n in each]",
+            "evaluation/test_budgets.py::test_rows_by_hand",
+        ),
+    ],
     "evaluation/stopping.py": [
         (
             "a rejected response is kept",
@@ -66,9 +98,9 @@ MUTANTS = {
         ),
         (
             "a rejected response costs nothing",
-            "        tokens += len(new.tokens) + len(new.reflection)\n",
+            "        tokens += new.sampled\n",
             "        if criterion.name != 'gap' or trace.gaps[k - 1] >= (criterion.limit or 0):\n"
-            "            tokens += len(new.tokens) + len(new.reflection)\n",
+            "            tokens += new.sampled\n",
             "evaluation/test_suite_scripted.py::test_stop_criteria_are_compared_by_score_and_tokens",
         ),
     ],
@@ -183,8 +215,8 @@ MUTANTS = {
     "evaluation/judges.py": [
         (
             "responses are scored anew each time",
-            "if key not in self._scores:",
-            "if True:",
+            "if row not in self._scores",
+            "if True",
             "evaluation/test_suite_scripted.py::test_nothing_is_sampled_scored_or_judged_twice",
         ),
         (
@@ -352,6 +384,12 @@ MUTANTS = {
     ],
     "evaluation/responses.py": [
         (
+            "prompts without tokens are drawn for, too",
+            "if spent[i] < tokens]",
+            "if tokens]",
+            "evaluation/test_budgets.py::test_only_prompts_with_tokens_left_are_drawn_for_again",
+        ),
+        (
             "another draw is the same sample",
             'run.key("evaluation", stage, draw)',
             'run.key("evaluation", stage)',
@@ -371,8 +409,8 @@ MUTANTS = {
         ),
         (
             "gaps of Figures 2 and 4 are of different origins",
-            "            improver = dataclasses.replace(improver, anchor=0.0)\n",
-            "",
+            "(improver, anchor=0.0, better_above=anchor)",
+            "(improver, better_above=anchor)",
             "evaluation/test_suite_scripted.py::test_improvements_are_sampled_as_the_configuration_says_and_never_stop",
         ),
         (
@@ -413,8 +451,8 @@ MUTANTS = {
         ),
         (
             "a text is scored anew each time",
-            "if known not in self._rewards:",
-            "if True:",
+            "if each not in self._rewards",
+            "if True",
             "evaluation/test_suite_scripted.py::test_a_text_is_scored_as_its_reward_model_was_trained",
         ),
     ],

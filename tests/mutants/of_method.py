@@ -248,6 +248,12 @@ MUTANTS = {
     ],
     "method/improve.py": [
         (
+            "a later best response stands for all iterations",
+            "(i for i in self.bests if i <= iteration)",
+            "(i for i in self.bests)",
+            "method/test_improve.py::test_a_row_ends_with_its_best_response_by_gap",
+        ),
+        (
             "every iteration draws alike",
             "step_key = jax.random.fold_in(key, iteration)",
             "step_key = key",
