@@ -113,5 +113,5 @@ setuptools.setup(
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    entry_points={"console_scripts": ["pit_jax=pit_jax.cli:main"]},
+    entry_points={"console_scripts": ["pit_jax=pit_jax.__main__:start"]},
 )

@@ -2,7 +2,16 @@
 
 import sys
 
-from pit_jax.cli import main
+from pit_jax import huge_pages
+
+
+def start() -> int:
+    """Runs a command and returns its exit status, see `cli.main`."""
+    huge_pages.ask()  # before there is much in memory
+    from pit_jax.cli import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())
