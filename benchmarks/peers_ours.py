@@ -17,6 +17,7 @@ import numpy as np
 import peers_cases as cases
 from peers_protocol import Prepared, clock, serve
 
+from pit_jax import huge_pages
 from pit_jax.data import batching, tables
 from pit_jax.data.flat_arrays import Cache
 from pit_jax.data.layouts import Widths
@@ -512,4 +513,5 @@ TASKS = {
 }
 
 if __name__ == "__main__":
+    huge_pages.ask()  # as `python -m pit_jax` does
     serve(TASKS, {name: importlib.metadata.version(name) for name in ("pit_jax", "jax", "jaxlib")})

@@ -2,11 +2,12 @@
 
 import sys
 
-from pit_jax import errors
+from pit_jax import errors, huge_pages
 
 
 def main() -> int:
     """Runs the command; a signal ends it with a line, also in the seconds that imports take."""
+    huge_pages.ask()  # before there is much in memory
     errors.end_at_signals()
     from pit_jax import cli
 

@@ -34,7 +34,7 @@ FOLDERS = {
 }
 GROUND = ("__init__", "checked", "errors", "files")
 TOP = (
-    *("__main__", "api", "bindings", "cli", "command_flags", "commands", "people"),
+    *("__main__", "api", "bindings", "cli", "command_flags", "commands", "huge_pages", "people"),
     *("reach", "serving", "sweep"),
 )
 
