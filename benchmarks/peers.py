@@ -192,10 +192,7 @@ def compare(
             # Twice, since a step's own results may make it compile again.
             *_, once = (side.ask(do="go", times=1)["seconds"] for _ in range(2))
             times.append(max(1, round(seconds / once)))
-        answers = [
-            tuple(side.ask(do="go", times=n) for side, n in zip(sides, times))
-            for _ in range(rounds)
-        ]
+        answers = [tuple(steady(side, n) for side, n in zip(sides, times)) for _ in range(rounds)]
         checks = differences(about[0].pop("checks"), about[1].pop("checks"))
         return {
             "case": case.message(),
@@ -205,6 +202,12 @@ def compare(
             "versions": dict(zip(("ours", "theirs"), (side.versions for side in sides))),
             "rounds": answers,
         }
+
+
+def steady(side: Worker, times: int) -> dict[str, Any]:
+    """Measures a side once it works: after a pause the system first has to give it memory again."""
+    side.ask(do="go", times=1)
+    return side.ask(do="go", times=times)
 
 
 def limits(contestants: Contestants, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:

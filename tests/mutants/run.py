@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -127,7 +128,8 @@ def run_tests(tests: Sequence[str], limit: float = SECONDS) -> tuple[int, str, f
         os._exit(status)
     while not (done := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() - started > limit:
-            os.killpg(child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.killpg(child, signal.SIGKILL)
             done = os.waitpid(child, 0)
             break
         time.sleep(0.05)
