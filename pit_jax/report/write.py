@@ -226,7 +226,7 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
             _interval(compared, points),
         ]
         for row in plain.get("budgets", ())
-        for compared in row["comparisons"]
+        for compared in row["comparisons"][:1]  # the page has all of them
     ]
     budget = ["tokens", "drawn", "n", "at equal tokens", "delta", "95% interval"]
     return [
