@@ -27,7 +27,14 @@ def ended(tmp_path, name, number, **options):
     environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
     command = [sys.executable, "-m", "pit_jax", "run", f"--gin_file={tmp_path}/a.gin"]
     found = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, **options
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        # What runs the tests may itself ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
     )
     return found.returncode, found.stdout + found.stderr
 

@@ -117,7 +117,13 @@ def contestants(tmp_path, monkeypatch):
 
 def test_a_comparison_takes_turns(contestants, tmp_path):
     result = peers.compare(CASE, contestants, rounds=2, seconds=0.75)
-    assert (tmp_path / "record").read_text().split() == ["p1", "p1", "t1", "t1", *["p3", "t1"] * 2]
+    assert (tmp_path / "record").read_text().split() == [
+        "p1",
+        "p1",
+        "t1",
+        "t1",
+        *["p1", "p3", "t1", "t1"] * 2,
+    ]
     assert result["ratio"] == {"median": 3.0, "least": 3.0, "most": 3.0}
     assert result["ours"]["median"] == 40.0
     assert result["checks"]["tokens"] == {"difference": 0.0, "equal": True}

@@ -91,10 +91,14 @@ def test_the_table_of_several_seeds():
     assert budgets.of_seeds({}) == []
 
 
-def test_the_terminal_has_a_line_for_each_comparison():
-    lines = write.format_summary({"title": "A run", "budgets": ROWS[:1]}).splitlines()
-    assert lines[-1].split()[:5] == ["1.0", "1", "20.2", "18.5", "1.8"]
-    assert lines[-1].split()[-3:] == ["+8.0", "[+3.0,", "+13.0]"] and len(lines) == 5
+def test_the_terminal_has_a_line_for_each_budget():
+    lines = write.format_summary({"title": "A run", "budgets": ROWS[:2]}).splitlines()
+    assert [line.split()[:5] for line in lines[-2:]] == [
+        ["1.0", "1", "20.2", "18.5", "1.8"],
+        ["1.0", "2", "20.2", "18.5", "1.8"],
+    ]
+    assert lines[-2].split()[-3:] == ["+8.0", "[+3.0,", "+13.0]"] and len(lines) == 5
+    assert "PIT, last" not in lines[-1]
 
 
 def test_a_share_in_percent_is_refused(tmp_path):

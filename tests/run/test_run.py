@@ -281,7 +281,7 @@ def run(tmp_path):
 def restored(monkeypatch):
     """Checkpoints whose models are the names of their folders and their steps."""
 
-    def checkpoints(folder, read_only):
+    def checkpoints(folder, read_only, stage):
         return types.SimpleNamespace(
             restore_model=lambda model, step: (folder.parent.name, step), close=lambda: None
         )
