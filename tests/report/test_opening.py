@@ -2,7 +2,7 @@
 
 import pytest
 
-from pit_jax.report import cautions, opening
+from pit_jax.report import cautions, opening, write
 from pit_jax.report.blocks import Paragraph, Terms, Tiles
 
 
@@ -164,3 +164,9 @@ def test_cut_responses_and_few_prompts_are_named():
     assert cut.startswith("12% of the responses of PIT at temperature 0.4 were cut off")
     assert cautions.few_prompts({"num_prompts": 99})[0].endswith("differences can't be told")
     assert cautions.few_prompts({"num_prompts": 100}) == [] == cautions.few_prompts({})
+
+
+def test_a_flag_in_a_warning_stays_in_one_piece_and_is_escaped(tmp_path):
+    write.write_report({"warnings": ["try --gin.A=<b> now, a - b"]}, tmp_path)
+    found = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<li>try <span class="flag">--gin.A=&lt;b&gt;</span> now, a - b</li>' in found
