@@ -193,7 +193,7 @@ def test_gin_is_left_as_it_was(trained):
 
 def test_two_runs_side_by_side(pit, trained, tmp_path):
     """The second is a copy with another seed and other defaults, under a path of its own."""
-    shutil.copytree(trained, tmp_path / "other")
+    tiny_runs.copy(trained, tmp_path / "other")
     config = tmp_path / "other" / "config.gin"
     text = config.read_text()
     config.write_text(text.replace("SEED = 0", "SEED = 1"))

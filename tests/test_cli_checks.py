@@ -29,7 +29,7 @@ def refused(capsys, tmp_path):
 @pytest.fixture
 def copy(trained, tmp_path):
     """A copy of the trained run, to be damaged."""
-    return shutil.copytree(trained, tmp_path / "copy")
+    return tiny_runs.copy(trained, tmp_path / "copy")
 
 
 def dry(capsys, name, folder, *arguments):

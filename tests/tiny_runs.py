@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 
 import jax
@@ -231,6 +232,11 @@ def command(name: str, folder: pathlib.Path, *arguments: str, gin: str | None = 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "Run", functools.partial(Run, devices=jax.devices()[:1]))
         return cli.main([name, f"--gin_file={file}", f"--gin.MODEL_DIR='{folder}'", *arguments])
+
+
+def copy(run, target):
+    """Copies a run to change it, without the lock of a test at work in it."""
+    return shutil.copytree(run, target, ignore=shutil.ignore_patterns("owner.lock*"))
 
 
 def once(folder: pathlib.Path, make: Callable[[pathlib.Path], None]) -> pathlib.Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from tests import tiny_runs
@@ -12,7 +10,7 @@ from tests.end_to_end import killed_improve
 
 @pytest.mark.slow
 def test_improve_goes_on_after_any_signal(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
+    tiny_runs.copy(trained, tmp_path / "run")
     (tmp_path / "run.gin").write_text(tiny_runs.GIN)
     found = killed_improve.drive(tmp_path / "run", tmp_path, prompts=600, kills=4, shard=32)
     assert found["equal"] and found["kills"] == 4

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +72,7 @@ def test_improve_returns_the_response_and_keeps_the_reflection(
 ):
     """The first row's response is right, which only the response alone is."""
     folder = tmp_path / "run"
-    shutil.copytree(trained, folder)
+    tiny_runs.copy(trained, folder)
     assert tiny_runs.command("train", folder, "--gin.STAGE='reflecting'", gin=GIN) == 0
     run = tiny_runs.on_one_device(tiny_runs.config(folder))
     examples = run.data.examples("dev")[:4]

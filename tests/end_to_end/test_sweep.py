@@ -30,7 +30,7 @@ def shown(output: str) -> dict[str, list[str]]:
 
 def test_variations_share_a_trained_run(trained, tmp_path, capsys):
     """What is trained already is found by its settings, told and left alone."""
-    folder = shutil.copytree(trained, tmp_path / "run")
+    folder = tiny_runs.copy(trained, tmp_path / "run")
     before = (folder / "rl_policy" / "result.json").read_bytes()
     assert tiny_runs.command("sweep", folder, FIRST, *FEW, "--dry_run") == 0
     output = capsys.readouterr().out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
@@ -57,7 +56,7 @@ run_config.RunConfig.stages = (
 @pytest.fixture(scope="module")
 def folder(trained, tmp_path_factory):
     """A copy of the tiny run, to train further stages in."""
-    return shutil.copytree(trained, tmp_path_factory.mktemp("variations") / "run")
+    return tiny_runs.copy(trained, tmp_path_factory.mktemp("variations") / "run")
 
 
 def train(folder, name):
