@@ -47,7 +47,8 @@ def rows(
     temperature: float,
     pit: Sequence[Trace],
     draws: Sequence[Sequence[Response]],
-    config: Any,
+    iterations: int,
+    best_of: int,
 ) -> list[dict[str, Any]]:
     """Makes a row for each number of improvements.
 
@@ -57,13 +58,13 @@ def rows(
       temperature: of all responses.
       pit: the improvements of the original, with gaps.
       draws: the policy's to each prompt, as `Responses.draws` gives them for the largest budget.
-      config: a suite.EvaluationConfig, whose module imports this one.
+      iterations, best_of: as in suite.EvaluationConfig.
 
     Returns:
       `budgets` of report/write.py, of this temperature.
     """
     prompts = tables.responses.prompts
-    limits_KN = [[tokens(t, k) for t in pit] for k in range(1, config.iterations + 1)]
+    limits_KN = [[tokens(t, k) for t in pit] for k in range(1, iterations + 1)]
     numbers_KN = [list(map(affordable, draws, limits_N)) for limits_N in limits_KN]
     fitting = [own[:number] for own, number in zip(draws, numbers_KN[-1], strict=True)]
     scores = _scores(rewards, prompts, fitting)
@@ -85,7 +86,7 @@ def rows(
                 "pit_tokens": float(np.mean(limits_N)),
                 "drawn_tokens": float(np.mean(drawn_N)),
                 "draws": float(np.mean(numbers_N)),
-                "capped": float(np.mean([n == config.best_of and d < t for n, d, t in full])),
+                "capped": float(np.mean([n == best_of and d < t for n, d, t in full])),
                 "gap_passes": float(k),
                 "reward_passes": float(np.mean([n if n > 1 else 0 for n in numbers_N])),
                 "comparisons": [

@@ -301,10 +301,12 @@ class Suite:
         config = self._config
         if not config.best_of:
             return []
-        traces = self.improved(config.pit, temperature, config.iterations)
-        tokens = [budgets.tokens(trace, config.iterations) for trace in traces]
-        draws = self.responses.draws(temperature, tokens, config.best_of)
-        return budgets.rows(self.tables, self._rewards, temperature, traces, draws, config)
+        most, best_of = config.iterations, config.best_of
+        traces = self.improved(config.pit, temperature, most)
+        tokens = [budgets.tokens(trace, most) for trace in traces]
+        draws = self.responses.draws(temperature, tokens, best_of)
+        how = temperature, traces, draws, most, best_of
+        return budgets.rows(self.tables, self._rewards, *how)
 
     def _reward_model_rows(self) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
         """Makes Table 4 and, of R_PIT's rewards, Figure 2.

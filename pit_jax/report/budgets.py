@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 TITLE = "More draws in place of improvements"
 # The comparison that the verdict is about.
-_MAIN = "PIT, best vs Best-of-n"
+MAIN = "PIT, best vs Best-of-n"
 # What a row costs, as the results and the columns have it.
 _COSTS = {
     "pit_tokens": "PIT’s tokens",
@@ -57,7 +57,7 @@ def section(results: Results, drawings: Drawings) -> Section:
         for row in rows
         if row["temperature"] == rows[0]["temperature"]
         for compared in row["comparisons"]
-        if compared["name"] == _MAIN
+        if compared["name"] == MAIN
     ]
     names = [compared["name"] for compared in rows[0]["comparisons"]]
     deltas: list[list[str | Cell]] = []
@@ -93,7 +93,7 @@ def of_seeds(results: Results) -> list[Block]:
     rows.sort(key=lambda row: (order[0].index(row["temperature"]), order[1].index(row["name"])))
     marks = []
     for row in rows:
-        if row["name"] == _MAIN and row["temperature"] == first:
+        if row["name"] == MAIN and row["temperature"] == first:
             low, high = row["delta"]["both"] or (None, None)
             marks.append((row["iteration"], tone({"ci_low": low, "ci_high": high})))
     labels = _labels(rows)

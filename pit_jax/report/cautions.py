@@ -22,10 +22,9 @@ def cautions(results: Results) -> list[str]:
     """Lists in sentences what weakens the results of a run.
 
     These are: a stage that went on with other settings than it began with, or whose records were
-    damaged; a reward model that
-    hardly agrees with the data, or a gap model that ignores its reference; Self-Refine where the
-    policy is too small for it or it makes responses worse; and responses that didn't end within the
-    window.
+    damaged; a reward model that hardly agrees with the data, or a gap model that ignores its
+    reference; Self-Refine where the policy is too small for it or it makes responses worse; and
+    responses that didn't end within the window.
     """
     of_stages = _changes(results), _records(results)
     found = (*of_stages, _reward_models(results), _self_refine(results), _unended(results))

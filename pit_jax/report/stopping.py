@@ -7,14 +7,7 @@ from typing import Any
 
 from pit_jax.report import seed_tables
 from pit_jax.report.blocks import Block, Cell, Results, Table
-from pit_jax.report.formatting import (
-    known,
-    number,
-    points,
-    three_digits,
-    tone,
-    with_interval,
-)
+from pit_jax.report.formatting import known, number, points, three_digits, tone, with_interval
 
 _CRITERIA = (
     "When to stop (section 4.7), on the iterations above, of which a criterion only leaves out the "

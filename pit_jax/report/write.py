@@ -82,7 +82,7 @@ from typing import Any
 from etils import epath
 
 from pit_jax.files import write_whole
-from pit_jax.report import markdown, page, plots, sections
+from pit_jax.report import budgets, markdown, page, plots, sections
 from pit_jax.report.blocks import Drawings, Figure, Results, Section
 from pit_jax.report.formatting import (
     NONE,
@@ -226,7 +226,8 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
             _interval(compared, points),
         ]
         for row in plain.get("budgets", ())
-        for compared in row["comparisons"][:1]  # the page has all of them
+        for compared in row["comparisons"]
+        if compared["name"] == budgets.MAIN  # the page has all of them
     ]
     budget = ["tokens", "drawn", "n", "at equal tokens", "delta", "95% interval"]
     return [

@@ -13,7 +13,6 @@ from pit_jax.data.examples import Example
 from pit_jax.evaluation import budgets
 from pit_jax.evaluation.judges import ExactJudge
 from pit_jax.evaluation.responses import Responses
-from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.evaluation.tables import Tables
 from pit_jax.method.improve import ImproveConfig, Trace
 from pit_jax.method.sampler import Response
@@ -145,9 +144,8 @@ def rows_of(best_of, rewards, judge=None):
         Trace([said("2"), said("2"), said("9")], [-1.0, 1.0], bests=[2]),
     ]
     draws = [[said("1"), said("4"), said("2 2")], [said("2"), said("8 8"), said("7")]]
-    config = EvaluationConfig(iterations=2, best_of=best_of)
     draws = [own[:best_of] for own in draws]
-    return budgets.rows(Tables(inputs, judge, 0), rewards, 0.5, pit, draws, config)
+    return budgets.rows(Tables(inputs, judge, 0), rewards, 0.5, pit, draws, 2, best_of)
 
 
 def test_rows_by_hand():
@@ -193,8 +191,7 @@ def test_intervals_are_over_groups_of_prompts():
     tables = Tables(inputs, judge, 0)
     traces = [Trace([said("1"), said("2")], [1.0])] * 2
     draws = [[said("1"), said("4")]] * 2
-    config = EvaluationConfig(iterations=1)
-    (row,) = budgets.rows(tables, lambda x, y: np.zeros(len(y)), 1.0, traces, draws, config)
+    (row,) = budgets.rows(tables, lambda x, y: np.zeros(len(y)), 1.0, traces, draws, 1, 8)
     together = row["comparisons"][3]
     assert apart["delta"] == together["delta"] == 100
     assert together["ci_low"] == pytest.approx(100 - 0.975 * 200)

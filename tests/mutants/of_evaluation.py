@@ -79,7 +79,7 @@ MUTANTS = {
         (
             "PIT's best is that of all iterations",
             "t.responses[t.best_after(k)]",
-            "t.responses[t.best_after(config.iterations)]",
+            "t.responses[t.best_after(iterations)]",
             "evaluation/test_budgets.py::test_rows_by_hand",
         ),
         (
