@@ -141,10 +141,10 @@ def _measured(
     except Exception as error:  # the compiler itself says when a program can't be placed
         if "cuDNN" in str(error):
             raise cuda.absent(error) from error
-        used = re.search(r"Used ([\d.]+)([GMT]) of ([\d.]+)([GMT]) hbm", str(error))
-        if not used:
+        used = _refused(str(error), size_on_a_chip(program.arguments))
+        if used is None:
             raise
-        peak = float(used[1]) * {"M": 2**20, "G": 2**30, "T": 2**40}[used[2]] + beside
+        peak = used + beside
         return row | _fits(peak, chip) | {"refused": True}
     memory = compiled.memory_analysis()
     # What a program doesn't read isn't among its arguments, as the optimizer when it samples; what
@@ -191,6 +191,19 @@ def _measured(
         "mfu": at_peak / seconds / slice_.chips,
         "compile_seconds": time.monotonic() - started,
     }
+
+
+def _refused(error: str, arguments: int) -> float | None:
+    """Returns the bytes that a program needs of a chip, as the TPU's compiler refuses it; or None.
+
+    It names either all that is used, or what is used beside the arguments.
+    """
+    units = {"M": 2**20, "G": 2**30, "T": 2**40}
+    if found := re.search(r"Used ([\d.]+)([GMT]) of [\d.]+[GMT] hbm", error):
+        return float(found[1]) * units[found[2]]
+    if found := re.search(r"for HLO temporaries \(([\d.]+)([GMT])\) exceeds", error):
+        return float(found[1]) * units[found[2]] + arguments
+    return None
 
 
 def _kept(program: Program) -> int:

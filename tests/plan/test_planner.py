@@ -99,6 +99,33 @@ def test_what_does_not_fit_gets_a_proposal_that_does(config, plan):
     assert planner.make_plan(applied, tight, devices, lambda text: None)["fits"]
 
 
+@pytest.mark.parametrize(
+    ("said", "peak"),
+    [
+        ("Ran out of memory in memory space hbm. Used 40.50G of 30.75G hbm.", 40.5 * 2**30),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (31G) "
+            "exceeds available HBM (30.75G).",
+            31 * 2**30 + 400,
+        ),
+    ],
+)
+def test_what_the_compiler_refuses_does_not_fit(config, monkeypatch, said, peak):
+    """On a chip there are 400 bytes of arguments, and 40 beside the program."""
+
+    class Refused:
+        def lower(self, *_):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+
+    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    given, kept = (jax.ShapeDtypeStruct((n,), "int32", sharding=alone) for n in (100, 10))
+    program = Program("step", "sft_policy", Refused(), (given,), {}, {"models": kept}, (), 1, 1)
+    monkeypatch.setattr(planner, "programs", lambda *_: iter([program]))
+    found = planner.make_plan(config, SLICE, jax.devices()[:4], lambda text: None)
+    (row,) = found["programs"]
+    assert row["refused"] and not found["fits"] and row["peak"] == peak + 40
+
+
 def test_what_nothing_helps(config):
     stage = dataclasses.replace(config.stages[0], batch_size=4)
     only = dataclasses.replace(config, stages=(stage,))
