@@ -95,26 +95,26 @@ sys.exit(cli.main())
 """
 
 
-def together(folder, *arguments, command="run", **environment):
-    """A command as two processes: exit statuses, and what each printed: output, errors."""
+def together(folder, *arguments, command="run", count=2, **environment):
+    """A command as some processes, of 4 devices in all: exit statuses, each's output and errors."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment |= {
         "PIT_JAX_COORDINATOR": f"localhost:{port}",
-        "PIT_JAX_PROCESS_COUNT": "2",
+        "PIT_JAX_PROCESS_COUNT": str(count),
     }
-    words = [sys.executable, "-c", DRIVER, command, "--distributed"]
+    words = [sys.executable, "-c", DRIVER, command, *["--distributed"] * (count > 1)]
     words += [f"--gin_file={folder.with_name('short.gin')}", f"--gin.MODEL_DIR='{folder}'"]
     started = [
         subprocess.Popen(
             [*words, *arguments],
-            env=child_environment(2, **environment, PIT_JAX_PROCESS_INDEX=str(index)),
+            env=child_environment(4 // count, **environment, PIT_JAX_PROCESS_INDEX=str(index)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(2)
+        for index in range(count)
     ]
     try:
         outputs = [process.communicate(timeout=900) for process in started]
@@ -185,6 +185,34 @@ def test_two_processes_are_one_also_when_interrupted(trained, tmp_path):
     assert rows[0] == pytest.approx(rows[1], rel=1e-4, abs=1e-4)
     texts = [re.findall(r'"text": "[^"]*"', json.dumps(choice)) for choice in choices]
     assert len(texts[0]) == 3 and texts[0] == texts[1]
+
+
+LAYOUTS = {
+    "2 x 2": (2, ()),
+    "1 x 4": (1, ()),
+    "2 slices": (1, ("--gin.MeshConfig.slices=2",)),
+    "2 x 2, model": (2, ("--gin.MeshConfig.model=2",)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("2 x 2", "2 slices"), ("1 x 4", "2 x 2"), ("2 slices", "2 x 2, model")],
+)
+def test_what_was_interrupted_goes_on_in_another_layout(first, then, trained, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        shutil.copytree(trained / "pretrain", folder / "pretrain")
+    alone(one, tiny_runs.GIN + SHORT)
+    count, flags = LAYOUTS[first]
+    statuses, printed = together(other, *flags, count=count, SIGNALLED="0")
+    assert statuses == [143] * count, printed
+    count, flags = LAYOUTS[then]
+    statuses, printed = together(other, *flags, count=count)
+    assert statuses == [0] * count, printed
+    assert re.search(r"^rl_pit: continues at step [23]$", printed[0][0], re.M)
+    assert_equal_metrics(one, other, STAGES)
 
 
 @pytest.mark.slow
