@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,10 @@ def quieten() -> None:
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
+    """Whether no part of orbax has raised what is logged, wherever it was logged."""
+    raised = record.exc_info[2] if record.exc_info else None
+    frames = (frame for frame, _ in traceback.walk_tb(raised))
+    return not any(f"{os.sep}orbax{os.sep}" in frame.f_code.co_filename for frame in frames)
 
 
 def _was_retrieved(record: logging.LogRecord) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,7 @@ from pit_jax.method.curriculum import Round
 from pit_jax.method.environment import Networks
 from pit_jax.method.ppo_step import RLState
 from pit_jax.run import stages
+from pit_jax.runtime import orbax_errors
 from pit_jax.runtime.checkpoints import Checkpoints
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig, TrainState
@@ -262,3 +266,19 @@ def test_a_checkpoint_comes_back_on_another_mesh(tmp_path):
             np.testing.assert_array_equal(new, old)
             assert new.sharding == place.sharding
     saved.close()
+
+
+def test_what_orbax_raises_in_a_thread_is_not_printed_whoever_logs_it():
+    """The logger may not know its caller: `pathname` is then absl's own."""
+
+    def record(file):
+        try:
+            exec(compile("raise RuntimeError('no threads any more')", file, "exec"))
+        except RuntimeError:
+            info = sys.exc_info()
+        return logging.LogRecord("absl", logging.ERROR, "absl/__init__.py", 1, "x", (), info)
+
+    orbax_errors.quieten()
+    absl = logging.getLogger("absl")
+    assert not absl.filter(record(os.path.join("lib", "orbax", "future.py")))
+    assert absl.filter(record(os.path.join("lib", "other", "future.py")))
