@@ -38,6 +38,8 @@ from pit_jax.run.config import RunConfig
 from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 from pit_jax.runtime.train_state import OptimizerConfig
 
+ONE = {"slice": 1, "data": 1, "model": 1}
+
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
@@ -172,7 +174,7 @@ def main() -> None:
         rows = []
         for _ in range(options.runs):
             machine = measure()
-            cost = estimate(program, [], machine, devices=1, model_axis=1)
+            cost = estimate(program, [], machine, ONE)
             took, least = seconds(call), cost.seconds
             speeds = machine.flops / 1e9, machine.bandwidth / 1e9
             rows.append((*speeds, cost.compute, cost.memory, least, took, took / least))

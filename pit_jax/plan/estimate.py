@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
 import jax
 
@@ -72,8 +74,7 @@ def estimate(
     program: Program,
     collectives: list[Collective],
     machine: Machine,
-    devices: int,
-    model_axis: int,
+    mesh: Mapping[str, int],
     launches: int = 0,
 ) -> Estimate:
     """Estimates how long a program takes when it runs once.
@@ -82,19 +83,16 @@ def estimate(
       program: the program.
       collectives: the collectives of the compiled program.
       machine: what is assumed of each device.
-      devices: number of devices of the mesh.
-      model_axis: number of devices that share a layer's weights.
+      mesh: size of each axis: `slice`, each of which has all weights, `data` and `model`.
       launches: number of kernels of the compiled program.
     """
+    devices = math.prod(mesh.values())
     compute = [
         work.flops(network, rematerialised=True) / devices / machine.speed(network)
         for work, network in program.work
     ]
-    memory = [
-        _traffic(work, network, devices, model_axis) / machine.bandwidth
-        for work, network in program.work
-    ]
-    optimizer = _optimizer_traffic(program, devices) / machine.bandwidth
+    memory = [_traffic(work, network, mesh) / machine.bandwidth for work, network in program.work]
+    optimizer = _optimizer_traffic(program, devices // mesh["slice"]) / machine.bandwidth
     moved = sum(each.bytes * each.times for each in collectives)
     return Estimate(
         compute=sum(compute),
@@ -105,9 +103,9 @@ def estimate(
     )
 
 
-def _traffic(work, network: NetworkConfig, devices: int, model_axis: int) -> float:
+def _traffic(work, network: NetworkConfig, mesh: Mapping[str, int]) -> float:
     """Returns the bytes of weights, activations and cache that a device reads and writes."""
-    c = network
+    c, devices = network, math.prod(mesh.values())
     width = 2 if c.dtype == "bfloat16" else 4
     vocabulary = c.embed_dim * c.vocab_size
     weights = (matrix_parameters(c) + vocabulary) * width
@@ -115,11 +113,11 @@ def _traffic(work, network: NetworkConfig, devices: int, model_axis: int) -> flo
         # Every step reads the whole cache, columns that nothing is written to yet too.
         keys = work.tokens + work.cache
         cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * keys * work.rows * width
-        return work.times * work.steps * (weights + cache) / devices
+        return work.times * work.steps * (weights * mesh["slice"] + cache) / devices
     passes = 3 + (c.remat != "none") + work.checkpointed if work.backward else 1
     activations = work.rows * work.tokens * c.embed_dim * c.num_layers * width
     logits = work.rows * work.logits * c.vocab_size * 4
-    moved = weights / model_axis + (activations * _ACTIVATION_TRAFFIC + 2 * logits) / devices
+    moved = weights / mesh["model"] + (activations * _ACTIVATION_TRAFFIC + 2 * logits) / devices
     return work.times * passes * moved
 
 

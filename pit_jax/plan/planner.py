@@ -55,9 +55,9 @@ def make_plan(
       more than SHARE of a chip.
 
     Raises:
-      UserError: if slice and mesh don't have as many slices, or no program is named `explain`.
+      UserError: if the mesh can't have these slices, or no program is named `explain`.
     """
-    if slice_.slices != config.mesh.slices:
+    if config.mesh.slices % slice_.slices:
         raise UserError(
             f"--topology: {slice_.name} has {slice_.slices} slices, the configuration's mesh "
             f"{config.mesh.slices}; give --gin.MeshConfig.slices={slice_.slices}"
@@ -171,8 +171,7 @@ def _measured(
         program,
         collectives,
         speeds,
-        slice_.chips,
-        partitioner.mesh.shape["model"],
+        partitioner.mesh.shape,
         parsed.launches(),
     )
     seconds = cost.seconds

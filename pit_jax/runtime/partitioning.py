@@ -7,7 +7,7 @@ for shardings.
 
 Parameters and optimizer state are split over `data` (along `embed`) and `model`, and are whole on
 every slice: only gradients cross the slow network between slices. Rows are split over `slice` and
-`data`.
+`data`. A slice of this mesh may be a part of a TPU's slice.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class MeshConfig:
     Attributes:
       data: size of the data axis; -1 takes the devices that the other axes leave.
       model: size of the model axis (heads, mlp and vocabulary are split over it).
-      slices: size of the slice axis, the number of TPU slices.
+      slices: size of the slice axis: how many groups of devices have all parameters each. A slice
+        of a TPU is one group or several, so this is a multiple of the number of slices.
       rules: pairs of a logical axis and the mesh axis, or axes, that it is split over; the first
         pair of a name counts.
       decode_rules: pairs that go before `rules` where one token is decoded at a time.
@@ -310,15 +311,19 @@ def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndar
     """Arranges devices: neighbours along an axis are neighbours on a TPU's interconnect."""
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
-    if (slices := len({getattr(device, "slice_index", 0) for device in devices})) != shape[0]:
-        raise UserError(f"mesh: got slices={shape[0]}, expected {slices}, the slices there are")
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh: got slices={shape[0]}, expected {slices}, the slices there are, or a multiple"
+        )
     from jax.experimental import mesh_utils
 
     try:
-        if shape[0] == 1:
+        if slices == 1:
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        own = (shape[0] // slices, *shape[1:])
         return mesh_utils.create_hybrid_device_mesh(
-            (1, *shape[1:]), (shape[0], 1, 1), devices, allow_split_physical_axes=True
+            own, (slices, 1, 1), devices, allow_split_physical_axes=True
         )
     except ValueError as error:
         raise UserError(f"mesh: {shape} doesn't suit these slices: {error}") from error

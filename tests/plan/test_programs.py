@@ -93,7 +93,7 @@ def test_an_estimate_by_hand():
     x = jax.ShapeDtypeStruct((1,), jnp.float32)
     program = Program("p", "s", None, (), {"parameters": x}, {}, ((work, network),), 32, 1)
     moved = [Collective("all-gather", ("bf16[8]",), 16, 10, 1)]
-    cost = estimate(program, moved, Machine(1e6, 1e5, 1e3), devices=4, model_axis=2)
+    cost = estimate(program, moved, Machine(1e6, 1e5, 1e3), {"slice": 1, "data": 2, "model": 2})
     assert cost.compute == pytest.approx(work.flops(network) / 4 / 1e6)
     weights = (1792 + 1024) * 2 / 2
     activations = 8 * 4 * 16 * 2 * 16 / 4
@@ -101,6 +101,17 @@ def test_an_estimate_by_hand():
     assert cost.memory == pytest.approx((weights + activations + logits) / 1e5)
     assert cost.communication == pytest.approx(160 / 1e3)
     assert cost.seconds == max(cost.compute, cost.memory) + cost.communication
+
+
+def test_each_slice_of_the_mesh_has_all_weights_and_its_own_rows():
+    work = Work(8, 4, steps=2, cache=3)
+    x = jax.ShapeDtypeStruct((5,), jnp.float32)
+    roles = {"parameters": x, "optimizer": x}
+    program = Program("p", "s", None, (), roles, {}, ((work, NETWORK),), 32, 1, updates=1)
+    machine = Machine(flops=1e12, bandwidth=1e5, interconnect=1.0)
+    cost = estimate(program, [], machine, {"slice": 4, "data": 2, "model": 1})
+    weights, cache = (1792 + 1024) * 4 / 2, 2 * 16 * 7 * 8 * 4 / 8
+    assert cost.memory == pytest.approx((2 * (weights + cache) + 28 * 5 / 2) / 1e5)
 
 
 def test_an_estimate_of_passes_one_after_the_other_by_hand():
@@ -114,7 +125,7 @@ def test_an_estimate_of_passes_one_after_the_other_by_hand():
     def cost(*works, updates=0):
         work = tuple((each, NETWORK) for each in works)
         changed = dataclasses.replace(program, work=work, updates=updates)
-        return estimate(changed, [], machine, devices=1, model_axis=1)
+        return estimate(changed, [], machine, {"slice": 1, "data": 1, "model": 1})
 
     # A token's weights, and keys and values of 7 columns, 2 heads of 8, for 8 rows.
     bytes_ = 2 * ((1792 + 1024) * 4 + 2 * 16 * 7 * 8 * 4)
@@ -144,7 +155,7 @@ def test_the_speeds_of_a_gpu_by_hand():
     work = Work(rows=8, tokens=4)
     program = Program("p", "s", None, (), {}, {}, ((work, bfloat16),), 32, 1)
     moved = [Collective("all-gather", ("bf16[8]",), 630_000, 2, 1)]
-    cost = estimate(program, moved, found, devices=2, model_axis=1, launches=1000)
+    cost = estimate(program, moved, found, {"slice": 1, "data": 2, "model": 1}, 1000)
     assert cost.launches == pytest.approx(0.003)
     assert cost.communication == pytest.approx(4e-6)
     assert cost.compute == pytest.approx(work.flops(bfloat16) / 2 / 395.6e12)

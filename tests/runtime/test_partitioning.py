@@ -73,6 +73,16 @@ def test_neighbours_on_the_model_axis_are_neighbours_on_the_chip_grid():
         assert sum(abs(a - b) for a, b in zip(one.coords, other.coords)) == 1
 
 
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_slice_may_be_several_of_the_mesh(slices):
+    """Four parts with all parameters each; those of a slice follow each other."""
+    array = partitioning._arranged(chips(slices, 8 // slices, 2), (4, 2, 2))
+    assert array.shape == (4, 2, 2) and len({chip.id for chip in array.flat}) == 16
+    found = [{chip.slice_index for chip in part.flat} for part in array]
+    assert all(len(each) == 1 for each in found)
+    assert [*itertools.chain(*found)] in ([0, 0, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0])
+
+
 def test_slices_are_those_that_there_are():
     with pytest.raises(UserError, match="mesh: got slices=1, expected 2, the slices there are"):
         partitioning._arranged(chips(2, 2, 2), (1, 4, 2))
