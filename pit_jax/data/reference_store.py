@@ -215,7 +215,7 @@ def _read_manifest(directory: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path}: is damaged, {error}; {_remedy(directory)}") from None
     shards = manifest.get("shards")
     if not isinstance(shards, list) or "format" not in manifest:
-        raise UserError(f"{path}: not the manifest of a reference store")
+        raise UserError(f"{path}: is damaged, expected shards and format; {_remedy(directory)}")
     if manifest["format"] != _FORMAT:
         raise UserError(f"{path}: got format {manifest['format']!r}, expected {_FORMAT}")
     whole = all(isinstance(shard, dict) and set(shard) >= _SHARD for shard in shards)

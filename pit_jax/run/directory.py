@@ -2,9 +2,8 @@
 
 `stage.json` holds the settings that determine the stage's result, its own and those of every stage
 it builds on, digests of the examples and of the models it builds on (run/sources.py), and what
-gives its parameters their meaning. With the same examples it doesn't matter how the dataset was
-described, such as where its files were; nor, with the same model, where that is. Settings and
-meaning are texts of the configuration, in which a field counts unless its metadata says otherwise:
+gives its parameters their meaning. It doesn't matter where the same examples or models are. Settings
+and meaning are texts of the configuration; a field counts unless its metadata says otherwise:
 
     changes_result  False for what says how the result is computed, or how often that is logged;
                     the settings leave the field out, so that a run may go on with another value
@@ -46,7 +45,8 @@ from pit_jax.runtime import processes
 FORMAT = 2
 MODEL_FIELDS = ("initial", "reference", "reward_model")  # fields that name another stage's model
 WANDB_ID = "wandb_id"  # the file with the id of the stage's run of Weights & Biases
-_NAMED = ("stage.json", "result.json", "choice.json")  # files that have the stage's name
+# Files that have the stage's name, and what else each has had in every version.
+_NAMED = {"stage.json": "settings", "result.json": "task", "choice.json": "checkpoints"}
 _TRAINED = ("references", "result.json")  # there once something is trained that belongs to it
 
 
@@ -402,17 +402,19 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     """Reads a file that `write_json` wrote; one that an earlier version wrote has no digest.
 
     Raises:
-      UserError: if it isn't what was written, as after a full disk, is another stage's, or can't be
-        read.
+      UserError: if it isn't what was written, is another stage's or can't be read.
     """
     with files.reported(path, f"{path}: can't be read"):
         text = path.read_bytes()
     try:
-        value = files.unsealed(text, path.name)[0]
+        value, is_sealed = files.unsealed(text, path.name)
+        key = _NAMED.get(path.name)
+        if key and not is_sealed and key not in value:  # another JSON file in its place
+            raise files.NotSealed(f"expected {key!r} in it")
     except files.NotSealed as error:
         raise UserError(f"{path}: is damaged, {error}; {_remedy(path)}") from None
     name = value.get("name", path.parent.name)
-    if path.name in _NAMED and name not in (path.parent.name, *_names_beside(path, name)):
+    if key and name not in (path.parent.name, *_names_beside(path, name)):
         raise UserError(_of_another(path, name))
     return value
 

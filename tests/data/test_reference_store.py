@@ -152,8 +152,8 @@ def test_missing_and_foreign_manifests(tmp_path):
     for text, told in (
         ("", "manifest.json: is damaged, expected a JSON object; bring it back from a copy, or"),
         ("[]", "manifest.json: is damaged, expected a JSON object; bring it back from a copy, or"),
-        ("{}", "not the manifest of a reference store"),
-        ('{"format": 1}', "not the manifest of a reference store"),
+        ("{}", "manifest.json: is damaged, expected shards and format; bring"),
+        ('{"format": 1}', "manifest.json: is damaged, expected shards and format; bring"),
         ('{"format": 1, "shards": []}', "manifest.json: is damaged, expected shards and closed"),
         ('{"format": 1, "shards": [{}], "closed": true}', "is damaged, expected shards and closed"),
     ):

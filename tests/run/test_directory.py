@@ -633,8 +633,20 @@ def test_the_stage_json_of_another_unfinished_stage_is_refused_by_name(tmp_path)
 
 
 def test_what_an_earlier_version_wrote_is_read(tmp_path):
-    (tmp_path / "result.json").write_text('{"model_step": 4}')
-    assert directory.read_json(epath.Path(tmp_path) / "result.json") == {"model_step": 4}
+    (tmp_path / "result.json").write_text('{"model_step": 4, "task": "rm_gap"}')
+    found = directory.read_json(epath.Path(tmp_path) / "result.json")
+    assert found == {"model_step": 4, "task": "rm_gap"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("stage.json", "settings"), ("result.json", "task"), ("choice.json", "checkpoints")],
+)
+def test_another_json_file_in_the_place_of_ours_is_refused(name, key, tmp_path):
+    """Such as one of orbax's, which has no digest, as ours of earlier versions have none."""
+    (tmp_path / name).write_text('{"item_handlers": {}, "metrics": {}}')
+    with pytest.raises(UserError, match=f"{name}: is damaged, expected '{key}' in it; bring it b"):
+        directory.read_json(epath.Path(tmp_path) / name)
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
