@@ -2,7 +2,7 @@
 
 `stage.json` holds the settings that determine the stage's result, its own and those of every stage
 it builds on, digests of the examples and of the models it builds on (run/sources.py), and what
-gives its parameters their meaning. It doesn't matter where the same examples or models are. Settings
+gives its parameters their meaning. Where the same examples or models are doesn't matter. Settings
 and meaning are texts of the configuration; a field counts unless its metadata says otherwise:
 
     changes_result  False for what says how the result is computed, or how often that is logged;
