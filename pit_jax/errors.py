@@ -108,7 +108,7 @@ def quieten() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for name in ("absl", "orbax", "jax._src.xla_bridge"):
+    for name in ("absl", "orbax", "tensorflow", "jax._src.xla_bridge"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # gin names every place where it doesn't find a file before it finds it.
     logging.getLogger().addFilter(lambda r: not str(r.msg).startswith("Path not found"))
