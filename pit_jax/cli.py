@@ -75,7 +75,7 @@ _OUTSIDE = [
         *("ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP"),
     )
 ]
-_ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
+_ON_DEVICES = ("run", "train", "convert", "improve", "evaluate", "sweep")
 _SEVERAL_HOSTS = """
 several hosts:
   --distributed joins the processes of all hosts; each is given the same command. On TPU pods they
@@ -264,6 +264,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             command_flags.add_evaluate(command)
             _add_on_error(command)
             people.add_flags(command)
+        if name in ("evaluate", "sweep"):
+            command_flags.add_transfer(command)
     return parser, commands.choices
 
 
@@ -330,11 +332,9 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(signals.Signals())
-        silence = stack.enter_context(open(os.devnull, "w"))
         if options.distributed:
             processes.initialize()
-        out = sys.stdout if processes.is_first() else silence
-        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(processes.one_voice())
         if options.command in ("run", "train"):
             stack.enter_context(owner.Owner(config.model_dir, options.command))
         if config.compilation_cache:

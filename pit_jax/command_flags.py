@@ -84,6 +84,11 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         "or commas between them: each seed's figures side by side, their mean, and its "
         "interval over seeds; takes no gin file",
     )
+    command.add_argument("--output", help="folder of the report; the run's own by default")
+
+
+def add_transfer(command: argparse.ArgumentParser) -> None:
+    """Adds what takes a run to other data."""
     command.add_argument(
         "--transfer",
         nargs="+",
@@ -92,4 +97,3 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         help="gin files of other datasets, such as those of gin/tasks, or of other runs: "
         "how the run's PIT and R_PIT do there, as a table of the report",
     )
-    command.add_argument("--output", help="folder of the report; the run's own by default")

@@ -206,7 +206,7 @@ def evaluate(run, evaluation, options) -> None:
         _evaluate_generations(run, evaluation, options)
         return
     run.check_data()
-    options.others = _others(run, evaluation, options.transfer)
+    options.others = others(run, evaluation, options.transfer)
     directory = epath.Path(options.output) if options.output else report_folder(run, evaluation)
     _report(run, evaluation, directory, options)
 
@@ -283,8 +283,8 @@ def _report(run, evaluation, directory, options) -> None:
     print("evaluating …", flush=True)
     made = suite.Suite(run, evaluation)
     results = made.results() | about.facts(run)
-    if others := getattr(options, "others", None):
-        results["transfer"] = transfer.rows(made, run, evaluation, others)
+    if elsewhere := getattr(options, "others", None):
+        results["transfer"] = transfer.rows(made, run, evaluation, elsewhere)
     results["subjects"] = subjects(evaluation)
     found = (results.get("warnings", ()), _warnings(run, evaluation), cautions.cautions(results))
     results["warnings"] = list(itertools.chain(*found))
@@ -337,7 +337,7 @@ def _improving_stages(evaluation) -> dict[str, str]:
     return {role: getattr(evaluation, role) for role in improver.ROLES}
 
 
-def _others(run, evaluation, paths) -> dict[str, Any]:
+def others(run, evaluation, paths) -> dict[str, Any]:
     """The run on each other dataset that `--transfer` names, by its file."""
     from pit_jax.data.datasets import DatasetConfig
     from pit_jax.evaluation import transfer
@@ -397,7 +397,7 @@ def check(run, evaluation, options) -> None:
     elif options.command == "evaluate":
         _check_evaluation(run, evaluation)
         checks.check_models(run, evaluation.stages)
-        _others(run, evaluation, options.transfer)
+        others(run, evaluation, options.transfer)
 
 
 def _check_read(run) -> None:

@@ -16,6 +16,7 @@ from etils import epath
 from pit_jax import files
 from pit_jax.data.files.json_values import printable, shown
 from pit_jax.errors import UserError
+from pit_jax.evaluation.judges import told
 
 _FLAG = "--compare"
 # Classes that decide what a figure of a report means.
@@ -78,8 +79,8 @@ def headings(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "title": f"{first['title']}: {len(seeds)} seed{plural}",
         "description": (
-            f"{first.get('num_prompts')} prompts of the {split} split, judged by the "
-            f"{first['judge']}; seed{plural} {', '.join(map(str, seeds))}."
+            f"{first.get('num_prompts')} prompts of the {split} split, judged by "
+            f"{told(first['judge'])}; seed{plural} {', '.join(map(str, seeds))}."
         ),
         "seeds": seeds,
         "num_prompts": first.get("num_prompts"),

@@ -24,6 +24,7 @@ from pit_jax.evaluation import (
     configured_judge,
     curves,
     ground_truth,
+    judges,
     responses,
     scoring,
     variants,
@@ -140,8 +141,8 @@ class Suite:
         return {
             "title": f"PIT on {run.config.dataset.name}",
             "description": (
-                f"{len(self.responses.prompts)} prompts of the {config.split} split, judged by the "
-                f"{self._judge.name}; seed {run.config.seed}."
+                f"{len(self.responses.prompts)} prompts of the {config.split} split, judged by "
+                f"{judges.told(self._judge.name)}; seed {run.config.seed}."
             ),
             "seed": run.config.seed,
             "num_prompts": len(self.responses.prompts),

@@ -13,6 +13,7 @@ from typing import Any
 
 from pit_jax.evaluation import scoring
 from pit_jax.report import budgets, opening, paper, plots, seed_plots, seed_tables, stopping
+from pit_jax.report import transfer as moved
 from pit_jax.report.blocks import (
     Block,
     Cell,
@@ -88,6 +89,7 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
             "Supervised PIT models", [*group("figure5"), *_sweep(results, drawings, "figure5")]
         ),
         Section("Reward models", _reward_models(results)),
+        Section(moved.TITLE, moved.of_seeds(results)),
         Section("Controls", group("control")),
         *(Section(name, group(name)) for name in sorted(others)),
         Section("The runs", _runs(results)),
@@ -329,15 +331,15 @@ def _sweep(results: Results, drawings: Drawings, figure: str) -> list[Block]:
         for name in dict.fromkeys(row["name"] for row in rows)
     ]
     axes = ("Temperature of improvement", "Δ = win − lose (points)")
+    columns, named = seed_tables.with_temperatures("Comparison", rows)
+    note = f"{title}: Δ by temperature T of the improvement, on {held_out(results)}."
+    table = seed_tables.table(results, columns, named, "delta", points, note)
+    if len({row["temperature"] for row in rows}) == 1:
+        return [table]
     drawings[drawing] = partial(seed_plots.lines, [seed_plots.Panel("", *axes, series)])
     alt = f"{title}: delta against the temperature of improvement, by seed"
     caption = f"{title}. Thin lines: seeds; thick: their mean."
-    columns, named = seed_tables.with_temperatures("Comparison", rows)
-    note = f"Δ by temperature T, on {held_out(results)}."
-    return [
-        Figure(drawing, alt, caption),
-        seed_tables.table(results, columns, named, "delta", points, note),
-    ]
+    return [Figure(drawing, alt, caption), table]
 
 
 def _reward_models(results: Results) -> list[Block]:

@@ -61,7 +61,7 @@ def test_a_run_is_judged_by_a_language_model(judge, capsys):
     assert f"judge: {count} answers; tokens: {10 * count} read, {3 * count} written" in output
     report = json.loads((folder / "report.json").read_text())
     name = "language model judge-1 (instructions)"
-    assert report["description"].startswith(f"4 prompts of the test split, judged by the {name};")
+    assert report["description"].startswith(f"4 prompts of the test split, judged by {name};")
     assert report["subjects"]["judge"] == name
     assert {row["judge"] for row in report["comparisons"]} == {name}
     assert report["reward_models"][-1]["name"] == name and report["reward_models"][-1]["n"] == 4
