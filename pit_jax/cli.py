@@ -362,7 +362,7 @@ def _check_paths(model_dir: str, evaluation: Any, options: argparse.Namespace) -
     if options.command == "convert" and options.stage:
         names = (options.stage,)
     elif options.command in ("improve", "convert") or (
-        options.command == "evaluate" and not options.generations
+        options.command == "evaluate" and not (options.generations or options.responses)
     ):
         names = (evaluation.policy, evaluation.pit, evaluation.gap_model)
     if any("/" not in name for name in names):
@@ -389,10 +389,10 @@ def _bring_in(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 def _compare(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     """Combines the reports of runs, for which they alone are needed."""
     others = (options.gin_file, flags, options.generations, options.dry_run, options.distributed)
-    if any(others) or options.transfer:
+    if any(others) or options.transfer or options.responses:
         raise UserError(
-            "--compare takes no gin file, binding, --generations, --transfer, --dry_run or "
-            "--distributed"
+            "--compare takes no gin file, binding, --generations, --transfer, --responses, "
+            "--dry_run or --distributed"
         )
     paths = [path.strip() for listed in options.compare for path in listed.split(",")]
     options.compare = [checked.expand(path) for path in paths]

@@ -264,11 +264,12 @@ def _reported(member: _Member, options) -> dict[str, Any] | None:
 
 def _planned(config, topology: str) -> dict[str, float]:
     """Seconds of each stage by a plan."""
+    from pit_jax import commands
     from pit_jax.plan import machines, planner
 
     slice_ = machines.find(topology)
-    print(f"planning for {slice_.name} …", flush=True)
-    plan = planner.make_plan(config, slice_, machines.devices(slice_), lambda text: None)
+    commands.say(f"planning for {slice_.name}")
+    plan = planner.make_plan(config, slice_, machines.devices(slice_), commands.say)
     found = dict.fromkeys((stage.name for stage in config.stages), 0.0)
     for row in plan["programs"]:
         found[row["stage"]] += row.get("seconds", 0.0) * row["runs"]

@@ -70,7 +70,10 @@ _REWARD_MODEL: _Measured = {
     **{f"mean {pair}": (False, None) for pair in scoring.GAP_PAIRS},
     **{f"{above}>{below}": (False, _SHARE) for above, below in scoring.GAP_INEQUALITIES},
 }
-_TRANSFER: _Measured = _COMPARISON | dict.fromkeys(("read", "too_long", "seen"), (False, None))
+_TRANSFER: _Measured = {
+    **_COMPARISON,
+    **dict.fromkeys(("read", "too_long", "seen"), (False, None)),
+}
 # The figures of Δ against temperature, which have one layout.
 _SWEEPS = ("figure3", "figure5")
 
