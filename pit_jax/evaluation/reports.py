@@ -39,6 +39,8 @@ _FREE = (
     *("EndpointConfig.prices", "ClassifierConfig.batch_size"),
 )
 _MOST = 8
+# What the reports say of their runs.
+_RUN = ("seed", "folder", "commit", "data_digest", "device", "versions")
 
 
 def read(folders: Sequence[str]) -> list[dict[str, Any]]:
@@ -89,7 +91,7 @@ def headings(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "warnings": [*_own_warnings(reports), *warnings(reports)],
         "runs": [
             {
-                **{key: report.get(key) for key in ("seed", "folder", "device", "versions")},
+                **{key: report.get(key) for key in _RUN},
                 "seconds": sum(stage.get("seconds") or 0 for stage in report.get("stages", ())),
             }
             for report in reports

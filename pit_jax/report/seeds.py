@@ -2,7 +2,7 @@
 
 `build` takes the place of `sections.build` in `write.write_report`. Beside the combined parts the
 results have title, description, command, num_prompts, seeds (their numbers), warnings, and `runs`,
-one for each seed: [{seed, folder, device, versions, seconds}].
+one for each seed: [{seed, folder, commit, data_digest, device, versions, seconds}].
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from pit_jax.report.variants import table_of
 Row = Mapping[str, Any]
 
 _HEADLINES = 4
+_HASH = 12  # characters of a hash that are shown
 # Where the paper's figures beside each group of comparisons are from.
 _SOURCES = {"table1": paper.TABLE_1, "table2": paper.TABLE_2, "figure5": "", "control": ""}
 _INTERVALS = (
@@ -385,14 +386,17 @@ def _runs(results: Results) -> list[Block]:
         [
             str(run["seed"]),
             run["folder"],
+            (run.get("commit") or NONE)[:_HASH],
+            (run.get("data_digest") or NONE)[:_HASH],
             ", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()),
             run.get("device") or NONE,
             duration(run.get("seconds")),
         ]
         for run in results["runs"]
     ]
-    columns = ["Seed", "Run directory", "Versions", "Device", "Training"]
-    blocks: list[Block] = [Table(columns, cells, labels=3)]
+    columns = ["Seed", "Run directory", "Commit", "Hash of the data", "Versions", "Device"]
+    caption = "Each run’s own report has its whole configuration, and these hashes in full."
+    blocks: list[Block] = [Table([*columns, "Training"], cells, caption, labels=5)]
     if results.get("command"):
         blocks.append(Code(results["command"]))
     return blocks

@@ -206,19 +206,17 @@ def test_every_stage_and_the_report_of_two_processes(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_sweep_together(tmp_path):
-    """Two seeds of a run and of a variation; given again, one report is missing."""
+def test_two_processes_sweep_together(trained, tmp_path):
+    """Two seeds, of which one has its first stage, and a variation; then a report is missing."""
     folder = tmp_path / "two"
     (tmp_path / "short.gin").write_text(tiny_runs.GIN + SHORT)
-    words = (
-        "--seeds=0,1",
-        "--vary=weak: rl_pit/PPOConfig.beta=0.02",
-        "--gin.EvaluationConfig.self_refine=False",
-        "--gin.EvaluationConfig.iterations=1",
-    )
+    shutil.copytree(trained / "pretrain", folder / "seed0" / "pretrain")
+    few = [f"--gin.EvaluationConfig.{each}" for each in ("sweep=()", "best_of=0", "iterations=1")]
+    few += ["--gin.EvaluationConfig.self_refine=False", "--gin.EvaluationConfig.num_prompts=4"]
+    words = ("--seeds=0,1", "--vary=weak: rl_pit/PPOConfig.beta=0.02", *few)
     statuses, printed = together(folder, *words, command="sweep", REPORT="1")
     assert statuses == [0, 0], printed
-    assert is_silent(printed[1][0]) and re.search(r"^to train +8 of 8 st", printed[0][0], re.M)
+    assert is_silent(printed[1][0]) and re.search(r"^to train +7 of 8 st", printed[0][0], re.M)
     combined = json.loads((folder / "report.json").read_text())
     assert combined["seeds"] == [0, 1]
     names = [row["name"] for row in combined["comparisons"] if row["group"] == "table2"]

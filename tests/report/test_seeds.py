@@ -115,7 +115,8 @@ def test_figures_of_the_parts(built):
     assert at_best.columns[-2:] == ["Paper’s ELO: HH", "Paper’s ELO: Summary"]
     assert [row[-2:] for row in at_best.rows] == [["1033", "1022"], ["1001", "–"]]
     assert plain(found[9][2][0])[1] == "95.0 [80.0, 99.0]"
-    assert found[-1][2][1][:1] + found[-1][2][1][-1:] == ["1", "2.2 min"]
+    runs = found[-1][2]
+    assert runs[1][:1] + runs[1][2:4] + runs[1][-1:] == ["1", "c" * 12, "1" * 12, "2.2 min"]
 
 
 def test_a_row_that_a_seed_lacks_counts_those_that_have_it(tmp_path):
