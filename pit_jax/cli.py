@@ -75,7 +75,7 @@ _OUTSIDE = [
         *("ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP"),
     )
 ]
-_ON_DEVICES = ("run", "train", "convert", "improve", "evaluate")
+_ON_DEVICES = ("run", "train", "convert", "improve", "evaluate", "sweep")
 _SEVERAL_HOSTS = """
 several hosts:
   --distributed joins the processes of all hosts; each is given the same command. On TPU pods they
@@ -264,6 +264,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             command_flags.add_evaluate(command)
             _add_on_error(command)
             people.add_flags(command)
+        if name in ("evaluate", "sweep"):
+            command_flags.add_transfer(command)
     return parser, commands.choices
 
 
@@ -330,11 +332,9 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(signals.Signals())
-        silence = stack.enter_context(open(os.devnull, "w"))
         if options.distributed:
             processes.initialize()
-        out = sys.stdout if processes.is_first() else silence
-        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(processes.one_voice())
         if options.command in ("run", "train"):
             stack.enter_context(owner.Owner(config.model_dir, options.command))
         if config.compilation_cache:
@@ -362,7 +362,7 @@ def _check_paths(model_dir: str, evaluation: Any, options: argparse.Namespace) -
     if options.command == "convert" and options.stage:
         names = (options.stage,)
     elif options.command in ("improve", "convert") or (
-        options.command == "evaluate" and not options.generations
+        options.command == "evaluate" and not (options.generations or options.responses)
     ):
         names = (evaluation.policy, evaluation.pit, evaluation.gap_model)
     if any("/" not in name for name in names):
@@ -389,10 +389,10 @@ def _bring_in(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
 def _compare(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     """Combines the reports of runs, for which they alone are needed."""
     others = (options.gin_file, flags, options.generations, options.dry_run, options.distributed)
-    if any(others) or options.transfer:
+    if any(others) or options.transfer or options.responses:
         raise UserError(
-            "--compare takes no gin file, binding, --generations, --transfer, --dry_run or "
-            "--distributed"
+            "--compare takes no gin file, binding, --generations, --transfer, --responses, "
+            "--dry_run or --distributed"
         )
     paths = [path.strip() for listed in options.compare for path in listed.split(",")]
     options.compare = [checked.expand(path) for path in paths]

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
+from collections.abc import Sequence
+
+_LINE = 100  # characters of a command's line in a report
 
 
 def add_plan(command: argparse.ArgumentParser) -> None:
@@ -84,6 +89,11 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         "or commas between them: each seed's figures side by side, their mean, and its "
         "interval over seeds; takes no gin file",
     )
+    command.add_argument("--output", help="folder of the report; the run's own by default")
+
+
+def add_transfer(command: argparse.ArgumentParser) -> None:
+    """Adds what takes a run to other data."""
     command.add_argument(
         "--transfer",
         nargs="+",
@@ -92,4 +102,21 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
         help="gin files of other datasets, such as those of gin/tasks, or of other runs: "
         "how the run's PIT and R_PIT do there, as a table of the report",
     )
-    command.add_argument("--output", help="folder of the report; the run's own by default")
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Writes the command with these arguments as a shell takes it, over lines if it is long."""
+    first, *others = ["python -m pit_jax", *map(_quoted, argv)]
+    line = " ".join([first, *others])
+    return line if len(line) <= _LINE else " \\\n  ".join([f"{first} {others[0]}", *others[1:]])
+
+
+def _quoted(argument: str) -> str:
+    """An argument, or its value, in the quotes that it needs; double ones around a gin string."""
+    name, equals, value = argument.partition("=")
+    if not (equals and re.fullmatch(r"--[\w./-]+", name)):
+        name, equals, value = "", "", argument
+    quoted = shlex.quote(value)
+    if "'" in value and not re.search(r'["$`\\!\n]', value):
+        quoted = f'"{value}"'
+    return name + equals + quoted

@@ -10,18 +10,15 @@ import itertools
 import json
 import pathlib
 import re
-import shlex
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from pit_jax import bindings, files
+from pit_jax import bindings, checked, command_flags, files
 from pit_jax.errors import UserError
 from pit_jax.runtime import owner, processes
 
-_LINE = 100  # characters of a command's line in a report
 _PATIENCE = 300.0  # seconds to wait for another report
 # Commands for which the data need not be there.
 _WITHOUT_DATA = ("convert", "improve")
@@ -85,13 +82,15 @@ def data(run, evaluation, options) -> None:
         data_report.write(found, pathlib.Path(options.output))
 
 
+def say(what: str) -> None:
+    """Tells of what takes a while."""
+    sys.stderr.write(f"{what} …\n")  # whole, also from several threads
+    sys.stderr.flush()
+
+
 def plan(config, options) -> int:
     """Compiles every program of a run for a machine; returns 1 if it doesn't fit there, else 0."""
     from pit_jax.plan import machines, planner, text
-
-    def say(what: str) -> None:
-        sys.stderr.write(f"{what} …\n")  # whole, also from several threads
-        sys.stderr.flush()
 
     slice_ = machines.find(options.topology)
     devices = machines.devices(slice_)
@@ -200,13 +199,13 @@ def convert(run, evaluation, options) -> None:
 
 def evaluate(run, evaluation, options) -> None:
     """Makes the tables and plots of a run, or of a file that `improve` wrote."""
-    if options.generations:
+    if options.generations or options.responses:
         if options.transfer:
-            raise UserError("--generations: expected them without --transfer, which samples anew")
-        _evaluate_generations(run, evaluation, options)
+            raise UserError("--transfer samples anew: got it with saved responses, expected none")
+        _evaluate_saved(run, evaluation, options)
         return
     run.check_data()
-    options.others = _others(run, evaluation, options.transfer)
+    options.others = others(run, evaluation, options.transfer)
     directory = epath.Path(options.output) if options.output else report_folder(run, evaluation)
     _report(run, evaluation, directory, options)
 
@@ -222,7 +221,7 @@ def compare(options) -> None:
     if options.output:
         check_combined(options.output)
     results = reports.headings(found) | seeds.gather(found)
-    results["command"] = command_line(options.argv)
+    results["command"] = command_flags.command_line(options.argv)
     print(report.format_tables(results, seed_tables.for_terminal(results)))
     if options.output:
         paths = report.write_report(results, options.output, sections.build)
@@ -283,14 +282,14 @@ def _report(run, evaluation, directory, options) -> None:
     print("evaluating …", flush=True)
     made = suite.Suite(run, evaluation)
     results = made.results() | about.facts(run)
-    if others := getattr(options, "others", None):
-        results["transfer"] = transfer.rows(made, run, evaluation, others)
+    if elsewhere := getattr(options, "others", None):
+        results["transfer"] = transfer.rows(made, run, evaluation, elsewhere)
     results["subjects"] = subjects(evaluation)
     found = (results.get("warnings", ()), _warnings(run, evaluation), cautions.cautions(results))
     results["warnings"] = list(itertools.chain(*found))
     results["choices"] = choosing.recorded(run)
     results["config_text"] = options.operative
-    results["command"] = command_line(options.argv)
+    results["command"] = command_flags.command_line(options.argv)
     # The report of a run that is under way beside this may be written at the same time.
     lock = directory / "report.lock"
     with owner.Owner(directory, options.command, lock, "--output", _PATIENCE):
@@ -298,24 +297,6 @@ def _report(run, evaluation, directory, options) -> None:
             paths = report.write_report(results, directory)
             print(report.format_summary(results))
             print(f"report: {paths['html']}")
-
-
-def command_line(argv: Sequence[str]) -> str:
-    """Writes the command with these arguments as a shell takes it, over lines if it is long."""
-    first, *others = ["python -m pit_jax", *map(_quoted, argv)]
-    line = " ".join([first, *others])
-    return line if len(line) <= _LINE else " \\\n  ".join([f"{first} {others[0]}", *others[1:]])
-
-
-def _quoted(argument: str) -> str:
-    """An argument, or its value, in the quotes that it needs; double ones around a gin string."""
-    name, equals, value = argument.partition("=")
-    if not (equals and re.fullmatch(r"--[\w./-]+", name)):
-        name, equals, value = "", "", argument
-    quoted = shlex.quote(value)
-    if "'" in value and not re.search(r'["$`\\!\n]', value):
-        quoted = f'"{value}"'
-    return name + equals + quoted
 
 
 def improve(run, evaluation, options) -> None:
@@ -337,7 +318,7 @@ def _improving_stages(evaluation) -> dict[str, str]:
     return {role: getattr(evaluation, role) for role in improver.ROLES}
 
 
-def _others(run, evaluation, paths) -> dict[str, Any]:
+def others(run, evaluation, paths) -> dict[str, Any]:
     """The run on each other dataset that `--transfer` names, by its file."""
     from pit_jax.data.datasets import DatasetConfig
     from pit_jax.evaluation import transfer
@@ -351,19 +332,31 @@ def _others(run, evaluation, paths) -> dict[str, Any]:
     return found
 
 
-def _evaluate_generations(run, evaluation, options) -> None:
-    from pit_jax.evaluation import generations, suite
+def _saved(run, options):
+    """Reads the generations that are to be judged, or two systems' responses."""
+    from pit_jax.evaluation import generations
+
+    if not options.responses:
+        return generations.read(run, options.generations, options.on_error)
+    if options.generations:
+        raise UserError("--generations: got them with --responses, expected one of both")
+    paths = [checked.expand(path) for path in options.responses]
+    return generations.of_systems(run, paths, options.on_error)
+
+
+def _evaluate_saved(run, evaluation, options) -> None:
+    from pit_jax.evaluation import suite
     from pit_jax.report import cautions
     from pit_jax.report import write as report
 
-    found = generations.read(run, options.generations, options.on_error)
+    found = _saved(run, options)
     for line in found.notes:
         print(line)
-    results = suite.Suite(run, evaluation).judge_generations(found.records)
+    results = suite.Suite(run, evaluation).judge_generations(found.records, found.names)
     if results["description"]:
         print(results["description"])
     results["warnings"] = [*results.get("warnings", ()), *cautions.few_prompts(results)]
-    results["command"] = command_line(options.argv)
+    results["command"] = command_flags.command_line(options.argv)
     print(report.format_summary(results))
     if options.output and processes.is_first():
         paths = report.write_report(results, options.output)
@@ -372,7 +365,6 @@ def _evaluate_generations(run, evaluation, options) -> None:
 
 def check(run, evaluation, options) -> None:
     """Refuses what a command could only refuse, or fail at, when it is under way."""
-    from pit_jax.evaluation import generations
     from pit_jax.run import checks, settings_diff
 
     if options.command not in _WITHOUT_DATA:
@@ -391,13 +383,12 @@ def check(run, evaluation, options) -> None:
         job = _improving(run, evaluation, options)
         checks.check_models(run, job.needed.values())
         print(f"improve        {job.describe()}")
-    elif options.command == "evaluate" and options.generations:
-        found = generations.read(run, options.generations, options.on_error)
-        print(f"generations    {len(found.records)} rows to judge")
+    elif options.command == "evaluate" and (options.generations or options.responses):
+        print(f"generations    {len(_saved(run, options).records)} rows to judge")
     elif options.command == "evaluate":
         _check_evaluation(run, evaluation)
         checks.check_models(run, evaluation.stages)
-        _others(run, evaluation, options.transfer)
+        others(run, evaluation, options.transfer)
 
 
 def _check_read(run) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from pit_jax import checked, files
+from pit_jax import checked, command_flags, files
 from pit_jax.errors import UserError, quieten
 
 EXAMPLE = (
@@ -33,7 +32,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar="FILE",
         help="compare the responses of two files, JSONL of {prompt, response}, and not a run's; "
-        "takes no gin file",
+        "takes no gin file, but without --people, where the judge of the run compares them",
     )
     add("--question", metavar="TEXT", help="what people are asked (Which response is better?)")
     add("--no_ties", action="store_true", help="one of the two has to be preferred")
@@ -56,17 +55,15 @@ def without_run(options: argparse.Namespace, flags: Sequence[tuple[str, str]]) -
     Raises:
       UserError: for flags that don't go together, and for files that are wrong.
     """
-    given = (options.responses, options.question, options.no_ties or None, options.seed)
+    given = (options.question, options.no_ties or None, options.seed)
     asking = any(value is not None for value in given)
     if not options.people:
         if options.verdicts or asking:
-            raise UserError(
-                "--responses, --question, --no_ties, --seed, --verdicts: expected --people=DIR too"
-            )
+            raise UserError("--question, --no_ties, --seed, --verdicts: expected --people=DIR too")
         return False
     if options.compare is not None or options.generations:
         raise UserError("--people takes no --compare or --generations; two files are --responses")
-    if options.verdicts and asking:
+    if options.verdicts and (asking or options.responses):
         raise UserError("--verdicts takes no --responses, --question, --no_ties or --seed")
     if not options.verdicts:
         _check_new(options)
@@ -110,8 +107,7 @@ def _ask_of_files(options) -> None:
     rows, notes = generations.paired(paths, options.on_error)
     for line in notes:
         print(line)
-    names = [pathlib.PurePath(path).name for path in paths]
-    first, second = names if names[0] != names[1] else paths
+    first, second = generations.names_of(paths)
     row = {"name": f"{first} vs {second}", "first": "system", "second": "system"}
     prompts, *said = zip(*rows)
     sides = [people.Sides(row, prompts, said[0], said[1], groups=prompts)]
@@ -134,12 +130,11 @@ def _check_new(options) -> None:
 
 
 def _write(options, sides, facts: dict[str, Any]) -> None:
-    from pit_jax import commands
     from pit_jax.evaluation import people, verdict_files
     from pit_jax.report import people as page
     from pit_jax.runtime import processes
 
-    facts["asked_by"] = commands.command_line(options.argv)
+    facts["asked_by"] = command_flags.command_line(options.argv)
     question = options.question or people.QUESTION
     key = people.ask(sides, question, not options.no_ties, options.seed or 0, facts)
     count, alike = len(key.asked), len(key.items) - len(key.asked)
@@ -171,7 +166,7 @@ def _report(options) -> None:
     results = people.results(key, sheets, key.about.get("seed", 0))
     results["warnings"] += cautions.few_prompts(results)
     asked_by = results.pop("asked_by", "")
-    results["command"] = "\n".join([asked_by, commands.command_line(options.argv)]).strip()
+    results["command"] = "\n".join([asked_by, command_flags.command_line(options.argv)]).strip()
     print(report.format_summary(results))
     if not options.dry_run:
         paths = report.write_report(results, output)

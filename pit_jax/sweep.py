@@ -6,6 +6,7 @@ What it costs is said before it starts. Given again, the same command goes on wh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
@@ -29,6 +30,8 @@ variations:
 seeds:
   --seeds=0,1,2 trains everything with each seed, in MODEL_DIR/seed0 and so on, and combines the
   reports in MODEL_DIR. It needs the macros SEED and MODEL_DIR, which all files of gin/runs have.
+
+  With --transfer each seed's PIT is taken to other data, and the combined report has that too.
 
 cost:
   Before anything is trained, the cost of each stage and of all is shown. Times are those of stages
@@ -99,11 +102,12 @@ def variations_of(texts: Sequence[str]) -> dict[str, tuple[list[str], list[tuple
 
 @dataclasses.dataclass
 class _Member:
-    """A run of the sweep, what evaluates it, and its operative configuration."""
+    """A run of the sweep, what evaluates it, its operative configuration, and it on other data."""
 
     run: Any
     evaluation: Any
     operative: str
+    others: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Sweep:
@@ -181,6 +185,7 @@ class Sweep:
 
         for member in self.members:
             commands.check(member.run, member.evaluation, self._options)
+            member.others = commands.others(member.run, member.evaluation, self._options.transfer)
         if self.seeds:
             commands.check_combined(self.folder)
 
@@ -196,38 +201,45 @@ class Sweep:
             found = costs.costs(runs, partitioner, _planned(runs[0].config, name))
         return "\n".join(_told(found, self))
 
-    def train(self) -> None:
-        """Trains and evaluates each run, and combines the reports of several."""
+    def train(self, caught: Any) -> None:
+        """Trains and evaluates each run, and combines the reports of several.
+
+        Args:
+          caught: the signals, see `signals.Signals`.
+        """
         from pit_jax import commands
         from pit_jax.report import write as report
-        from pit_jax.runtime import compilation, owner, processes, signals
+        from pit_jax.runtime import compilation, owner, processes
 
         options, folders = self._options, []
-        with signals.Signals() as caught:
-            if self.members[0].run.config.compilation_cache:
-                compilation.keep(self.folder)
-            for member in self.members:
-                options.operative, member.run.signals = member.operative, caught
-                print(f"\n{member.run.directory}:", flush=True)
-                made = _reported(member.run, member.evaluation, options)
-                if made is None:
-                    with owner.Owner(member.run.directory, "sweep"):
-                        commands.run(member.run, member.evaluation, options)
-                elif not self.seeds:
-                    print(report.format_summary(made))
-                else:
-                    print("complete, skipped", flush=True)
-                folders.append(f"{commands.report_folder(member.run, member.evaluation)}")
+        if self.members[0].run.config.compilation_cache:
+            compilation.keep(self.folder)
+        for member in self.members:
+            options.operative, options.others = member.operative, member.others
+            member.run.signals = caught
+            print(f"\n{member.run.directory}:", flush=True)
+            made = _reported(member, options)
+            # Where one process has something to do, all have.
+            if processes.any_process(made is None) or made is None:
+                with owner.Owner(member.run.directory, "sweep"):
+                    commands.run(member.run, member.evaluation, options)
+            elif not self.seeds:
+                print(report.format_summary(made))
+            else:
+                print("complete, skipped", flush=True)
+            folders.append(f"{commands.report_folder(member.run, member.evaluation)}")
         if self.seeds and processes.is_first():
             options.compare, options.output = folders, self.folder
             commands.compare(options)
 
 
-def _reported(run, evaluation, options) -> dict[str, Any] | None:
+def _reported(member: _Member, options) -> dict[str, Any] | None:
     """Returns the report that `run` would write again; None if it has anything to do."""
     from pit_jax import commands
+    from pit_jax.evaluation import transfer
     from pit_jax.run import choosing
 
+    run, evaluation = member.run, member.evaluation
     stages = run.config.stages
     if any(not run.is_complete(s.name) or choosing.is_due(run, s) for s in stages):
         return None
@@ -237,21 +249,27 @@ def _reported(run, evaluation, options) -> dict[str, Any] | None:
         written = (folder / "report.md").stat().mtime >= (folder / "report.json").stat().mtime
         before = [(row["name"], row["seconds"], row["model_step"]) for row in found["stages"]]
         same = found["config_text"], found["data_digest"]
+        moved = {row["evaluated_on"]: row["data_digest"] for row in found.get("transfer", ())}
     except (OSError, ValueError, TypeError, KeyError):
         return None
     results = [run.result(stage.name) for stage in stages]
     now = [(row["name"], row["seconds"], row["model_step"]) for row in results]
     is_same = written and before == now and same == (options.operative, run.data.digest)
+    is_same &= all(
+        moved.get(transfer.label(file, other)) == other.data.digest
+        for file, other in member.others.items()
+    )
     return found if is_same else None
 
 
 def _planned(config, topology: str) -> dict[str, float]:
     """Seconds of each stage by a plan."""
+    from pit_jax import commands
     from pit_jax.plan import machines, planner
 
     slice_ = machines.find(topology)
-    print(f"planning for {slice_.name} …", flush=True)
-    plan = planner.make_plan(config, slice_, machines.devices(slice_), lambda text: None)
+    commands.say(f"planning for {slice_.name}")
+    plan = planner.make_plan(config, slice_, machines.devices(slice_), commands.say)
     found = dict.fromkeys((stage.name for stage in config.stages), 0.0)
     for row in plan["programs"]:
         found[row["stage"]] += row.get("seconds", 0.0) * row["runs"]
@@ -304,11 +322,21 @@ def _told(found: Sequence[Any], sweep: Sweep) -> list[str]:
 
 def main(options: argparse.Namespace, flags: Sequence[tuple[str, str]]) -> int:
     """Says what the sweep costs, then trains and evaluates it."""
-    made = Sweep(options, flags)
-    made.check()
-    print(made.cost(), flush=True)
-    if options.dry_run:
-        print("\nnothing is written")
-    else:
-        made.train()
+    from pit_jax.runtime import processes, signals
+
+    together = options.distributed and not options.dry_run
+    if together and options.topology:
+        raise UserError("--topology: got it with --distributed, expected it with --dry_run then")
+    with contextlib.ExitStack() as stack:
+        caught = stack.enter_context(signals.Signals())
+        if together:
+            processes.initialize()
+        stack.enter_context(processes.one_voice())
+        made = Sweep(options, flags)
+        made.check()
+        print(made.cost(), flush=True)
+        if options.dry_run:
+            print("\nnothing is written")
+        else:
+            made.train(caught)
     return 0

@@ -586,6 +586,7 @@ def test_seeds_are_compared_and_written(tmp_path, capsys):
         (["--compare=a", "--generations=x"], "binding, --generations"),
         (["--compare=a", "--dry_run"], "--dry_run or --distributed"),
         (["--compare=a", "--transfer=gin/tasks/hh.gin"], "--generations, --transfer"),
+        (["--compare=a", "--responses", "x", "y"], "--transfer, --responses"),
         (["--compare=a", "--distributed"], "--dry_run or --distributed"),
         (["--compare=a", "--output=/dev/null/x"], "--output: can't write /dev/null/x"),
     ],

@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from pit_jax import commands
+from pit_jax import command_flags, commands
 from pit_jax.data.datasets import DatasetConfig
 from pit_jax.errors import UserError
 from pit_jax.evaluation.classifier import ClassifierConfig
@@ -70,12 +70,12 @@ def test_a_report_never_takes_the_place_of_another(tmp_path, written, changes, n
 
 def test_a_command_is_written_as_a_shell_takes_it():
     argv = ["run", "--gin_file=gin/runs/quickstart.gin", "--gin.MODEL_DIR='runs/it s'"]
-    line = commands.command_line(argv)
+    line = command_flags.command_line(argv)
     assert line == (
         "python -m pit_jax run --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=\"'runs/it s'\""
     )
     argv += ["--gin.A='$HOME'", "--gin.rm_gap/B.c=(1, 2)", "a file", "--compare", "x='\\y"]
-    written = commands.command_line(argv)
+    written = command_flags.command_line(argv)
     assert written.startswith("python -m pit_jax run \\\n  --gin_file=gin/runs/quickstart.gin \\\n")
     assert shlex.split(written.replace("\\\n", " ")) == ["python", "-m", "pit_jax", *argv]
 

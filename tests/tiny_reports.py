@@ -88,6 +88,8 @@ def report(seed: int) -> dict[str, Any]:
         "subjects": {"split": "test", "num_prompts": 0, "pit": "rl_pit"},
         "versions": {"pit_jax": "0.1.0", "jax": "0.10"},
         "device": "1 x cpu",
+        "commit": "c" * 40,
+        "data_digest": str(seed) * 64,
         "config_text": CONFIG.format(seed=seed),
         "stages": [{"name": "rl_pit", "seconds": 90.0}, {"name": "rm_gap", "seconds": 45.0}],
         "comparisons": comparisons,

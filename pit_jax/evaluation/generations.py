@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -26,10 +27,12 @@ class Generations:
     Attributes:
       records: `prompt` and `responses` of each row, as `Suite.judge_generations` takes them.
       notes: a line for each kind of row that is left out or judged by a part.
+      names: of the systems whose responses these are; none for those of `improve`.
     """
 
     records: list[dict[str, Any]]
     notes: list[str]
+    names: tuple[str, ...] = ()
 
 
 def read(run: Run, source: str, on_error: str) -> Generations:
@@ -57,17 +60,43 @@ def read(run: Run, source: str, on_error: str) -> Generations:
         else:
             kept.append({"prompt": value[0], "responses": value[1]})
             long += value[2]
-    notes = []
+    notes = _cut(run, long)
     if bad:
         notes.append(f"{bad} rows are skipped: they are malformed")
     if unimproved:
         notes.append(f"{unimproved} rows are left out: improve has skipped them")
-    if long:
-        window = run.role(POLICY_REWARD).lengths.response
-        notes.append(f"{long} responses are judged by their first {window} tokens, the window")
     if not kept:
         raise UserError(f"{source}: has no row to judge: {'; '.join(notes)}")
     return Generations(kept, notes)
+
+
+def of_systems(run: Run, sources: Sequence[str], on_error: str) -> Generations:
+    """Reads two systems' responses to the same prompts, which the judge of a run compares.
+
+    Args:
+      run: the run that judges them.
+      sources, on_error: as `paired` takes them.
+
+    Raises:
+      UserError: as `paired` does, and for a prompt that isn't one of the run's data or windows.
+    """
+    rows, notes = paired(sources, on_error, run)
+    records = [{"prompt": x, "responses": [first, second]} for x, first, second in rows]
+    long = sum(found[2] for record in records if (found := _generation(run, record)))
+    return Generations(records, [*notes, *_cut(run, long)], names_of(sources))
+
+
+def names_of(sources: Sequence[str]) -> tuple[str, ...]:
+    """What two systems are called: the names of their files, or their paths if these are equal."""
+    names = tuple(pathlib.PurePath(source).name for source in sources)
+    return names if names[0] != names[1] else tuple(sources)
+
+
+def _cut(run: Run, long: int) -> list[str]:
+    """Says that so many responses are cut, if any are."""
+    window = run.role(POLICY_REWARD).lengths.response
+    text = f"{long} responses are judged by their first {window} tokens, the window"
+    return [text] * bool(long)
 
 
 def _generation(run: Run, value: dict[str, Any]) -> tuple[str, list[str], int] | None:
@@ -90,8 +119,10 @@ def _generation(run: Run, value: dict[str, Any]) -> tuple[str, list[str], int] |
     return x, texts, sum(len(role.layout.response(text)) > lengths.response for text in texts)
 
 
-def paired(sources: Sequence[str], on_error: str) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Reads two systems' responses to the same prompts, for which no run is needed.
+def paired(
+    sources: Sequence[str], on_error: str, run: Run | None = None
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Reads two systems' responses to the same prompts.
 
     A row has `prompt`, text or turns, and `response`, or the last of `responses`. Rows of a prompt
     that is there several times go together in their order. A row that `improve` has skipped is left
@@ -101,6 +132,7 @@ def paired(sources: Sequence[str], on_error: str) -> tuple[list[tuple[str, str, 
       sources: two of what `records.records` takes.
       on_error: what becomes of rows with a problem, and of a response to which the other file has
         none: `stop` refuses all, `skip` leaves them out.
+      run: what judges them; None where people read them.
 
     Returns:
       prompt and both responses of each row, in the order of the first file; a line for each kind of
@@ -109,14 +141,14 @@ def paired(sources: Sequence[str], on_error: str) -> tuple[list[tuple[str, str, 
     Raises:
       UserError: if a file can't be read, rows have problems, or none is left.
     """
-    first, second = (_responses(source, on_error) for source in sources)
+    first, second = (_responses(source, on_error, run) for source in sources)
     waiting: dict[str, list[str]] = defaultdict(list)
     for _, x, text in reversed(second):
         waiting[x].append(text)
     rows, alone = [], []
     for place, x, text in first:
         if waiting[x]:
-            rows.append((as_text(x), text, waiting[x].pop()))
+            rows.append((x if run else as_text(x), text, waiting[x].pop()))
         else:
             alone.append(place)
     if alone and on_error == "stop":
@@ -130,7 +162,7 @@ def paired(sources: Sequence[str], on_error: str) -> tuple[list[tuple[str, str, 
     return rows, [f"{left_out} responses are left out: the other file has none"] * bool(left_out)
 
 
-def _responses(source: str, on_error: str) -> list[tuple[str, str, str]]:
+def _responses(source: str, on_error: str, run: Run | None) -> list[tuple[str, str, str]]:
     """The place, x and response of each row of a file."""
 
     def parse(value: dict[str, Any]) -> tuple[str, str] | None:
@@ -141,7 +173,10 @@ def _responses(source: str, on_error: str) -> list[tuple[str, str, str]]:
         text = value.get("response", last[-1] if isinstance(last, list) and last else None)
         if not isinstance(text, str):
             raise ValueError(f"got {shown(text)}, expected text under 'response'")
-        return formats.prompt(Fields(value)), text
+        if run is None:
+            return formats.prompt(Fields(value)), text
+        found = _generation(run, value | {"responses": [text]})
+        return found and (found[0], text)
 
     found = improving.parsed(source, parse, on_error)
     return [(record.place, *value) for record, value, _ in found if value]

@@ -126,6 +126,11 @@ def judge_for(
     return checker(dataset) or RewardJudge(rewards, f"R_P ({reward_model})")
 
 
+def told(name: str) -> str:
+    """What sentences call a judge of this name."""
+    return {ExactJudge.name: "the exact checker", "judge": "the judge"}.get(name, name)
+
+
 def checker(dataset: DatasetConfig | MixtureConfig) -> ExactJudge | None:
     """Makes the exact checker of a dataset; None where it has none."""
     if not isinstance(dataset, DatasetConfig) or dataset.kind != "instructions":

@@ -16,6 +16,7 @@ from etils import epath
 from pit_jax import files
 from pit_jax.data.files.json_values import printable, shown
 from pit_jax.errors import UserError
+from pit_jax.evaluation.judges import told
 
 _FLAG = "--compare"
 # Classes that decide what a figure of a report means.
@@ -38,6 +39,8 @@ _FREE = (
     *("EndpointConfig.prices", "ClassifierConfig.batch_size"),
 )
 _MOST = 8
+# What the reports say of their runs.
+_RUN = ("seed", "folder", "commit", "data_digest", "device", "versions")
 
 
 def read(folders: Sequence[str]) -> list[dict[str, Any]]:
@@ -78,8 +81,8 @@ def headings(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "title": f"{first['title']}: {len(seeds)} seed{plural}",
         "description": (
-            f"{first.get('num_prompts')} prompts of the {split} split, judged by the "
-            f"{first['judge']}; seed{plural} {', '.join(map(str, seeds))}."
+            f"{first.get('num_prompts')} prompts of the {split} split, judged by "
+            f"{told(first['judge'])}; seed{plural} {', '.join(map(str, seeds))}."
         ),
         "seeds": seeds,
         "num_prompts": first.get("num_prompts"),
@@ -88,7 +91,7 @@ def headings(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "warnings": [*_own_warnings(reports), *warnings(reports)],
         "runs": [
             {
-                **{key: report.get(key) for key in ("seed", "folder", "device", "versions")},
+                **{key: report.get(key) for key in _RUN},
                 "seconds": sum(stage.get("seconds") or 0 for stage in report.get("stages", ())),
             }
             for report in reports

@@ -70,6 +70,10 @@ _REWARD_MODEL: _Measured = {
     **{f"mean {pair}": (False, None) for pair in scoring.GAP_PAIRS},
     **{f"{above}>{below}": (False, _SHARE) for above, below in scoring.GAP_INEQUALITIES},
 }
+_TRANSFER: _Measured = {
+    **_COMPARISON,
+    **dict.fromkeys(("read", "too_long", "seen"), (False, None)),
+}
 # The figures of Δ against temperature, which have one layout.
 _SWEEPS = ("figure3", "figure5")
 
@@ -147,12 +151,13 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
 
     Returns:
       `comparisons`, `lengths` (of comparisons, at equal length), `scores`, `iterations`, `stops`,
-      `budgets` (a row for each comparison), `reward_models`, `figure3` and `figure5`, each a list
-      of rows: what names the row, then a Summary as a dict for each quantity. `figure4` is a list
-      of curves {model, round, steps, mean, seeds, ending, regions}: the mean of the seeds' curves,
-      the curves, each as long as `steps`, the Summary of the mean of each curve's last tenth, and
-      in which region that lies by the seed's own reward model. `regions` has the mean of the
-      regions' bounds, or None. `variants` are those of all reports.
+      `budgets` (a row for each comparison), `reward_models`, `transfer`, `transfer_models` (R_PIT
+      on each dataset of transfer), `figure3` and `figure5`, each a list of rows: what names the
+      row, then a Summary as a dict for each quantity. `figure4` is a list of curves {model, round,
+      steps, mean, seeds, ending, regions}: the mean of the seeds' curves, the curves, each as long
+      as `steps`, the Summary of the mean of each curve's last tenth, and in which region that lies
+      by the seed's own reward model. `regions` has the mean of the regions' bounds, or None.
+      `variants` are those of all reports.
     """
     judge = reports[0].get("judge")
     score: _Measured = {
@@ -176,6 +181,8 @@ def gather(reports: Sequence[Report]) -> dict[str, Any]:
         ),
         "budgets": _combined([_budgets(r) for r in reports], _BUDGET),
         "reward_models": _combined([_reward_models(r) for r in reports], _REWARD_MODEL),
+        "transfer": _combined([_moved(r) for r in reports], _TRANSFER),
+        "transfer_models": _combined([_moved_models(r) for r in reports], _REWARD_MODEL),
         **{name: _combined([_sweep(r, name) for r in reports], _COMPARISON) for name in _SWEEPS},
         "figure4": _curves([report.get("figure4", ()) for report in reports], regions),
         "regions": [float(x) for x in np.mean(known, axis=0)] if known else None,
@@ -271,6 +278,20 @@ def _budgets(report: Report) -> list[Row]:
         {**{key: value for key, value in row.items() if key != "comparisons"}, **compared}
         for row in report.get("budgets", ())
         for compared in row["comparisons"]
+    ]
+
+
+def _moved(report: Report) -> list[Row]:
+    """The rows of transfer, which their data doesn't name: it may be another for each seed."""
+    rows = report.get("transfer", ())
+    return [{k: v for k, v in row.items() if k != "data_digest"} for row in rows]
+
+
+def _moved_models(report: Report) -> list[Row]:
+    """A row of R_PIT on each dataset of transfer."""
+    return [
+        {**row["gap_model"], **{key: row[key] for key in ("trained_on", "evaluated_on")}}
+        for row in report.get("transfer", ())
     ]
 
 

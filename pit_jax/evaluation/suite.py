@@ -24,6 +24,7 @@ from pit_jax.evaluation import (
     configured_judge,
     curves,
     ground_truth,
+    judges,
     responses,
     scoring,
     variants,
@@ -140,8 +141,8 @@ class Suite:
         return {
             "title": f"PIT on {run.config.dataset.name}",
             "description": (
-                f"{len(self.responses.prompts)} prompts of the {config.split} split, judged by the "
-                f"{self._judge.name}; seed {run.config.seed}."
+                f"{len(self.responses.prompts)} prompts of the {config.split} split, judged by "
+                f"{judges.told(self._judge.name)}; seed {run.config.seed}."
             ),
             "seed": run.config.seed,
             "num_prompts": len(self.responses.prompts),
@@ -192,18 +193,15 @@ class Suite:
             return {"judging": judge.counts(), "warnings": judge.warnings()}
         return {"warnings": judge.warnings()} if isinstance(judge, ClassifierJudge) else {}
 
-    def judge_generations(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Judges saved generations: compares each iteration's text with the original's.
-
-        Args:
-          records: `prompt` and `responses` [y_0, y_1, …], all of the same length or stopped early
-            (the last one then stands for the later ones).
-        """
-        made = self.with_verdicts(lambda: of_generations(self._judge, records))
+    def judge_generations(
+        self, records: Sequence[dict[str, Any]], names: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Judges saved generations, as `tables.of_generations` does."""
+        made = self.with_verdicts(lambda: of_generations(self._judge, records, names))
         return {
-            "title": "Saved generations",
+            "title": " and ".join(names) or "Saved generations",
             "num_prompts": len(records),
-            "description": budgets.LEFT_OUT if self._config.best_of else "",
+            "description": budgets.LEFT_OUT if self._config.best_of and not names else "",
             **made,
             **self._judging(),
         }

@@ -195,12 +195,16 @@ class Tables:
         return rows
 
 
-def of_generations(judge: Judge, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def of_generations(
+    judge: Judge, records: Sequence[dict[str, Any]], names: Sequence[str] = ()
+) -> dict[str, Any]:
     """Compares each iteration's text of saved generations with the original's.
 
     Args:
       judge: says which is better.
-      records: as `Suite.judge_generations` takes them.
+      records: `prompt` and `responses` [y_0, y_1, …], all of the same length or stopped early (the
+        last one then stands for the later ones).
+      names: of two systems, if `responses` are theirs: the first is compared with the second.
 
     Returns:
       comparisons; scores, which are none by a judge that has verdicts alone.
@@ -214,16 +218,19 @@ def of_generations(judge: Judge, records: Sequence[dict[str, Any]]) -> dict[str,
     scores = []
     for k, each in enumerate(said):
         if mean := verdicts.mean(each, prompts):
-            scores.append({"name": f"iteration {k}", **mean})
+            scores.append({"name": names[k] if names else f"iteration {k}", **mean})
+    pairs = [(f"Iteration {k} vs Original", "iteration", "original", k, 0) for k in range(1, depth)]
+    if names:
+        pairs = [(" vs ".join(names), "system", "system", 0, 1)]
     comparisons = [
         {
-            "name": f"Iteration {k} vs Original",
-            "first": "iteration",
-            "second": "original",
+            "name": name,
+            "first": first,
+            "second": second,
             "judge": judge.name,
             "group": "table1",
-            **compared(verdicts(said[k], said[0]), said[k], said[0], prompts),
+            **compared(verdicts(said[a], said[b]), said[a], said[b], prompts),
         }
-        for k in range(1, depth)
+        for name, first, second, a, b in pairs
     ]
     return {"comparisons": comparisons, "scores": scores}

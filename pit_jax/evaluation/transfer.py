@@ -60,6 +60,11 @@ def moved(run: Run, file: str, dataset: DatasetConfig | MixtureConfig, split: st
     return other
 
 
+def label(file: str, other: Run) -> str:
+    """What a dataset that `moved` was given is called in the report."""
+    return f"{other.config.dataset.name} ({file})"
+
+
 def rows(
     suite: Suite, run: Run, config: EvaluationConfig, others: Mapping[str, Run]
 ) -> list[dict[str, Any]]:
@@ -79,13 +84,12 @@ def rows(
     found = [_row(suite, run, config, name, trained)]
     for file, other in others.items():
         there = Suite(other, config)
-        label = f"{other.config.dataset.name} ({file})"
-        found.append(_row(there, other, config, label, trained))
+        found.append(_row(there, other, config, label(file, other), trained))
     return [{**row, "trained_on": name} for row in found]
 
 
 def _row(
-    suite: Suite, run: Run, config: EvaluationConfig, label: str, trained: set[str]
+    suite: Suite, run: Run, config: EvaluationConfig, name: str, trained: set[str]
 ) -> dict[str, Any]:
     temperature = config.temperatures[0]
     original = Side("original", "Original", suite.policy(config.policy, temperature))
@@ -98,7 +102,8 @@ def _row(
     too_long = sum(n for reason, n in report["dropped"].items() if reason.endswith("too long"))
     return {
         **compared,
-        "evaluated_on": label,
+        "evaluated_on": name,
+        "data_digest": run.data.digest,
         "gap_model": suite.pairs.gap_row("R_PIT", suite.pairs.gap_rewards(config.gap_model)),
         "read": report["read"],
         "too_long": too_long,

@@ -9,6 +9,7 @@ from pit_jax.report import seed_tables
 from pit_jax.report.blocks import Block, Cell, Drawings, Paragraph, Results, Section, Table
 from pit_jax.report.formatting import (
     INTERVALS,
+    MAIN_OF_BUDGETS,
     VERDICTS,
     held_out,
     judge_of,
@@ -22,8 +23,6 @@ from pit_jax.report.formatting import (
 Row = Mapping[str, Any]
 
 TITLE = "More draws in place of improvements"
-# The comparison that the verdict is about.
-MAIN = "PIT, best vs Best-of-n"
 # What a row costs, as the results and the columns have it.
 _COSTS = {
     "pit_tokens": "PIT’s tokens",
@@ -57,7 +56,7 @@ def section(results: Results, drawings: Drawings) -> Section:
         for row in rows
         if row["temperature"] == rows[0]["temperature"]
         for compared in row["comparisons"]
-        if compared["name"] == MAIN
+        if compared["name"] == MAIN_OF_BUDGETS
     ]
     names = [compared["name"] for compared in rows[0]["comparisons"]]
     deltas: list[list[str | Cell]] = []
@@ -93,7 +92,7 @@ def of_seeds(results: Results) -> list[Block]:
     rows.sort(key=lambda row: (order[0].index(row["temperature"]), order[1].index(row["name"])))
     marks = []
     for row in rows:
-        if row["name"] == MAIN and row["temperature"] == first:
+        if row["name"] == MAIN_OF_BUDGETS and row["temperature"] == first:
             low, high = row["delta"]["both"] or (None, None)
             marks.append((row["iteration"], tone({"ci_low": low, "ci_high": high})))
     labels = _labels(rows)

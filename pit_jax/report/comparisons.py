@@ -209,7 +209,6 @@ def temperature(results: Results, drawings: Drawings) -> Section:
     figure3 = results.get("figure3")
     if not figure3 or not figure3["series"]:
         return Section("", [])
-    drawings["temperatures"] = partial(plots.temperatures, figure3)
     caption = (
         f"Δ between responses improved at each temperature and those they are compared with, on "
         f"{held_out(results)}; shaded: 95% intervals over prompts. Paper (Figure 3): on "
@@ -218,7 +217,31 @@ def temperature(results: Results, drawings: Drawings) -> Section:
         "on HH-RLHF at every one but 0.8, where they tie."
     )
     picture = Figure("temperatures", "Delta against the temperature of improvement", caption)
-    return Section("The temperature of improvement", [picture])
+    blocks = _by_temperature(figure3, picture, drawings)
+    return Section("The temperature of improvement", blocks)
+
+
+def _by_temperature(figure: Mapping[str, Any], picture: Figure, drawings: Drawings) -> list[Block]:
+    """A figure of Δ against temperature and its numbers; of one temperature the numbers alone."""
+    temperatures = figure["temperatures"]
+    several = len(temperatures) > 1
+    cells: list[list[str | Cell]] = []
+    for name, deltas in figure["series"].items():
+        line: list[str | Cell] = [name]
+        for delta, (low, high) in zip(deltas, figure["intervals"][name], strict=True):
+            text = points(delta) if several else with_interval(points(delta), low, high, points)
+            line.append(Cell(text, tone({"ci_low": low, "ci_high": high})))
+        cells.append(line)
+    columns = ["Δ of", *(f"T = {temperature:g}" for temperature in temperatures)]
+    if not several:
+        told = picture.caption.replace("shaded", "brackets").replace("each temperature", "T")
+        return [Table(columns, cells, told)]
+    drawings[picture.name] = partial(plots.temperatures, figure)
+    told = (
+        "The figure in numbers, by the temperature T of the improvement; bold: the interval leaves "
+        "out 0."
+    )
+    return [picture, Table(columns, cells, told)]
 
 
 def supervised(results: Results, drawings: Drawings) -> Section:
@@ -227,7 +250,6 @@ def supervised(results: Results, drawings: Drawings) -> Section:
     blocks += table_of(results, "figure5")
     figure5 = results.get("figure5")
     if figure5 and figure5["series"]:
-        drawings["supervised"] = partial(plots.temperatures, figure5)
         caption = (
             "Δ between what each supervised PIT model makes of the SFT policy’s response at each "
             "temperature and that response itself, sampled at temperature 1, on "
@@ -237,7 +259,7 @@ def supervised(results: Results, drawings: Drawings) -> Section:
             "as a plot only, without figures."
         )
         alt = "Delta of supervised PIT models against temperature"
-        blocks.append(Figure("supervised", alt, caption))
+        blocks += _by_temperature(figure5, Figure("supervised", alt, caption), drawings)
     return Section("Supervised PIT models", blocks)
 
 

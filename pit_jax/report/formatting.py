@@ -6,12 +6,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pit_jax.evaluation.judges import told
+
 NONE = "–"
 # Keeps an interval, or a figure and its data set, on one line of a narrow column.
 NO_BREAK = "\u00a0"
 INTERVALS = (
     "Brackets: 95% intervals over prompts; all of the same prompt or dialogue count as one draw."
 )
+# The comparison at equal budgets that a verdict is about, and a terminal shows; a page has all.
+MAIN_OF_BUDGETS = "PIT, best vs Best-of-n"
 # What a tone says of a comparison's first model.
 VERDICTS = {"up": "clearly better", "down": "clearly worse", "": "no clear difference"}
 
@@ -98,7 +102,7 @@ def judge_of(results: Mapping[str, Any]) -> str:
     name = results.get("judge")
     if not name:
         name = next((row["judge"] for row in results.get("comparisons", ())), "judge")
-    return {"checker": "the exact checker", "judge": "the judge"}.get(name, name)
+    return told(name)
 
 
 def score_of(results: Mapping[str, Any]) -> str:

@@ -89,6 +89,7 @@ def _drawn(curve: Mapping[str, Any]) -> dict[str, Any]:
     values = {"last": float(y[-1]), "low": low, "high": high}
     texts = {name: f"{value:.3g}" for name, value in values.items()}
     size = {"width": _CURVE_WIDTH, "height": _CURVE_HEIGHT}
+    size["single"] = len(y) == 1
     return {"lines": lines, "first": f"{x[0]:,.0f}", "end": f"{x[-1]:,.0f}", **texts, **size}
 
 

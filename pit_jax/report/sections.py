@@ -73,7 +73,7 @@ def _samples(results: Results, drawings: Drawings) -> Section:
     blocks: list[Block] = []
     samples = results.get("samples", ())
     for sample in samples:
-        blocks.append(Sample(sample["prompt"], _responses(sample)))
+        blocks.append(Sample(sample["prompt"].rstrip(), _responses(sample)))
     if blocks:
         text = (
             f"The first {count(len(samples))} prompts of the split, which is in the order of a "

@@ -12,6 +12,7 @@ from typing import Any
 from pit_jax.report import paper
 from pit_jax.report.blocks import Cell, Results, Table
 from pit_jax.report.formatting import (
+    MAIN_OF_BUDGETS,
     NO_BREAK,
     NONE,
     comparison_labels,
@@ -129,10 +130,17 @@ def for_terminal(results: Results) -> Iterator[tuple[list[str], list[list[str]]]
     named = [
         (f"{row['name']}, K={row['iteration']}, T={row['temperature']:g}", row)
         for row in results["budgets"]
+        if row["name"] == MAIN_OF_BUDGETS
     ]
     yield _brief("at equal tokens", named, "delta", points, seeds)
     named = [(row["name"], row) for row in results["reward_models"]]
     yield _brief("reward model, accuracy %", named, "accuracy", share, seeds)
+    for title, part, key, form in (
+        ("delta of PIT on", "transfer", "delta", points),
+        ("R_PIT right % on", "transfer_models", "accuracy", share),
+    ):
+        named = [(row["evaluated_on"], row) for row in results[part]]
+        yield _brief(title, named, key, form, seeds)
 
 
 def _brief(title, named, key: str, form: Form, seeds) -> tuple[list[str], list[list[str]]]:

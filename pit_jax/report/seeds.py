@@ -2,7 +2,7 @@
 
 `build` takes the place of `sections.build` in `write.write_report`. Beside the combined parts the
 results have title, description, command, num_prompts, seeds (their numbers), warnings, and `runs`,
-one for each seed: [{seed, folder, device, versions, seconds}].
+one for each seed: [{seed, folder, commit, data_digest, device, versions, seconds}].
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from pit_jax.evaluation import scoring
 from pit_jax.report import budgets, opening, paper, plots, seed_plots, seed_tables, stopping
+from pit_jax.report import transfer as moved
 from pit_jax.report.blocks import (
     Block,
     Cell,
@@ -47,6 +48,7 @@ from pit_jax.report.variants import table_of
 Row = Mapping[str, Any]
 
 _HEADLINES = 4
+_HASH = 12  # characters of a hash that are shown
 # Where the paper's figures beside each group of comparisons are from.
 _SOURCES = {"table1": paper.TABLE_1, "table2": paper.TABLE_2, "figure5": "", "control": ""}
 _INTERVALS = (
@@ -88,6 +90,7 @@ def build(results: Results) -> tuple[list[Section], Drawings]:
             "Supervised PIT models", [*group("figure5"), *_sweep(results, drawings, "figure5")]
         ),
         Section("Reward models", _reward_models(results)),
+        Section(moved.TITLE, moved.of_seeds(results)),
         Section("Controls", group("control")),
         *(Section(name, group(name)) for name in sorted(others)),
         Section("The runs", _runs(results)),
@@ -329,15 +332,15 @@ def _sweep(results: Results, drawings: Drawings, figure: str) -> list[Block]:
         for name in dict.fromkeys(row["name"] for row in rows)
     ]
     axes = ("Temperature of improvement", "Δ = win − lose (points)")
+    columns, named = seed_tables.with_temperatures("Comparison", rows)
+    note = f"{title}: Δ by temperature T of the improvement, on {held_out(results)}."
+    table = seed_tables.table(results, columns, named, "delta", points, note)
+    if len({row["temperature"] for row in rows}) == 1:
+        return [table]
     drawings[drawing] = partial(seed_plots.lines, [seed_plots.Panel("", *axes, series)])
     alt = f"{title}: delta against the temperature of improvement, by seed"
     caption = f"{title}. Thin lines: seeds; thick: their mean."
-    columns, named = seed_tables.with_temperatures("Comparison", rows)
-    note = f"Δ by temperature T, on {held_out(results)}."
-    return [
-        Figure(drawing, alt, caption),
-        seed_tables.table(results, columns, named, "delta", points, note),
-    ]
+    return [Figure(drawing, alt, caption), table]
 
 
 def _reward_models(results: Results) -> list[Block]:
@@ -383,14 +386,17 @@ def _runs(results: Results) -> list[Block]:
         [
             str(run["seed"]),
             run["folder"],
+            (run.get("commit") or NONE)[:_HASH],
+            (run.get("data_digest") or NONE)[:_HASH],
             ", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()),
             run.get("device") or NONE,
             duration(run.get("seconds")),
         ]
         for run in results["runs"]
     ]
-    columns = ["Seed", "Run directory", "Versions", "Device", "Training"]
-    blocks: list[Block] = [Table(columns, cells, labels=3)]
+    columns = ["Seed", "Run directory", "Commit", "Hash of the data", "Versions", "Device"]
+    caption = "Each run’s own report has its whole configuration, and these hashes in full."
+    blocks: list[Block] = [Table([*columns, "Training"], cells, caption, labels=5)]
     if results.get("command"):
         blocks.append(Code(results["command"]))
     return blocks

@@ -46,9 +46,9 @@ between 0 and 1, as `scoring.Agreement` has them. A value in the other unit is r
                   tie}]}: how many comparisons people were asked for, judged all, weren't asked for
                   since responses are equal, and agree on; how often each preferred A, B, neither
   agreement      as ground_truth, of every two of these people; of three or more then of all
-  transfer       [{trained_on, evaluated_on, gap_model: a row of reward_models, read, too_long:
-                  pairs that were read, and that don't fit, seen: prompts that the run was trained
-                  on, and all that a comparison has}]: of the run's own dataset first
+  transfer       [{trained_on, evaluated_on, data_digest, gap_model: a row of reward_models, read,
+                  too_long: pairs that were read, and that don't fit, seen: prompts that the run was
+                  trained on, and all that a comparison has}]: of the run's own dataset first
   choices        [{stage, and all that run/choosing.py records}]
   warnings       [text]
 
@@ -82,9 +82,10 @@ from typing import Any
 from etils import epath
 
 from pit_jax.files import write_whole
-from pit_jax.report import budgets, markdown, page, plots, sections
+from pit_jax.report import markdown, page, plots, sections
 from pit_jax.report.blocks import Drawings, Figure, Results, Section
 from pit_jax.report.formatting import (
+    MAIN_OF_BUDGETS,
     NONE,
     comparison_labels,
     count,
@@ -227,7 +228,7 @@ def _summary_tables(plain: Mapping[str, Any]) -> list[_Lines]:
         ]
         for row in plain.get("budgets", ())
         for compared in row["comparisons"]
-        if compared["name"] == budgets.MAIN  # the page has all of them
+        if compared["name"] == MAIN_OF_BUDGETS
     ]
     budget = ["tokens", "drawn", "n", "at equal tokens", "delta", "95% interval"]
     return [

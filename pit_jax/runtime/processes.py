@@ -172,6 +172,16 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Lets only the first process print while this is open."""
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        yield
+
+
 def wait() -> None:
     """Returns when all processes have called it."""
     any_process()

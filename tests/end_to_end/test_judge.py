@@ -61,7 +61,7 @@ def test_a_run_is_judged_by_a_language_model(judge, capsys):
     assert f"judge: {count} answers; tokens: {10 * count} read, {3 * count} written" in output
     report = json.loads((folder / "report.json").read_text())
     name = "language model judge-1 (instructions)"
-    assert report["description"].startswith(f"4 prompts of the test split, judged by the {name};")
+    assert report["description"].startswith(f"4 prompts of the test split, judged by {name};")
     assert report["subjects"]["judge"] == name
     assert {row["judge"] for row in report["comparisons"]} == {name}
     assert report["reward_models"][-1]["name"] == name and report["reward_models"][-1]["n"] == 4
@@ -91,6 +91,46 @@ def test_generations_are_judged_by_a_language_model(judge, tmp_path, capsys):
     (row,) = report["comparisons"]
     assert (row["win"], row["lose"], row["tie"]) == (50, 50, 0)
     assert "The judge" in (tmp_path / "judged" / "report.html").read_text()
+
+
+def test_two_systems_are_compared_by_the_judge_of_a_run(trained, tmp_path, capsys):
+    """Files in other orders: 0 beats 0.5 nowhere, so the first wins one of three and loses one."""
+    right, half, wrong = "x7 9 +3 7 from 4", "x7 ? +3 7 from 4", "x7 8 +3 7 from 4"
+    prompts = ["from 4 do +3 x7", "from 4 do +3 x7", "from 2 do +3 x7"]
+    other = "x7 5 +3 5 from 2"
+    ours = [{"prompt": x, "response": y, "id": "a"} for x, y in zip(prompts, (right, wrong, other))]
+    theirs = [{"prompt": prompts[2], "response": other}]
+    theirs += [{"prompt": prompts[0], "responses": ["?", half], "id": n} for n in range(2)]
+    paths = [tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"]
+    for path, rows in zip(paths, (ours, theirs), strict=True):
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    given = ("--responses", *map(str, paths))
+    assert tiny_runs.command("evaluate", trained, *given, f"--output={tmp_path / 'judged'}") == 0
+    assert re.search(
+        r"^ours.jsonl vs theirs.jsonl +33.3 +33.3 +33.3 ", capsys.readouterr().out, re.M
+    )
+    report = json.loads((tmp_path / "judged" / "report.json").read_text())
+    (row,) = report["comparisons"]
+    assert (row["judge"], row["first"], row["second"]) == ("checker", "system", "system")
+    assert [each["name"] for each in report["scores"]] == ["ours.jsonl", "theirs.jsonl"]
+    means = [each["mean_score"] for each in report["scores"]]
+    assert means == pytest.approx([2 / 3, 2 / 3])
+    page = (tmp_path / "judged" / "report.html").read_text()
+    assert "<h1>ours.jsonl and theirs.jsonl</h1>" in page and "Iteration" not in page
+
+    for words, message in (
+        ([*given, "--generations=x"], "--generations: got them with --responses"),
+        ([*given, "--transfer=gin/tasks/hh.gin"], "--transfer samples anew"),
+        ([*given, "--seed=1"], "expected --people=DIR too"),
+        ([*given[:2], "none.jsonl"], "none.jsonl"),
+    ):
+        assert tiny_runs.command("evaluate", trained, *words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("pit_jax evaluate: ") and error.count("\n") == 1, error
+        assert message in error
+    paths[0].write_text('{"prompt": "hello", "response": "x7"}\n')
+    assert tiny_runs.command("evaluate", trained, *given) == 2
+    assert "ours.jsonl:1: drafts: got the prompt 'hello'" in capsys.readouterr().err
 
 
 def test_a_judge_that_cannot_be_asked_is_refused_in_one_line(judge, tmp_path, monkeypatch, capsys):

@@ -166,7 +166,7 @@ def test_dropped_dialogues_are_counted(dialogues):
 
 def test_dialogues_are_judged_by_the_reward_model(dialogues):
     report = read_report(dialogues)
-    assert "judged by the R_P (rm_policy)" in report["description"]
+    assert "judged by R_P (rm_policy)" in report["description"]
     assert {row["judge"] for row in report["comparisons"]} == {"R_P (rm_policy)"}
     assert not any("Self-Refine" in row["name"] for row in report["comparisons"])
     assert "circular, and in its favour" in (dialogues / "report.md").read_text()

@@ -234,6 +234,38 @@ def test_every_stage_and_the_report_of_two_processes(model, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_sweep_together(trained, tmp_path):
+    """Two seeds, of which one has its first stage, and a variation; then a report is missing."""
+    folder = tmp_path / "two"
+    (tmp_path / "short.gin").write_text(tiny_runs.GIN + SHORT)
+    shutil.copytree(trained / "pretrain", folder / "seed0" / "pretrain")
+    few = [f"--gin.EvaluationConfig.{each}" for each in ("sweep=()", "best_of=0", "iterations=1")]
+    few += ["--gin.EvaluationConfig.self_refine=False", "--gin.EvaluationConfig.num_prompts=4"]
+    words = ("--seeds=0,1", "--vary=weak: rl_pit/PPOConfig.beta=0.02", *few)
+    statuses, printed = together(folder, *words, command="sweep", REPORT="1")
+    assert statuses == [0, 0], printed
+    assert is_silent(printed[1][0]) and re.search(r"^to train +7 of 8 st", printed[0][0], re.M)
+    combined = json.loads((folder / "report.json").read_text())
+    assert combined["seeds"] == [0, 1]
+    names = [row["name"] for row in combined["comparisons"] if row["group"] == "table2"]
+    assert names == ["weak vs Original", "PIT vs weak"]
+    for seed in (0, 1):
+        result = json.loads((folder / f"seed{seed}" / "rl_pit_weak" / "result.json").read_text())
+        assert result["steps"] == 4
+        assert not list((folder / f"seed{seed}").glob("owner.lock*"))
+
+    (folder / "seed1" / "report.json").unlink()
+    stamp = (folder / "seed0" / "report.json").stat().st_mtime_ns
+    statuses, printed = together(folder, *words, command="sweep", REPORT="1")
+    assert statuses == [0, 0], printed
+    assert f"{folder}/seed0:\ncomplete, skipped" in printed[0][0] and is_silent(printed[1][0])
+    assert f"report: {folder / 'seed1' / 'report.html'}" in printed[0][0]
+    assert (folder / "seed0" / "report.json").stat().st_mtime_ns == stamp
+    again = json.loads((folder / "report.json").read_text())
+    assert again["comparisons"] == combined["comparisons"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("happens", "victim", "line"),
     [

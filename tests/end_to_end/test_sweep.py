@@ -19,6 +19,18 @@ from tests import tiny_runs
 pytestmark = pytest.mark.no_cover  # what trains is covered by the tests of its parts
 
 FEW = ("--gin.EvaluationConfig.self_refine=False", "--gin.EvaluationConfig.iterations=1")
+# A run of three stages.
+SHORT_RUN = """
+run_config.RunConfig.stages = (
+    @pretrain/stages.SupervisedStage(), @rm_gap/stages.RewardStage(), @rl_pit/stages.RLStage())
+rl_pit/stages.RLStage.initial = 'pretrain'
+rl_pit/stages.RLStage.reference = 'pretrain'
+rl_pit_1/curriculum.Round.policy = 'pretrain'
+suite.EvaluationConfig:
+    sft = 'pretrain'
+    policy = 'pretrain'
+    reward_model = 'rm_gap'
+"""
 FIRST = "--vary=first: rl_pit_1/curriculum.Round.steps=0; rl_pit_0/curriculum.Round.steps=2"
 
 
@@ -72,17 +84,26 @@ def test_variations_share_a_trained_run(trained, tmp_path, capsys):
 @pytest.mark.slow
 def test_seeds_are_trained_and_combined(tmp_path, capsys):
     folder = tmp_path / "all"
-    assert tiny_runs.command("sweep", folder, "--seeds=3,4", FIRST, *FEW) == 0
+    moved = dataset(tmp_path, SHORT.format(steps=2))
+    words = ("--seeds=3,4", FIRST, *FEW, moved)
+    assert tiny_runs.command("sweep", folder, *words) == 0
     output = capsys.readouterr().out
     assert re.search(r"^to train +16 of 16 stages; 12 more", output, re.M)
     assert "nothing says it yet: --topology=cpu" in output
     report = json.loads((folder / "report.json").read_text())
     assert report["seeds"] == [3, 4]
-    assert json.loads((folder / "seed4" / "report.json").read_text())["seed"] == 4
+    seeds = [json.loads((folder / f"seed{s}" / "report.json").read_text()) for s in (3, 4)]
+    assert [each["seed"] for each in seeds] == [3, 4]
+    # PIT on other data, by seed and over both.
+    places = [row["evaluated_on"] for row in report["transfer"]]
+    assert places == ["instructions_drafts", f"instructions_drafts ({tmp_path / 'other.gin'})"]
+    for place, row in enumerate(report["transfer"]):
+        assert row["delta"]["values"] == [each["transfer"][place]["delta"] for each in seeds]
+    assert re.search(r"^delta of PIT on +seed 3 +seed 4 +mean", output, re.M)
     # One seed is lost: the other is complete, and its times tell what is to come.
     shutil.rmtree(folder / "seed4" / "rl_pit")
     stamp = (folder / "seed3" / "report.json").stat().st_mtime_ns
-    assert tiny_runs.command("sweep", folder, "--seeds=3,4", FIRST, *FEW) == 0
+    assert tiny_runs.command("sweep", folder, *words) == 0
     output = capsys.readouterr().out
     assert shown(output)["rl_pit"][-3:] == ["1", "base", "(measured)"]
     assert f"{folder}/seed3:\ncomplete, skipped" in output
@@ -90,6 +111,33 @@ def test_seeds_are_trained_and_combined(tmp_path, capsys):
     # Trained again with the same seed, it is the same.
     again = json.loads((folder / "report.json").read_text())
     assert again["comparisons"] == report["comparisons"]
+    # The other data has changed since: it is looked at again, and nothing is trained.
+    dataset(tmp_path, SHORT.format(steps=3))
+    assert tiny_runs.command("sweep", folder, *words) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"^to train +0 of 16", output, re.M) and "complete, skipped\n\n" not in output
+    assert (folder / "seed3" / "report.json").stat().st_mtime_ns > stamp
+
+
+@pytest.mark.slow
+def test_what_isnt_measured_is_planned(tmp_path, capsys):
+    """By programs that are compiled: a stage of so many steps takes seconds by any machine."""
+    gin = tiny_runs.GIN + SHORT_RUN
+    many = "--gin.pretrain/stages.SupervisedStage.steps=3_000_000"
+    weak = "--vary=weak: rl_pit/PPOConfig.beta=0.02"
+    words = ("--seeds=3,4", weak, many, "--dry_run", "--topology=cpu")
+    assert tiny_runs.command("sweep", tmp_path / "all", *words, gin=gin) == 0
+    printed = capsys.readouterr()
+    costs = shown(printed.out)
+    assert list(costs) == ["pretrain", "rm_gap", "rl_pit", "rl_pit_weak"]
+    assert all(row[-1] == "(plan)" for row in costs.values())
+    # Of the row 'steps TFLOP MB time unit left of (plan)'.
+    assert costs["rl_pit"][3:-2] == costs["rl_pit_weak"][3:-2]  # the same programs
+    assert float(costs["pretrain"][3]) >= 1
+    (total,) = re.findall(r"^time +about (.*); compilation and evaluation", printed.out, re.M)
+    assert total != "0 s" and "nothing says it" not in printed.out
+    assert "planning for cpu …" in printed.err and "compiling rl_pit: PPO: update …" in printed.err
+    assert printed.out.endswith("nothing is written\n") and not (tmp_path / "all").exists()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +156,8 @@ def test_seeds_are_trained_and_combined(tmp_path, capsys):
         (["--vary=a:EvaluationConfig.split='dev'"], "--vary: a changes the evaluation"),
         (["--vary=a:PPOConfig.bta=1"], "--gin.PPOConfig.bta: there is no such setting"),
         (["--vary=a:rl_pit/RLStage.reward_model='rm_gp'"], "stage rl_pit_a: reward_model is"),
+        (["--transfer=none.gin"], "none.gin not found"),
+        (["--distributed", "--topology=cpu"], "--topology: got it with --distributed, expected"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, capsys):

@@ -40,7 +40,7 @@ def test_runs_come_in_the_order_of_their_seeds(folders):
     headings = reports.headings(found)
     assert headings["title"] == "PIT on made-up data: 3 seeds"
     assert headings["description"] == (
-        "256 prompts of the test split, judged by the checker; seeds 0, 1, 2."
+        "256 prompts of the test split, judged by the exact checker; seeds 0, 1, 2."
     )
     assert headings["seeds"] == [0, 1, 2] and headings["runs"][2]["seconds"] == 135.0
     # Seed, directory, place of the data and mesh differ, and none of them matters.

@@ -3,7 +3,7 @@
 import pytest
 
 from pit_jax.evaluation import seeds
-from pit_jax.report import budgets, write
+from pit_jax.report import budgets, seed_tables, write
 from pit_jax.report.blocks import Cell, Paragraph, Table
 
 NAMES = ("PIT, best vs Best-of-n", "PIT, last vs Best-of-n")
@@ -99,6 +99,15 @@ def test_the_terminal_has_a_line_for_each_budget():
     ]
     assert lines[-2].split()[-3:] == ["+8.0", "[+3.0,", "+13.0]"] and len(lines) == 5
     assert "PIT, last" not in lines[-1]
+
+
+def test_the_terminal_has_the_main_comparison_of_seeds_too():
+    reports = [{"budgets": [row(1, low), row(2, low)]} for low in (3.0, 7.0)]
+    found = seeds.gather(reports) | {"seeds": [0, 1], "judge": "checker"}
+    lines = write.format_tables(found, seed_tables.for_terminal(found)).splitlines()
+    assert [line.partition(",  ")[0][:28] for line in lines if "vs" in line] == [
+        *("PIT, best vs Best-of-n, K=1,", "PIT, best vs Best-of-n, K=2,")
+    ]
 
 
 def test_a_share_in_percent_is_refused(tmp_path):

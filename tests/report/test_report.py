@@ -297,12 +297,41 @@ def test_small_curves_by_hand():
     assert [drawn[key] for key in ("last", "low", "high", "first", "end")] == [
         *("3", "1", "3", "10", "30")
     ]
+    assert not drawn["single"]
     flat = page._drawn({"steps": [5], "values": [2.0]})
+    assert flat["single"] and flat["end"] == "5"
     assert flat["lines"] == [("plain", "3.0,4.0")]
     assert page._drawn({"steps": [5], "values": [None]}) == {"lines": []}
     many = page._drawn({"steps": list(range(1000)), "values": [float(n % 7) for n in range(1000)]})
     assert [kind for kind, _ in many["lines"]] == ["faint", "plain"]
     assert all(len(points.split()) == 250 for _, points in many["lines"])
+
+
+def test_a_metric_that_was_recorded_once_is_a_point():
+    curve = {"stage": "rm_gap", "metric": "held_out_loss", "steps": [5], "values": [2.0]}
+    text = page.to_html("t", "", sections.build({"curves": [curve]})[0], {})
+    assert text.count("<circle") == 1 and "once, at step 5" in text and "2 to 2" not in text
+
+
+def test_deltas_of_one_temperature_are_a_table_alone():
+    one = {
+        "temperatures": [1.0],
+        "series": {"PIT vs Original": [4.0], "Policy re-sampled vs Original": [-3.0]},
+        "intervals": {
+            "PIT vs Original": [[1.0, 7.0]],
+            "Policy re-sampled vs Original": [[-8.0, 2.0]],
+        },
+    }
+    for part in ("figure3", "figure5"):
+        (section,), figures = sections.build({part: one})
+        (table,) = section.blocks
+        assert not figures and table.columns == ["Δ of", "T = 1"]
+        texts = [[cell if isinstance(cell, str) else cell.text for cell in r] for r in table.rows]
+        assert [row[-1].replace("\u00a0", " ") for row in texts] == [
+            *("+4.0 [+1.0, +7.0]", "-3.0 [-8.0, +2.0]")
+        ]
+        assert [row[-1].tone for row in table.rows] == ["up", ""]
+        assert "brackets: 95% intervals" in table.caption
 
 
 def test_rest_of_the_curves_is_folded():

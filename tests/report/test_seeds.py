@@ -115,7 +115,8 @@ def test_figures_of_the_parts(built):
     assert at_best.columns[-2:] == ["Paper’s ELO: HH", "Paper’s ELO: Summary"]
     assert [row[-2:] for row in at_best.rows] == [["1033", "1022"], ["1001", "–"]]
     assert plain(found[9][2][0])[1] == "95.0 [80.0, 99.0]"
-    assert found[-1][2][1][:1] + found[-1][2][1][-1:] == ["1", "2.2 min"]
+    runs = found[-1][2]
+    assert runs[1][:1] + runs[1][2:4] + runs[1][-1:] == ["1", "c" * 12, "1" * 12, "2.2 min"]
 
 
 def test_a_row_that_a_seed_lacks_counts_those_that_have_it(tmp_path):
@@ -223,3 +224,47 @@ def test_lengths_and_bradley_terry_of_seeds(tmp_path):
     # Terminal lines have the ratings too.
     titles = [columns[0] for columns, _ in seed_tables.for_terminal(found)]
     assert "bradley-terry by iteration" in titles
+
+
+def test_transfer_of_seeds(tmp_path):
+    """Deltas 10, 12 and 17: mean 13, as far apart as those of the first comparison."""
+
+    def change(report):
+        rise = report["comparisons"][0]["delta"] - 30
+        row = report["comparisons"][0] | {"group": "transfer", "delta": 10 + rise}
+        row |= {"ci_low": 5 + rise, "ci_high": 15 + rise, "read": 40, "too_long": 7}
+        model = report["reward_models"][0] | {"name": "R_PIT"}
+        for place, digest in (("own", "a"), ("own (other.gin)", f"b{report['seed']}")):
+            moved = {"trained_on": "own", "evaluated_on": place, "data_digest": digest}
+            moved |= {"gap_model": model, "seen": report["seed"]}
+            report.setdefault("transfer", []).append(row | moved)
+
+    found = results(tmp_path, change=change)
+    assert [row["evaluated_on"] for row in found["transfer"]] == ["own", "own (other.gin)"]
+    assert found["transfer"][1]["seen"]["values"] == (0.0, 1.0, 2.0)
+    made = [each for each in tables(sections.build(found)[0]) if each[0] == "Transfer"]
+    (_, columns, deltas), (_, _, models), (_, _, data) = made
+    assert columns[:4] == ["Trained on", "Evaluated on", "Judge", "Seed 0"]
+    assert plain(deltas[1]) == [
+        *("own", "own (other.gin)", "checker", "+10.0 [+5.0, +15.0]", "+12.0 [+7.0, +17.0]"),
+        *("+17.0 [+12.0, +22.0]", "+13.0 [+4.0, +22.0]", "[+2.7, +23.3]"),
+    ]
+    assert plain(models[0])[:3] == ["own", "own", "95.0 [80.0, 99.0]"]
+    assert data == [["own", "40", "7", "1"], ["own (other.gin)", "40", "7", "1"]]
+    printed = write.format_tables(found, seed_tables.for_terminal(found)).splitlines()
+    for title in ("delta of PIT on", "R_PIT right % on"):
+        (place,) = (i for i, line in enumerate(printed) if line.startswith(f"{title} "))
+        assert printed[place + 2].startswith("own (other.gin)"), printed
+
+
+def test_deltas_of_one_temperature_are_a_table_alone(tmp_path):
+    def change(report):
+        sweep = report["figure3"]
+        sweep["temperatures"] = [0.4]
+        for part in ("series", "intervals"):
+            sweep[part] = {name: values[:1] for name, values in sweep[part].items()}
+
+    parts, drawings = sections.build(results(tmp_path, change=change))
+    (part,) = (part for part in parts if part.title == "The temperature of improvement")
+    assert [type(block) for block in part.blocks] == [blocks.Table]
+    assert "temperatures" not in drawings and "supervised" in drawings
