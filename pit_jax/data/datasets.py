@@ -249,27 +249,54 @@ def load(
     Raises:
       UserError: for files that can't be read and families that are exhausted.
     """
+    return read(config, check).divided(fits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Holds all that was read or generated, before it is divided.
+
+    Attributes:
+      config: the dataset.
+      texts: the texts of all sources.
+    """
+
+    config: DatasetConfig | MixtureConfig
+    texts: Texts
+    _sources: list[_Source]
+    _rows: list[np.ndarray]
+
+    def divided(self, fits: Callable[[Example], bool] = lambda _: True) -> list[Dataset]:
+        """Divides it as `load` does; it may be divided again by other windows."""
+        texts, found = self.texts, iter(self._rows)
+        sources = [dataclasses.replace(s, dropped=s.dropped.copy()) for s in self._sources]
+        loaded = [
+            _divided(each, texts, [next(found) for _ in each.piles], fits) for each in sources
+        ]
+        dropped = [each.dropped for each in sources]
+        reason = f"{_words(self.config.group_by)} also in another part"
+        splits.without_shared(texts, loaded, dropped, reason)
+        names: collections.Counter[str] = collections.Counter()
+        datasets = []
+        for each, examples in zip(sources, splits.numbered(texts, loaded), strict=True):
+            names[each.config.name] += 1
+            number = names[each.config.name]
+            name = each.config.name if number == 1 else f"{each.config.name}_{number}"
+            lost = {reason: n for reason, n in each.dropped.items() if n}
+            datasets.append(
+                Dataset(name, examples, each.read, lost, each.malformed, "; ".join(each.shapes))
+            )
+        return datasets
+
+
+def read(config: DatasetConfig | MixtureConfig, check: readers.Check | None = None) -> Read:
+    """Generates or reads what `load` divides; `check` and errors are those of `load`."""
     parts = config.parts if isinstance(config, MixtureConfig) else (config,)
     sources = [_source(part, check) for part in parts]
     piles = [pile for each in sources for pile in each.piles.values()]
     voting = [not is_synthetic(each.config) for each in sources for _ in each.piles]
     texts, rows = splits.grouped(piles, config.group_by, voting)
-    found = iter(rows)
-    loaded = [_divided(each, texts, [next(found) for _ in each.piles], fits) for each in sources]
-    dropped = [each.dropped for each in sources]
-    reason = f"{_words(config.group_by)} also in another part"
-    splits.without_shared(texts, loaded, dropped, reason)
-    names: collections.Counter[str] = collections.Counter()
-    datasets = []
-    for each, examples in zip(sources, splits.numbered(texts, loaded), strict=True):
-        names[each.config.name] += 1
-        number = names[each.config.name]
-        name = each.config.name if number == 1 else f"{each.config.name}_{number}"
-        lost = {reason: n for reason, n in each.dropped.items() if n}
-        datasets.append(
-            Dataset(name, examples, each.read, lost, each.malformed, "; ".join(each.shapes))
-        )
-    return datasets
+    return Read(config, texts, sources, rows)
 
 
 def _words(group_by: str) -> str:
@@ -347,7 +374,7 @@ def _read(
 ) -> tuple[readers.Reading, readers.Reading | None]:
     """Reads the pairs to train on, some of them to hold out, and those of `test_path`, if any."""
     if config.kind != "tfds":
-        read = _READERS[config.kind]
+        read = functools.partial(_READERS[config.kind], with_columns=False)
         if config.kind in _SHAPED:
             read = functools.partial(read, columns=config.columns, min_margin=config.min_margin)
         reading = read(config.path, on_error=config.on_error, check=check)
