@@ -15,6 +15,7 @@ These are its modules, in the order of the way from plain text to arrays:
     files.records             files of every kind -> objects, each with its place
     files.formats             an object of a preference file -> an Example
     files.readers             files -> Examples, and a count of what was left out and why
+    files.kept                what was read of big files, for later runs
     files.builders            datasets of these files, prepared once by TFDS
     files.build               the command that prepares them
     vocabularies.base         what every vocabulary offers

@@ -77,7 +77,10 @@ class InputPipeline:
         self._layouts = [Layout(each) for each in (vocabulary, *(v for v, _ in beside))]
         templates = any(layout.vocabulary.has_template for layout in self._layouts)
         check = self._check if templates else None
-        read = datasets.read(config, check)
+        models = [
+            (v.fingerprint, v.protocol) for v in (layout.vocabulary for layout in self._layouts)
+        ]
+        read = datasets.read(config, check, self._cache, check and models)
         if lengths.from_data:
             found = windows.from_data(read.divided(), self._layouts[0])
             self.lengths = dataclasses.replace(found, reflection=lengths.reflection)

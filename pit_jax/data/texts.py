@@ -68,8 +68,7 @@ class TextWriter:
             self._file.seek(0)
             content = self._file.read()
         self._file.close()
-        rows = np.arange(len(offsets) - 1)
-        return Examples(Texts([(content, offsets)]), rows, rows.astype(np.int32))
+        return Examples.whole(content, offsets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +182,12 @@ class Examples(Sequence[Example]):
         self.texts = texts
         self.rows = rows
         self.indices = indices
+
+    @classmethod
+    def whole(cls, content: Any, offsets: np.ndarray) -> Examples:
+        """Returns all examples whose bytes begin at `offsets`, in their order."""
+        rows = np.arange(len(offsets) - 1)
+        return cls(Texts([(content, offsets)]), rows, rows.astype(np.int32))
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Examples:
