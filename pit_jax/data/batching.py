@@ -6,7 +6,6 @@ the batches before it, and every host knows the whole of it.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
@@ -44,8 +43,8 @@ class BatchingConfig:
             )
 
 
-def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Packs examples into rows of `room` tokens, and returns which ones each row has.
+def pack(lengths: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Packs examples into rows of `room` tokens.
 
     From the longest on, each example goes into the row where it leaves the least room (best fit).
     The rows are in the order of their first examples, so the first ones aren't the longest.
@@ -53,24 +52,55 @@ def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
     Args:
       lengths: tokens of each example, none over `room`.
       room: length of a row.
+
+    Returns:
+      the examples of all rows, one row after another, and how many each row has.
     """
-    return sorted(_best_fit(lengths, room), key=min)
+    members = np.argsort(-lengths, kind="stable")
+    rows, count = _best_fit(lengths[members], room)
+    firsts = np.full(count, len(lengths))
+    np.minimum.at(firsts, rows, members)
+    rank = np.empty(count, np.int64)
+    rank[np.argsort(firsts)] = np.arange(count)
+    order = np.argsort(rank[rows], kind="stable")
+    return members[order], np.bincount(rank[rows], minlength=count)
 
 
-def _best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Returns the members of each bin."""
-    bins: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (room left, bin), ascending
-    for member in np.argsort(-lengths, kind="stable").tolist():
-        own = int(lengths[member])
-        place = bisect.bisect_left(free, (own, -1))
-        left, number = free.pop(place) if place < len(free) else (room, len(bins))
-        if number == len(bins):
-            bins.append([])
-        bins[number].append(member)
-        if left > own:
-            bisect.insort(free, (left - own, number))
-    return bins
+def _best_fit(lengths: np.ndarray, room: int) -> tuple[np.ndarray, int]:
+    """Returns the row of each example, the longest of which come first, and the number of rows.
+
+    Examples of one length are placed together. Of the rows with room for them, those with the least
+    are filled up one after the other, of equal ones the first; each takes as many as it has room
+    for, since after the first it is the one with the least.
+    """
+    found = np.empty(len(lengths), np.int64)
+    # Room left -> rows that have it.
+    free: list[list[np.ndarray]] = [[] for _ in range(room + 1)]
+    count, start = 0, 0
+    for length, size in zip(*(each[::-1] for each in np.unique(lengths, return_counts=True))):
+        end = start + size
+        for left in [*range(length, room), room]:
+            takes = left // length
+            wanted = -(-(end - start) // takes)
+            if left == room:
+                rows = np.arange(count, count + wanted)
+                count += wanted
+            elif free[left]:
+                rows = np.sort(np.concatenate(free[left]))
+                rows, rest = rows[:wanted], rows[wanted:]
+                free[left] = [rest] if len(rest) else []
+            else:
+                continue
+            placed = np.repeat(rows, takes)[: end - start]
+            found[start : start + len(placed)] = placed
+            start += len(placed)
+            if len(placed):
+                last = len(placed) - takes * (len(rows) - 1)
+                free[left - takes * length].append(rows[:-1])
+                free[left - last * length].append(rows[-1:])
+            if start == end:
+                break
+    return found, count
 
 
 def bucket_widths(lengths: np.ndarray, count: int) -> np.ndarray:

@@ -14,8 +14,9 @@ import numpy as np
 from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data import splits
 from pit_jax.data.examples import SPLITS, Example
-from pit_jax.data.files import formats, readers, turns
+from pit_jax.data.files import formats, kept, readers, turns
 from pit_jax.data.files.fields import NAMES, Fields, nearest
+from pit_jax.data.flat_arrays import Cache
 from pit_jax.data.splits import GROUPS
 from pit_jax.data.synthetic import instructions
 from pit_jax.data.texts import Examples, Texts
@@ -32,6 +33,7 @@ KINDS = ("instructions", *_READERS, "tfds")
 _SHAPED = ("preferences", "hh")
 A_TENTH = -1  # a size of dev or test
 _MOST_OF_A_TENTH = 300
+_NOWHERE = Cache("")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,27 +251,66 @@ def load(
     Raises:
       UserError: for files that can't be read and families that are exhausted.
     """
+    return read(config, check).divided(fits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Holds all that was read or generated, before it is divided.
+
+    Attributes:
+      config: the dataset.
+      texts: the texts of all sources.
+    """
+
+    config: DatasetConfig | MixtureConfig
+    texts: Texts
+    _sources: list[_Source]
+    _rows: list[np.ndarray]
+
+    def divided(self, fits: Callable[[Example], bool] = lambda _: True) -> list[Dataset]:
+        """Divides it as `load` does; it may be divided again by other windows."""
+        texts, found = self.texts, iter(self._rows)
+        sources = [dataclasses.replace(s, dropped=s.dropped.copy()) for s in self._sources]
+        loaded = [
+            _divided(each, texts, [next(found) for _ in each.piles], fits) for each in sources
+        ]
+        dropped = [each.dropped for each in sources]
+        reason = f"{_words(self.config.group_by)} also in another part"
+        splits.without_shared(texts, loaded, dropped, reason)
+        names: collections.Counter[str] = collections.Counter()
+        datasets = []
+        for each, examples in zip(sources, splits.numbered(texts, loaded), strict=True):
+            names[each.config.name] += 1
+            number = names[each.config.name]
+            name = each.config.name if number == 1 else f"{each.config.name}_{number}"
+            lost = {reason: n for reason, n in each.dropped.items() if n}
+            datasets.append(
+                Dataset(name, examples, each.read, lost, each.malformed, "; ".join(each.shapes))
+            )
+        return datasets
+
+
+def read(
+    config: DatasetConfig | MixtureConfig,
+    check: readers.Check | None = None,
+    cache: Cache = _NOWHERE,
+    said: object = None,
+) -> Read:
+    """Generates or reads what `load` divides; `config`, `check` and errors are those of `load`.
+
+    Args:
+      config: the dataset.
+      check: see `load`.
+      cache: where what is read of big files is kept.
+      said: what `check` depends on, with a `repr` that is the same in every process.
+    """
     parts = config.parts if isinstance(config, MixtureConfig) else (config,)
-    sources = [_source(part, check) for part in parts]
+    sources = [_source(part, check, cache, said) for part in parts]
     piles = [pile for each in sources for pile in each.piles.values()]
     voting = [not is_synthetic(each.config) for each in sources for _ in each.piles]
     texts, rows = splits.grouped(piles, config.group_by, voting)
-    found = iter(rows)
-    loaded = [_divided(each, texts, [next(found) for _ in each.piles], fits) for each in sources]
-    dropped = [each.dropped for each in sources]
-    reason = f"{_words(config.group_by)} also in another part"
-    splits.without_shared(texts, loaded, dropped, reason)
-    names: collections.Counter[str] = collections.Counter()
-    datasets = []
-    for each, examples in zip(sources, splits.numbered(texts, loaded), strict=True):
-        names[each.config.name] += 1
-        number = names[each.config.name]
-        name = each.config.name if number == 1 else f"{each.config.name}_{number}"
-        lost = {reason: n for reason, n in each.dropped.items() if n}
-        datasets.append(
-            Dataset(name, examples, each.read, lost, each.malformed, "; ".join(each.shapes))
-        )
-    return datasets
+    return Read(config, texts, sources, rows)
 
 
 def _words(group_by: str) -> str:
@@ -292,7 +333,9 @@ class _Source:
     shapes: tuple[str, ...] = ()
 
 
-def _source(config: DatasetConfig, check: readers.Check | None) -> _Source:
+def _source(
+    config: DatasetConfig, check: readers.Check | None, cache: Cache, said: object
+) -> _Source:
     sizes = {"train": config.train_size, "dev": config.dev_size, "test": config.test_size}
     if config.kind == "instructions":
         made = {
@@ -302,7 +345,7 @@ def _source(config: DatasetConfig, check: readers.Check | None) -> _Source:
             for split in SPLITS
         }
         return _Source(config, made, sum(map(len, made.values())), collections.Counter())
-    reading, held_out = _read(config, check)
+    reading, held_out = _read(config, check, cache, said)
     both = [reading] if held_out is None else [reading, held_out]
     dropped: collections.Counter[str] = collections.Counter()
     for each in both:
@@ -343,17 +386,19 @@ def _divided(
 
 
 def _read(
-    config: DatasetConfig, check: readers.Check | None
+    config: DatasetConfig, check: readers.Check | None, cache: Cache, said: object
 ) -> tuple[readers.Reading, readers.Reading | None]:
     """Reads the pairs to train on, some of them to hold out, and those of `test_path`, if any."""
     if config.kind != "tfds":
-        read = _READERS[config.kind]
+        how: dict[str, Any] = {"on_error": config.on_error}
         if config.kind in _SHAPED:
-            read = functools.partial(read, columns=config.columns, min_margin=config.min_margin)
-        reading = read(config.path, on_error=config.on_error, check=check)
+            how |= {"columns": config.columns, "min_margin": config.min_margin}
+        read = functools.partial(_READERS[config.kind], check=check, with_columns=False, **how)
+        said = (config.kind, how, said)
+        reading = kept.reading(read, config.path, cache, said)
         if not config.test_path:
             return reading, None
-        return reading, read(config.test_path, on_error=config.on_error, check=check)
+        return reading, kept.reading(read, config.test_path, cache, said)
     from pit_jax.data.files import builders
 
     if not isinstance(config.path, str):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+
+import numpy as np
 
 SPLITS = ("train", "dev", "test")
 FOLDS = ("sft", "rm", "rl")
 
+quoted = json.encoder.encode_basestring_ascii  # what json.dumps makes of a text, much sooner
 
 # Who speaks (system, user or assistant) and what is said, turn by turn.
 Turns = tuple[tuple[str, str], ...]
@@ -37,7 +40,10 @@ def turns_of(x: str) -> Turns:
 
 def turns_json(x: str) -> str:
     """Writes the turns of a Dialogue as JSON; nothing for plain text."""
-    return json.dumps(x.turns) if isinstance(x, Dialogue) else ""
+    if not isinstance(x, Dialogue):
+        return ""
+    said = (f"[{quoted(role)}, {quoted(content)}]" for role, content in x.turns)
+    return f"[{', '.join(said)}]"
 
 
 def with_turns(text: str, turns: str) -> str:
@@ -102,26 +108,20 @@ def stable_hash(text: str, purpose: str) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
+def stable_hashes(texts: Iterable[str], purpose: str) -> np.ndarray:
+    """Computes `stable_hash` of many texts, uint64 [n]."""
+    empty = hashlib.blake2b(digest_size=8, person=purpose.encode()[:16])
+    found = []
+    for text in texts:
+        one = empty.copy()
+        one.update(text.encode("utf-8", "surrogatepass"))
+        found.append(one.digest())
+    return np.frombuffer(b"".join(found), ">u8").astype(np.uint64)
+
+
 def prompt_hash(prompt: str) -> str:
     """Returns 16 hexadecimal digits by which a sampled reference knows its prompt, turns too."""
     return f"{stable_hash(json.dumps([prompt, turns_json(prompt)]), 'reference'):016x}"
-
-
-def digest(datasets: Iterable[Mapping[str, Sequence[Example]]], rates: Sequence[float]) -> str:
-    """Computes a SHA-256 of all that examples are: texts, turns, splits, order and groups.
-
-    Args:
-      datasets: the splits of each dataset.
-      rates: how often each dataset is drawn; empty where that follows from their sizes.
-    """
-    found = hashlib.sha256(repr(tuple(rates)).encode())
-    for splits in datasets:
-        for split in SPLITS:
-            found.update(f"{split} {len(splits[split])}".encode())
-            for e in splits[split]:
-                texts = (e.prompt, turns_json(e.prompt), e.chosen, e.rejected, e.reflection)
-                found.update(json.dumps((e.index, e.group, *texts)).encode())
-    return found.hexdigest()
 
 
 def fold_of(group: str, folds: int = len(FOLDS)) -> int:

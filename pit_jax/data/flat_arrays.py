@@ -47,6 +47,11 @@ class Cache:
         """
         self._folder = pathlib.Path(folder) if folder and _can_keep(folder) else None
 
+    @property
+    def stays(self) -> bool:
+        """Whether big arrays are kept for other processes and later runs."""
+        return self._folder is not None
+
     def arrays(self, fill: Fill, size: int, task: str, key: Callable[[], object]) -> Arrays:
         """Returns the arrays whose pieces `fill` appends, by their names.
 

@@ -1,9 +1,9 @@
 """Batches of every task, in an order that one seed determines; the entry point of the data layer.
 
-Examples flow through seqio once a process (source, preprocessors, feature converter) into arrays,
-and batches are gathered from these by index. So the k-th batch is a function of (seed, k) alone: a
-run restarted at batch k sees the batches of an uninterrupted run, and all hosts see the same.
-TensorFlow is imported when the first batch is made.
+Examples become arrays once, many at a time, and batches are gathered from these by index. So the
+k-th batch is a function of (seed, k) alone: a run restarted at batch k sees the batches of an
+uninterrupted run, and all hosts see the same. The rows are those of the seqio Tasks that `register`
+makes for T5X and for seqio's tools; nothing else here imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from pit_jax.data import batching, datasets, layouts, tables, windows
+from pit_jax.data import batching, datasets, layouts, tables, task_rows, windows
 from pit_jax.data.batching import Batch, BatchingConfig
-from pit_jax.data.examples import FOLDS, SPLITS, Example, digest
+from pit_jax.data.examples import FOLDS, SPLITS, Example
 from pit_jax.data.flat_arrays import Append, Cache
 from pit_jax.data.layouts import FEATURES, TASK_FOLDS, TASK_ROWS, Layout, Lengths, feature_lengths
-from pit_jax.data.progress import told
-from pit_jax.data.reference_store import ReferenceStore
+from pit_jax.data.reference_store import References, ReferenceStore
 from pit_jax.data.rows import features
-from pit_jax.data.texts import Examples, of_fold
+from pit_jax.data.texts import Examples, digest, of_fold
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError, quiet_stderr
 
@@ -76,15 +75,21 @@ class InputPipeline:
         self.beside = list(beside)
         self._cache = Cache(cache)
         self._layouts = [Layout(each) for each in (vocabulary, *(v for v, _ in beside))]
-        self._layout = self._layouts[0]
         templates = any(layout.vocabulary.has_template for layout in self._layouts)
         check = self._check if templates else None
+        models = [
+            (v.fingerprint, v.protocol) for v in (layout.vocabulary for layout in self._layouts)
+        ]
+        read = datasets.read(config, check, self._cache, check and models)
         if lengths.from_data:
-            found = windows.from_data(datasets.load(config, check=check), self._layout)
+            found = windows.from_data(read.divided(), self._layouts[0])
             self.lengths = dataclasses.replace(found, reflection=lengths.reflection)
-        self._datasets = datasets.load(
-            config, lambda example: bool(self._fitting_sizes(example)), check
-        )
+        windows_of = [self.lengths, *(of_model for _, of_model in beside)]
+        self._models = [
+            (task_rows.ragged_layout(layout.vocabulary), of_model.of_task(""))
+            for layout, of_model in zip(self._layouts, windows_of, strict=True)
+        ]
+        self._datasets = read.divided(lambda example: bool(self._fitting_sizes(example)))
         self._rates = config.rates if isinstance(config, datasets.MixtureConfig) else ()
         self._tables: dict[tuple, tables.Table] = {}
         self._counts: dict[str, Batch] = {}
@@ -251,14 +256,13 @@ class InputPipeline:
 
         What doesn't fit the windows of another model is marked too.
         """
-        sizes, left_out = windows.measured(e, self._layout, self.lengths.of_task(task))
+        sizes, left_out = windows.measured(e, self._layouts[0], self.lengths.of_task(task))
         return sizes, left_out or self._left_out_beside(e)
 
     def _fitting_beside(self, examples: Examples) -> Examples:
         if not self.beside:
             return examples
-        fits = (not self._left_out_beside(e) for e in examples)
-        return examples.select(np.fromiter(fits, bool, len(examples)))
+        return examples.select(task_rows.left_out(examples, self._models[1:]) == 0)
 
     def _left_out_beside(self, e: Example) -> int:
         for layout, (_, lengths) in zip(self._layouts[1:], self.beside, strict=True):
@@ -346,31 +350,20 @@ class InputPipeline:
 
         Returns:
           `prompt` (of the whole of `Human: {x}Assistant:`), `chosen` and `rejected` without EOS,
-          how many of each are unknown (`NAME_unknown`), and `left_out`, the number of
-          preprocessors.mark_left_out; each [n] int32.
+          how many of each are unknown (`NAME_unknown`), and `left_out`, a number of
+          layouts.LEFT_OUT from 1, or 0; each [n] int32.
         """
         if split not in self._counts:
-            self._register()
-            from pit_jax.data.seqio_tasks import preprocessors, sources
-
-            parts = []
-            for _, examples in self._parts(split):
-                source = sources.ExampleSource({split: examples})
-                dataset = preprocessors.tokenize(source.get_dataset(split), self.vocabulary)
-                lengths = self.lengths.of_task("")
-                dataset = preprocessors.mark_left_out(dataset, self.vocabulary, lengths)
-                dataset = preprocessors.count_tokens(dataset, self.vocabulary)
-                parts.append(tables.arrays(dataset))
+            parts = [task_rows.token_counts(e, *self._models[0]) for _, e in self._parts(split)]
             self._counts[split] = {
                 name: np.concatenate([part[name] for part in parts]) for name in parts[0]
             }
         return self._counts[split]
 
     def _left_out(self, split: str) -> np.ndarray:
-        if split not in self._marks:  # much sooner than TensorFlow could start
+        if split not in self._marks:
             examples = Examples.joined([part for _, part in self._parts(split)])
-            marks = (self._measure(e)[1] for e in told(examples, "pairs measured", len(examples)))
-            self._marks[split] = np.fromiter(marks, np.int8, len(examples))
+            self._marks[split] = task_rows.left_out(examples, self._models)
         return self._marks[split]
 
     def table(
@@ -393,18 +386,18 @@ class InputPipeline:
             store = ReferenceStore(references)
         key = (task, split, fold, store and store.fingerprint, as_text)
         if key not in self._tables:
-            converter, lengths = self.feature_converter(task), self.feature_lengths(task)
-            parts = [(n, self._fitting_beside(part)) for n, part in self._parts(split, fold)]
+            lengths = self.feature_lengths(task)
+            parts = [self._fitting_beside(part) for _, part in self._parts(split, fold)]
 
             def fill(append: Append) -> None:
-                tasks = self._seqio_tasks(task, parts, store, as_text)
-                tables.fill(append, (tables.rows_of(each, converter, lengths) for each in tasks))
+                sources = self._sources(task, parts, store, as_text)
+                task_rows.write(append, task, sources, self._models[0][0], self.lengths, lengths)
 
             arrays = self._cache.arrays(
-                fill, sum(part.size() for _, part in parts), task, lambda: self._identity(key)
+                fill, sum(part.size() for part in parts), task, lambda: self._identity(key)
             )
             counts = arrays.pop("counts").tolist()
-            widths = converter(pack=False).get_model_feature_lengths(lengths)
+            widths = task_rows.widths(task, lengths)
             if len(self._tables) == _KEPT_TABLES:
                 self._tables.pop(next(iter(self._tables)))
             rows = features(arrays, widths)
@@ -417,31 +410,24 @@ class InputPipeline:
         models = [(v.fingerprint, v.protocol, windows) for v, windows in (own, *self.beside)]
         return (self.digest, models, *key)
 
-    def _seqio_tasks(
-        self,
-        task: str,
-        parts: list[tuple[str, Examples]],
-        store: ReferenceStore | None,
-        as_text: bool,
-    ) -> Iterator[Any]:
-        """Yields a seqio Task for each source, over the source's own part of a store."""
-        from pit_jax.data.seqio_tasks import sources
-
+    def _sources(
+        self, task: str, parts: list[Examples], store: ReferenceStore | None, as_text: bool
+    ) -> Iterator[Iterator[task_rows.Columns]]:
+        """Yields the columns of each source, chunk by chunk, with its own part of a store."""
         if store is not None:
-            known = np.concatenate([examples.indices for _, examples in parts])
+            known = np.concatenate([examples.indices for examples in parts])
             found = np.array(store.example_indices, np.int64)
             if len(missing := found[~np.isin(found, known)]):
                 raise UserError(
                     f"{store.directory}: has a reference for example {missing[0]}, which isn't "
                     f"among the {len(known)} examples read; was it sampled from another dataset?"
                 )
-        registered = self._tasks[self._datasets[0].name, task]
-        for name, examples in parts:
-            source: Any = sources.ExampleSource({tables.SPLIT: examples})
-            if store is not None:
-                window = self.lengths.reference if as_text else 0
-                source = sources.ReferenceSource(store, examples, self.vocabulary, window)
-            yield registered.replace(name=f"{name}_{task}_rows", source=source)
+        window = self.lengths.reference if as_text else 0
+        for examples in parts:
+            references = store and References(store, examples, self.vocabulary, window)
+            some = references.examples if references else examples
+            what = f"pairs made rows of {task}"
+            yield task_rows.columns_of(some, self.vocabulary, what, references)
 
 
 def _fold(task: str, split: str, fold: str | None) -> str:

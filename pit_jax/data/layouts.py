@@ -188,9 +188,10 @@ class Layout:
     A piece (x, y, reference, reflection) is either text, which is encoded, or its token ids without
     EOS; those of x are what `Vocabulary.encode_prompt` gives. Where the vocabulary puts a space
     before a text by itself, the layouts put none, so that there is one. Every method returns ids
-    joined by `join`: a list by default; the seqio preprocessors pass functions that concatenate
-    tensors and count their elements, so that the layouts, and what is too long for the windows,
-    are written down once.
+    joined by `join`: a list by default. The seqio preprocessors pass functions that concatenate
+    tensors and count their elements, and task_rows such of Ragged columns, so that the layouts, and
+    what is too long for the windows, are written down once. `fill` makes a piece of equal numbers
+    that is as long as another piece.
 
     Example, with x = "2+2?", y_ref = "5":
       pit_prompt = ids("Human: ") ids("2+2?") ids("Assistant:") CANDIDATE ids(" ") ids("5") IMPROVED
@@ -201,10 +202,12 @@ class Layout:
         vocabulary: Vocabulary,
         join: Callable[[Iterable[Any]], Any] = join_lists,
         size: Callable[[Any], Any] = len,
+        fill: Callable[[Any, int], Any] = lambda piece, number: [number] * len(piece),
     ):
         self.vocabulary = vocabulary
         self.control = vocabulary.control_tokens
-        self._join = join
+        self.join = join
+        self.fill = fill
         self._size = size
         self._before: list[int] = []
         self._after: list[int] = []
@@ -223,38 +226,38 @@ class Layout:
           ValueError: if the template refuses the turns of x.
         """
         ids = self.vocabulary.encode_prompt(x) if isinstance(x, str) else x
-        return self._join([self._before, ids, self._after])
+        return self.join([self._before, ids, self._after])
 
     def pit_prompt(self, x, reference):
         """Builds `Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>>`, the input of M_PIT."""
-        return self._join([self.policy_prompt(x), self._candidate(reference)])
+        return self.join([self.policy_prompt(x), self._candidate(reference)])
 
     def reward_prompt(self, x):
         """Builds `Human: {x}Assistant: `, which precedes y in the input of R_P."""
-        return self._join([self.policy_prompt(x), self._space])
+        return self.join([self.policy_prompt(x), self._space])
 
     def gap_prompt(self, x, reference):
         """Builds `Human: {x}Assistant:<<Candidate>> {y_ref}<<Improved>> `, before y in R_PIT."""
-        return self._join([self.pit_prompt(x, reference), self._space])
+        return self.join([self.pit_prompt(x, reference), self._space])
 
     def gap_reference(self, reference):
         """Builds `<<Candidate>> {y_ref}<<Improved>> `, the end of `gap_prompt` after x's part."""
-        return self._join([self._candidate(reference), self._space])
+        return self.join([self._candidate(reference), self._space])
 
     def response(self, y):
         """Builds `{y}` EOS."""
-        return self._join([self._ids(y), [self.vocabulary.eos_id]])
+        return self.join([self._ids(y), [self.vocabulary.eos_id]])
 
     def reflected_response(self, reflection, y):
         """Builds `{c}<<Improved>>{y}` EOS, PIT's target with chain of thought (Appendix K).
 
         The paper doesn't say how c and y are told apart; no text looks like a control token.
         """
-        return self._join([self.reflection(reflection), self.response(y)])
+        return self.join([self.reflection(reflection), self.response(y)])
 
     def reflection(self, reflection):
         """Builds `{c}<<Improved>>`, which comes before y in a reflected response."""
-        return self._join([self._ids(reflection), [self.control.improved]])
+        return self.join([self._ids(reflection), [self.control.improved]])
 
     def final_response(self, tokens: Sequence[int]) -> list[int]:
         """Returns what follows the last `<<Improved>>` of sampled ids: a reflected response's y."""
@@ -294,7 +297,7 @@ class Layout:
     def _candidate(self, reference):
         """`<<Candidate>> {y_ref}<<Improved>>`."""
         candidate, improved = [self.control.candidate], [self.control.improved]
-        return self._join([candidate, self._space, self._ids(reference), improved])
+        return self.join([candidate, self._space, self._ids(reference), improved])
 
     def _ids(self, piece):
         return self.vocabulary.encode(piece) if isinstance(piece, str) else piece

@@ -5,8 +5,7 @@ is written to a temporary file, synced and renamed, and only then listed, so a c
 leaves a store that the writer can continue. A record is a JSON line: `index` (of the example),
 `prompt_hash` (of its prompt; earlier versions wrote none), `reference_tokens` (ids of plain text,
 cut to the window), `text` (what they decode to) and `ended` (whether the response did, within its
-window). This needs no TensorFlow; seqio reads a store through
-sources.ReferenceSource.
+window). This needs no TensorFlow; seqio reads a store through sources.ReferenceSource.
 """
 
 from __future__ import annotations
@@ -18,9 +17,13 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from pit_jax import files
+from pit_jax.data.examples import Example, prompt_hash
+from pit_jax.data.texts import Examples
+from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -203,6 +206,70 @@ class ReferenceStore:
     def fingerprint(self) -> str:
         """Digest of the manifest, and so of every record."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
+
+class References:
+    """Joins a store's references with the examples that they were sampled for, in its order.
+
+    References for other examples than the given ones are left out: those are another source's.
+
+    Attributes:
+      examples: the example of each reference.
+    """
+
+    def __init__(
+        self,
+        store: ReferenceStore,
+        examples: Iterable[Example],
+        vocabulary: Vocabulary,
+        text_window: int = 0,
+    ):
+        """Reads a store.
+
+        Args:
+          store: the store.
+          examples: the examples.
+          vocabulary: of the model that reads the references.
+          text_window: above 0 the references' texts are encoded, and cut to so many tokens, since
+            the store's ids are of another vocabulary.
+
+        Raises:
+          UserError: if a reference was sampled for another prompt than its example has.
+        """
+        self._store = store
+        self._text_window = text_window
+        self._vocabulary = vocabulary
+        known = Examples.of(examples)
+        wanted = np.array(store.example_indices, np.int64)
+        self._positions = np.flatnonzero(np.isin(wanted, known.indices))
+        order = np.argsort(known.indices)
+        found = np.searchsorted(known.indices, wanted[self._positions], sorter=order)
+        self.examples = known.select(order[found])
+        self._check_prompts()
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def ids(self, some: slice) -> list[list[int]]:
+        """Returns the sampled ids of some, up to EOS and without ids that stand for no text.
+
+        So a control token that a model has sampled is forged nowhere.
+        """
+        records = [self._store[int(position)] for position in self._positions[some]]
+        if self._text_window:
+            encode = self._vocabulary.encode
+            return [encode(record["text"])[: self._text_window] for record in records]
+        return [self._vocabulary.text_ids(record["reference_tokens"]) for record in records]
+
+    def _check_prompts(self) -> None:
+        for position, example in zip(self._positions, self.examples, strict=True):
+            expected = self._store[int(position)].get("prompt_hash")
+            if expected and (got := prompt_hash(example.prompt)) != expected:
+                raise UserError(
+                    f"{self._store.directory}: has a reference for another prompt of example "
+                    f"{example.index} ({expected} -> {got}); bring the data back that it was "
+                    "sampled from, or delete the stage's folder to train it again"
+                )
 
 
 def _read_manifest(directory: epath.Path) -> dict[str, Any]:

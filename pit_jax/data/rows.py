@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pit_jax.data.flat_arrays import Append, Arrays
+from pit_jax.data.ragged import Ragged, places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,32 @@ class Feature:
         """Returns how many numbers each row holds, [n]."""
         return np.diff(self.offsets)
 
+    @classmethod
+    def of(cls, rows: Ragged, width: int, left: bool = False) -> Feature:
+        """Holds rows that are padded on the right, or on the left, up to `width`.
+
+        Raises:
+          ValueError: if a row is longer than that.
+        """
+        lengths = rows.lengths()
+        if (longest := int(lengths.max(initial=0))) > width:
+            raise ValueError(f"rows: got one of {longest} numbers, expected {width} at most")
+        starts = (width - lengths if left else np.zeros(len(rows))).astype(np.int32)
+        real = np.flatnonzero(rows.values)
+        firsts = np.searchsorted(real, rows.offsets)
+        some = firsts[1:] > firsts[:-1]
+        begin, end = np.zeros((2, len(rows)), np.int64)
+        begin[some] = real[firsts[:-1][some]]
+        end[some] = real[firsts[1:][some] - 1] + 1
+        starts[some] += (begin - rows.offsets[:-1])[some].astype(np.int32)
+        kept = Ragged.of(rows.values, end - begin)
+        if len(rows.values) > kept.offsets[-1]:
+            inside = np.zeros(len(rows.values) + 1, np.int8)
+            inside[begin[some]] += 1
+            inside[end[some]] -= 1
+            kept = dataclasses.replace(kept, values=rows.values[np.cumsum(inside[:-1]) > 0])
+        return cls(kept.values, kept.offsets, starts, width)
+
     def put(
         self, batch: np.ndarray, numbers: np.ndarray, rows: np.ndarray, columns: np.ndarray
     ) -> None:
@@ -52,42 +79,32 @@ class Feature:
         """
         begin = self.offsets[numbers]
         size = self.offsets[numbers + 1] - begin
-        within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        into = np.repeat(columns + self.starts[numbers], size) + within
-        batch[np.repeat(rows, size), into] = self.values[np.repeat(begin, size) + within]
+        into = places(columns + self.starts[numbers], size)
+        batch[np.repeat(rows, size), into] = self.values[places(begin, size)]
 
 
 class RowWriter:
-    """Appends padded rows to flat arrays, from which `features` reads them."""
+    """Appends rows to flat arrays, from which `features` reads them."""
 
-    def __init__(self, append: Append, types: Mapping[str, np.dtype]):
+    def __init__(self, append: Append):
         """Begins with no row.
 
         Args:
           append: adds to the flat arrays.
-          types: the name of each feature -> its type.
         """
         self._append = append
-        self._sizes = dict.fromkeys(types, 0)
-        for name, dtype in types.items():
-            append(f"{name}.values", np.zeros(0, dtype))
-            append(f"{name}.starts", np.zeros(0, np.int32))
-            append(f"{name}.offsets", np.zeros(1, np.int64))
+        self._sizes: dict[str, int] = {}
 
-    def write(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Appends rows, each feature [n, width]."""
-        for name, array in rows.items():
-            real = array != 0
-            starts = real.argmax(axis=1)
-            ends = array.shape[1] - real[:, ::-1].argmax(axis=1)
-            ends = np.where(real.any(axis=1), ends, starts)
-            columns = np.arange(array.shape[1])
-            within = (columns >= starts[:, None]) & (columns < ends[:, None])
-            offsets = self._sizes[name] + np.cumsum(ends - starts)
-            self._append(f"{name}.values", array[within])
-            self._append(f"{name}.starts", starts.astype(np.int32))
-            self._append(f"{name}.offsets", offsets)
-            self._sizes[name] += int(np.sum(ends - starts))
+    def write(self, rows: Mapping[str, Feature]) -> None:
+        """Appends rows."""
+        for name, feature in rows.items():
+            if name not in self._sizes:
+                self._sizes[name] = 0
+                self._append(f"{name}.offsets", np.zeros(1, np.int64))
+            self._append(f"{name}.values", feature.values)
+            self._append(f"{name}.starts", feature.starts)
+            self._append(f"{name}.offsets", self._sizes[name] + feature.offsets[1:])
+            self._sizes[name] += int(feature.offsets[-1])
 
 
 def features(arrays: Arrays, widths: Mapping[str, int]) -> dict[str, Feature]:

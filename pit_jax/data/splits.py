@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pit_jax.data.examples import SPLITS, Example, stable_hash
+from pit_jax.data.examples import SPLITS, Example, stable_hashes
 from pit_jax.data.files import turns
-from pit_jax.data.progress import told
+from pit_jax.data.progress import chunks
 from pit_jax.data.texts import Examples, Texts
 
 Fits = Callable[[Example], bool]
-# What examples share that are in one split and in one fold together -> what an example has of it:
-# how its x says it, and how its file does.
-GROUPS: dict[str, Callable[[Example], tuple[str, str]]] = {
-    "prompt": lambda e: (e.prompt, e.group),
-    "first_turn": lambda e: (turns.first_turn(e.prompt),) * 2,
+# What examples share that are in one split and in one fold together -> what an example has of it,
+# by its prompt and its group as it was read: how its x says it, and how its file does.
+GROUPS: dict[str, Callable[[str, str], tuple[str, str]]] = {
+    "prompt": lambda prompt, group: (prompt, group),
+    "first_turn": lambda prompt, group: (turns.first_turn(prompt),) * 2,
 }
 
 
@@ -40,14 +40,14 @@ def grouped(
     parts = [part for pile in piles for part in pile.texts.parts]
     bounds = np.cumsum([0, *map(len, piles)])
     renamed: dict[int, str] = {}
-    texts = Texts(parts, lambda e: of(e)[1], renamed)
-    read = told(texts.as_read(), "prompts compared", int(bounds[-1]))
-    keys = np.fromiter(
-        (stable_hash(_normal(of(e)[0]), "same") for e in read), np.uint64, int(bounds[-1])
-    )
+    texts = Texts(parts, lambda prompt, group: of(prompt, group)[1], renamed)
+    keys = np.empty(bounds[-1], np.uint64)
+    for some in chunks(len(keys), "prompts compared"):
+        asked = texts.asked(np.arange(len(keys))[some])
+        keys[some] = stable_hashes((_normal(of(*each)[0]) for each in asked), "same")
     votes = np.repeat(voting, np.diff(bounds))
     for rows in _runs(keys):
-        names = [texts.example(row, 0).group for row in rows]
+        names = texts.groups(np.array(rows))
         voted = [name for name, row in zip(names, rows, strict=True) if votes[row]]
         if not voted:
             continue

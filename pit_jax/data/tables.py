@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from pit_jax.data import batching
 from pit_jax.data.batching import Batch, BatchingConfig
-from pit_jax.data.flat_arrays import Append
-from pit_jax.data.rows import Feature, RowWriter
+from pit_jax.data.rows import Feature
 from pit_jax.errors import UserError
 
-SPLIT = "train"  # where sources hold the examples that a table is made of
-_CHUNK = 512
 _SEGMENTS = "decoder_segment_ids"
 
 
@@ -142,52 +137,11 @@ def _pack(lengths: np.ndarray, counts: Sequence[int], room: int) -> tuple[Packin
     """Packs each dataset by itself; returns their numbers of packed rows too."""
     members, sizes, rows = [], [np.zeros(1, np.int64)], []
     for start, count in zip(np.cumsum([0, *counts]), counts, strict=False):
-        bins = batching.pack(lengths[start : start + count], room)
-        members.append(start + np.fromiter(itertools.chain.from_iterable(bins), np.int64))
-        sizes.append(np.fromiter(map(len, bins), np.int64))
-        rows.append(len(bins))
+        packed, each = batching.pack(lengths[start : start + count], room)
+        members.append(start + packed)
+        sizes.append(each)
+        rows.append(len(each))
     return Packing(np.concatenate(members), np.cumsum(np.concatenate(sizes)), room), rows
-
-
-def rows_of(task: Any, converter: Any, lengths: Mapping[str, int]) -> Any:
-    """Makes the tf.data.Dataset of a seqio Task and its feature converter, in order."""
-    dataset = task.get_dataset(
-        split=SPLIT,
-        sequence_length=lengths,
-        shuffle=False,
-        trim_output_features=False,
-        try_in_mem_cache=False,
-    )
-    names = list(lengths)
-    dataset = dataset.map(lambda features: {name: features[name] for name in names})
-    return converter(pack=False)(dataset, lengths)
-
-
-def fill(append: Append, datasets: Iterable[Any]) -> None:
-    """Appends the rows of several `rows_of`, and how many each of them has."""
-    writer = None
-    for dataset in datasets:
-        if writer is None:
-            spec = dataset.element_spec
-            writer = RowWriter(append, {name: s.dtype.as_numpy_dtype for name, s in spec.items()})
-        count = 0
-        for chunk in dataset.batch(_CHUNK).as_numpy_iterator():
-            writer.write(chunk)
-            count += len(next(iter(chunk.values())))
-        append("counts", np.array([count], np.int64))
-
-
-def arrays(dataset: Any) -> Batch:
-    """Returns the elements of a tf.data.Dataset as arrays, with the elements first."""
-    dataset = dataset.batch(_CHUNK)
-    chunks = list(dataset.as_numpy_iterator())
-    return {
-        name: np.concatenate(
-            [np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)]
-            + [chunk[name] for chunk in chunks]
-        )
-        for name, spec in dataset.element_spec.items()
-    }
 
 
 def read_by(batch: Batch, reward: Batch) -> Batch:

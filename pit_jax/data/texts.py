@@ -10,6 +10,7 @@ import array
 import bisect
 import dataclasses
 import functools
+import hashlib
 import mmap
 import struct
 import tempfile
@@ -20,19 +21,21 @@ import numpy as np
 
 from pit_jax.data.examples import (
     FOLDS,
+    SPLITS,
     TEXTS,
     Example,
-    fold_of,
-    stable_hash,
+    quoted,
+    stable_hashes,
     turns_json,
     with_turns,
 )
-from pit_jax.data.progress import told
+from pit_jax.data.progress import chunks
 
 _IN_MEMORY = 64 << 20
 # An example is the lengths of these texts in bytes, then the texts; no group means the prompt.
 _FIELDS = ("prompt", "group", "turns", "chosen", "rejected", "reflection")
 _LENGTHS = struct.Struct("<6I")
+_COLUMNS = (*TEXTS, "turns")
 
 
 class TextWriter:
@@ -65,8 +68,7 @@ class TextWriter:
             self._file.seek(0)
             content = self._file.read()
         self._file.close()
-        rows = np.arange(len(offsets) - 1)
-        return Examples(Texts([(content, offsets)]), rows, rows.astype(np.int32))
+        return Examples.whole(content, offsets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +77,12 @@ class Texts:
 
     Attributes:
       parts: the bytes of some examples, and where each of these begins; one after another.
-      name: names the group of an example as it was read.
+      name: names the group of an example by its prompt and by its group as it was read.
       renamed: number of an example -> the name of its group, where that is another one.
     """
 
     parts: list[tuple[Any, np.ndarray]]
-    name: Callable[[Example], str] = lambda e: e.group
+    name: Callable[[str, str], str] = lambda prompt, group: group
     renamed: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -104,16 +106,43 @@ class Texts:
         """Makes an example."""
         prompt, group, turns, chosen, rejected, reflection = map(_text, self.fields(row))
         x = with_turns(prompt, turns)
-        return Example(x, chosen, rejected, reflection, index, self._name(row, x, group))
+        name = self.renamed.get(row) or self.name(prompt, group or prompt)
+        return Example(x, chosen, rejected, reflection, index, name)
 
-    def as_read(self) -> Iterator[Example]:
-        """Yields the prompt and the group of each example as it was read, without the rest."""
-        for row in range(self.starts[-1]):
-            prompt, group, *_ = self.fields(row)
-            yield Example(_text(prompt), "", "", group=_text(group))
+    def columns(self, rows: np.ndarray, names: Sequence[str]) -> list[list[bytes]]:
+        """Returns the texts of some examples in UTF-8: a list for each name of _FIELDS."""
+        found: list[list[bytes]] = [[b""] * len(rows) for _ in names]
+        parts = np.searchsorted(self.starts, rows, side="right") - 1
+        for part in np.unique(parts).tolist():
+            places = np.flatnonzero(parts == part)
+            content, offsets = self.parts[part]
+            begins = offsets[rows[places] - self.starts[part]][:, None]
+            heads = np.frombuffer(content, np.uint8)[begins + np.arange(_LENGTHS.size)]
+            lengths = heads.view("<u4").astype(np.int64)
+            ends = begins + _LENGTHS.size + np.cumsum(lengths, axis=1)
+            starts = ends - lengths
+            for column, number in zip(found, map(_FIELDS.index, names), strict=True):
+                bounds = zip(starts[:, number].tolist(), ends[:, number].tolist(), strict=True)
+                texts = [content[start:end] for start, end in bounds]
+                if len(places) == len(rows):
+                    column[:] = texts
+                else:
+                    for place, text in zip(places.tolist(), texts, strict=True):
+                        column[place] = text
+        return found
 
-    def _name(self, row: int, x: str, group: str) -> str:
-        return self.renamed.get(row) or self.name(Example(x, "", "", group=group))
+    def asked(self, rows: np.ndarray) -> Iterator[tuple[str, str]]:
+        """Yields the prompt and the group of some examples as they were read."""
+        for prompt, group in zip(*self.columns(rows, ("prompt", "group")), strict=True):
+            yield (x := _text(prompt)), (_text(group) or x)
+
+    def groups(self, rows: np.ndarray) -> list[str]:
+        """Returns the names of the groups of some examples."""
+        found = [self.name(prompt, group) for prompt, group in self.asked(rows)]
+        if self.renamed:
+            named = zip(rows.tolist(), found, strict=True)
+            found = [self.renamed.get(row) or name for row, name in named]
+        return found
 
     def sizes(self) -> np.ndarray:
         """Returns the bytes of each example, [n]."""
@@ -128,12 +157,11 @@ class Texts:
         count = self.starts[-1]
         found = {name: np.empty(count, np.uint64) for name in ("split", "order")}
         found["fold"] = np.empty(count, np.uint8)
-        rows = told(enumerate(self.as_read()), "groups", count)
-        for row, read in rows:
-            name = self.renamed.get(row) or self.name(read)
-            found["split"][row] = stable_hash(name, "split")
-            found["order"][row] = stable_hash(name, "order")
-            found["fold"][row] = fold_of(name)
+        for some in chunks(count, "groups"):
+            names = self.groups(np.arange(count)[some])
+            for purpose, hashes in found.items():
+                made = stable_hashes(names, purpose)
+                hashes[some] = made % len(FOLDS) if purpose == "fold" else made
         return found
 
 
@@ -154,6 +182,12 @@ class Examples(Sequence[Example]):
         self.texts = texts
         self.rows = rows
         self.indices = indices
+
+    @classmethod
+    def whole(cls, content: Any, offsets: np.ndarray) -> Examples:
+        """Returns all examples whose bytes begin at `offsets`, in their order."""
+        rows = np.arange(len(offsets) - 1)
+        return cls(Texts([(content, offsets)]), rows, rows.astype(np.int32))
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Examples:
@@ -215,12 +249,16 @@ class Examples(Sequence[Example]):
 
     def columns(self) -> dict[str, np.ndarray]:
         """Returns their texts in UTF-8, each [n]: those of TEXTS, and `turns` as JSON."""
-        fields = [self.texts.fields(int(row)) for row in self.rows]
         found = {}
-        for name in (*TEXTS, "turns"):
-            found[name] = np.empty(len(fields), object)
-            found[name][:] = [each[_FIELDS.index(name)] for each in fields]
+        for name, texts in zip(_COLUMNS, self.texts.columns(self.rows, _COLUMNS), strict=True):
+            found[name] = np.empty(len(self), object)
+            found[name][:] = texts
         return found
+
+    def strings(self) -> dict[str, list[str]]:
+        """Returns what `columns` does, as text."""
+        texts = self.texts.columns(self.rows, _COLUMNS)
+        return {name: [*map(_text, each)] for name, each in zip(_COLUMNS, texts, strict=True)}
 
     def size(self) -> int:
         """Counts the bytes of their text."""
@@ -235,3 +273,30 @@ def of_fold(examples: Iterable[Example], fold: str) -> Examples:
     """Returns the examples of a fold, one of FOLDS, in their order."""
     examples = Examples.of(examples)
     return examples.select(examples.hashes("fold") == FOLDS.index(fold))
+
+
+def digest(datasets: Iterable[Mapping[str, Examples]], rates: Sequence[float]) -> str:
+    """Computes a SHA-256 of all that examples are: texts, turns, splits, order and groups.
+
+    Args:
+      datasets: the splits of each dataset.
+      rates: how often each dataset is drawn; empty where that follows from their sizes.
+    """
+    found = hashlib.sha256(repr(tuple(rates)).encode())
+    for splits in datasets:
+        for split in SPLITS:
+            examples = splits[split]
+            found.update(f"{split} {len(examples)}".encode())
+            for some in chunks(len(examples), f"pairs of {split} in the digest"):
+                found.update("".join(_said(examples.select(some))).encode())
+    return found.hexdigest()
+
+
+def _said(examples: Examples) -> Iterator[str]:
+    """What json.dumps makes of [index, group, prompt, turns, chosen, rejected, reflection]."""
+    texts = examples.strings()
+    names = ("prompt", "turns", "chosen", "rejected", "reflection")
+    groups = examples.texts.groups(examples.rows)
+    columns = zip(groups, *(texts[name] for name in names), strict=True)
+    for index, fields in zip(examples.indices.tolist(), columns, strict=True):
+        yield f"[{index}, {', '.join(map(quoted, fields))}]"

@@ -63,9 +63,33 @@ def test_mixtures_hold_their_rates_and_restart_exactly(sources, rates, start):
     )
 
 
+def packed(lengths, room):
+    """The examples of each row."""
+    members, sizes = pack(np.array(lengths, int), room)
+    return [row.tolist() for row in np.split(members, np.cumsum(sizes)[:-1])] if len(sizes) else []
+
+
+def best_fit(lengths, room):
+    """Example by example, each into the fullest row that has room, of equal ones the first."""
+    rows = []
+    for member in sorted(range(len(lengths)), key=lambda m: -lengths[m]):
+        left = [room - sum(lengths[m] for m in row) for row in rows]
+        fits = [(free, row) for row, free in enumerate(left) if free >= lengths[member]]
+        if fits:
+            rows[min(fits)[1]].append(member)
+        else:
+            rows.append([member])
+    return sorted(rows, key=min)
+
+
+@given(st.lists(st.integers(1, 12), max_size=40), st.integers(12, 30))
+def test_packing_is_best_fit(lengths, room):
+    assert packed(lengths, room) == best_fit(lengths, room)
+
+
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(12, 30))
 def test_packing_loses_nothing(lengths, room):
-    bins = pack(np.array(lengths), room)
+    bins = packed(lengths, room)
     assert sorted(member for each in bins for member in each) == list(range(len(lengths)))
     assert max(sum(lengths[member] for member in each) for each in bins) <= room
     # Best fit is never worse than every two rows more than full together.
@@ -74,7 +98,7 @@ def test_packing_loses_nothing(lengths, room):
 
 def test_packing_by_hand():
     """9 fills a row, 5 and 4 another, 4 and 4 leave one token free; 3 comes alone."""
-    bins = pack(np.array([9, 5, 4, 4, 4, 3]), 9)
+    bins = packed([9, 5, 4, 4, 4, 3], 9)
     assert bins == [[0], [1, 2], [3, 4], [5]]
 
 
@@ -108,7 +132,7 @@ def test_settings_are_checked(fields):
 
 def test_packed_rows_are_in_the_order_of_their_examples():
     """Lengths 3, 4, 9, 5: best fit starts with the 9, yet the row of the first example is first."""
-    assert pack(np.array([3, 4, 9, 5]), 9) == [[0], [3, 1], [2]]
+    assert packed([3, 4, 9, 5], 9) == [[0], [3, 1], [2]]
 
 
 # --- draws --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pit_jax.data import flat_arrays, tables
+from pit_jax.data import flat_arrays, task_rows
 from pit_jax.data.batching import BatchingConfig
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.examples import Dialogue, prompt_hash
@@ -270,11 +270,11 @@ def test_packed_rows_hold_the_same_examples(pipeline):
 
 
 def test_rows_in_files_are_those_in_memory(pipeline, tmp_path, monkeypatch):
-    """They are found again by a pipeline of the same data and windows, which runs no seqio."""
+    """They are found again by a pipeline of the same data and windows, which makes none."""
     monkeypatch.setattr(flat_arrays, "BIG", 0)
     written = InputPipeline(CONFIG, WORDS, LENGTHS, cache=tmp_path)
     same(whole(written, "rm_gap"), whole(pipeline, "rm_gap"))
-    monkeypatch.setattr(tables, "rows_of", None)
+    monkeypatch.setattr(task_rows, "write", None)
     found = InputPipeline(CONFIG, WORDS, LENGTHS, cache=tmp_path)
     same(whole(found, "rm_gap"), whole(pipeline, "rm_gap"))
     for other in (
@@ -388,7 +388,7 @@ def test_a_mixture_is_in_the_registry(mixture):
     import seqio
 
     pipeline = InputPipeline(mixture, load("bytes"), Lengths(40, 20, 21))
-    pipeline.num_rows("rm_gap", "dev")
+    pipeline.register("rm_gap")
     found = seqio.MixtureRegistry.get(f"{mixture.name}_mixture_rm_gap")
     rates = {task.name: found.get_rate(task) for task in found.tasks}
     assert rates == {"preferences_rm_gap": 3.0, "preferences_2_rm_gap": 1.0}
@@ -453,12 +453,16 @@ def test_report_counts_every_pair_once(tmp_path):
     assert sorted(example.group for example in kept) == [f"{i:02d}y" for i in range(10)]
 
 
-def test_what_is_left_out_is_what_tokenizing_leaves_out():
-    """Counted without TensorFlow, as seqio's preprocessors mark it."""
+def test_what_is_left_out_is_what_is_counted():
+    """For `examples` as for the counts of tokens."""
     lengths = Lengths(prompt=11, reference=13, response=19, reflection=2)
     pipeline = InputPipeline(CONFIG, WORDS, lengths)
     for split in ("train", "dev", "test"):
-        marks = pipeline.token_counts(split)["left_out"]
+        counts = pipeline.token_counts(split)
+        assert {(n.dtype, len(n)) for n in counts.values()} == {
+            (np.dtype(np.int32), len(pipeline._left_out(split)))
+        }
+        marks = counts["left_out"]
         np.testing.assert_array_equal(pipeline._left_out(split), marks)
         assert split != "train" or 0 < np.mean(marks > 0) < 1
 
@@ -562,7 +566,7 @@ def test_tasks_are_in_the_registry():
     from pit_jax.data.seqio_tasks import tasks
 
     pipeline = InputPipeline(CONFIG, WORDS, LENGTHS)
-    pipeline.num_rows("rm_gap", "dev")
+    pipeline.register("rm_gap")
     assert tuple(tasks.TASKS) == tuple(FEATURES)
     for stage in tasks.TASKS:
         task = seqio.TaskRegistry.get(f"instructions_drafts_{stage}")
@@ -621,7 +625,7 @@ def test_metrics_of_a_task_by_hand():
     assert tasks.pair_accuracy([], scores) == {"accuracy": 0.5, "margin": 0.5}
 
 
-def test_no_tensorflow_before_the_first_batch():
+def test_batches_need_no_tensorflow():
     import subprocess
     import sys
 
@@ -633,7 +637,9 @@ def test_no_tensorflow_before_the_first_batch():
         "from pit_jax.data.layouts import Lengths\n"
         "config = datasets.DatasetConfig('instructions', 9, 3, 3, family='drafts',"
         " level=drafts.DraftsConfig())\n"
-        "input_pipeline.InputPipeline(config, load('bytes'), Lengths(99, 99, 99))\n"
+        "data = input_pipeline.InputPipeline(config, load('bytes'), Lengths(99, 99, 99))\n"
+        "next(data.batches('rm_gap', 'dev', 1))\n"
+        "data.token_counts('dev')\n"
         "assert not {'tensorflow', 'seqio'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

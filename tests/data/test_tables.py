@@ -8,16 +8,23 @@ from hypothesis.extra import numpy as numpy_st
 
 from pit_jax.data import flat_arrays, tables
 from pit_jax.data.batching import BatchingConfig
-from pit_jax.data.rows import RowWriter, features
+from pit_jax.data.ragged import Ragged
+from pit_jax.data.rows import Feature, RowWriter, features
+
+
+def whole(array):
+    """Rows with their padding."""
+    lengths = np.full(len(array), array.shape[1])
+    return Feature.of(Ragged.of(array.reshape(-1), lengths), array.shape[1])
 
 
 def kept(chunks):
     """The features of padded rows that come in chunks."""
 
     def fill(append):
-        writer = RowWriter(append, {name: array.dtype for name, array in chunks[0].items()})
+        writer = RowWriter(append)
         for chunk in chunks:
-            writer.write(chunk)
+            writer.write({name: whole(array) for name, array in chunk.items()})
 
     widths = {name: array.shape[1] for name, array in chunks[0].items()}
     cache = flat_arrays.Cache("")
@@ -49,6 +56,16 @@ def test_only_what_is_real_is_kept():
     assert found.offsets.tolist() == [0, 2, 2, 5]
     assert found.starts[[0, 2]].tolist() == [1, 0]
     assert found.lengths().tolist() == [2, 0, 3]
+
+
+def test_rows_are_padded_on_either_side():
+    rows = Ragged.of(np.array([7, 0, 8, 5], np.int32), np.array([3, 0, 1]))
+    for left, expected in ((False, [[7, 0, 8, 0], [0] * 4, [5, 0, 0, 0]]), (True, None)):
+        expected = expected or [[0, 7, 0, 8], [0] * 4, [0, 0, 0, 5]]
+        table = tables.make("task", {"x": Feature.of(rows, 4, left)}, [3], BatchingConfig())
+        assert table.batch(np.arange(3))["x"].tolist() == expected
+    with pytest.raises(ValueError, match="rows: got one of 3 numbers, expected 2 at most"):
+        Feature.of(rows, 2)
 
 
 def sft_rows(lengths, width):

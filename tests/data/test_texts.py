@@ -1,6 +1,7 @@
 """Examples as text in one piece: what comes back, and how they are divided, by plain lists."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import random
@@ -11,7 +12,7 @@ import pytest
 
 from pit_jax.data import datasets, progress, texts
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
-from pit_jax.data.examples import FOLDS, SPLITS, Dialogue, Example, fold_of, stable_hash
+from pit_jax.data.examples import FOLDS, SPLITS, Dialogue, Example, fold_of, stable_hash, turns_json
 from pit_jax.data.files import readers, turns
 from pit_jax.data.texts import Examples, of_fold
 
@@ -43,6 +44,32 @@ def test_examples_come_back_as_they_were(in_memory, monkeypatch):
     with pytest.raises(IndexError):
         found[4]
     assert len(Examples.of([])) == 0 == len([*Examples.of([])])
+
+
+def test_texts_come_in_columns_from_several_parts():
+    one, other = Examples.of(SOME[:2]), Examples.of(SOME[2:])
+    both = texts.Texts([*one.texts.parts, *other.texts.parts], renamed={1: "other"})
+    rows = np.array([3, 0, 2, 1, 3])
+    expected = [SOME[row] for row in rows]
+    chosen, turns_ = both.columns(rows, ("chosen", "turns"))
+    assert chosen == [e.chosen.encode("utf-8", "surrogatepass") for e in expected]
+    assert turns_ == [turns_json(e.prompt).encode() for e in expected]
+    assert both.groups(rows) == ["\ud801", "x", "a\n\n", "other", "\ud801"]
+    assert Examples(both, rows, rows).strings()["prompt"] == [e.prompt for e in expected]
+    assert both.columns(rows[:0], ("chosen",)) == [[]]
+
+
+def test_the_digest_is_of_all_that_examples_are():
+    """So it stays what earlier versions said: of JSON, example by example."""
+    splits = {"train": Examples.of(SOME), "dev": Examples.of([]), "test": Examples.of(SOME[:1])}
+    expected = hashlib.sha256(b"(2.0, 1.0)")
+    for split in SPLITS:
+        expected.update(f"{split} {len(splits[split])}".encode())
+        for e in splits[split]:
+            turns_ = json.dumps(e.prompt.turns) if isinstance(e.prompt, Dialogue) else ""
+            said = (e.index, e.group, e.prompt, turns_, e.chosen, e.rejected, e.reflection)
+            expected.update(json.dumps(said).encode())
+    assert texts.digest([splits], [2.0, 1.0]) == expected.hexdigest()
 
 
 def test_size_counts_the_bytes_of_text():

@@ -251,7 +251,41 @@ MUTANTS = {
             "data/test_layouts.py::test_each_window_bounds_its_own_fields",
         ),
     ],
+    "data/ragged.py": [
+        (
+            "ids that every row has stand before the rows",
+            "values[starts[:, None] + np.arange(length)] = part",
+            "values[found.offsets[:-1][:, None] + np.arange(length)] = part",
+            "data/test_ragged.py::test_rows_are_joined_one_by_one",
+        ),
+    ],
+    "data/task_rows.py": [
+        (
+            "what doesn't fit the windows stays",
+            "fits = measured(columns, layout, windows.of_task(task))[1] == 0",
+            "fits = measured(columns, layout, windows.of_task(task))[1] >= 0",
+            "data/test_task_rows.py::test_every_task_has_the_rows_of_seqio",
+        ),
+        (
+            "the last of several reasons counts",
+            "in reversed(lengths.too_long(sizes).items())",
+            "in lengths.too_long(sizes).items()",
+            "data/test_task_rows.py::test_examples_are_measured_as_seqios_preprocessors_do",
+        ),
+        (
+            "the last token of a prompt isn't trained to go on",
+            '"decoder_loss_weights": _next(learned)',
+            '"decoder_loss_weights": learned.values',
+            "data/test_task_rows.py::test_every_task_has_the_rows_of_seqio",
+        ),
+    ],
     "data/reference_store.py": [
+        (
+            "a control token in a sampled reference stays",
+            'self._vocabulary.text_ids(record["reference_tokens"])',
+            'record["reference_tokens"]',
+            "data/test_input_pipeline.py::test_references_of_a_store",
+        ),
         (
             "references that ended count as cut",
             'sum(not json.loads(line)["ended"]',
@@ -369,7 +403,7 @@ MUTANTS = {
             "data/files/test_builders.py::test_hh_is_what_its_reader_reads",
         ),
     ],
-    "data/seqio_tasks/preprocessors.py": [
+    "data/sequences.py": [
         (
             "M_PIT learns to improve y_w",
             'y_l)."""\n    inputs = layout.pit_prompt(f["prompt"], f["rejected"])',
@@ -407,14 +441,6 @@ MUTANTS = {
             "tf.gather([0.0, 0.0, 1.0, -1.0], tf.roll(marks, -1, axis=0))",
             "tf.gather([0.0, 0.0, 1.0, -1.0], marks)",
             "data/seqio_tasks/test_feature_converters.py::test_sft",
-        ),
-    ],
-    "data/seqio_tasks/sources.py": [
-        (
-            "a control token in a sampled reference stays",
-            'ids = self._vocabulary.text_ids(record["reference_tokens"])',
-            'ids = record["reference_tokens"]',
-            "data/test_input_pipeline.py::test_references_of_a_store",
         ),
     ],
     "data/vocabularies/base.py": [

@@ -57,6 +57,7 @@ def read_preferences(
     check: Check | None = None,
     columns: Mapping[str, str] | None = None,
     min_margin: float = 0,
+    with_columns: bool = True,
 ) -> Reading:
     """Reads preferences in any of shapes.SHAPES, such as `prompt`, `chosen` and `rejected`.
 
@@ -73,13 +74,14 @@ def read_preferences(
       columns: name of fields.NAMES -> the key that stands for it in the files.
       min_margin: by how much the chosen answer has to be better, in the unit of the files' scores;
         0 takes every pair.
+      with_columns: whether to keep them, which takes up to 100 bytes a pair.
 
     Raises:
       UserError: for a file that can't be read, a column that isn't there, a `min_margin` of files
         without scores, and, unless they are skipped, malformed lines.
     """
     rules = shapes.Rules(shapes.shapes_of("preferences"), columns or {}, min_margin)
-    return _read(paths, on_error, check, rules)
+    return _read(paths, on_error, check, rules, with_columns)
 
 
 def read_hh(
@@ -88,6 +90,7 @@ def read_hh(
     check: Check | None = None,
     columns: Mapping[str, str] | None = None,
     min_margin: float = 0,
+    with_columns: bool = True,
 ) -> Reading:
     """Reads Anthropic HH-RLHF files: `chosen` and `rejected`, whole dialogues `\\n\\nHuman: …`.
 
@@ -100,7 +103,7 @@ def read_hh(
     does; so are Args and errors those of read_preferences.
     """
     rules = shapes.Rules(shapes.shapes_of("hh"), columns or {}, min_margin)
-    return _read(paths, on_error, check, rules)
+    return _read(paths, on_error, check, rules, with_columns)
 
 
 def read_summaries(
@@ -108,6 +111,7 @@ def read_summaries(
     source: str = "posts",
     on_error: str = "raise",
     check: Check | None = None,
+    with_columns: bool = True,
 ) -> Reading:
     """Reads the comparisons of OpenAI's summarize-from-feedback, `batch*.json`: an object a line.
 
@@ -129,7 +133,7 @@ def read_summaries(
     Args:
       paths: local or `gs://` paths and patterns.
       source: `posts` or `articles`; the others are dropped.
-      on_error, check: as those of read_preferences.
+      on_error, check, with_columns: as those of read_preferences.
 
     Raises:
       UserError: for a file that can't be read, and, unless they are skipped, malformed lines.
@@ -137,11 +141,16 @@ def read_summaries(
     if source not in summaries.SOURCES:
         choices = ", ".join(summaries.SOURCES)
         raise UserError(f"source: got {source!r}, expected one of {choices}")
-    return _read(paths, on_error, check, shapes.Rules(shapes.shapes_of("summaries", source)))
+    rules = shapes.Rules(shapes.shapes_of("summaries", source))
+    return _read(paths, on_error, check, rules, with_columns)
 
 
 def _read(
-    paths: str | Sequence[str], on_error: str, check: Check | None, rules: shapes.Rules
+    paths: str | Sequence[str],
+    on_error: str,
+    check: Check | None,
+    rules: shapes.Rules,
+    with_columns: bool,
 ) -> Reading:
     if on_error not in ON_ERROR:
         raise UserError(f"on_error: got {on_error!r}, expected one of {', '.join(ON_ERROR)}")
@@ -166,7 +175,7 @@ def _read(
             dropped["malformed"] += 1
             problems.add(record.place, str(error))
         else:
-            for name in values:
+            for name in values if with_columns else ():
                 columns.setdefault(name, [None] * len(examples))
             for name, column in columns.items():
                 column.append(values.get(name))

@@ -12,6 +12,7 @@ from typing import ClassVar
 import seqio
 import tensorflow as tf
 
+from pit_jax.data.task_rows import DIFFERENCE_ROWS, PROMPT_ROWS, TREE_ROWS
 from pit_jax.data.vocabularies.base import PAD_ID
 
 _TOKENS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
@@ -174,8 +175,8 @@ class TreeFeatureConverter(PaddedFeatureConverter):
         blocks  [1, 1, 2, 2, 3, 3, 3, 0, 0]
     """
 
-    LEFT: ClassVar = {}
-    RIGHT: ClassVar = {"tokens": "tokens", "blocks": "blocks"}
+    LEFT: ClassVar = TREE_ROWS.left
+    RIGHT: ClassVar = TREE_ROWS.right
 
 
 class PromptFeatureConverter(PaddedFeatureConverter):
@@ -190,8 +191,8 @@ class PromptFeatureConverter(PaddedFeatureConverter):
         example_index         [12]
     """
 
-    LEFT: ClassVar = {"prompt_tokens": "prompt", "reward_prompt_tokens": "reward_prompt"}
-    RIGHT: ClassVar = {"chosen_tokens": "chosen", "example_index": "example_index"}
+    LEFT: ClassVar = PROMPT_ROWS.left
+    RIGHT: ClassVar = PROMPT_ROWS.right
 
 
 class DifferencePromptFeatureConverter(PromptFeatureConverter):
@@ -204,5 +205,5 @@ class DifferencePromptFeatureConverter(PromptFeatureConverter):
         reference_tokens      [6, 1, 0]
     """
 
-    LEFT: ClassVar = {**PromptFeatureConverter.LEFT, "critic_prompt_tokens": "critic_prompt"}
-    RIGHT: ClassVar = {**PromptFeatureConverter.RIGHT, "reference_tokens": "reference"}
+    LEFT: ClassVar = DIFFERENCE_ROWS.left
+    RIGHT: ClassVar = DIFFERENCE_ROWS.right

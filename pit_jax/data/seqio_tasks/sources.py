@@ -9,11 +9,9 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pit_jax.data.examples import FOLDS, TEXTS, Example, prompt_hash, turns_json
-from pit_jax.data.reference_store import ReferenceStore
+from pit_jax.data.examples import FOLDS, TEXTS, Example, turns_json
+from pit_jax.data.reference_store import References
 from pit_jax.data.texts import Examples, of_fold
-from pit_jax.data.vocabularies.base import Vocabulary
-from pit_jax.errors import UserError
 
 _CHUNK = 256
 
@@ -70,42 +68,12 @@ class ExampleSource(seqio.DataSource):
 class ReferenceSource(seqio.DataSource):
     """Offers a store's sampled references, joined with the examples they were sampled for.
 
-    References for other examples than the given ones are left out: those are another source's.
-    Elements are read from the store by index, in its order. They have what those of ExampleSource
-    have, and `reference`, int32 [reference]: the sampled ids up to EOS without ids that stand for
-    no text, so that a control token that a model has sampled is forged nowhere.
+    Elements have what those of ExampleSource have, and `reference`, int32 [reference].
     """
 
-    def __init__(
-        self,
-        store: ReferenceStore,
-        examples: Iterable[Example],
-        vocabulary: Vocabulary,
-        text_window: int = 0,
-    ):
-        """Reads a store.
-
-        Args:
-          store: the store.
-          examples: the examples.
-          vocabulary: of the model that reads the references.
-          text_window: above 0 the references' texts are encoded, and cut to so many tokens, since
-            the store's ids are of another vocabulary.
-
-        Raises:
-          UserError: if a reference was sampled for another prompt than its example has.
-        """
-        self._store = store
-        self._text_window = text_window
-        self._vocabulary = vocabulary
-        self._examples = Examples.of(examples)
-        wanted = np.array(store.example_indices, np.int64)
-        self._positions = np.flatnonzero(np.isin(wanted, self._examples.indices))
-        order = np.argsort(self._examples.indices)
-        found = np.searchsorted(self._examples.indices, wanted[self._positions], sorter=order)
-        self._places = order[found]
-        self._check_prompts()
-        counts = {"train": len(self._positions)}
+    def __init__(self, references: References):
+        self._references = references
+        counts = {"train": len(references)}
         super().__init__(splits=("train",), num_input_examples=counts, caching_permitted=False)
 
     @property
@@ -123,27 +91,12 @@ class ReferenceSource(seqio.DataSource):
         signature["reference"] = tf.TensorSpec([None], tf.int32)
         return tf.data.Dataset.from_generator(self._elements, output_signature=signature)
 
-    def _check_prompts(self) -> None:
-        for position, place in zip(self._positions, self._places, strict=True):
-            expected = self._store[int(position)].get("prompt_hash")
-            example = self._examples[int(place)]
-            if expected and (got := prompt_hash(example.prompt)) != expected:
-                raise UserError(
-                    f"{self._store.directory}: has a reference for another prompt of example "
-                    f"{example.index} ({expected} -> {got}); bring the data back that it was "
-                    "sampled from, or delete the stage's folder to train it again"
-                )
-
     def _elements(self) -> Iterator[dict]:
-        for position, place in zip(self._positions, self._places, strict=True):
-            record = self._store[int(position)]
-            example = self._examples[int(place)]
+        for number, example in enumerate(self._references.examples):
+            (ids,) = self._references.ids(slice(number, number + 1))
             element = {field: getattr(example, field).encode() for field in TEXTS}
             element["index"] = np.int32(example.index)
             element["turns"] = turns_json(example.prompt).encode()
-            ids = self._vocabulary.text_ids(record["reference_tokens"])
-            if self._text_window:
-                ids = self._vocabulary.encode(record["text"])[: self._text_window]
             element["reference"] = np.array(ids, np.int32)
             yield element
 

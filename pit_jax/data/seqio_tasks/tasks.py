@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pit_jax.data.layouts import FEATURES, UNLIKELY, Lengths
 from pit_jax.data.seqio_tasks import feature_converters, preprocessors
+from pit_jax.data.sequences import SEQUENCES
 from pit_jax.data.vocabularies.base import Vocabulary
 
 # Our vocabularies have seqio's methods without importing it; this makes isinstance agree.
@@ -24,12 +25,10 @@ class TaskRow:
     """Describes a row of TASKS.
 
     Attributes:
-      sequences: makes the task's features from token pieces (preprocessors.py).
       converter: makes the model's features from the task's.
       metrics: what seqio's Evaluator computes of a model's scores or predictions.
     """
 
-    sequences: Callable
     converter: type[seqio.FeatureConverter]
     metrics: tuple[Callable, ...]
 
@@ -59,65 +58,25 @@ def pair_accuracy(targets: Sequence[str], scores: Any) -> dict[str, float]:
 
 
 _SUPERVISED = (log_likelihood, exact_match)
+_SFT = TaskRow(feature_converters.SFTFeatureConverter, _SUPERVISED)
+_TREE = TaskRow(feature_converters.TreeFeatureConverter, (pair_accuracy,))
+_PROMPT = TaskRow(feature_converters.PromptFeatureConverter, (log_likelihood,))
 
 TASKS = {
-    "pretrain": TaskRow(
-        preprocessors.pretrain,
-        feature_converters.PretrainFeatureConverter,
-        _SUPERVISED,
+    "pretrain": TaskRow(feature_converters.PretrainFeatureConverter, _SUPERVISED),
+    "sft_policy": _SFT,
+    "sft_pit": _SFT,
+    "sft_pit_reflection": _SFT,
+    **dict.fromkeys(
+        UNLIKELY, TaskRow(feature_converters.UnlikelihoodFeatureConverter, _SUPERVISED)
     ),
-    "sft_policy": TaskRow(
-        preprocessors.sft_policy,
-        feature_converters.SFTFeatureConverter,
-        _SUPERVISED,
-    ),
-    "sft_pit": TaskRow(
-        preprocessors.sft_pit,
-        feature_converters.SFTFeatureConverter,
-        _SUPERVISED,
-    ),
-    "sft_pit_reflection": TaskRow(
-        preprocessors.sft_pit_reflection,
-        feature_converters.SFTFeatureConverter,
-        _SUPERVISED,
-    ),
-    **{
-        task: TaskRow(
-            functools.partial(preprocessors.sft_pit_unlikely, pairs=pairs),
-            feature_converters.UnlikelihoodFeatureConverter,
-            _SUPERVISED,
-        )
-        for task, pairs in UNLIKELY.items()
-    },
-    "rm_policy": TaskRow(
-        preprocessors.rm_policy,
-        feature_converters.TreeFeatureConverter,
-        (pair_accuracy,),
-    ),
-    "rm_gap": TaskRow(
-        preprocessors.rm_gap,
-        feature_converters.TreeFeatureConverter,
-        (pair_accuracy,),
-    ),
-    "rm_gap_pair": TaskRow(
-        preprocessors.rm_gap_pair,
-        feature_converters.TreeFeatureConverter,
-        (pair_accuracy,),
-    ),
-    "rl_policy": TaskRow(
-        preprocessors.rl_policy,
-        feature_converters.PromptFeatureConverter,
-        (log_likelihood,),
-    ),
-    "rl_pit": TaskRow(
-        preprocessors.rl_pit,
-        feature_converters.PromptFeatureConverter,
-        (log_likelihood,),
-    ),
+    "rm_policy": _TREE,
+    "rm_gap": _TREE,
+    "rm_gap_pair": _TREE,
+    "rl_policy": _PROMPT,
+    "rl_pit": _PROMPT,
     "rl_pit_difference": TaskRow(
-        preprocessors.rl_pit_difference,
-        feature_converters.DifferencePromptFeatureConverter,
-        (log_likelihood,),
+        feature_converters.DifferencePromptFeatureConverter, (log_likelihood,)
     ),
 }
 
@@ -151,7 +110,7 @@ def build_task(
         ),
         preprocessors.drop_left_out,
         functools.partial(
-            preprocessors.build_sequences, vocabulary=vocabulary, sequences=row.sequences
+            preprocessors.build_sequences, vocabulary=vocabulary, sequences=SEQUENCES[task]
         ),
     ]
     features = {

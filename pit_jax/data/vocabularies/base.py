@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from pit_jax.data.ragged import Ragged
 
 # The same in every vocabulary; seqio pads with 0 and knows no other padding.
 PAD_ID = 0
@@ -88,6 +90,20 @@ class Vocabulary:
           ValueError: if the chat template refuses the turns of x.
         """
         return self.encode(x)
+
+    def encode_batch(self, texts: Sequence[str]) -> Ragged:
+        """Returns what `encode` does of many texts, sooner, as rows of int32."""
+        return Ragged.of_rows([self.encode(text) for text in texts])
+
+    def encode_prompts(self, texts: Sequence[str], turns: Sequence[str]) -> Ragged:
+        """Returns what `encode_prompt` does of many prompts, as rows of int32.
+
+        Args:
+          texts: each x as text.
+          turns: the turns of each as `examples.turns_json` writes them.
+        """
+        del turns
+        return self.encode_batch(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text up to the first end; padding and all reserved ids are left out."""

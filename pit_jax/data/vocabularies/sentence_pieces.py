@@ -100,6 +100,9 @@ class SentencePieceVocabulary(SubwordVocabulary):
     def _pieces(self, text: str, joined: bool = False) -> Sequence[int]:
         return (self._joining if joined else self._model).encode(text)
 
+    def _pieces_of(self, texts: list[str], joined: bool) -> Sequence[Sequence[int]]:
+        return (self._joining if joined else self._model).encode(texts)
+
     def _shown(self, pieces: Sequence[int]) -> str:
         return "".join(self._model.id_to_piece(list(pieces)))
 

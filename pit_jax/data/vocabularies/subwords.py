@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from pit_jax.data.examples import turns_of, with_turns
+from pit_jax.data.ragged import Ragged
 from pit_jax.data.vocabularies.base import EOS_ID, PAD_ID, ControlTokens, Vocabulary
 from pit_jax.data.vocabularies.chat_templates import ChatTemplate
 from pit_jax.errors import UserError
@@ -140,6 +141,20 @@ class SubwordVocabulary(Vocabulary):
             ids.insert(0, self.bos_id)
         return ids
 
+    def encode_batch(self, texts: Sequence[str]) -> Ragged:
+        """Returns what `encode` does of many texts, as rows of int32."""
+        joined = self._prefixes and not self.prefixes_space
+        pieces = Ragged.of_rows(self._pieces_of([*map(_well_formed, texts)], joined))
+        ids = Ragged(self._ids[pieces.values], pieces.offsets)
+        return ids.only(ids.values >= 0)
+
+    def encode_prompts(self, texts: Sequence[str], turns: Sequence[str]) -> Ragged:
+        """Returns what `encode_prompt` does of many prompts, as rows of int32."""
+        if self._template is None:
+            return self.encode_batch(texts)
+        prompts = map(with_turns, texts, turns)
+        return Ragged.of_rows([self.encode_prompt(x) for x in prompts])
+
     def encode_tf(self, text):
         """Encodes a scalar string tensor to a 1-D int32 tensor; ill-formed UTF-8 is U+FFFD."""
         return _in_graph(lambda text: self._encode(text), text)
@@ -167,6 +182,10 @@ class SubwordVocabulary(Vocabulary):
 
     def _pieces(self, text: str, joined: bool = False) -> Sequence[int]:
         """Returns the tokenizer's own ids of a text; if `joined`, no space is put before it."""
+        raise NotImplementedError
+
+    def _pieces_of(self, texts: list[str], joined: bool) -> Sequence[Sequence[int]]:
+        """Returns what `_pieces` does of many texts."""
         raise NotImplementedError
 
     def _pieces_within(self, text: str, first: bool) -> Sequence[int]:

@@ -120,6 +120,10 @@ class TokenizerVocabulary(SubwordVocabulary):
         tokenizer = self._joining if joined else self._tokenizer
         return tokenizer.encode(text, add_special_tokens=False).ids
 
+    def _pieces_of(self, texts: list[str], joined: bool) -> Sequence[Sequence[int]]:
+        tokenizer = self._joining if joined else self._tokenizer
+        return [found.ids for found in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
     def _pieces_within(self, text: str, first: bool) -> Sequence[int]:
         return self._pieces(text, self._prefixes and not (first or self._prefixes_within))
 

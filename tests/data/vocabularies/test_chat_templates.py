@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -289,4 +290,6 @@ def test_prompts_in_graphs(chatting):
     assert dataset.element_spec == tf.TensorSpec([None], tf.int32)
     rows = [row.tolist() for row in dataset.as_numpy_iterator()]
     assert rows == [vocabulary.encode_prompt(x) for x in prompts]
+    found = vocabulary.encode_prompts(*tensors)
+    assert [row.tolist() for row in np.split(found.values, found.offsets[1:-1])] == rows
     assert rows[1].count(vocabulary.eos_id) == 1

@@ -188,6 +188,16 @@ def test_tensorflow_encodes_alike(made, text):
         assert vocabulary.encode_tf(tensor).numpy().tolist() == vocabulary.encode(text)
 
 
+@settings(max_examples=25)
+@given(st.lists(ADVERSARIAL, max_size=4))
+def test_texts_at_once_are_encoded_alike(made, texts):
+    for _, vocabulary in made.values():
+        for found in (vocabulary.encode_batch(texts), vocabulary.encode_prompts(texts, texts)):
+            rows = np.split(found.values, found.offsets[1:-1])[: len(found)]
+            assert [row.tolist() for row in rows] == [vocabulary.encode(text) for text in texts]
+            assert found.values.dtype == np.int32
+
+
 @settings(max_examples=60)
 @given(ADVERSARIAL)
 def test_special_strings_have_the_ids_of_plain_text(made, text):

@@ -1,5 +1,6 @@
 """Round trips, agreement with TensorFlow and seqio, and ids that no text reaches."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,15 @@ def test_tensorflow_encodes_alike(text):
 
     for vocabulary in VOCABULARIES:
         assert vocabulary.encode_tf(tf.constant(text)).numpy().tolist() == vocabulary.encode(text)
+
+
+@given(st.lists(st.text(st.characters(), max_size=9) | st.sampled_from(["a \x1f b", "\ud83d b"])))
+def test_texts_at_once_are_encoded_alike(texts):
+    for vocabulary in VOCABULARIES:
+        found = vocabulary.encode_batch(texts)
+        rows = np.split(found.values, found.offsets[1:-1])[: len(found)]
+        assert [row.tolist() for row in rows] == [vocabulary.encode(text) for text in texts]
+        assert found.values.dtype == np.int32
 
 
 def test_bytes_have_the_ids_of_seqio():
