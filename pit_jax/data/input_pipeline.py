@@ -1,9 +1,10 @@
 """Batches of every task, in an order that one seed determines; the entry point of the data layer.
 
-Examples become arrays once, many at a time, and batches are gathered from these by index. So the
-k-th batch is a function of (seed, k) alone: a run restarted at batch k sees the batches of an
-uninterrupted run, and all hosts see the same. The rows are those of the seqio Tasks that `register`
-makes for T5X and for seqio's tools; nothing else here imports TensorFlow.
+Examples become arrays once, and batches are gathered from these by index. So the k-th batch is a
+function of (seed, k) alone: a run restarted at batch k sees the batches of an uninterrupted run,
+and all hosts see the same. The rows of a task are those of its seqio Task, which T5X reads too: the
+examples of the data are made rows many at a time, in NumPy, and equal to them; references that a
+policy has sampled stream through the Task itself, for which TensorFlow is imported.
 """
 
 from __future__ import annotations
@@ -390,7 +391,11 @@ class InputPipeline:
             parts = [self._fitting_beside(part) for _, part in self._parts(split, fold)]
 
             def fill(append: Append) -> None:
-                sources = self._sources(task, parts, store, as_text)
+                if store is not None:
+                    self._stream(append, task, parts, store, as_text)
+                    return
+                what = f"pairs made rows of {task}"
+                sources = (task_rows.columns_of(part, self.vocabulary, what) for part in parts)
                 task_rows.write(append, task, sources, self._models[0][0], self.lengths, lengths)
 
             arrays = self._cache.arrays(
@@ -410,24 +415,29 @@ class InputPipeline:
         models = [(v.fingerprint, v.protocol, windows) for v, windows in (own, *self.beside)]
         return (self.digest, models, *key)
 
-    def _sources(
-        self, task: str, parts: list[Examples], store: ReferenceStore | None, as_text: bool
-    ) -> Iterator[Iterator[task_rows.Columns]]:
-        """Yields the columns of each source, chunk by chunk, with its own part of a store."""
-        if store is not None:
-            known = np.concatenate([examples.indices for examples in parts])
-            found = np.array(store.example_indices, np.int64)
-            if len(missing := found[~np.isin(found, known)]):
-                raise UserError(
-                    f"{store.directory}: has a reference for example {missing[0]}, which isn't "
-                    f"among the {len(known)} examples read; was it sampled from another dataset?"
-                )
+    def _stream(
+        self,
+        append: Append,
+        task: str,
+        parts: list[Examples],
+        store: ReferenceStore,
+        as_text: bool,
+    ) -> None:
+        """Appends the rows of sampled references, those of each source through a seqio Task."""
+        known = np.concatenate([examples.indices for examples in parts])
+        found = np.array(store.example_indices, np.int64)
+        if len(missing := found[~np.isin(found, known)]):
+            raise UserError(
+                f"{store.directory}: has a reference for example {missing[0]}, which isn't among "
+                f"the {len(known)} examples read; was it sampled from another dataset?"
+            )
+        with quiet_stderr():
+            from pit_jax.data.seqio_tasks import sources, tasks
         window = self.lengths.reference if as_text else 0
-        for examples in parts:
-            references = store and References(store, examples, self.vocabulary, window)
-            some = references.examples if references else examples
-            what = f"pairs made rows of {task}"
-            yield task_rows.columns_of(some, self.vocabulary, what, references)
+        for part in parts:
+            source = sources.ReferenceSource(References(store, part, self.vocabulary, window))
+            built = tasks.build_task(f"{task}_rows", task, source, self.vocabulary, self.lengths)
+            tasks.append_rows(append, task, built, self.feature_lengths(task))
 
 
 def _fold(task: str, split: str, fold: str | None) -> str:

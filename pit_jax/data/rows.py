@@ -66,6 +66,12 @@ class Feature:
             kept = dataclasses.replace(kept, values=rows.values[np.cumsum(inside[:-1]) > 0])
         return cls(kept.values, kept.offsets, starts, width)
 
+    @classmethod
+    def of_padded(cls, rows: np.ndarray) -> Feature:
+        """Holds rows [n, width] without the zeros before and after what they hold."""
+        count, width = rows.shape
+        return cls.of(Ragged.of(rows.reshape(-1), np.full(count, width)), width)
+
     def put(
         self, batch: np.ndarray, numbers: np.ndarray, rows: np.ndarray, columns: np.ndarray
     ) -> None:

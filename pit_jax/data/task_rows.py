@@ -18,7 +18,6 @@ from pit_jax.data.flat_arrays import Append
 from pit_jax.data.layouts import FEATURES, IDENTICAL, LEFT_OUT, Layout, Lengths
 from pit_jax.data.progress import chunks
 from pit_jax.data.ragged import Ragged
-from pit_jax.data.reference_store import References
 from pit_jax.data.rows import Feature, RowWriter
 from pit_jax.data.sequences import SEQUENCES
 from pit_jax.data.texts import Examples
@@ -63,22 +62,16 @@ def encoded(examples: Examples, vocabulary: Vocabulary) -> Columns:
     return {"prompt": prompts, **found, "index": Ragged.of_numbers(examples.indices)}
 
 
-def columns_of(
-    examples: Examples, vocabulary: Vocabulary, what: str, references: References | None = None
-) -> Iterator[Columns]:
+def columns_of(examples: Examples, vocabulary: Vocabulary, what: str) -> Iterator[Columns]:
     """Yields the columns of examples, chunk by chunk, those of none too, and tells how far it is.
 
     Args:
       examples: the examples.
       vocabulary: what encodes them.
       what: what is told, such as `pairs measured`.
-      references: of these examples; if any, they are the column `reference`.
     """
     for some in chunks(len(examples), what):
-        columns = encoded(examples.select(some), vocabulary)
-        if references is not None:
-            columns["reference"] = Ragged.of_rows(references.ids(some))
-        yield columns
+        yield encoded(examples.select(some), vocabulary)
 
 
 def left_out(examples: Examples, models: Sequence[tuple[Layout, Lengths]]) -> np.ndarray:

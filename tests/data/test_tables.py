@@ -12,19 +12,13 @@ from pit_jax.data.ragged import Ragged
 from pit_jax.data.rows import Feature, RowWriter, features
 
 
-def whole(array):
-    """Rows with their padding."""
-    lengths = np.full(len(array), array.shape[1])
-    return Feature.of(Ragged.of(array.reshape(-1), lengths), array.shape[1])
-
-
 def kept(chunks):
     """The features of padded rows that come in chunks."""
 
     def fill(append):
         writer = RowWriter(append)
         for chunk in chunks:
-            writer.write({name: whole(array) for name, array in chunk.items()})
+            writer.write({name: Feature.of_padded(array) for name, array in chunk.items()})
 
     widths = {name: array.shape[1] for name, array in chunks[0].items()}
     cache = flat_arrays.Cache("")

@@ -21,16 +21,10 @@ SOME = Examples.of(
 )
 
 
-def at_once(task, columns):
-    """Every feature of all rows, padded."""
-    layout = task_rows.ragged_layout(BYTES)
-    lengths = feature_lengths(task, layout.widths(LENGTHS))
-    arrays = Cache("").arrays(
-        lambda append: task_rows.write(append, task, [[columns]], layout, LENGTHS, lengths),
-        0,
-        task,
-        lambda: "key",
-    )
+def padded(task, fill):
+    """Every feature of all rows that `fill` appends."""
+    lengths = feature_lengths(task, Layout(BYTES).widths(LENGTHS))
+    arrays = Cache("").arrays(lambda append: fill(append, lengths), 0, task, lambda: "key")
     found = {}
     for name, feature in features(arrays, task_rows.widths(task, lengths)).items():
         count = len(feature)
@@ -38,6 +32,22 @@ def at_once(task, columns):
         feature.put(found[name], *[np.arange(count)] * 2, np.zeros(count, np.int64))
     assert arrays["counts"].tolist() == [count]
     return found
+
+
+def at_once(task, columns):
+    layout = task_rows.ragged_layout(BYTES)
+
+    def fill(append, lengths):
+        task_rows.write(append, task, [[columns]], layout, LENGTHS, lengths)
+
+    return padded(task, fill)
+
+
+def streamed(task, source):
+    from pit_jax.data.seqio_tasks import tasks
+
+    built = tasks.build_task(task, task, source, BYTES, LENGTHS)
+    return padded(task, lambda append, lengths: tasks.append_rows(append, task, built, lengths))
 
 
 def one_by_one(task, source):
@@ -91,6 +101,15 @@ def test_references_of_a_store_are_those_of_seqio(tmp_path, task, text_window):
     kept = [7, 2, 3, 8] if text_window else [2, 3]  # others are too long
     assert found["example_index"].ravel().tolist() == kept
     same(found, one_by_one(task, sources.ReferenceSource(joined)))
+    same(streamed(task, sources.ReferenceSource(joined)), found)
+
+
+def test_a_task_without_examples_streams_no_rows():
+    from pit_jax.data.seqio_tasks import sources
+
+    for task in FEATURES:
+        found = streamed(task, sources.ExampleSource({"train": Examples.of([])}))
+        same(found, at_once(task, task_rows.encoded(Examples.of([]), BYTES)))
 
 
 @pytest.mark.parametrize("task", ["sft_pit", "sft_pit_reflection"])

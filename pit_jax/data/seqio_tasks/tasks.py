@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,14 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from pit_jax.data.flat_arrays import Append
 from pit_jax.data.layouts import FEATURES, UNLIKELY, Lengths
+from pit_jax.data.rows import Feature, RowWriter
 from pit_jax.data.seqio_tasks import feature_converters, preprocessors
 from pit_jax.data.sequences import SEQUENCES
 from pit_jax.data.vocabularies.base import Vocabulary
+
+_CHUNK = 512
 
 # Our vocabularies have seqio's methods without importing it; this makes isinstance agree.
 seqio.Vocabulary.register(Vocabulary)
@@ -125,6 +130,31 @@ def build_task(
         metric_fns=list(row.metrics),
         shuffle_buffer_size=None,
     )
+
+
+def append_rows(append: Append, task: str, built: seqio.Task, lengths: Mapping[str, int]) -> None:
+    """Appends the rows of a seqio Task, in order, and how many it has.
+
+    Args:
+      append: adds to the flat arrays.
+      task: the key of TASKS that it was built by.
+      built: the seqio Task.
+      lengths: the most tokens of each feature of its sequences.
+    """
+    dataset = built.get_dataset(
+        lengths, "train", shuffle=False, trim_output_features=False, try_in_mem_cache=False
+    )
+    dataset = dataset.map(lambda each: {name: each[name] for name in FEATURES[task]})
+    dataset = TASKS[task].converter(pack=False)(dataset, lengths)
+    none = {
+        name: np.zeros((0, *spec.shape), spec.dtype.as_numpy_dtype)
+        for name, spec in dataset.element_spec.items()
+    }
+    writer, count = RowWriter(append), 0
+    for rows in itertools.chain([none], dataset.batch(_CHUNK).as_numpy_iterator()):
+        writer.write({name: Feature.of_padded(array) for name, array in rows.items()})
+        count += len(next(iter(rows.values())))
+    append("counts", np.array([count], np.int64))
 
 
 def register_tasks(
