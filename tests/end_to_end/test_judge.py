@@ -94,7 +94,7 @@ def test_generations_are_judged_by_a_language_model(judge, tmp_path, capsys):
 
 
 def test_two_systems_are_compared_by_the_judge_of_a_run(trained, tmp_path, capsys):
-    """Files in other orders: 0 beats 0.5 nowhere, so the first wins one of three and loses one."""
+    """Files in other orders; scores of 1, 0, 1 against 2/3, 2/3, 1: a win, a loss and a tie."""
     right, half, wrong = "x7 9 +3 7 from 4", "x7 ? +3 7 from 4", "x7 8 +3 7 from 4"
     prompts = ["from 4 do +3 x7", "from 4 do +3 x7", "from 2 do +3 x7"]
     other = "x7 5 +3 5 from 2"
@@ -114,7 +114,7 @@ def test_two_systems_are_compared_by_the_judge_of_a_run(trained, tmp_path, capsy
     assert (row["judge"], row["first"], row["second"]) == ("checker", "system", "system")
     assert [each["name"] for each in report["scores"]] == ["ours.jsonl", "theirs.jsonl"]
     means = [each["mean_score"] for each in report["scores"]]
-    assert means == pytest.approx([2 / 3, 2 / 3])
+    assert means == pytest.approx([2 / 3, 7 / 9])
     page = (tmp_path / "judged" / "report.html").read_text()
     assert "<h1>ours.jsonl and theirs.jsonl</h1>" in page and "Iteration" not in page
 

@@ -232,6 +232,7 @@ def test_prompts_that_were_seen_and_pairs_that_dont_fit_are_counted():
 
     dropped = {"prompt too long": 5, "chosen too long": 2, "identical responses": 9}
     data = types.SimpleNamespace(
+        digest="abc",
         examples=lambda split: {"train": examples("a", "b", "c")}[split],
         report=lambda: {"read": 40, "dropped": dropped},
     )
@@ -253,6 +254,7 @@ def test_prompts_that_were_seen_and_pairs_that_dont_fit_are_counted():
     assert row == {
         "trained_on": "own",
         "evaluated_on": "own",
+        "data_digest": "abc",
         "delta": 1.0,
         "gap_model": ("R_PIT", "rm_gap"),
         "read": 40,
