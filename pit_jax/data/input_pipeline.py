@@ -424,10 +424,12 @@ class InputPipeline:
                 )
         window = self.lengths.reference if as_text else 0
         for examples in parts:
-            references = store and References(store, examples, self.vocabulary, window)
-            some = references.examples if references else examples
+            references = None
+            if store is not None:
+                references = References(store, examples, self.vocabulary, window)
+                examples = references.examples
             what = f"pairs made rows of {task}"
-            yield task_rows.columns_of(some, self.vocabulary, what, references)
+            yield task_rows.columns_of(examples, self.vocabulary, what, references)
 
 
 def _fold(task: str, split: str, fold: str | None) -> str:
