@@ -163,13 +163,12 @@ def hosts(options: argparse.Namespace, count: int) -> list[dict]:
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
         environment |= joins if count > 1 else {}
         quiet = None if index == 0 else subprocess.DEVNULL
-        started.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=quiet)
-        )
-    said = [process.communicate()[0] for process in started]
-    if any(process.returncode for process in started):
+        with open(options.folder / f"said-{index}", "w") as said:
+            started.append(subprocess.Popen(command, env=environment, stdout=said, stderr=quiet))
+    if any(status for status in [process.wait() for process in started]):
         raise SystemExit(f"one of {count} hosts failed")
-    return [json.loads(output.splitlines()[-1]) for output in said]
+    found = [options.folder / f"said-{index}" for index in range(count)]
+    return [json.loads(path.read_text().splitlines()[-1]) for path in found]
 
 
 def together(said: Sequence[dict]) -> str:

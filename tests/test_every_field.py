@@ -301,7 +301,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
 # Frozen dataclasses that nobody sets: results, records, and parts that are made of a configuration.
 MADE = {
     "api": "Improvement",
-    "data.datasets": "Dataset _Source",
+    "data.datasets": "Dataset Read _Source",
     "data.examples": "Check Example",
     "data.files.formats": "Half",
     "data.files.readers": "Reading",
@@ -309,9 +309,11 @@ MADE = {
     "data.files.shapes": "Rules Shape",
     "data.layouts": "Block Widths",
     "data.reference_store": "ReferenceMeta",
+    "data.ragged": "Ragged",
     "data.rows": "Feature",
     "data.seqio_tasks.tasks": "TaskRow",
     "data.tables": "Packing Table",
+    "data.task_rows": "Padded",
     "data.texts": "Texts",
     "data.vocabularies.base": "ControlTokens",
     "evaluation.elo": "Ratings",

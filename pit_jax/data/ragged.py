@@ -84,16 +84,19 @@ def join(pieces: Iterable[Ragged | Sequence[int]]) -> Ragged:
     """
     parts = [piece for piece in pieces if isinstance(piece, Ragged) or len(piece)]
     some = next(part for part in parts if isinstance(part, Ragged))
-    lengths = [part.lengths() if isinstance(part, Ragged) else len(part) for part in parts]
-    found = Ragged.of(some.values, sum(lengths))
+    lengths = np.zeros(len(some), np.int64)
+    for part in parts:
+        lengths += part.lengths() if isinstance(part, Ragged) else len(part)
+    found = Ragged.of(some.values, lengths)
     values = np.empty(found.offsets[-1], some.values.dtype)
     starts = found.offsets[:-1]
-    for part, length in zip(parts, lengths, strict=True):
+    for part in parts:
         if isinstance(part, Ragged):
-            values[places(starts, length)] = part.values
+            values[places(starts, part.lengths())] = part.values
+            starts = starts + part.lengths()
         else:
-            values[starts[:, None] + np.arange(length)] = part
-        starts = starts + length
+            values[starts[:, None] + np.arange(len(part))] = part
+            starts = starts + len(part)
     return dataclasses.replace(found, values=values)
 
 

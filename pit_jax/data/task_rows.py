@@ -119,7 +119,9 @@ def measured(
       layouts.LEFT_OUT from 1, or 0 if it is, int8 [n].
     """
     sizes = layout.sizes(
-        *(columns[name] for name in ("prompt", "chosen", "rejected")),
+        columns["prompt"],
+        columns["chosen"],
+        columns["rejected"],
         columns["reflection"] if lengths.reflection else None,
         columns.get("reference"),
     )

@@ -120,8 +120,8 @@ MUTANTS = {
         ),
         (
             "examples are grouped by the whole prompt",
-            '"first_turn": lambda e: (turns.first_turn(e.prompt),) * 2',
-            '"first_turn": lambda e: (e.prompt,) * 2',
+            '"first_turn": lambda prompt, group: (turns.first_turn(prompt),) * 2',
+            '"first_turn": lambda prompt, group: (prompt,) * 2',
             "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
         ),
         (
@@ -152,8 +152,8 @@ MUTANTS = {
     "data/texts.py": [
         (
             "folds divide a group by its prompts",
-            'found["fold"][row] = fold_of(name)',
-            'found["fold"][row] = fold_of(read.prompt)',
+            "names = self.groups(np.arange(count)[some])",
+            "names = [prompt for prompt, _ in self.asked(np.arange(count)[some])]",
             "data/test_datasets.py::test_cut_dialogues_stay_together_by_their_first_turn",
         ),
     ],
@@ -254,8 +254,8 @@ MUTANTS = {
     "data/ragged.py": [
         (
             "ids that every row has stand before the rows",
-            "values[starts[:, None] + np.arange(length)] = part",
-            "values[found.offsets[:-1][:, None] + np.arange(length)] = part",
+            "values[starts[:, None] + np.arange(len(part))] = part",
+            "values[found.offsets[:-1][:, None] + np.arange(len(part))] = part",
             "data/test_ragged.py::test_rows_are_joined_one_by_one",
         ),
     ],
@@ -273,7 +273,7 @@ MUTANTS = {
             "data/test_task_rows.py::test_examples_are_measured_as_seqios_preprocessors_do",
         ),
         (
-            "the last token of a prompt isn't trained to go on",
+            "a weight is that of the token itself",
             '"decoder_loss_weights": _next(learned)',
             '"decoder_loss_weights": learned.values',
             "data/test_task_rows.py::test_every_task_has_the_rows_of_seqio",

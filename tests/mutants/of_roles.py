@@ -24,11 +24,11 @@ MUTANTS = {
             "test_references_of_a_store_are_read_as_text_by_another_vocabulary",
         ),
     ],
-    "data/seqio_tasks/sources.py": [
+    "data/reference_store.py": [
         (
             "a text of a store may be longer than the window",
-            'self._vocabulary.encode(record["text"])[: self._text_window]',
-            'self._vocabulary.encode(record["text"])',
+            'encode(record["text"])[: self._text_window]',
+            'encode(record["text"])',
             "data/test_other_readers.py::"
             "test_references_of_a_store_are_read_as_text_by_another_vocabulary",
         ),
