@@ -433,11 +433,14 @@ class InputPipeline:
             )
         with quiet_stderr():
             from pit_jax.data.seqio_tasks import sources, tasks
+        own = self.vocabulary
         window = self.lengths.reference if as_text else 0
-        for part in parts:
-            source = sources.ReferenceSource(References(store, part, self.vocabulary, window))
-            built = tasks.build_task(f"{task}_rows", task, source, self.vocabulary, self.lengths)
-            tasks.append_rows(append, task, built, self.feature_lengths(task))
+        references = (References(store, part, own, window) for part in parts)
+        built = (
+            tasks.build_task(f"{task}_rows", task, sources.ReferenceSource(r), own, self.lengths)
+            for r in references
+        )
+        tasks.append_rows(append, task, built, self.feature_lengths(task))
 
 
 def _fold(task: str, split: str, fold: str | None) -> str:

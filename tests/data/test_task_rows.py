@@ -47,7 +47,7 @@ def streamed(task, source):
     from pit_jax.data.seqio_tasks import tasks
 
     built = tasks.build_task(task, task, source, BYTES, LENGTHS)
-    return padded(task, lambda append, lengths: tasks.append_rows(append, task, built, lengths))
+    return padded(task, lambda append, lengths: tasks.append_rows(append, task, [built], lengths))
 
 
 def one_by_one(task, source):

@@ -158,8 +158,8 @@ MUTANTS = {
     "runtime/partitioning.py": [
         (
             "ICI and DCN shapes are swapped",
-            "(1, *shape[1:]), (shape[0], 1, 1), devices",
-            "(shape[0], 1, 1), (1, *shape[1:]), devices",
+            "own, (slices, 1, 1), devices",
+            "(slices, 1, 1), own, devices",
             "runtime/test_partitioning.py::test_each_slice_holds_whole_data_and_model_axes",
         ),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,29 +132,32 @@ def build_task(
     )
 
 
-def append_rows(append: Append, task: str, built: seqio.Task, lengths: Mapping[str, int]) -> None:
-    """Appends the rows of a seqio Task, in order, and how many it has.
+def append_rows(
+    append: Append, task: str, built: Iterable[seqio.Task], lengths: Mapping[str, int]
+) -> None:
+    """Appends the rows of seqio Tasks, in order, and how many each of them has.
 
     Args:
       append: adds to the flat arrays.
-      task: the key of TASKS that it was built by.
-      built: the seqio Task.
-      lengths: the most tokens of each feature of its sequences.
+      task: the key of TASKS that they were built by.
+      built: the seqio Tasks.
+      lengths: the most tokens of each feature of their sequences.
     """
-    dataset = built.get_dataset(
-        lengths, "train", shuffle=False, trim_output_features=False, try_in_mem_cache=False
-    )
-    dataset = dataset.map(lambda each: {name: each[name] for name in FEATURES[task]})
-    dataset = TASKS[task].converter(pack=False)(dataset, lengths)
-    none = {
-        name: np.zeros((0, *spec.shape), spec.dtype.as_numpy_dtype)
-        for name, spec in dataset.element_spec.items()
-    }
-    writer, count = RowWriter(append), 0
-    for rows in itertools.chain([none], dataset.batch(_CHUNK).as_numpy_iterator()):
-        writer.write({name: Feature.of_padded(array) for name, array in rows.items()})
-        count += len(next(iter(rows.values())))
-    append("counts", np.array([count], np.int64))
+    writer = RowWriter(append)
+    for each in built:
+        dataset = each.get_dataset(
+            lengths, "train", shuffle=False, trim_output_features=False, try_in_mem_cache=False
+        )
+        dataset = dataset.map(lambda features: {name: features[name] for name in lengths})
+        dataset, count = TASKS[task].converter(pack=False)(dataset, lengths), 0
+        none = {
+            name: np.zeros((0, *spec.shape), spec.dtype.as_numpy_dtype)
+            for name, spec in dataset.element_spec.items()
+        }
+        for rows in itertools.chain([none], dataset.batch(_CHUNK).as_numpy_iterator()):
+            writer.write({name: Feature.of_padded(array) for name, array in rows.items()})
+            count += len(next(iter(rows.values())))
+        append("counts", np.array([count], np.int64))
 
 
 def register_tasks(
