@@ -526,7 +526,7 @@ def test_commands_that_compute_on_devices_join_several_hosts(command, capsys):
         cli.main([command, "--help"])
     output = capsys.readouterr().out
     for word in ("--distributed", processes.COORDINATOR, processes.COUNT, processes.INDEX):
-        assert (word in output) == (command not in ("data", "plan", "sweep"))
+        assert (word in output) == (command not in ("data", "plan"))
 
 
 def test_a_mistake_in_joining_hosts_is_one_line(trained, monkeypatch, fails):
