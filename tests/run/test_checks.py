@@ -283,8 +283,8 @@ def test_of_a_large_file_pieces_count_and_of_a_small_one_all(tmp_path):
 def test_with_a_backbone_both_parts_count(tmp_path):
     def made(digest, below, backbone):
         for name, about in (
-            ("own", {"digest": digest, "backbone": backbone}),
-            ("base", {"digest": below}),
+            ("own", {"task": "sft_pit", "digest": digest, "backbone": backbone}),
+            ("base", {"task": "pretrain", "digest": below}),
         ):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "result.json").write_text(json.dumps(about))

@@ -297,7 +297,9 @@ def test_a_model_is_that_of_its_result_or_of_the_step_asked_for(run, restored):
 @pytest.mark.parametrize("what", ["vocabulary", "network"])
 def test_a_model_with_another_meaning_is_not_read(run, restored, what):
     identity = loading.identity(run, "gap_reward", None) | {what: "another"}
-    (run.folder("rm_gap") / "stage.json").write_text(json.dumps({"model": identity}))
+    (run.folder("rm_gap") / "stage.json").write_text(
+        json.dumps({"model": identity, "settings": {}})
+    )
     with pytest.raises(UserError, match=f"rm_gap: was trained with another {what}: .*another"):
         run.load("rm_gap")
 
