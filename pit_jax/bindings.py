@@ -115,8 +115,17 @@ def parse(
         else:
             reach.judge(binding, found, used)
     gin.parse_config(more)
+    _settle_imports()
     with errors():
         gin.finalize()
+
+
+def _settle_imports() -> None:
+    """Keeps one import of each module: of several, gin writes any, another in the next process."""
+    kept: dict[str, Any] = {}
+    for each in sorted(gin_config._IMPORTS, key=lambda e: (e.module, not e.is_from, e.alias or "")):
+        kept.setdefault(each.module, each)
+    gin_config._IMPORTS.intersection_update(kept.values())
 
 
 def configured(cls: type) -> Any:

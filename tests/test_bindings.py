@@ -257,3 +257,18 @@ def test_a_value_of_the_wrong_kind_is_told_with_what_was_typed(flags, message):
 def test_a_missing_value_takes_no_other_flag():
     rest, flags = bindings.take_out(["--gin.SEED", "--dry_run", "--gin.A", "-2.0"])
     assert (rest, flags) == (["--dry_run"], [("SEED", ""), ("A", "-2.0")])
+
+
+def test_what_is_written_names_modules_as_files_do():
+    """Not by another name that a later text has for them, which one, a hash would draw."""
+    modules = ("method.curriculum", "run.stages", "runtime.loop", "method.ppo", "data.layouts")
+    lines = [
+        f"from pit_jax.{folder} import {name} as of_{name}"
+        for folder, name in (module.split(".") for module in modules)
+    ]
+    more = "\n".join([DYNAMIC, *lines, "of_layouts.Lengths.prompt = 9\n"])
+    bindings.parse([QUICKSTART], "", (), ROOTS, more=more)
+    assert bindings.configured(RunConfig).lengths.prompt == 9
+    for text in (bindings.operative(), bindings.whole(ROOTS)):
+        assert " as of_" not in text and "\nlayouts.Lengths.prompt = 9" in text
+        assert "from pit_jax.method import curriculum\n" in text
