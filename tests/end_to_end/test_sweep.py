@@ -7,12 +7,14 @@ import re
 import shutil
 import types
 
+import jax
 import pytest
 
 from pit_jax import bindings, sweep
 from pit_jax.errors import UserError
 from pit_jax.evaluation import transfer
 from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.plan import machines
 from pit_jax.run.config import RunConfig
 from tests import tiny_runs
 
@@ -120,8 +122,9 @@ def test_seeds_are_trained_and_combined(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_what_isnt_measured_is_planned(tmp_path, capsys):
+def test_what_isnt_measured_is_planned(tmp_path, capsys, monkeypatch):
     """By programs that are compiled: a stage of so many steps takes seconds by any machine."""
+    monkeypatch.setattr(machines, "devices", lambda slice_: jax.devices()[:1])
     gin = tiny_runs.GIN + SHORT_RUN
     many = "--gin.pretrain/stages.SupervisedStage.steps=3_000_000"
     weak = "--vary=weak: rl_pit/PPOConfig.beta=0.02"
