@@ -19,9 +19,8 @@ from peers_protocol import Prepared, clock, serve
 
 from pit_jax import huge_pages
 from pit_jax.data import batching, tables
-from pit_jax.data.flat_arrays import Cache
 from pit_jax.data.layouts import Widths
-from pit_jax.data.rows import RowWriter, features
+from pit_jax.data.rows import Feature
 from pit_jax.method import flops, forward, losses, objectives, ppo, ppo_step, supervised_step
 from pit_jax.method.decode import SamplingConfig, generate, row_keys
 from pit_jax.method.environment import Environment, Networks
@@ -216,10 +215,7 @@ def sft(message: dict, paths: dict[str, str], packed: bool = True) -> Prepared:
 def _packed(rows: dict, width: int) -> dict:
     """Packs examples into rows of that width, as a supervised stage does."""
 
-    def fill(append):
-        RowWriter(append, {name: x.dtype for name, x in rows.items()}).write(rows)
-
-    found = features(Cache("").arrays(fill, 0, "sft", tuple), dict.fromkeys(rows, width))
+    found = {name: Feature.of_padded(x) for name, x in rows.items()}
     config = batching.BatchingConfig(packed_length=width)
     table = tables.make("sft", found, [len(rows["decoder_segment_ids"])], config)
     return table.batch(np.arange(sum(table.sources)))

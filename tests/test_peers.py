@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import peers
 import peers_cases
+import peers_ours
 import pytest
 from peers_protocol import Absent, Failed, Worker
 
@@ -34,6 +35,17 @@ def test_ratios_are_taken_within_a_round():
     # Seconds for each 10 tokens: 1, 2, 3 against 3, 4, 1, whose ratios are 3, 2 and 1/3.
     assert found["phases"].keys() == {"update"}
     assert found["phases"]["update"] == pytest.approx({"ratio": 2.0, "ours": 2e5, "theirs": 3e5})
+
+
+def test_examples_are_packed_as_a_stage_packs_them():
+    """Of 3, 2 and 1 tokens into rows of 4: the longest first, each where it leaves least room."""
+    rows = {
+        "decoder_target_tokens": np.array([[5, 6, 0, 0], [7, 8, 9, 0], [4, 0, 0, 0]], np.int32),
+        "decoder_segment_ids": np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]], np.int32),
+    }
+    found = peers_ours._packed(rows, 4)
+    assert found["decoder_target_tokens"].tolist() == [[5, 6, 0, 0], [7, 8, 9, 4]]
+    assert found["decoder_segment_ids"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 2]]
 
 
 def test_results_are_equal_to_rounding():
