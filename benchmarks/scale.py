@@ -18,24 +18,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
-import pathlib
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from input_pipeline import configuration
 
-import gin
 from pit_jax.method.decode import Decoding, SamplingConfig
 from pit_jax.models.network import LanguageModel
-from pit_jax.plan import chips, machines, planner
+from pit_jax.plan import chips, hlo, machines, planner
 from pit_jax.plan.programs import Program, programs, size_on_a_chip
 from pit_jax.run.config import RunConfig
 from pit_jax.runtime.partitioning import Partitioner
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 WANTED = (
     ("sft_policy", "training step"),
     ("rl_pit", "sampling of references"),
@@ -43,19 +39,9 @@ WANTED = (
 )
 
 
-def configuration(file: str, bindings: Sequence[str], rows: int) -> RunConfig:
-    """The run of a gin file, with batches of so many rows."""
-    gin.clear_config()
-    gin.add_config_file_search_path(str(ROOT))
-    gin.parse_config_file(file)
-    gin.parse_config([*bindings, "MODEL_DIR = 'none'", f"BATCH_SIZE = {rows}"])
-    config = gin.get_configurable(RunConfig)()
-    return dataclasses.replace(config, sampling_batch=rows)
-
-
 def line(program: Program, partitioner: Partitioner, slice_: chips.Slice) -> dict[str, Any]:
     """What `plan` says of one program."""
-    row = planner._measured(program, partitioner, slice_, None)
+    row = planner.measured(program, partitioner, slice_)
     moved = sum(each["bytes"] for each in row.get("collectives", ()))
     return {
         "topology": slice_.name,
@@ -108,9 +94,7 @@ def token(config: RunConfig, partitioner: Partitioner, program: Program) -> dict
     }
 
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2}
-_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\](\{[^}]*\})?")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\([^\n]*\) -> [^\n]*)?\{$")
+_SHAPE = re.compile(r"\b((?:pred|[suf]\d+|bf16)\[[\d,]*\])(\{[^}]*\})?")
 _DEFINED = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
 
@@ -124,7 +108,7 @@ class Instruction(NamedTuple):
     rest: str
 
 
-class Traffic:
+class Traffic(hlo.Program):
     """Counts the bytes that a compiled program moves to and from the main memory of a TPU.
 
     Args:
@@ -132,43 +116,27 @@ class Traffic:
     """
 
     def __init__(self, text: str):
+        super().__init__(text)
         self._of: dict[str, dict[str, Instruction]] = {}
-        self._entry = name = ""
-        for line in text.splitlines():
-            if head := _HEAD.match(line):
-                name = head[2]
-                self._of[name] = {}
-                self._entry = name if head[1] else self._entry
-            elif line == "}":
-                name = ""
-            elif name and (found := _DEFINED.match(line)):
-                label, shape, kind, rest = found.groups()
-                operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-                self._of[name][label] = Instruction(shape, kind, operands, rest)
+        for name, lines in self.lines.items():
+            defined = [found.groups() for found in map(_DEFINED.match, lines) if found]
+            self._of[name] = {
+                label: Instruction(shape, kind, _operands(rest), rest)
+                for label, shape, kind, rest in defined
+            }
 
     def of_a_turn(self) -> int:
         """Returns the bytes of one turn of the outermost loop, inner loops with all their turns."""
-        loop = next(each for each in self._of[self._entry].values() if each.kind == "while")
-        return self._moved(_called("body", loop))
+        _, body = next(found for line in self.lines[self.entry] if (found := hlo.loop(line)))
+        return self._moved(body)
 
     def _moved(self, computation: str) -> int:
-        total = 0
+        loops = [found for line in self.lines[computation] if (found := hlo.loop(line))]
+        total = sum(self.trips(condition) * self._moved(body) for condition, body in loops)
         for each in self._of[computation].values():
-            if each.kind == "while":
-                condition, body = (_called(name, each) for name in ("condition", "body"))
-                total += self._turns(condition) * self._moved(body)
-            elif each.kind not in _NAMES and not each.kind.endswith("-done"):
+            if each.kind not in {*_NAMES, "while"} and not each.kind.endswith("-done"):
                 total += self._of_one(computation, each)
         return total
-
-    def _turns(self, condition: str) -> int:
-        found = [1]
-        for each in self._of[condition].values():
-            if each.kind == "constant":
-                found += [int(n) for n in re.findall(r"^(\d+)\)", each.rest)]
-            elif each.kind == "fusion":
-                found.append(self._turns(_called("calls", each)))
-        return max(found)
 
     def _of_one(self, computation: str, each: Instruction) -> int:
         operands = [self._of[computation][name].shape for name in each.operands]
@@ -185,7 +153,7 @@ class Traffic:
             return 0  # a collective
         if each.kind != "fusion":
             return _size(each.shape) + sum(map(_size, operands))
-        inside, written = _called("calls", each), _size(each.shape)
+        (inside,), written = hlo.called(each.rest), _size(each.shape)
         read = 0
         for name, shape in zip(self._parameters(inside), operands, strict=True):
             if whole := _size(shape):
@@ -216,7 +184,7 @@ class Traffic:
                 some = _size(self._of[fusion][each.operands[1]].shape, all_memory=True)
                 in_place = whole - some
             elif each.kind == "fusion":
-                inner = _called("calls", each)
+                (inner,) = hlo.called(each.rest)
                 pairs = zip(self._parameters(inner), each.operands, strict=True)
                 parts = [self._read(inner, own, whole) for own, given in pairs if given == name]
                 some, in_place = (sum(part) for part in zip(*parts, strict=True))
@@ -224,17 +192,15 @@ class Traffic:
         return min(read, whole), kept
 
 
-def _called(how: str, each: Instruction) -> str:
-    found = re.search(rf"{how}=%?([\w.\-]+)", each.rest)
-    assert found
-    return found[1]
+def _operands(rest: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
 
 
 def _size(shape: str, all_memory: bool = False) -> int:
     """Bytes of a shape, or of each of a tuple, that are in the main memory."""
     return sum(
-        _BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
-        for kind, dims, layout in _SHAPE.findall(shape)
+        hlo.size_of(found)
+        for found, layout in _SHAPE.findall(shape)
         if all_memory or not re.search(r"S\(\d\)", layout)
     )
 
@@ -260,7 +226,9 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.topology:
         slice_ = machines.find(name)
-        config = configuration(options.gin_file, options.binding, options.rows * slice_.chips)
+        rows = options.rows * slice_.chips
+        config = configuration(options.gin_file, [*options.binding, f"BATCH_SIZE = {rows}"])
+        config = dataclasses.replace(config, sampling_batch=rows)
         partitioner = Partitioner(config.mesh, machines.devices(slice_))
         for program in programs(config, partitioner):
             if (program.stage, program.name) not in WANTED:

@@ -47,25 +47,29 @@ class Program:
 
     Args:
       text: `compiled.as_text()`.
+
+    Attributes:
+      lines: the instructions of each computation, by its name.
+      entry: the name of the computation that the program begins with.
     """
 
     def __init__(self, text: str):
-        self._lines: dict[str, list[str]] = {}
-        self._entry = name = ""
+        self.lines: dict[str, list[str]] = {}
+        self.entry = name = ""
         for line in text.splitlines():
             if head := _HEAD.match(line):
                 name = head[2]
-                self._lines[name] = []
-                self._entry = name if head[1] else self._entry
+                self.lines[name] = []
+                self.entry = name if head[1] else self.entry
             elif line == "}":
                 name = ""
             elif name:
-                self._lines[name].append(line)
+                self.lines[name].append(line)
 
     def collectives(self) -> list[Collective]:
         """Returns every collective, with how often loops run it."""
         found = []
-        for line, times, depth, where in self._walk(self._entry, 1, 0):
+        for line, times, depth, where in self._walk(self.entry, 1, 0):
             if match := _COLLECTIVE.search(line):
                 shapes = _shapes(match[1])
                 if match[3] and match[2] != "all-reduce":  # operands stand beside the results
@@ -73,25 +77,25 @@ class Program:
                 kind = match[2]
                 if kind == "all-reduce" and "scatter" in where:
                     kind = "reduce-scatter"
-                size = sum(_size(shape) for shape in shapes)
+                size = sum(size_of(shape) for shape in shapes)
                 found.append(Collective(kind, tuple(shapes), size, times, depth))
         return found
 
     def instructions(self) -> Iterator[tuple[str, int]]:
         """Yields every instruction that runs, and how many loops it is inside."""
-        for line, _, depth, _ in self._walk(self._entry, 1, 0):
+        for line, _, depth, _ in self._walk(self.entry, 1, 0):
             yield line, depth
 
     def launches(self) -> int:
         """Counts the kernels that a GPU starts when the program runs once, fusions as one each."""
-        return self._launches(self._entry)
+        return self._launches(self.entry)
 
     def _launches(self, name: str) -> int:
         count = 0
-        for line in self._lines.get(name, ()):
-            if loop := _loop(line):
-                once = self._launches(loop[0]) + self._launches(loop[1])
-                count += self._trips(loop[0]) * once
+        for line in self.lines.get(name, ()):
+            if found := loop(line):
+                once = self._launches(found[0]) + self._launches(found[1])
+                count += self.trips(found[0]) * once
                 continue
             opcode = _OPCODE.search(line)
             if opcode is None or opcode[1].endswith("-done"):
@@ -99,20 +103,21 @@ class Program:
             if opcode[1] not in _NO_KERNEL:
                 count += 1
             elif opcode[1] in ("call", "conditional", "async-start"):
-                count += sum(map(self._launches, _called(line)))
+                count += sum(map(self._launches, called(line)))
         return count
 
     def _walk(self, name: str, times: int, depth: int) -> Iterator[tuple[str, int, int, str]]:
         """Yields (instruction, times it runs, loops around it, computation) of all it calls."""
-        for line in self._lines.get(name, ()):
+        for line in self.lines.get(name, ()):
             yield line, times, depth, name
-            if loop := _loop(line):
-                yield from self._walk(loop[1], times * self._trips(loop[0]), depth + 1)
+            if found := loop(line):
+                yield from self._walk(found[1], times * self.trips(found[0]), depth + 1)
                 continue
-            for called in _called(line):
-                yield from self._walk(called, times, depth)
+            for inner in called(line):
+                yield from self._walk(inner, times, depth)
 
-    def _trips(self, condition: str) -> int:
+    def trips(self, condition: str) -> int:
+        """Returns how often a loop runs, by the name of its condition."""
         numbers = [1]
         for line, *_ in self._walk(condition, 1, 0):
             numbers += [int(n) for n in re.findall(r"s32\[\][^=]* constant\((\d+)\)", line)]
@@ -129,7 +134,7 @@ def by_kind(collectives: list[Collective]) -> dict[tuple[str, bool], tuple[int, 
     return {key: (counts[key], sizes[key]) for key in counts}
 
 
-def _called(line: str) -> list[str]:
+def called(line: str) -> list[str]:
     """Returns the names of the computations that an instruction calls, all branches of it too."""
     found = _CALLED.findall(line)
     if branches := re.search(r"branch_computations=\{([^}]*)\}", line):
@@ -137,7 +142,7 @@ def _called(line: str) -> list[str]:
     return found
 
 
-def _loop(line: str) -> tuple[str, str] | None:
+def loop(line: str) -> tuple[str, str] | None:
     """Returns the names of a loop's condition and body, None for another instruction."""
     if " while(" not in line:
         return None
@@ -150,6 +155,7 @@ def _shapes(text: str) -> list[str]:
     return [f"{kind}[{dims}]" for kind, dims in _SHAPE.findall(text)]
 
 
-def _size(shape: str) -> int:
+def size_of(shape: str) -> int:
+    """Returns the bytes of a shape such as `bf16[4,8]`."""
     kind, dims = shape.rstrip("]").split("[")
     return _BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)

@@ -109,7 +109,7 @@ def _measure(
 
     def one(program):
         say(f"compiling {program.stage}: {program.name}")
-        return _measured(program, partitioner, slice_, save)
+        return measured(program, partitioner, slice_, save)
 
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_AT_ONCE)) as pool:
         # The first of equal ones; those that do most, and take longest to compile, before others.
@@ -119,11 +119,11 @@ def _measure(
         return [rows[program.key].result() for program in found]
 
 
-def _measured(
+def measured(
     program: Program,
     partitioner: Partitioner,
     slice_: chips.Slice,
-    save: pathlib.Path | None,
+    save: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Returns a program's row of the plan, without what depends on the stage."""
     started = time.monotonic()
