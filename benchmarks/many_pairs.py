@@ -30,12 +30,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from memory import Peak, memory
 
 T = TypeVar("T")
 
@@ -45,7 +45,6 @@ WORDS = (
     *("cold", "warm", "stone", "river", "cloud", "tree", "bird"),
 )
 SHOWN = 200  # batches of each place of an epoch
-_EVERY = 0.05
 
 
 def generate(path: pathlib.Path, pairs: int) -> None:
@@ -56,26 +55,6 @@ def generate(path: pathlib.Path, pairs: int) -> None:
             x, good, bad = (" ".join(draw.choices(WORDS, k=draw.randint(4, 9))) for _ in range(3))
             record = {"prompt": f"{x} {number}", "chosen": f"{good} a", "rejected": f"{bad} b"}
             file.write(json.dumps(record) + "\n")
-
-
-def memory() -> dict[str, float]:
-    """This process's memory in MB, by the names of /proc."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    fields = (line.split() for line in lines if line.startswith(("RssAnon", "RssFile", "VmHWM")))
-    return {name.rstrip(":"): int(size) / 1024 for name, size, _ in fields}
-
-
-class Peak:
-    """Looks at the memory of this process all the time."""
-
-    def __init__(self) -> None:
-        self.found = memory()
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def _look(self) -> None:
-        while True:
-            self.found = max(self.found, memory(), key=lambda each: each["RssAnon"])
-            time.sleep(_EVERY)
 
 
 def host(options: argparse.Namespace) -> None:
@@ -90,7 +69,7 @@ def host(options: argparse.Namespace) -> None:
     from pit_jax.runtime.partitioning import MeshConfig, Partitioner
 
     phases: dict[str, list[float]] = {}
-    peak = Peak()
+    peak = Peak(0.05)
 
     def timed(phase: str, work: Callable[[], T]) -> T:
         start = time.perf_counter(), time.process_time()
@@ -189,7 +168,7 @@ def shown(count: int, said: Sequence[dict]) -> Iterator[str]:
         seconds = ", ".join(
             f"{k} {s:.1f} s ({c:.1f} s of a core)" for k, (s, c) in each["phases"].items()
         )
-        sizes = ", ".join(f"{k} {v:,.0f} MB" for k, v in each["memory"].items())
+        sizes = ", ".join(f"{k} {v / 2**20:,.0f} MiB" for k, v in each["memory"].items())
         yield f"host {each['index'] + 1} of {count}: {seconds}; {sizes}"
 
 
@@ -208,6 +187,8 @@ def main() -> None:
         host(options)
         return
     options.folder = options.folder or pathlib.Path(tempfile.mkdtemp(), "pairs")
+    if options.folder.exists():
+        parser.error(f"--folder: {options.folder} is there, expected a new one, deleted afterwards")
     options.folder.mkdir(parents=True)
     try:
         start = time.perf_counter()

@@ -59,16 +59,24 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def configuration(options: argparse.Namespace) -> RunConfig:
-    """A supervised stage and one of PPO whose references are sampled."""
-    network = NetworkConfig(
-        vocab_size=options.vocabulary,
-        embed_dim=options.embed,
-        num_layers=options.layers,
-        num_heads=options.embed // 64,
-        num_kv_heads=options.embed // 128,
+def network(
+    vocabulary: int,
+    embed: int,
+    layers: int,
+    kv_heads: int,
+    mlp: int,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> NetworkConfig:
+    """A decoder of these sizes, with heads of 64 numbers."""
+    return NetworkConfig(
+        vocab_size=vocabulary,
+        embed_dim=embed,
+        num_layers=layers,
+        num_heads=embed // 64,
+        num_kv_heads=kv_heads,
         head_dim=64,
-        mlp_dim=4 * options.embed,
+        mlp_dim=mlp,
         activation="silu",
         tied_embeddings=True,
         scale_embeddings=True,
@@ -77,9 +85,15 @@ def configuration(options: argparse.Namespace) -> RunConfig:
         positions="rotary",
         rope_theta=10000.0,
         norm_epsilon=1e-6,
-        dtype=options.dtype,
-        remat=options.remat,
+        dtype=dtype,
+        remat=remat,
     )
+
+
+def configuration(options: argparse.Namespace) -> RunConfig:
+    """A supervised stage and one of PPO whose references are sampled."""
+    sizes = options.vocabulary, options.embed, options.layers
+    heads, mlp = options.embed // 128, 4 * options.embed
     optimizer = OptimizerConfig(learning_rate=1e-5)
     sft = stages.SupervisedStage("sft_pit", "sft_pit", 1, options.batch, optimizer)
     rounds = (Round("policy", 1),)
@@ -89,7 +103,7 @@ def configuration(options: argparse.Namespace) -> RunConfig:
     return RunConfig(
         model_dir="unused",
         seed=0,
-        network=network,
+        network=network(*sizes, heads, mlp, options.dtype, options.remat),
         vocabulary="words:drafts",
         dataset=DatasetConfig("instructions", 100, 10, 10, family="drafts", level=DraftsConfig()),
         lengths=Lengths(options.window, options.window, options.window),

@@ -23,15 +23,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 import jax
 import numpy as np
+from memory import Peak
+from roofline import network
 
 from pit_jax.method import supervised_step
 from pit_jax.method.environment import Networks
-from pit_jax.models.config import NetworkConfig
 from pit_jax.run import stages
 from pit_jax.run.stages import SupervisedStage
 from pit_jax.runtime import digests
@@ -41,50 +41,7 @@ from pit_jax.runtime.train_state import OptimizerConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROWS, WIDTH = 32, 21
-NETWORK = NetworkConfig(
-    vocab_size=4096,
-    embed_dim=384,
-    num_layers=7,
-    num_heads=6,
-    num_kv_heads=6,
-    head_dim=64,
-    mlp_dim=1024,
-    activation="silu",
-    tied_embeddings=True,
-    scale_embeddings=True,
-    scale_attention=True,
-    scale_logits=False,
-    positions="rotary",
-    rope_theta=10_000.0,
-    norm_epsilon=1e-6,
-    dtype="float32",
-    remat="none",
-)
-
-
-def rss() -> int:
-    """Bytes of memory of this process that no file stands for."""
-    text = pathlib.Path("/proc/self/status").read_text()
-    found = re.search(r"RssAnon:\s+(\d+) kB", text)
-    return 1024 * int(found[1]) if found else 0
-
-
-class Peak:
-    """Watches the memory of this process from a thread."""
-
-    def __enter__(self):
-        self.bytes, self._over = rss(), threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.005):
-            self.bytes = max(self.bytes, rss())
+NETWORK = network(4096, 384, 7, kv_heads=6, mlp=1024)
 
 
 def saving(rounds: int) -> None:
@@ -126,11 +83,11 @@ def saving(rounds: int) -> None:
         checkpoints.save(1, state, {})
         checkpoints.wait()
         for number in range(2, rounds + 2):
-            with Peak() as usual:
+            with Peak(0.005) as usual:
                 for _ in range(3):
                     timed("a step", train)
             jax.block_until_ready(jax.tree.leaves(state.split()))
-            with Peak() as saved:
+            with Peak(0.005) as saved:
                 started = time.perf_counter()
                 save = checkpoints.save
                 timed("training waits for a save", lambda n=number, save=save: save(n, state, {}))
@@ -139,7 +96,7 @@ def saving(rounds: int) -> None:
                 found.setdefault("until it is on disk", []).append(time.perf_counter() - started)
             timed("of it, the digests", lambda: list(map(digests.of, _named(state))))
             timed("reading it", lambda: checkpoints.restore(state))
-            extra = (saved.bytes - usual.bytes) / 1e6
+            extra = (saved.found["RssAnon"] - usual.found["RssAnon"]) / 1e6
             found.setdefault("memory beside training's, MB", []).append(extra)
     for name, each in found.items():
         print(f"{name:30s} {statistics.median(each):8.3f} {min(each):8.3f} {max(each):8.3f}")

@@ -102,10 +102,7 @@ class Check:
 
 def stable_hash(text: str, purpose: str) -> int:
     """Computes a 64-bit hash, the same in every process; purposes have independent hashes."""
-    digest = hashlib.blake2b(
-        text.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose.encode()[:16]
-    )
-    return int.from_bytes(digest.digest(), "big")
+    return int(stable_hashes([text], purpose)[0])
 
 
 def stable_hashes(texts: Iterable[str], purpose: str) -> np.ndarray:

@@ -23,6 +23,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pit_jax.checked import at_least, checked
 from pit_jax.data.vocabularies.base import ASSISTANT, HUMAN, Vocabulary
 
@@ -91,16 +93,20 @@ class Lengths:
         windows = self.windows
         return {field: size > windows[field] for field, size in sizes.items()}
 
-    def left_out(self, sizes: Mapping[str, int], identical: bool) -> int:
-        """Returns why an example isn't learned from: a number of LEFT_OUT from 1, or 0 if it is.
+    def left_out(self, sizes: Mapping[str, Any], identical: Any) -> np.ndarray:
+        """Returns why examples aren't learned from: numbers of LEFT_OUT from 1, or 0 if they are.
 
         Args:
-          sizes: tokens of each field.
-          identical: whether its responses have the same tokens.
+          sizes: tokens of each field; a number, or an integer array [n].
+          identical: whether an example's responses have the same tokens; as many.
+
+        Returns:
+          the first reason of each, int8 [n] or without dimensions.
         """
-        reasons = [f"{field} too long" for field, over in self.too_long(sizes).items() if over]
-        reasons += [IDENTICAL] * identical
-        return LEFT_OUT.index(reasons[0]) + 1 if reasons else 0
+        marks = np.where(identical, LEFT_OUT.index(IDENTICAL) + 1, 0)
+        for field, over in reversed(self.too_long(sizes).items()):
+            marks = np.where(over, LEFT_OUT.index(f"{field} too long") + 1, marks)
+        return marks.astype(np.int8)
 
 
 @dataclasses.dataclass(frozen=True)

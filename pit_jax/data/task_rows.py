@@ -15,7 +15,7 @@ import numpy as np
 
 from pit_jax.data import ragged
 from pit_jax.data.flat_arrays import Append
-from pit_jax.data.layouts import FEATURES, IDENTICAL, LEFT_OUT, Layout, Lengths
+from pit_jax.data.layouts import FEATURES, Layout, Lengths
 from pit_jax.data.progress import chunks
 from pit_jax.data.ragged import Ragged
 from pit_jax.data.rows import Feature, RowWriter
@@ -110,7 +110,7 @@ def measured(
     """Measures examples in the ids of one model.
 
     Args:
-      columns: what `encoded` gives, and `reference` where they were sampled.
+      columns: what `encoded` gives.
       layout: of Ragged columns.
       lengths: the windows.
 
@@ -118,18 +118,10 @@ def measured(
       the tokens of each field, each [n]; and why each example isn't learned from, a number of
       layouts.LEFT_OUT from 1, or 0 if it is, int8 [n].
     """
-    sizes = layout.sizes(
-        columns["prompt"],
-        columns["chosen"],
-        columns["rejected"],
-        columns["reflection"] if lengths.reflection else None,
-        columns.get("reference"),
-    )
-    same = ragged.same(columns["chosen"], columns["rejected"])
-    marks = np.where(same, LEFT_OUT.index(IDENTICAL) + 1, 0).astype(np.int8)
-    for field, over in reversed(lengths.too_long(sizes).items()):
-        marks[over] = LEFT_OUT.index(f"{field} too long") + 1
-    return sizes, marks
+    reflection = columns["reflection"] if lengths.reflection else None
+    chosen, rejected = columns["chosen"], columns["rejected"]
+    sizes = layout.sizes(columns["prompt"], chosen, rejected, reflection)
+    return sizes, lengths.left_out(sizes, ragged.same(chosen, rejected))
 
 
 def widths(task: str, lengths: Mapping[str, int]) -> dict[str, int]:
@@ -151,8 +143,7 @@ def of_task(
 
     Args:
       task: a key of layouts.FEATURES.
-      columns: what `encoded` gives of examples that fit the windows, and `reference` where they
-        were sampled.
+      columns: what `encoded` gives of examples that fit the windows.
       layout: of Ragged columns.
       lengths: the most tokens of each feature of the task's sequences.
     """

@@ -92,4 +92,4 @@ def measured(e: Example, layout: Layout, lengths: Lengths) -> tuple[dict[str, in
     target = e.reflection if lengths.reflection else None
     chosen, rejected = map(layout.vocabulary.encode, (e.chosen, e.rejected))
     sizes = layout.sizes(e.prompt, chosen, rejected, target)
-    return sizes, lengths.left_out(sizes, chosen == rejected)
+    return sizes, int(lengths.left_out(sizes, chosen == rejected))

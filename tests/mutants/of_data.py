@@ -215,6 +215,12 @@ MUTANTS = {
     ],
     "data/layouts.py": [
         (
+            "the last of several reasons counts",
+            "in reversed(self.too_long(sizes).items())",
+            "in self.too_long(sizes).items()",
+            "data/test_task_rows.py::test_examples_are_measured_as_seqios_preprocessors_do",
+        ),
+        (
             "the gap loss has an inequality the wrong way round",
             '("ww", "lw"), ("ll", "lw"))',
             '("lw", "ww"), ("ll", "lw"))',
@@ -265,12 +271,6 @@ MUTANTS = {
             "fits = measured(columns, layout, windows.of_task(task))[1] == 0",
             "fits = measured(columns, layout, windows.of_task(task))[1] >= 0",
             "data/test_task_rows.py::test_every_task_has_the_rows_of_seqio",
-        ),
-        (
-            "the last of several reasons counts",
-            "in reversed(lengths.too_long(sizes).items())",
-            "in lengths.too_long(sizes).items()",
-            "data/test_task_rows.py::test_examples_are_measured_as_seqios_preprocessors_do",
         ),
         (
             "a weight is that of the token itself",
