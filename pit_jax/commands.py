@@ -45,29 +45,39 @@ def run(run, evaluation, options) -> None:
 def _warnings(run, evaluation) -> list[str]:
     """What is to be known of the data, before training and at the top of the report."""
     from pit_jax.data import advice
-    from pit_jax.run.stages import RLStage
 
     found = advice.warnings(run.data, evaluation.split, evaluation.num_prompts)
+    return [*found, *_circular(run, evaluation)]
+
+
+def _circular(run, evaluation) -> list[str]:
+    """Warns of a judge that training optimised."""
+    from pit_jax.run.stages import RLStage
+
     exact = getattr(run.config.dataset, "kind", "") == "instructions"
+    own = None if exact else evaluation.reward_model  # of the run's models, the one that judges
+    if evaluation.judge:
+        own = getattr(evaluation.judge, "stage", None)
     optimised = {stage.reward_model for stage in run.config.stages if isinstance(stage, RLStage)}
-    if not exact and not evaluation.judge and evaluation.reward_model in optimised:
-        found.append(
-            f"the judge is {evaluation.reward_model}, a reward model that training optimised: what "
-            "scores well may still be bad, so read the samples"
-        )
-    return found
+    if own not in optimised:
+        return []
+    return [
+        f"the judge is {own}, a reward model that training optimised: what scores well may still "
+        "be bad, so read the samples"
+    ]
 
 
 def _check_evaluation(run, evaluation) -> None:
     """Refuses, before hours of training, an evaluation that can't be made after it."""
     from pit_jax.evaluation import configured_judge
+    from pit_jax.evaluation.responses import Responses
     from pit_jax.run import checks
 
     for name in evaluation.stages:
         run.stage(name)
     checks.check_split(run, evaluation.split, "evaluation: got")
     if evaluation.judge:
-        configured_judge.make(evaluation.judge, run.directory)
+        configured_judge.make(evaluation.judge, run, Responses.of(run, evaluation))
 
 
 def data(run, evaluation, options) -> None:
@@ -355,7 +365,8 @@ def _evaluate_saved(run, evaluation, options) -> None:
     results = suite.Suite(run, evaluation).judge_generations(found.records, found.names)
     if results["description"]:
         print(results["description"])
-    results["warnings"] = [*results.get("warnings", ()), *cautions.few_prompts(results)]
+    found = (results.get("warnings", ()), _circular(run, evaluation), cautions.few_prompts(results))
+    results["warnings"] = list(itertools.chain(*found))
     results["command"] = command_flags.command_line(options.argv)
     print(report.format_summary(results))
     if options.output and processes.is_first():

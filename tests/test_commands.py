@@ -14,6 +14,7 @@ from pit_jax.data.datasets import DatasetConfig
 from pit_jax.errors import UserError
 from pit_jax.evaluation.classifier import ClassifierConfig
 from pit_jax.evaluation.endpoint import EndpointConfig
+from pit_jax.evaluation.judges import RewardJudgeConfig
 from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.plan import machines
 from pit_jax.run import improving
@@ -100,3 +101,8 @@ def test_a_judge_that_was_optimised_is_named_before_training_and_in_the_report(m
     assert text.startswith("the judge is rm_policy, a reward model that training optimised")
     assert len(commands._warnings(own, dataclasses.replace(evaluation, reward_model="other"))) == 1
     assert len(commands._warnings(own, dataclasses.replace(evaluation, judge=JUDGE))) == 1
+    for run in (exact, own):
+        judged = dataclasses.replace(evaluation, judge=RewardJudgeConfig("rm_gap"))
+        assert "the judge is rm_gap, a reward model that" in commands._warnings(run, judged)[1]
+        judged = dataclasses.replace(evaluation, judge=RewardJudgeConfig("another"))
+        assert len(commands._warnings(run, judged)) == 1

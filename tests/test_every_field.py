@@ -75,6 +75,9 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "evaluation/test_classifier.py::test_the_label_that_counts": "label",
         "evaluation/test_classifier.py::test_max_length_and_dtype": "max_length dtype",
     },
+    "evaluation.judges.RewardJudgeConfig": {
+        "evaluation/test_suite.py::test_a_reward_model_of_the_run_judges": "stage",
+    },
     "evaluation.endpoint.EndpointConfig": {
         "evaluation/test_language_judge.py::test_what_an_answer_depends_on_is_asked_anew": (
             "url model prompts"
@@ -320,7 +323,7 @@ MADE = {
     "evaluation.ground_truth": "Accord",
     "evaluation.lengths": "LengthEffect",
     "evaluation.endpoint": "Answer",
-    "evaluation.judges": "ExactJudge RewardJudge",
+    "evaluation.judges": "ExactJudge GapJudge RewardJudge",
     "evaluation.people": "Item Key Sides",
     "evaluation.verdict_files": "Sheet",
     "evaluation.scoring": "Agreement Comparison Mean SignTest",

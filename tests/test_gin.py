@@ -41,7 +41,7 @@ SIZES = {"train": 480, "dev": 16, "test": 16}  # as few as fill the batches of e
 SMALL = [f"--gin.DatasetConfig.{split}_size={size}" for split, size in SIZES.items()]
 SIDES = ("chosen", "rejected")
 QUICKSTART = "gin/runs/quickstart.gin"
-JUDGES = {"gin/judge.gin", "gin/judge_classifier.gin"}  # for the evaluation of any run
+JUDGES = {f"gin/judge{name}.gin" for name in ("", "_classifier", "_reward_model")}  # of any run
 TRANSFER = "gin/tasks/drafts_short.gin"  # a finished run is evaluated on it
 LORA = "gin/lora.gin"  # for the training of any run
 T5X_BASE = "gin/models/t5x_base.gin"  # for whoever brings weights

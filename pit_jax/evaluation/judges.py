@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from pit_jax.checked import checked
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.synthetic import instructions
 from pit_jax.evaluation import scoring
@@ -111,6 +112,43 @@ class RewardJudge(ByScores):
         if rewards_N.shape != (len(prompts),):
             raise ValueError(f"score_fn: expected {len(prompts)} rewards, got {rewards_N.shape}")
         return rewards_N
+
+
+@dataclasses.dataclass(frozen=True)
+class GapJudge:
+    """Judges by a gap reward model, which reads two responses in both orders.
+
+    With r_1 of the first as an improvement of the second and r_2 the other way round, it prefers
+    the first where r_1 > r_2, as Table 4 does, and ties where they are close, as R_P does (4.4).
+
+    Attributes:
+      gap_fn: makes N scores of N prompts, N responses and their N references.
+      name: the judge's name in tables.
+    """
+
+    gap_fn: Callable[[Sequence[str], Sequence[str], Sequence[str]], Any]
+    name: str = "gap reward model"
+
+    def __call__(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> np.ndarray:
+        check_lengths(prompts, first)
+        check_lengths(prompts, second)
+        both = self.gap_fn([*prompts, *prompts], [*first, *second], [*second, *first])
+        return scoring.reward_judge_outcomes(*np.split(np.asarray(both, np.float64), 2))
+
+
+@dataclasses.dataclass(frozen=True)
+@checked
+class RewardJudgeConfig:
+    """Has a reward model of the run judge.
+
+    Attributes:
+      stage: the stage that trained it, an R_P or an R_PIT. Where PPO optimised it, the report
+        warns that its verdicts are circular.
+    """
+
+    stage: str
 
 
 def judge_for(

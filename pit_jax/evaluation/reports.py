@@ -24,6 +24,7 @@ _EVALUATION = (
     "EvaluationConfig",
     "EndpointConfig",
     "ClassifierConfig",
+    "RewardJudgeConfig",
     "ImproveConfig",
     "SamplingConfig",
     "DatasetConfig",

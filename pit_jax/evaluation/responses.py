@@ -1,11 +1,11 @@
-"""Samples what an evaluation judges: a run's models, each draw once, and R_P's scores of texts."""
+"""Samples what an evaluation judges: a run's models, each draw once, and scores of texts."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from pit_jax.data.examples import Example
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import Trace
-from pit_jax.method.roles import PIT, POLICY, POLICY_REWARD
+from pit_jax.method.roles import GAP_REWARD, PIT, POLICY, POLICY_REWARD, Role
 from pit_jax.method.sampler import Response
 from pit_jax.run.run import Run
 
@@ -48,7 +48,7 @@ class Responses:
         self._sampled: dict[tuple, list[Response]] = {}
         self._traces: dict[tuple, list[Trace]] = {}
         self._drawn: dict[tuple, list[list[Response]]] = {}
-        self._rewards: dict[tuple[str, str, str], np.float32] = {}
+        self._rewards: dict[tuple[str, ...], np.float32] = {}
         self._started = self._said = time.monotonic()
 
     @classmethod
@@ -184,16 +184,46 @@ class Responses:
           prompts: x of each text.
           texts: the texts; one over the window is cut, and read where it ends.
         """
-        asked = [(stage, x, text) for x, text in zip(prompts, texts, strict=True)]
-        if new := list(dict.fromkeys(each for each in asked if each not in self._rewards)):
-            run = self._run
-            role = run.role(POLICY_REWARD)
-            read = [role.read(text) for _, _, text in new]
-            built = [role.layout.reward_prompt(prompt) for _, prompt, _ in new]
-            model, pooling = self.model(stage), run.pooling(stage)
-            scores = role.sampler.score(model, built, role.widths.reward, read, pooling)
+        role = self._run.role(POLICY_REWARD)
+        asked = zip(prompts, texts, strict=True)
+        return self._scores(stage, role, role.widths.reward, asked, role.layout.reward_prompt)
+
+    def gaps(
+        self, stage: str, prompts: Sequence[str], texts: Sequence[str], references: Sequence[str]
+    ) -> np.ndarray:
+        """Scores N texts as improvements of others by an R_PIT, float32 [N], each of them once.
+
+        Args:
+          stage: the stage that trained R_PIT.
+          prompts: x of each text.
+          texts: the texts; one over the window is cut, and read where it ends.
+          references: what each text is compared with, cut to the window of references.
+        """
+        role = self._run.role(GAP_REWARD)
+
+        def prompt(x: str, reference: str):
+            return role.layout.gap_prompt(x, role.reference(Response([], True, text=reference)))
+
+        asked = zip(prompts, texts, references, strict=True)
+        return self._scores(stage, role, role.widths.gap, asked, prompt)
+
+    def _scores(
+        self,
+        stage: str,
+        role: Role,
+        width: int,
+        asked: Iterable[tuple[str, ...]],
+        prompt: Callable[..., list[int]],
+    ) -> np.ndarray:
+        """Scores (x, text, ...) by a reward model that reads `prompt(x, ...)` before the text."""
+        keys = [(stage, *each) for each in asked]
+        if new := list(dict.fromkeys(each for each in keys if each not in self._rewards)):
+            built = [prompt(x, *others) for _, x, _, *others in new]
+            read = [role.read(text) for _, _, text, *_ in new]
+            model, pooling = self.model(stage), self._run.pooling(stage)
+            scores = role.sampler.score(model, built, width, read, pooling)
             self._rewards.update(zip(new, scores, strict=True))
-        return np.array([self._rewards[each] for each in asked], np.float32)
+        return np.array([self._rewards[each] for each in keys], np.float32)
 
     def _say(self, stage: str, temperature: float, method: str = "responses") -> None:
         """Says what is sampled next, if nothing has been said for a while."""

@@ -1,9 +1,10 @@
 """Evaluates a run: Tables 1 to 4 and Figures 2 to 5, as far as its judge can tell.
 
-The judge is the exact checker if the data has one, else the run's own R_P; or a language model or a
-classifier, if one is configured. What is compared with the main models are all other complete
-stages of their tasks. Everything is measured on one split, which is looked at once, with 95%
-intervals over the groups of examples: those that share a prompt, or a dialogue, count as one draw.
+The judge is the exact checker if the data has one, else the run's own R_P; or a language model, a
+classifier or another reward model of the run, if one is configured. What is compared with the main
+models are all other complete stages of their tasks. Everything is measured on one split, which is
+looked at once, with 95% intervals over the groups of examples: those that share a prompt, or a
+dialogue, count as one draw.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pit_jax.evaluation import (
 )
 from pit_jax.evaluation.classifier import ClassifierJudge
 from pit_jax.evaluation.held_out_pairs import HeldOutPairs
-from pit_jax.evaluation.judges import ExactJudge, Judge, RewardJudge, Verdicts, checker, judge_for
+from pit_jax.evaluation.judges import ExactJudge, Judge, RewardJudgeConfig, Verdicts, checker
 from pit_jax.evaluation.language_judge import LanguageModelJudge
 from pit_jax.evaluation.responses import Responses
 from pit_jax.evaluation.tables import Side, Tables, of_generations
@@ -66,8 +67,8 @@ class EvaluationConfig:
         other complete stages of task `rl_policy` follow by their names.
       ablations: (label, stage) of PIT models compared with the original, Self-Refine and PIT
         (Table 2); the other complete stages that train PIT by PPO follow by their names.
-      judge: a language model or a classifier that judges, in the place of the data's exact checker
-        or R_P.
+      judge: a language model, a classifier or a reward model of the run that judges, in the place
+        of the data's exact checker or R_P.
     """
 
     split: str = "test"
@@ -97,7 +98,9 @@ class EvaluationConfig:
     def stages(self) -> tuple[str, ...]:
         """The names of all stages that the configuration asks for."""
         others = (stage for _, stage in (*self.controls, *self.ablations))
-        return (self.sft, self.policy, self.pit, self.reward_model, self.gap_model, *others)
+        own = [self.judge.stage] if isinstance(self.judge, RewardJudgeConfig) else []
+        main = (self.sft, self.policy, self.pit, self.reward_model, self.gap_model)
+        return (*main, *others, *own)
 
 
 class Suite:
@@ -118,9 +121,9 @@ class Suite:
         self._judge: Judge
         self._rewards = functools.partial(self.responses.rewards, config.reward_model)
         if config.judge:
-            self._judge = configured_judge.make(config.judge, run.directory)
+            self._judge = configured_judge.make(config.judge, run, self.responses)
         else:
-            self._judge = judge_for(run.config.dataset, self._rewards, config.reward_model)
+            self._judge = judges.judge_for(run.config.dataset, self._rewards, config.reward_model)
         self.tables = Tables(self.responses, self._judge, run.config.seed)
         self.pairs = HeldOutPairs(run, self.responses, config.split)
         of = functools.partial(variants.others, run)
@@ -330,11 +333,11 @@ class Suite:
         exact, true = checker(self._run.config.dataset), self.tables.verdicts
         if exact is None:
             return []
-        rewards = RewardJudge(self._rewards, f"R_P ({self._config.reward_model})")
-        judges = {rewards.name: Verdicts(rewards, self.responses.prompts)}
+        rewards = judges.RewardJudge(self._rewards, f"R_P ({self._config.reward_model})")
+        compared = {rewards.name: Verdicts(rewards, self.responses.prompts)}
         if not isinstance(self._judge, ExactJudge):
             true = Verdicts(exact, self.responses.prompts)
-            judges = {self._judge.name: self.tables.verdicts, **judges}
+            compared = {self._judge.name: self.tables.verdicts, **compared}
         pairs = [
             (responses.texts(a.responses), responses.texts(b.responses))
             for temperature in self._config.temperatures
@@ -344,7 +347,7 @@ class Suite:
         groups, seed = self.responses.groups, self._run.config.seed
         return [
             ground_truth.row(name, verdicts, true, pairs, groups, seed)
-            for name, verdicts in judges.items()
+            for name, verdicts in compared.items()
         ]
 
     def _variants(self) -> list[dict[str, str]]:

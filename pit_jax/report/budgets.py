@@ -124,16 +124,22 @@ def _cost_table(labels: Sequence[str], costs: Sequence[Row], caption: str) -> Ta
 
 def _caption(results: Results) -> str:
     text = f"{_MEANING} On {held_out(results)}. Judge: {judge_of(results)}."
-    if _circular(results):
+    if choice := _own_choice(results):
         text += (
-            " R_P also chooses among the draws, so best-of-n is judged by what chose it: circular, "
+            f" It also chooses {choice[0]}, so {choice[1]} is judged by what chose it: circular, "
             "and in its favour."
         )
     return text
 
 
-def _circular(results: Results) -> bool:
-    return judge_of(results).startswith("R_P")
+def _own_choice(results: Results) -> tuple[str, str] | None:
+    """What the judge itself chooses among, and what is so chosen; None for another judge."""
+    subjects = results.get("subjects") or {}
+    choices = {
+        f"R_P ({subjects.get('reward_model', 'rm_policy')})": ("among the draws", "best-of-n"),
+        f"R_PIT ({subjects.get('gap_model', 'rm_gap')})": ("PIT’s best", "it"),
+    }
+    return choices.get(judge_of(results))
 
 
 def _verdict(results: Results, marks: Sequence[tuple[int, str]], temperature: float) -> str:
@@ -143,7 +149,8 @@ def _verdict(results: Results, marks: Sequence[tuple[int, str]], temperature: fl
         if where := [k for k, each in marks if each == mark]:
             said.append(f"{VERDICTS[mark]} at K = {_listed(where)}")
     judged = f"temperature {temperature:g}, judged by {judge_of(results)}"
-    circular = ", which also chooses among the draws" * _circular(results)
+    choice = _own_choice(results)
+    circular = f", which also chooses {choice[0]}" if choice else ""
     return (
         "PIT’s best response by gap against best-of-n, the policy’s own draws for no more sampled "
         f"tokens: {'; '.join(said)} ({judged}{circular})."

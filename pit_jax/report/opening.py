@@ -208,6 +208,13 @@ def _of_judge(results: Results) -> list[Term]:
             "response, without a model and without mistakes. The higher score is preferred."
         )
         score = results.get("score") or "A number from 0 to 1, computed by the checker."
+    elif name.startswith("R_PIT"):
+        judge = (
+            f"{name}, this run’s own gap reward model, which reads both responses in both orders, "
+            "one as an improvement of the other. The one with the higher gap reward is preferred; "
+            "where the two are so close that it gives neither more than 55%, they tie."
+        )
+        score = ""
     elif name.startswith("R_P"):
         judge = (
             f"{name}, this run’s own reward model of single responses. The higher reward is "

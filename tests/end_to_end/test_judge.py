@@ -133,6 +133,32 @@ def test_two_systems_are_compared_by_the_judge_of_a_run(trained, tmp_path, capsy
     assert "ours.jsonl:1: drafts: got the prompt 'hello'" in capsys.readouterr().err
 
 
+def test_a_run_is_judged_by_its_gap_reward_model(trained, tmp_path, capsys):
+    """R_PIT was optimised, which the report says; no other stage can be a judge."""
+    (tmp_path / "run").mkdir()
+    for stage in tiny_runs.config(trained).stages:
+        (tmp_path / "run" / stage.name).symlink_to(trained / stage.name)
+    flags = ["--gin_file=gin/judge_reward_model.gin", "--gin.EvaluationConfig.num_prompts=4"]
+    flags += ["--gin.EvaluationConfig.self_refine=False", "--gin.EvaluationConfig.sweep=(1.0,)"]
+    assert tiny_runs.command("evaluate", tmp_path / "run", *flags) == 0
+    folder = tmp_path / "run" / "report-reward_model_rm_gap"
+    report = json.loads((folder / "report.json").read_text())
+    assert {row["judge"] for row in report["comparisons"]} == {"R_PIT (rm_gap)"}
+    assert any("the judge is rm_gap, a reward model that" in text for text in report["warnings"])
+    assert report["reward_models"][-1]["name"] == "R_PIT (rm_gap)"
+    page = (folder / "report.md").read_text().replace("\\", "")
+    assert "R_PIT (rm_gap), this run’s own gap reward model" in page and "Mean score" not in page
+    capsys.readouterr()
+    for name, told in (
+        ("rl_pit", "got 'rl_pit' of task rl_pit, expected a stage of task rm_policy or rm_gap"),
+        ("rm", "stage: got 'rm', expected one of "),
+    ):
+        words = (*flags, f"--gin.JUDGE_STAGE={name}", "--dry_run")
+        assert tiny_runs.command("evaluate", tmp_path / "run", *words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+
+
 def test_a_judge_that_cannot_be_asked_is_refused_in_one_line(judge, tmp_path, monkeypatch, capsys):
     judge.server.reply = lambda said: (404, {}, b'{"error": {"message": "no such model"}}')
     path = tmp_path / "given.jsonl"

@@ -36,6 +36,25 @@ def test_reward_judge_ties_close_rewards():
     assert judge.name == "ours"
 
 
+def test_gap_judge_reads_both_orders_and_ties_where_they_are_close():
+    """Gap rewards 1.5 against 1.2 and 0.21 against 0 differ by more than 0.2007, 0.2 doesn't."""
+    gaps = {("a", "b"): 1.5, ("b", "a"): 1.2, ("c", "d"): 0.2, ("d", "c"): 0.0}
+    gaps |= {("e", "f"): 0.0, ("f", "e"): 0.21, ("g", "g"): 3.0}
+    asked = []
+
+    def gap(prompts, texts, references):
+        asked.append(len(texts))
+        assert [*prompts] == ["p", "q", "r", "s"] * 2
+        return [gaps[pair] for pair in zip(texts, references, strict=True)]
+
+    judge = judges.GapJudge(gap, "R_PIT (rm_gap)")
+    verdicts = judge(["p", "q", "r", "s"], ["a", "c", "e", "g"], ["b", "d", "f", "g"])
+    np.testing.assert_array_equal(verdicts, [1, 0, -1, 0])
+    assert asked == [8] and not isinstance(judge, judges.ScoringJudge)
+    with pytest.raises(ValueError, match="a response to each of 1 prompts, got 2"):
+        judge(["p"], ["a"], ["b", "c"])
+
+
 def test_judges_reject_uneven_lengths_and_wrong_shapes():
     with pytest.raises(ValueError, match="a response to each of 2 prompts, got 1"):
         judges.ExactJudge(_share_of_prompt)(["a", "b"], ["a"], ["a"])

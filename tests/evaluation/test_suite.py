@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pit_jax.data.synthetic import instructions
-from pit_jax.evaluation.judges import ExactJudge, RewardJudge, judge_for
+from pit_jax.evaluation.judges import ExactJudge, RewardJudge, RewardJudgeConfig, judge_for
 from pit_jax.evaluation.scoring import GAP_PAIRS
 from pit_jax.evaluation.suite import EvaluationConfig, Suite
 from pit_jax.method.curriculum import Round
@@ -158,6 +158,35 @@ def test_stop_criteria_end_where_algorithm_2_does(results, suite, run, fields):
         for p, t in zip(inputs.prompts, traces)
     ]
     assert row["mean_score"] == pytest.approx(np.mean([each.score for each in checked]))
+
+
+@pytest.mark.parametrize("stage", ["rm_policy", "rm_gap"])
+def test_a_reward_model_of_the_run_judges(run, stage):
+    """R_PIT's verdicts from the trees that Table 4 reads, R_P's from its own scores."""
+    judge = RewardJudgeConfig(stage)
+    made = Suite(run, dataclasses.replace(CONFIG, judge=judge))
+    examples, prompts = made.responses.examples, made.responses.prompts
+    texts = [[e.chosen for e in examples], [e.rejected for e in examples]]
+    if stage == "rm_gap":
+        pairs = made.pairs.gap_rewards(stage)
+        difference, name = pairs["wl"] - pairs["lw"], "R_PIT (rm_gap)"
+        found = made.responses.gaps(stage, prompts, *texts)
+        np.testing.assert_allclose(found, pairs["wl"], atol=1e-5)
+    else:
+        scores = [made.responses.rewards(stage, prompts, each) for each in texts]
+        difference, name = scores[0] - scores[1], "R_P (rm_policy)"
+    expected = np.where(np.abs(difference) <= np.log(0.55 / 0.45), 0, np.sign(difference))
+    row = made.judge_generations(
+        [
+            {"prompt": x, "responses": [a, b], "group": e.group}
+            for x, a, b, e in zip(prompts, *texts, examples, strict=True)
+        ]
+    )["comparisons"][0]
+    assert row["judge"] == name
+    # The second response against the first.
+    assert row["win"] == pytest.approx(100 * (expected < 0).mean())
+    assert row["lose"] == pytest.approx(100 * (expected > 0).mean())
+    assert made.pairs.judge_row(made._judge)["accuracy"] == pytest.approx((expected > 0).mean())
 
 
 def test_best_of_n_by_an_account_of_its_own(results, suite, run, examples):

@@ -64,7 +64,16 @@ def test_the_verdict_lists_where_it_holds(lows, said):
 def test_a_judge_that_also_chose_is_said_to_be_circular():
     verdict, table, _ = budgets.section({"budgets": ROWS, "judge": "R_P (rm_policy)"}, {}).blocks
     assert "circular, and in its favour" in table.caption
+    assert "best-of-n is judged by what chose it" in table.caption
     assert verdict.text.endswith("judged by R_P (rm_policy), which also chooses among the draws).")
+    verdict, table, _ = budgets.section({"budgets": ROWS, "judge": "R_PIT (rm_gap)"}, {}).blocks
+    assert "chooses PIT’s best, so it is judged by what chose it" in table.caption
+    assert verdict.text.endswith("judged by R_PIT (rm_gap), which also chooses PIT’s best).")
+    for judge in ("R_P (another)", "R_PIT (another)"):
+        verdict, table, _ = budgets.section({"budgets": ROWS, "judge": judge}, {}).blocks
+        assert "chose it" not in table.caption and verdict.text.endswith(f"by {judge}).")
+    named = {"budgets": ROWS, "judge": "R_P (another)", "subjects": {"reward_model": "another"}}
+    assert "chose it" in budgets.section(named, {}).blocks[1].caption
 
 
 def test_the_table_of_several_seeds():

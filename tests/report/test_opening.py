@@ -76,6 +76,7 @@ def test_saved_generations_have_a_verdict_of_their_own():
     [
         ("checker", "The exact checker of the synthetic data", "Steps."),
         ("R_P (rm_policy)", "R_P (rm_policy), this run’s own reward model", "The reward that"),
+        ("R_PIT (rm_gap)", "R_PIT (rm_gap), this run’s own gap reward model, which reads", None),
         ("language model m (dialogue)", "Language model m (dialogue), which is shown both", None),
         ("DeBERTa", "DeBERTa.", None),
     ],
