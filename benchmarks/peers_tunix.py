@@ -91,12 +91,12 @@ def put(parameter: nnx.Param, array: np.ndarray) -> None:
     parameter[...] = jnp.asarray(array).reshape(parameter[...].shape)
 
 
-def learner_of(case: cases.Case, models: dict[str, qwen.Qwen3]) -> ppo_learner.PPOLearner:
-    """tunix's learner: one epoch of one minibatch, sampling at temperature 1."""
+def learner_of(
+    case: cases.Case, models: dict[str, qwen.Qwen3], ends: tuple[int, ...], rate: float
+) -> ppo_learner.PPOLearner:
+    """tunix's learner: one epoch of one minibatch, sampling at temperature 1 to one of `ends`."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
-    adamw = optax.adamw(
-        cases.LEARNING_RATE, b1=cases.B1, b2=cases.B2, eps=cases.EPSILON, weight_decay=0.0
-    )
+    adamw = optax.adamw(rate, b1=cases.B1, b2=cases.B2, eps=cases.EPSILON, weight_decay=0.0)
     rule = optax.chain(optax.clip_by_global_norm(cases.CLIP), adamw)
     config = rl_cluster.ClusterConfig(
         role_to_mesh=dict.fromkeys(rl_cluster.Role, mesh),
@@ -113,6 +113,7 @@ def learner_of(case: cases.Case, models: dict[str, qwen.Qwen3]) -> ppo_learner.P
             temperature=1.0,
             top_p=1.0,
             top_k=None,
+            eos_tokens=list(ends),
         ),
     )
     with mesh:
@@ -146,21 +147,26 @@ def checks_of(case: cases.Case, models: dict[str, qwen.Qwen3]) -> dict[str, floa
     }
 
 
-def ppo_iteration(message: dict, paths: dict[str, str]) -> Prepared:
-    """A PPO iteration of four models."""
+def ppo_iteration(message: dict, paths: dict[str, str], lengths: bool = False) -> Prepared:
+    """A PPO iteration of four models to full length, or with HH's lengths."""
     case = cases.Case(**message)
     models = {name: model_of(case, path, name in cases.SCALAR) for name, path in paths.items()}
-    checks = checks_of(case, models)
-    learner = learner_of(case, models)
+    checks = {} if lengths else checks_of(case, models)
+    ends = cases.ends(case, cases.HH[1]) if lengths else (case.network.vocabulary,)  # or never
+    learner = learner_of(case, models, ends, cases.STILL if lengths else cases.LEARNING_RATE)
     # `train` sets these two when it starts.
     learner._rollout_micro_batch_size = learner._compute_logps_micro_batch_size = case.rows
     cluster = learner.rl_cluster
     words = Numbers(case.network.vocabulary)
-    batches = [
-        {"prompts": [words.decode(row) for row in cases.tokens(case, n, case.prompt).tolist()]}
-        for n in range(cases.BATCHES)
-    ]
-    held: dict[str, Any] = {"rollout": 0.0}
+    of_prompt = np.full(case.rows, case.prompt)
+    if lengths:
+        of_prompt, _ = cases.lengths(case, case.rows)
+
+    def batch(number: int) -> dict[str, list[str]]:
+        rows = cases.tokens(case, number % cases.BATCHES, case.prompt)
+        return {"prompts": [words.decode(row[-n:]) for row, n in zip(rows, of_prompt, strict=True)]}
+
+    held: dict[str, Any] = {"rollout": 0.0, "tokens": 0}
     generate = cluster.generate
 
     def timed(**arguments: Any) -> Any:
@@ -170,9 +176,11 @@ def ppo_iteration(message: dict, paths: dict[str, str]) -> Prepared:
     cluster.generate = timed  # its output is on the host, so this is the time of all of it
 
     def gather(number: int) -> None:
-        batch = batches[number % len(batches)]
-        held["example"] = learner._generate_and_compute_advantage(batch)
+        held["example"] = learner._generate_and_compute_advantage(batch(number))
         jax.block_until_ready(held["example"])
+        of_response = np.asarray(held["example"].completion_mask).sum(axis=1)
+        of_response += of_response < case.response  # the end, which it leaves out
+        held["tokens"] += int(of_prompt.sum() + of_response.sum())
 
     def learn(number: int) -> None:
         del number
@@ -189,21 +197,21 @@ def ppo_iteration(message: dict, paths: dict[str, str]) -> Prepared:
     gather(1)  # sampled by the updated parameters, whose layout may be another
     learn(1)
     full = all(len(row) == case.response for row in held["output"].tokens)
-    assert full, "a response ended before its window"
-    tokens = case.rows * (case.prompt + case.response)
+    assert lengths or full, "a response ended before its window"
 
     def go(times: int) -> dict:
-        held["rollout"], gathering, learning = 0.0, 0.0, 0.0
+        held["tokens"], held["rollout"], gathering, learning = 0, 0.0, 0.0, 0.0
         for number in range(times):
             gathering += clock(functools.partial(gather, number))
             learning += clock(functools.partial(learn, number))
         rollout = held["rollout"]
         phases = {"rollout": rollout, "scoring": gathering - rollout, "update": learning}
-        return {"seconds": gathering + learning, "tokens": times * tokens, "phases": phases}
+        return {"seconds": gathering + learning, "tokens": held["tokens"], "phases": phases}
 
     return Prepared(go, checks, compile_seconds=compiled)
 
 
 if __name__ == "__main__":
     named = ("google-tunix", "jax")
-    serve({"ppo": ppo_iteration}, {name: importlib.metadata.version(name) for name in named})
+    tasks = {"ppo": ppo_iteration, "ppo_lengths": functools.partial(ppo_iteration, lengths=True)}
+    serve(tasks, {name: importlib.metadata.version(name) for name in named})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import pathlib
 import re
 import shlex
@@ -13,7 +14,7 @@ import sys
 
 import pytest
 
-from pit_jax import bindings, cli, commands
+from pit_jax import bindings, cli, commands, errors
 from pit_jax.errors import NotFiniteError
 from pit_jax.run import improving
 from pit_jax.runtime import compilation, processes
@@ -610,3 +611,18 @@ def test_comparing_needs_neither_devices_nor_gin(tmp_path, monkeypatch):
     output = f"--output={tmp_path / 'all'}"
     monkeypatch.setattr("pit_jax.report.write.write_report", lambda *_: {"html": "page"})
     assert cli.main(["evaluate", f"--compare={','.join(folders)}", output]) == 0
+
+
+def test_what_libraries_warn_of_stays_out_of_the_terminal():
+    """TensorFlow warns of its own temporary files where a file can't be as long as it wants."""
+    loggers = [logging.getLogger(name) for name in ("absl", "orbax", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        errors.quieten()
+        for logger in loggers:
+            assert not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -5,9 +5,11 @@ The tests are skipped where there is no browser.
 
 import base64
 import html
+import io
 import json
 import re
 
+import pypdf
 import pytest
 
 from pit_jax.evaluation import reports, seeds
@@ -128,3 +130,33 @@ def test_a_phone_shows_the_whole_page_in_colours_that_can_be_read(what, dark, co
     assert found["pinned"] and found["figure"] == page._data_uri(narrow)
     # 4.5 is what WCAG 2 asks of text at its level AA.
     assert found["worst"][0] >= 4.5, found["worst"]
+
+
+def lowest(printed):
+    """The height above the foot of a printed page, in points, of the lowest text on it."""
+    found = []
+
+    def see(text, transform, matrix, *_):
+        if text.strip():
+            y = matrix[4] * transform[1] + matrix[5] * transform[3] + transform[5]
+            found.append(y)
+
+    printed.extract_text(visitor_text=see)
+    return min(found, default=float(printed.mediabox.height))
+
+
+def test_a_printed_report_has_all_sections_and_no_half_empty_page(tmp_path):
+    """On A4, dark where the screen is dark or not; only the last page may end early."""
+    report.write_report(made_up_report.whole(), tmp_path)
+    with chromium.tab(tmp_path / "profile", chromium.scheme(dark=True)) as tab:
+        tab.open(tmp_path / "report.html")
+        headings = tab.value("[...document.querySelectorAll('h2')].map(h => h.textContent)")
+        made = tab.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)
+    pages = pypdf.PdfReader(io.BytesIO(base64.b64decode(made["data"]))).pages
+    assert 5 < len(pages) < 15 and len(headings) > 8
+    for number, each in enumerate(pages[:-1], 1):
+        assert lowest(each) < each.mediabox.height / 2, f"page {number} is half empty"
+    # Ligatures are one character there.
+    text = "".join(each.extract_text() for each in pages).replace("ﬁ", "fi").replace("ﬀ", "ff")
+    places = [text.find(heading) for heading in headings]
+    assert min(places) >= 0, headings[places.index(min(places))]
