@@ -13,7 +13,6 @@ import numpy as np
 OURS = "pit_jax"
 BUCKETS = 32  # of T5X's relative positions
 LEARNING_RATE = 1e-4
-STILL = 1e-12  # the rate where PPO samples to ends, so that lengths stay as they are drawn
 B1, B2, EPSILON, CLIP = 0.9, 0.95, 1e-8, 1.0  # of everybody's AdamW, and its gradients' norm
 HH = 0.26, 0.21  # the shares of their windows that prompts and responses fill in the mean
 BATCHES = 4  # that the steps go through, over and over

@@ -391,22 +391,25 @@ def ppo_iteration(
     """A PPO iteration of four models in one epoch: one minibatch to full length, or HH's lengths.
 
     With `lengths` prompts are padded and responses end; `settings` are those of PPO. Beside tunix
-    there is one minibatch either way, as it has: of lengths four parts whose gradients are added.
+    there is one minibatch either way, as it has: of lengths four parts whose gradients are added,
+    and a learning rate that leaves lengths as they are drawn.
     """
     case = cases.Case(**message)
     network = network_of(case)
     loaded = {name: load(case, path, name in cases.SCALAR) for name, path in paths.items()}
-    if not lengths or case.peer == "tunix":
-        settings |= {"minibatches": 1, "microbatches": 4 if lengths else 1}
+    rule = OPTIMIZER
+    if not lengths:
+        settings["minibatches"] = 1
+    elif case.peer == "tunix":
+        settings |= {"minibatches": 1, "microbatches": 4}
+        rule = dataclasses.replace(rule, learning_rate=1e-12)
     config = ppo.PPOConfig(epochs=1, **settings)
-    rate = cases.STILL if lengths else cases.LEARNING_RATE
-    optimizer = ppo.make_optimizer(dataclasses.replace(OPTIMIZER, learning_rate=rate), config)
     ends = cases.ends(case, cases.HH[1]) if lengths else (case.network.vocabulary,)  # or never
     environment = Environment(case.response, "last", ends=ends)
     networks = Networks.same(network)
     checks = {} if lengths else ppo_checks(case, loaded, network)
     trained = {name: loaded[name] for name in ("actor", "critic")}
-    train = TrainState.create(trained, optimizer)
+    train = TrainState.create(trained, ppo.make_optimizer(rule, config))
     state = ppo_step.RLState(train, jnp.float32(config.beta), ppo.Moments.zero())
     held: dict[str, Any] = {"state": jax.device_put(state, PARTITIONER.replicated)}
     fixed = {name: loaded[name] for name in ("reference", "reward")}

@@ -92,11 +92,13 @@ def put(parameter: nnx.Param, array: np.ndarray) -> None:
 
 
 def learner_of(
-    case: cases.Case, models: dict[str, qwen.Qwen3], ends: tuple[int, ...], rate: float
+    case: cases.Case, models: dict[str, qwen.Qwen3], ends: tuple[int, ...]
 ) -> ppo_learner.PPOLearner:
     """tunix's learner: one epoch of one minibatch, sampling at temperature 1 to one of `ends`."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
-    adamw = optax.adamw(rate, b1=cases.B1, b2=cases.B2, eps=cases.EPSILON, weight_decay=0.0)
+    adamw = optax.adamw(
+        cases.LEARNING_RATE, b1=cases.B1, b2=cases.B2, eps=cases.EPSILON, weight_decay=0.0
+    )
     rule = optax.chain(optax.clip_by_global_norm(cases.CLIP), adamw)
     config = rl_cluster.ClusterConfig(
         role_to_mesh=dict.fromkeys(rl_cluster.Role, mesh),
@@ -153,7 +155,7 @@ def ppo_iteration(message: dict, paths: dict[str, str], lengths: bool = False) -
     models = {name: model_of(case, path, name in cases.SCALAR) for name, path in paths.items()}
     checks = {} if lengths else checks_of(case, models)
     ends = cases.ends(case, cases.HH[1]) if lengths else (case.network.vocabulary,)  # or never
-    learner = learner_of(case, models, ends, cases.STILL if lengths else cases.LEARNING_RATE)
+    learner = learner_of(case, models, ends)
     # `train` sets these two when it starts.
     learner._rollout_micro_batch_size = learner._compute_logps_micro_batch_size = case.rows
     cluster = learner.rl_cluster
@@ -175,6 +177,15 @@ def ppo_iteration(message: dict, paths: dict[str, str], lengths: bool = False) -
 
     cluster.generate = timed  # its output is on the host, so this is the time of all of it
 
+    drawn = jax.tree.map(jnp.copy, {n: nnx.state(models[n]) for n in ("actor", "critic")})
+
+    def restore() -> None:
+        """Takes back an update, so that lengths stay as drawn; one without a token gives nan."""
+        for trainer, name in ((cluster.actor_trainer, "actor"), (cluster.critic_trainer, "critic")):
+            nnx.update(trainer.model, jax.tree.map(jnp.copy, drawn[name]))
+        if learner.should_sync_weights:
+            cluster.sync_weights()
+
     def gather(number: int) -> None:
         held["example"] = learner._generate_and_compute_advantage(batch(number))
         jax.block_until_ready(held["example"])
@@ -194,6 +205,8 @@ def ppo_iteration(message: dict, paths: dict[str, str], lengths: bool = False) -
         jax.block_until_ready([nnx.state(model) for model in trained])
 
     compiled = clock(lambda: (gather(0), learn(0)))
+    if lengths:
+        restore()
     gather(1)  # sampled by the updated parameters, whose layout may be another
     learn(1)
     full = all(len(row) == case.response for row in held["output"].tokens)
@@ -202,6 +215,8 @@ def ppo_iteration(message: dict, paths: dict[str, str], lengths: bool = False) -
     def go(times: int) -> dict:
         held["tokens"], held["rollout"], gathering, learning = 0, 0.0, 0.0, 0.0
         for number in range(times):
+            if lengths:
+                restore()
             gathering += clock(functools.partial(gather, number))
             learning += clock(functools.partial(learn, number))
         rollout = held["rollout"]
