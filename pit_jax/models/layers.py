@@ -59,11 +59,10 @@ class Dense(nn.Module):
             return self.initial_scale * _INIT(key, flat, jnp.float32).reshape(shape)
 
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
-        y = _product_of(x, kernel, n, self.dtype, out_dtype)
+        scale = None
         if kernel.dtype == jnp.int8:
             scale = self.get_variable("params", "kernel_scale")
-            scale = jnp.expand_dims(scale, tuple(range(x.ndim - n)))
-            y = (y.astype(jnp.float32) * scale).astype(y.dtype)
+        y = _product_of(x, kernel, n, self.dtype, out_dtype, scale=scale)
         adapted = self.has_variable("params", "lora_a")
         assert self.lora or not adapted
         if self.lora and (adapted or self.is_initializing()):
@@ -146,9 +145,9 @@ class Embed(nn.Module):
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         """Returns the logits of tied embeddings, float32 [B, T, V]."""
         dtype = self.config.dtype
-        logits_BTV = _product_of(x_BTD, self.embedding, 1, dtype, "float32", output_first=True)
-        if (scale_V := self._scale()) is not None:
-            logits_BTV = logits_BTV * scale_V[None, None]
+        logits_BTV = _product_of(
+            x_BTD, self.embedding, 1, dtype, "float32", output_first=True, scale=self._scale()
+        )
         return logits_BTV / self.config.embed_dim**0.5 if self.config.scale_logits else logits_BTV
 
     def _scale(self) -> jax.Array | None:
@@ -259,16 +258,20 @@ def _product_of(
     dtype: str,
     out_dtype: str,
     output_first: bool = False,
+    scale: jax.Array | None = None,
 ) -> jax.Array:
-    """The product of the last dims of `x` with a kernel's first ones, or last if output_first."""
+    """The product of the last dims of `x` with a kernel's first ones, or last if output_first.
+
+    Each output of an int8 kernel is multiplied with its own `scale`.
+    """
     n, dims = num_inputs, kernel.ndim
     inputs = tuple(range(dims - n, dims) if output_first else range(n))
-    y = _contract(x.astype(dtype), kernel, inputs, dtype, out_dtype)
+    y = _contract(x.astype(dtype), kernel, scale, inputs, dtype, out_dtype)
     return checkpoint_name(y, PRODUCT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _contract(x, kernel, inputs, dtype, out_dtype):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _contract(x, kernel, scale, inputs, dtype, out_dtype):
     """A product of the compute type, summed in float32.
 
     A result of bfloat16 is rounded from it: a CPU has instructions for this, not for sums in
@@ -276,23 +279,43 @@ def _contract(x, kernel, inputs, dtype, out_dtype):
     cast again, where what was cast would take several times as much as one of int8.
     """
     last = tuple(range(x.ndim - len(inputs), x.ndim))
-    return _sum_of_products(x, kernel.astype(dtype), last, inputs).astype(out_dtype)
+    y = _sum_of_products(x, _cast(kernel, scale, inputs, dtype), last, inputs)
+    return _times(y, scale, dtype).astype(out_dtype)
 
 
-def _contract_forward(x, kernel, inputs, dtype, out_dtype):
-    return _contract(x, kernel, inputs, dtype, out_dtype), (x, kernel)
+def _cast(kernel, scale, inputs, dtype):
+    """A kernel in the compute type, in float32 with its scale.
+
+    A scale after the product would be rounded or not before what is added next, as the compiler
+    fuses the two into one instruction or doesn't: then two programs differ. Matrices of bfloat16
+    have no room for it, and what comes after their product is rounded anyway.
+    """
+    kernel = kernel.astype(dtype)
+    scales = scale is not None and dtype == "float32"
+    return kernel * jnp.expand_dims(scale, inputs) if scales else kernel
+
+
+def _times(y, scale, dtype):
+    """Multiplies outputs with their scales where `_cast` doesn't."""
+    scales = scale is not None and dtype != "float32"
+    return y * jnp.expand_dims(scale, tuple(range(y.ndim - scale.ndim))) if scales else y
+
+
+def _contract_forward(x, kernel, scale, inputs, dtype, out_dtype):
+    return _contract(x, kernel, scale, inputs, dtype, out_dtype), (x, kernel, scale)
 
 
 def _contract_backward(inputs, dtype, out_dtype, residuals, cotangent):
     del out_dtype
-    x, kernel = residuals
-    cotangent = cotangent.astype(dtype)
+    x, kernel, scale = residuals
+    cotangent = _times(cotangent, scale, dtype).astype(dtype)
     outputs = tuple(dim for dim in range(kernel.ndim) if dim not in inputs)
     last = tuple(range(cotangent.ndim - len(outputs), cotangent.ndim))
-    back = _sum_of_products(cotangent, kernel.astype(dtype), last, outputs).astype(x.dtype)
+    cast = _cast(kernel, scale, inputs, dtype)
+    back = _sum_of_products(cotangent, cast, last, outputs).astype(x.dtype)
     if kernel.dtype == jnp.int8:
-        return back, None
-    return back, _kernel_gradient(x, cotangent, kernel, inputs)
+        return back, None, None
+    return back, _kernel_gradient(x, cotangent, kernel, inputs), None
 
 
 def _kernel_gradient(x, cotangent, kernel, inputs):
