@@ -6,7 +6,6 @@ Each command takes the Run, the EvaluationConfig and the flags, except `plan`, w
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import pathlib
 import re
@@ -292,11 +291,12 @@ def _report(run, evaluation, directory, options) -> None:
     print("evaluating …", flush=True)
     made = suite.Suite(run, evaluation)
     results = made.results() | about.facts(run)
+    told: list[str] = []
     if elsewhere := getattr(options, "others", None):
-        results["transfer"] = transfer.rows(made, run, evaluation, elsewhere)
+        results["transfer"], told = transfer.rows(made, run, evaluation, elsewhere)
     results["subjects"] = subjects(evaluation)
-    found = (results.get("warnings", ()), _warnings(run, evaluation), cautions.cautions(results))
-    results["warnings"] = list(itertools.chain(*found))
+    told = [*results.get("warnings", ()), *told, *_warnings(run, evaluation)]
+    results["warnings"] = [*told, *cautions.cautions(results)]
     results["choices"] = choosing.recorded(run)
     results["config_text"] = options.operative
     results["command"] = command_flags.command_line(options.argv)
@@ -342,16 +342,16 @@ def others(run, evaluation, paths) -> dict[str, Any]:
     return found
 
 
-def _saved(run, options):
+def _saved(run, evaluation, options):
     """Reads the generations that are to be judged, or two systems' responses."""
     from pit_jax.evaluation import generations
 
     if not options.responses:
-        return generations.read(run, options.generations, options.on_error)
+        return generations.read(run, evaluation.judge, options.generations, options.on_error)
     if options.generations:
         raise UserError("--generations: got them with --responses, expected one of both")
     paths = [checked.expand(path) for path in options.responses]
-    return generations.of_systems(run, paths, options.on_error)
+    return generations.of_systems(run, evaluation.judge, paths, options.on_error)
 
 
 def _evaluate_saved(run, evaluation, options) -> None:
@@ -359,14 +359,14 @@ def _evaluate_saved(run, evaluation, options) -> None:
     from pit_jax.report import cautions
     from pit_jax.report import write as report
 
-    found = _saved(run, options)
+    found = _saved(run, evaluation, options)
     for line in found.notes:
         print(line)
     results = suite.Suite(run, evaluation).judge_generations(found.records, found.names)
     if results["description"]:
         print(results["description"])
-    found = (results.get("warnings", ()), _circular(run, evaluation), cautions.few_prompts(results))
-    results["warnings"] = list(itertools.chain(*found))
+    told = [*found.notes, *results.get("warnings", ()), *_circular(run, evaluation)]
+    results["warnings"] = [*told, *cautions.few_prompts(results)]
     results["command"] = command_flags.command_line(options.argv)
     print(report.format_summary(results))
     if options.output and processes.is_first():
@@ -395,7 +395,7 @@ def check(run, evaluation, options) -> None:
         checks.check_models(run, job.needed.values())
         print(f"improve        {job.describe()}")
     elif options.command == "evaluate" and (options.generations or options.responses):
-        print(f"generations    {len(_saved(run, options).records)} rows to judge")
+        print(f"generations    {len(_saved(run, evaluation, options).records)} rows to judge")
     elif options.command == "evaluate":
         _check_evaluation(run, evaluation)
         checks.check_models(run, evaluation.stages)

@@ -111,7 +111,8 @@ def _ask_of_files(options) -> None:
     row = {"name": f"{first} vs {second}", "first": "system", "second": "system"}
     prompts, *said = zip(*rows)
     sides = [people.Sides(row, prompts, said[0], said[1], groups=prompts)]
-    _write(options, sides, {"title": f"{first} and {second}, judged by people"})
+    about = {"title": f"{first} and {second}, judged by people", "warnings": notes}
+    _write(options, sides, about)
 
 
 def _check_new(options) -> None:

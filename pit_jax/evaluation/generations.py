@@ -12,9 +12,10 @@ from pit_jax.data import datasets
 from pit_jax.data.files import formats
 from pit_jax.data.files.fields import Fields
 from pit_jax.data.files.json_values import shown
-from pit_jax.data.synthetic import instructions
 from pit_jax.errors import UserError
-from pit_jax.method.roles import POLICY_REWARD
+from pit_jax.evaluation.configured_judge import JudgeConfig
+from pit_jax.evaluation.judges import RewardJudgeConfig, checker
+from pit_jax.method.roles import GAP_REWARD, POLICY_REWARD, Role
 from pit_jax.method.self_refine import as_text
 from pit_jax.run import improving
 from pit_jax.run.run import Run
@@ -35,14 +36,15 @@ class Generations:
     names: tuple[str, ...] = ()
 
 
-def read(run: Run, source: str, on_error: str) -> Generations:
+def read(run: Run, judge: JudgeConfig | None, source: str, on_error: str) -> Generations:
     """Reads rows of `prompt` and `responses`, [y_0, y_1, …].
 
-    A row that `improve` has skipped is left out. A response that is longer than the window is kept
-    and counted, since a reward model judges as much of it as fits.
+    A row that `improve` has skipped is left out. Where a model of the run judges, a response that
+    is longer than its window is kept and counted, since as much of it as fits is judged.
 
     Args:
       run: the run that judges them.
+      judge: the judge that is configured, if one is.
       source: what `records.records` takes.
       on_error: what becomes of other rows with a problem: `stop` refuses all, `skip` leaves them
         out.
@@ -52,7 +54,8 @@ def read(run: Run, source: str, on_error: str) -> Generations:
     """
     kept: list[dict[str, Any]] = []
     unimproved = bad = long = 0
-    for _, value, problem in improving.parsed(source, lambda v: _generation(run, v), on_error):
+    found = improving.parsed(source, lambda v: _generation(run, judge, v), on_error)
+    for _, value, problem in found:
         if problem:
             bad += 1
         elif value is None:
@@ -60,9 +63,7 @@ def read(run: Run, source: str, on_error: str) -> Generations:
         else:
             kept.append({"prompt": value[0], "responses": value[1]})
             long += value[2]
-    notes = _cut(run, long)
-    if bad:
-        notes.append(f"{bad} rows are skipped: they are malformed")
+    notes = [*_cut(run, judge, long), *_malformed(bad)]
     if unimproved:
         notes.append(f"{unimproved} rows are left out: improve has skipped them")
     if not kept:
@@ -70,20 +71,22 @@ def read(run: Run, source: str, on_error: str) -> Generations:
     return Generations(kept, notes)
 
 
-def of_systems(run: Run, sources: Sequence[str], on_error: str) -> Generations:
+def of_systems(
+    run: Run, judge: JudgeConfig | None, sources: Sequence[str], on_error: str
+) -> Generations:
     """Reads two systems' responses to the same prompts, which the judge of a run compares.
 
     Args:
-      run: the run that judges them.
+      run, judge: as of `read`.
       sources, on_error: as `paired` takes them.
 
     Raises:
       UserError: as `paired` does, and for a prompt that isn't one of the run's data or windows.
     """
-    rows, notes = paired(sources, on_error, run)
+    rows, notes = paired(sources, on_error, run, judge)
     records = [{"prompt": x, "responses": [first, second]} for x, first, second in rows]
-    long = sum(found[2] for record in records if (found := _generation(run, record)))
-    return Generations(records, [*notes, *_cut(run, long)], names_of(sources))
+    long = sum(found[2] for record in records if (found := _generation(run, judge, record)))
+    return Generations(records, [*notes, *_cut(run, judge, long)], names_of(sources))
 
 
 def names_of(sources: Sequence[str]) -> tuple[str, ...]:
@@ -92,14 +95,34 @@ def names_of(sources: Sequence[str]) -> tuple[str, ...]:
     return names if names[0] != names[1] else tuple(sources)
 
 
-def _cut(run: Run, long: int) -> list[str]:
+def _reader(run: Run, judge: JudgeConfig | None) -> tuple[Role, int] | None:
+    """The role of the run's model that judges, and its window of responses; None if none does."""
+    if isinstance(judge, RewardJudgeConfig) and run.stage(judge.stage).task == "rm_gap":
+        role = run.role(GAP_REWARD)
+        return role, role.lengths.longest_text + 1  # it reads each as a reference too
+    own = isinstance(judge, RewardJudgeConfig)
+    if (judge or checker(run.config.dataset)) and not own:
+        return None
+    role = run.role(POLICY_REWARD)
+    return role, role.lengths.response
+
+
+def _cut(run: Run, judge: JudgeConfig | None, long: int) -> list[str]:
     """Says that so many responses are cut, if any are."""
-    window = run.role(POLICY_REWARD).lengths.response
-    text = f"{long} responses are judged by their first {window} tokens, the window"
-    return [text] * bool(long)
+    reader = _reader(run, judge)
+    if not long or reader is None:
+        return []
+    return [f"{long} responses are judged by their first {reader[1]} tokens, the window"]
 
 
-def _generation(run: Run, value: dict[str, Any]) -> tuple[str, list[str], int] | None:
+def _malformed(count: int) -> list[str]:
+    """Says that so many rows are skipped, if any are."""
+    return [f"{count} rows are skipped: they are malformed"] * bool(count)
+
+
+def _generation(
+    run: Run, judge: JudgeConfig | None, value: dict[str, Any]
+) -> tuple[str, list[str], int] | None:
     """Returns x, its responses and how many of them are too long; None for a skipped row."""
     if "responses" not in value and value.get("status", improving.OK) != improving.OK:
         return None
@@ -107,20 +130,24 @@ def _generation(run: Run, value: dict[str, Any]) -> tuple[str, list[str], int] |
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         got = shown(texts if "responses" in value else list(value))
         raise ValueError(f"got {got}, expected a list of one text or more under 'responses'")
-    dataset, role = run.config.dataset, run.role(POLICY_REWARD)
-    lengths = role.lengths
+    dataset, reader = run.config.dataset, _reader(run, judge)
     x = datasets.prompt(dataset, value)
-    if isinstance(dataset, datasets.DatasetConfig) and dataset.kind == "instructions":
-        instructions.check(dataset.family, x, texts[0])
+    if reader is None:
+        if not judge and (exact := checker(dataset)):
+            exact.check(x, texts[0])  # which refuses another task's prompt
         return x, texts, 0
-    prompt = role.layout.policy_prompt(x)
-    if len(prompt) > lengths.prompt:
-        raise ValueError(f"got a prompt of {len(prompt)} tokens, expected at most {lengths.prompt}")
-    return x, texts, sum(len(role.layout.response(text)) > lengths.response for text in texts)
+    role, window = reader
+    tokens, most = len(role.layout.policy_prompt(x)), role.lengths.prompt
+    if tokens > most:
+        raise ValueError(f"got a prompt of {tokens} tokens, expected at most {most}")
+    return x, texts, sum(len(role.layout.response(text)) > window for text in texts)
 
 
 def paired(
-    sources: Sequence[str], on_error: str, run: Run | None = None
+    sources: Sequence[str],
+    on_error: str,
+    run: Run | None = None,
+    judge: JudgeConfig | None = None,
 ) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Reads two systems' responses to the same prompts.
 
@@ -132,7 +159,7 @@ def paired(
       sources: two of what `records.records` takes.
       on_error: what becomes of rows with a problem, and of a response to which the other file has
         none: `stop` refuses all, `skip` leaves them out.
-      run: what judges them; None where people read them.
+      run, judge: what judges them, as of `read`; None where people read them.
 
     Returns:
       prompt and both responses of each row, in the order of the first file; a line for each kind of
@@ -141,29 +168,35 @@ def paired(
     Raises:
       UserError: if a file can't be read, rows have problems, or none is left.
     """
-    first, second = (_responses(source, on_error, run) for source in sources)
-    waiting: dict[str, list[str]] = defaultdict(list)
-    for _, x, text in reversed(second):
-        waiting[x].append(text)
+    read = [_responses(source, on_error, run, judge) for source in sources]
+    (first, second), bad = [rows for rows, _ in read], sum(problems for _, problems in read)
+    waiting: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for place, x, text in reversed(second):
+        waiting[x].append((place, text))
     rows, alone = [], []
     for place, x, text in first:
         if waiting[x]:
-            rows.append((x if run else as_text(x), text, waiting[x].pop()))
+            rows.append((x if run else as_text(x), text, waiting[x].pop()[1]))
         else:
             alone.append(place)
-    if alone and on_error == "stop":
-        raise UserError(
-            f"{alone[0]}: {sources[1]} has no response to this prompt, nor to {len(alone)} of "
-            f"{len(first)} in all; --on_error=skip leaves them out"
-        )
+    others = [place for those in waiting.values() for place, _ in those]
+    for places, own, other in ((alone, first, sources[1]), (others, second, sources[0])):
+        if places and on_error == "stop":
+            raise UserError(
+                f"{places[0]}: {other} has no response to this prompt, nor to {len(places)} of "
+                f"{len(own)} in all; --on_error=skip leaves them out"
+            )
     if not rows:
         raise UserError(f"{sources[0]} and {sources[1]} have no prompt in common")
-    left_out = len(first) + len(second) - 2 * len(rows)
-    return rows, [f"{left_out} responses are left out: the other file has none"] * bool(left_out)
+    left_out = len(alone) + len(others)
+    notes = [f"{left_out} responses are left out: the other file has none"] * bool(left_out)
+    return rows, [*notes, *_malformed(bad)]
 
 
-def _responses(source: str, on_error: str, run: Run | None) -> list[tuple[str, str, str]]:
-    """The place, x and response of each row of a file."""
+def _responses(
+    source: str, on_error: str, run: Run | None, judge: JudgeConfig | None
+) -> tuple[list[tuple[str, str, str]], int]:
+    """The place, x and response of each row of a file, and how many rows have problems."""
 
     def parse(value: dict[str, Any]) -> tuple[str, str] | None:
         skipped = value.get("status", improving.OK) != improving.OK
@@ -175,8 +208,9 @@ def _responses(source: str, on_error: str, run: Run | None) -> list[tuple[str, s
             raise ValueError(f"got {shown(text)}, expected text under 'response'")
         if run is None:
             return formats.prompt(Fields(value)), text
-        found = _generation(run, value | {"responses": [text]})
+        found = _generation(run, judge, value | {"responses": [text]})
         return found and (found[0], text)
 
-    found = improving.parsed(source, parse, on_error)
-    return [(record.place, *value) for record, value, _ in found if value]
+    found = list(improving.parsed(source, parse, on_error))
+    rows = [(record.place, *value) for record, value, _ in found if value]
+    return rows, sum(bool(problem) for *_, problem in found)

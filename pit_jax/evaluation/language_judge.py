@@ -78,10 +78,12 @@ def read(name: str) -> Step:
 def verdict(text: str) -> str:
     """Returns the last verdict in an answer: A, B or C; empty if it has none.
 
-    What a model thinks before it answers, between <think> and </think>, has no verdict.
+    What a model thinks before it answers, up to </think>, has no verdict. Of such thoughts <think>
+    may be the last word of the prompt.
     """
-    if text.lstrip().startswith("<think>"):
-        text = text.partition("</think>")[2]
+    thoughts, end, answer = text.rpartition("</think>")
+    if end or thoughts.lstrip().startswith("<think>") or text.lstrip().startswith("<think>"):
+        text = answer if end else ""
     found = _VERDICT.findall(text)
     return found[-1] if found else ""
 
@@ -135,6 +137,8 @@ class LanguageModelJudge:
         # The digest of the request of all that was compared so far, in both orders.
         self._digests: dict[Shown, str] = {}
         self._collects = False
+        self._failed: set[str] = set()  # requests without an answer, which aren't sent again
+        self._works = False  # whether there has been an answer
         self._problem = ""  # of the first request without an answer
 
     def __call__(
@@ -270,29 +274,32 @@ class LanguageModelJudge:
     def _ask(self, shown: Sequence[Shown]) -> None:
         problem = ""
         if processes.is_first():
+            keys = {self._digests[each]: each for each in shown}
+            known = [key for key in keys if key in self._answers]
             unknown = {
-                key: each for each in shown if (key := self._digests[each]) not in self._answers
+                key: each
+                for key, each in keys.items()
+                if key not in self._answers and key not in self._failed
             }
             try:
+                self._works |= bool(known)
                 if unknown:
-                    keys = {self._digests[each] for each in shown}
-                    self._announce(len(set(shown)), len(keys), len(unknown))
-                    bodies = {key: self._body(each) for key, each in unknown.items()}
-                    self._send(bodies, len(keys) > len(unknown))
+                    self._announce(len(set(shown)), len(keys), len(unknown), len(known))
+                    self._send({key: self._body(each) for key, each in unknown.items()})
             except UserError as error:
                 problem = str(error)
         if processes.any_process(bool(problem)):
             raise UserError(problem or "the judge doesn't answer, and the first process says why")
 
-    def _announce(self, shown: int, count: int, missing: int) -> None:
-        done = f", {count - missing:,} of them answered before" if missing < count else ""
+    def _announce(self, shown: int, count: int, missing: int, known: int) -> None:
+        done = f", {known:,} of them answered before" if known else ""
         print(
             f"judge: {shown // 2:,} comparisons of different responses in both orders: {count:,} "
             f"requests to {self._config.model}{done}; asking {missing:,}",
             flush=True,
         )
 
-    def _send(self, requests: Mapping[str, Body], works: bool) -> None:
+    def _send(self, requests: Mapping[str, Body]) -> None:
         """Sends requests from several threads, and keeps each answer when it comes.
 
         The API is known to work where others were answered before.
@@ -330,7 +337,8 @@ class LanguageModelJudge:
         finally:
             ended.set()
             self._answers.close()
-        if not (kept or works or problem):  # a mistake in the configuration
+        self._works |= bool(kept)
+        if not (self._works or problem):  # a mistake in the configuration
             problem = UserError(self._problem)
         if isinstance(problem, UserError):
             path = self._answers.path
@@ -358,11 +366,12 @@ class LanguageModelJudge:
                 continue
             if isinstance(answer, Unanswered):
                 unanswered += 1
+                self._failed.add(key)
                 self._problem = self._problem or str(answer)
-                if unanswered > most and not problem:
+                if len(self._failed) > most and not problem:
                     end()
                     problem = UserError(
-                        f"{unanswered} requests have no answer, more than "
+                        f"{len(self._failed)} requests have no answer, more than "
                         f"EndpointConfig.max_unanswered={most}: {self._problem}"
                     )
                 continue

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -212,7 +213,8 @@ def read_sheets(key: Key, paths: Sequence[str]) -> list[Sheet]:
     sheets: dict[str, Sheet] = {}
     for path in paths:
         sheet = verdict_files.read(path, key.page, len(key.asked), key.ties)
-        before = sheets.setdefault(sheet.annotator.casefold(), sheet)
+        name = unicodedata.normalize("NFKC", sheet.annotator).casefold()
+        before = sheets.setdefault(name, sheet)
         if before is not sheet:
             raise UserError(
                 f"{path}: is by {sheet.annotator} as {before.path} is, expected one file of each"
@@ -284,7 +286,8 @@ def results(key: Key, sheets: Sequence[Sheet], seed: int = 0) -> dict[str, Any]:
         "people": people,
     }
     found |= {"agreement": agreement, "num_prompts": len({item.prompt for item, _ in judged})}
-    return key.about | found | {"warnings": list(_warnings(people, agreement))}
+    told = [*key.about.get("warnings", ()), *_warnings(people, agreement)]
+    return key.about | found | {"warnings": told}
 
 
 def _outcome(key: Key, sheet: Sheet, number: int) -> int:

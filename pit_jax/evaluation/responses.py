@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pit_jax.data.examples import Example
+from pit_jax.errors import NotFiniteError
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.method.improve import Trace
 from pit_jax.method.roles import GAP_REWARD, PIT, POLICY, POLICY_REWARD, Role
@@ -222,6 +223,8 @@ class Responses:
             read = [role.read(text) for _, _, text, *_ in new]
             model, pooling = self.model(stage), self._run.pooling(stage)
             scores = role.sampler.score(model, built, width, read, pooling)
+            if not np.isfinite(scores).all():
+                raise NotFiniteError(f"{stage}: gives a response a score that isn't finite")
             self._rewards.update(zip(new, scores, strict=True))
         return np.array([self._rewards[each] for each in keys], np.float32)
 

@@ -160,7 +160,7 @@ class Suite:
             "figure4": curves.reward_curves(run, (("PIT", config.pit), *self._ablations)),
             "curves": curves.learning_curves(run),
             "samples": self._samples(),
-            **self._judging(),
+            **self.judging(),
         }
 
     def _judged(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Suite:
             return self._judge.together(make)
         return make()
 
-    def _judging(self) -> dict[str, Any]:
+    def judging(self) -> dict[str, Any]:
         """What the report says of a judge that is configured."""
         judge = self._judge
         if isinstance(judge, LanguageModelJudge):
@@ -203,10 +203,10 @@ class Suite:
         made = self.with_verdicts(lambda: of_generations(self._judge, records, names))
         return {
             "title": " and ".join(names) or "Saved generations",
-            "num_prompts": len(records),
+            "num_prompts": len({record["prompt"] for record in records}),
             "description": budgets.LEFT_OUT if self._config.best_of and not names else "",
             **made,
-            **self._judging(),
+            **self.judging(),
         }
 
     # Responses

@@ -152,7 +152,7 @@ class Tables:
                 "bradley_terry_high": known(fitted.high[m]),
             }
             if k:
-                delta = scoring.compare(verdicts(m, 0), groups)
+                delta = scoring.compare(verdicts(m, 0), groups, self.seed)
                 changed = [t.responses[k].text != t.responses[k - 1].text for t in traces]
                 row |= {
                     "delta_vs_original": delta.delta,
@@ -179,7 +179,7 @@ class Tables:
             ends = [stopping.stop(trace, criterion, count) for trace in pit]
             kept = texts([t.responses[end.kept] for t, end in zip(pit, ends, strict=True)])
             scores = self.verdicts.scores(kept)
-            delta = scoring.compare(self.verdicts(kept, original), groups)
+            delta = scoring.compare(self.verdicts(kept, original), groups, self.seed)
             rows.append(
                 {
                     "criterion": criterion.name,

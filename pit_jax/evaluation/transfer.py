@@ -67,7 +67,7 @@ def label(file: str, other: Run) -> str:
 
 def rows(
     suite: Suite, run: Run, config: EvaluationConfig, others: Mapping[str, Run]
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Compares PIT with the policy's response, and R_PIT with the data, on several datasets.
 
     Args:
@@ -77,15 +77,17 @@ def rows(
       others: what `moved` makes of the run, by what its dataset is called.
 
     Returns:
-      `transfer` of report/write.py: a row of the run's own dataset, then one of each other.
+      `transfer` of report/write.py: a row of the run's own dataset, then one of each other; and
+      what is to be known of the judge on the others.
     """
     trained = {e.prompt for e in run.data.examples("train")}
     name = run.config.dataset.name
-    found = [_row(suite, run, config, name, trained)]
+    found, told = [_row(suite, run, config, name, trained)], []
     for file, other in others.items():
         there = Suite(other, config)
         found.append(_row(there, other, config, label(file, other), trained))
-    return [{**row, "trained_on": name} for row in found]
+        told += [f"on {label(file, other)}: {text}" for text in there.judging().get("warnings", ())]
+    return [{**row, "trained_on": name} for row in found], told
 
 
 def _row(

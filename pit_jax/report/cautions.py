@@ -22,8 +22,8 @@ def cautions(results: Results) -> list[str]:
     """Lists in sentences what weakens the results of a run.
 
     These are: a stage that went on with other settings than it began with, or whose records were
-    damaged; a reward model that hardly agrees with the data, or a gap model that ignores its
-    reference; Self-Refine where the policy is too small for it or it makes responses worse; and
+    damaged; a reward model or judge that hardly agrees with the data, or a gap model that ignores
+    its reference; Self-Refine where the policy is too small for it or it makes responses worse; and
     responses that didn't end within the window.
     """
     of_stages = _changes(results), _records(results)
@@ -59,10 +59,17 @@ def _records(results: Results) -> Iterator[str]:
 
 
 def _reward_models(results: Results) -> Iterator[str]:
+    judge = next((row["judge"] for row in results.get("comparisons", ())), "")
     for row in results.get("reward_models", ()):
+        accuracy = row.get("accuracy")
+        if row["name"] == judge and known(accuracy) and accuracy < _WEAK:
+            yield (
+                f"the judge, {judge}, agrees with the data on {share(accuracy)}% of "
+                f"{count(row.get('n'))} held-out pairs, where guessing has 50% and a tie doesn't "
+                "agree: its verdicts say little"
+            )
         if row["name"] not in _SINGLE:
             continue
-        accuracy = row.get("accuracy")
         if known(accuracy) and accuracy < _WEAK:
             yield (
                 f"{row['name']} is weak: it agrees with the data on {share(accuracy)}% of "

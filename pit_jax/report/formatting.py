@@ -92,9 +92,10 @@ def whole(value: Any) -> str:
 
 
 def held_out(results: Mapping[str, Any]) -> str:
-    """Says on how many prompts the results are."""
-    prompts = results.get("num_prompts")
-    return "held-out prompts" if prompts is None else f"{count(prompts)} held-out prompts"
+    """Says on how many prompts the results are, which a run has held out and a file hasn't."""
+    n = results.get("num_prompts")
+    prompts = "held-out " * bool({"seed", "seeds"} & results.keys()) + "prompt"
+    return f"{prompts}s" if n is None else f"{count(n)} {prompts}{'s' * (n != 1)}"
 
 
 def judge_of(results: Mapping[str, Any]) -> str:

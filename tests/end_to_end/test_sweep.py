@@ -253,7 +253,8 @@ def test_prompts_that_were_seen_and_pairs_that_dont_fit_are_counted():
         pairs=types.SimpleNamespace(gap_row=lambda *row: row, gap_rewards=lambda stage: stage),
     )
     config = EvaluationConfig(temperatures=(0.4, 1.0))
-    (row,) = transfer.rows(suite, run, config, {})
+    (row,), told = transfer.rows(suite, run, config, {})
+    assert told == []
     assert row == {
         "trained_on": "own",
         "evaluated_on": "own",
@@ -267,6 +268,20 @@ def test_prompts_that_were_seen_and_pairs_that_dont_fit_are_counted():
     ((temperature, _, pit, original),) = given
     assert (temperature, pit.kind, original.kind) == (0.4, "pit", "original")
     assert pit.responses == ["better"] * 4
+
+
+def test_what_a_judge_warns_of_on_another_dataset_is_told(monkeypatch):
+    other = types.SimpleNamespace(
+        config=types.SimpleNamespace(dataset=types.SimpleNamespace(name="there"))
+    )
+    there = types.SimpleNamespace(judging=lambda: {"warnings": ["3 of 9 are unjudged"]})
+    monkeypatch.setattr(transfer, "Suite", lambda run, config: there)
+    monkeypatch.setattr(transfer, "_row", lambda suite, run, config, name, seen: {"on": name})
+    data = types.SimpleNamespace(examples=lambda split: [])
+    run = types.SimpleNamespace(data=data, config=other.config)
+    rows, told = transfer.rows(None, run, EvaluationConfig(), {"other.gin": other})
+    assert [row["on"] for row in rows] == ["there", "there (other.gin)"]
+    assert told == ["on there (other.gin): 3 of 9 are unjudged"]
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_a_whole_evaluation_by_a_classifier(monkeypatch):
     assert (row["name"], row["accuracy"], row["n"]) == (NAME, pytest.approx(1 / 3), 3)
     assert [row["name"] for row in judged["ground_truth"]] == [NAME, "R_P (rm_policy)"]
     assert len(suite._samples()[0]["scores"]) == 3
-    assert suite._judging()["warnings"][0].startswith(f"the {NAME} scores ")
+    assert suite.judging()["warnings"][0].startswith(f"the {NAME} scores ")
     asked = suite._judge._classifier.asked
     assert len(asked) == len(set(asked))
     records = [{"prompt": "x", "responses": ["1", "3", "2"]}, {"prompt": "y", "responses": ["5"]}]

@@ -184,6 +184,26 @@ def test_so_many_may_stay_without_an_answer(make, server, tmp_path):
     assert 0 <= more <= 1 and len(kept(tmp_path)) == 8 + more
 
 
+def test_a_request_without_an_answer_is_not_sent_again(make, server):
+    """Nor is a comparison of such requests alone taken for a mistake, once others have answers."""
+    server.reply = lambda said: (400, {}, b"too long") if said.startswith("2|") else truth(said)
+    judge = make(max_unanswered=2)
+
+    def compared():
+        once = judge(PROMPTS[:4], FIRST[:4], SECOND[:4])
+        return [*once, *judge(PROMPTS[2:3], FIRST[2:3], SECOND[2:3])]
+
+    for _ in range(3):
+        assert judge.together(compared) == [-1, 1, 0, -1, 0]
+    assert set(Counter(server.said).values()) == {1} and len(server.said) == 8
+    server.reply = truth  # which the same judge doesn't ask any more: its tables have to agree
+    assert judge(PROMPTS[2:3], FIRST[2:3], SECOND[2:3]).tolist() == [0]
+    assert judge.counts()["unjudged"] == 1
+    server.reply = lambda said: (400, {}, b"too long")
+    with pytest.raises(UserError, match="3 requests have no answer, more than"):
+        judge(PROMPTS[4:6], FIRST[4:6], SECOND[4:6])
+
+
 def test_an_api_that_answers_nothing_is_no_report(make, server):
     server.reply = lambda said: (400, {}, b"unknown field max_tokens")
     with pytest.raises(UserError, match="answers 400 .*: unknown field max_tokens; the same"):

@@ -89,6 +89,8 @@ def make(server, config, folder):
         ("\n<think>[[A]], for it says [[B]]", ""),
         ("<think>[[A]]</think> I can't say.", ""),
         ("[[B]], and not what stands in <think>", "B"),
+        ("hmm [[B]]? no.</think> I can't say.", ""),
+        ("hmm [[B]]? no.</think> [[A]]", "A"),
         ("**[[B]]**.", "B"),
         ("A is better.", ""),
         ("[[D]] [A] [[a]] [[AB]]", ""),
@@ -362,11 +364,17 @@ def test_the_key_is_in_no_file_and_no_message(make, server, tmp_path, capsys):
     judge(["x"], ["1"], ["2"])
     server.reply = lambda said: (400, {}, f"got {KEY}".encode())
     with pytest.raises(UserError) as error:
-        judge(["y"], ["1"], ["2"])
+        make()(["y"], ["1"], ["2"])
+    judge(["y"], ["1"], ["2"])
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     texts = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-    texts += [str(error.value), "".join(capsys.readouterr()), repr(vars(judge)["_config"])]
-    assert len(texts) >= 4 and not any(KEY in text for text in texts)
+    texts += [
+        *judge.warnings(),
+        str(error.value),
+        "".join(capsys.readouterr()),
+        repr(vars(judge)["_config"]),
+    ]
+    assert len(texts) >= 5 and not any(KEY in text for text in texts)
 
 
 def test_cut_answers_are_told(make, server):
@@ -518,7 +526,7 @@ def test_a_whole_evaluation_by_verdicts(suite, server, capsys):
     # Nothing is improved: RL vs SFT and Original vs y_w, at two temperatures on three prompts.
     assert {row["n"] for row in judged["ground_truth"]} == {12}
     assert [sample["scores"] for sample in suite._samples()] == [[]] * 3
-    counts = suite._judging()["judging"]
+    counts = suite.judging()["judging"]
     assert counts["answers"] == len(server.said) == 2 * counts["comparisons"]
     assert counts["agreed"] == counts["comparisons"] and counts["first"] == counts["second"]
 
@@ -540,4 +548,4 @@ def test_saved_generations_by_verdicts(suite, server):
 
 def test_without_an_endpoint_the_data_says_who_judges():
     made = suite_of()
-    assert isinstance(made._judge, ExactJudge) and made._judging() == {}
+    assert isinstance(made._judge, ExactJudge) and made.judging() == {}

@@ -43,7 +43,7 @@ def test_a_row_for_each_number_of_improvements_and_a_verdict():
     assert table.rows[0] == ["K = 1, T = 1", delta, delta]
     assert costs.rows[4] == ["K = 1, T = 0.4", "20.2", "18.5", "1.8", "1.0", "1.5"]
     assert len(table.rows) == 5 and len(costs.rows[4]) == len(costs.columns)
-    assert "on 9 held-out prompts" in table.caption.lower() and "circular" not in table.caption
+    assert "on 9 prompts" in table.caption.lower() and "circular" not in table.caption
     assert "best_of allows: 12.5% at K = 1, T = 0.4" in costs.caption
     assert budgets.section({}, {}).blocks == []
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pit_jax.report import cautions, opening, write
+from pit_jax.report import cautions, formatting, opening, write
 from pit_jax.report.blocks import Paragraph, Terms, Tiles
 
 
@@ -113,6 +113,28 @@ def test_a_weak_reward_model_is_named():
     weak, ignores = cautions.cautions({"reward_models": models})
     assert weak.startswith("R_P is weak: it agrees with the data on 55.0% of 300 held-out pairs")
     assert ignores.startswith("R_PIT hardly looks at its reference (reference moves 0.05)")
+
+
+def test_a_judge_that_hardly_agrees_with_the_data_is_named():
+    models = [{"name": name, "accuracy": 0.49, "n": 500} for name in ("R_PIT (rm_2)", "other")]
+    results = {"comparisons": [row("pit", "self", 1.0, judge="R_PIT (rm_2)")]}
+    (weak,) = cautions.cautions(results | {"reward_models": models})
+    assert weak.startswith("the judge, R_PIT (rm_2), agrees with the data on 49.0% of 500 held-out")
+    models[0]["accuracy"] = 0.6
+    assert cautions.cautions(results | {"reward_models": models}) == []
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ({"seed": 0, "num_prompts": 1200}, "1,200 held-out prompts"),
+        ({"seeds": [0, 1]}, "held-out prompts"),
+        ({"num_prompts": 1}, "1 prompt"),
+        ({"num_prompts": 2}, "2 prompts"),
+    ],
+)
+def test_only_the_prompts_of_a_run_are_held_out(results, said):
+    assert formatting.held_out(results) == said
 
 
 def test_a_stage_that_went_on_with_a_lower_rate_is_named():
