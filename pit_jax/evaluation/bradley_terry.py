@@ -25,7 +25,9 @@ def ratings(
     after ever more of them. A normal prior with a deviation of 1737 points (10 in log odds) keeps
     the rating of a model that always wins finite.
 
-    The interval is Student's, with the variance of the ratings over resamples of the groups.
+    The interval is Student's, with the variance of the ratings over resamples of the groups. Where
+    the best models win against the others in nearly all groups, nothing says how far apart the two
+    sides are; then no model has an interval, for each rating is one against the mean of all.
 
     Args:
       pairs_Q2: model indices of each pairing; every index 0..M-1 occurs.
@@ -42,12 +44,27 @@ def ratings(
 
     half = np.full(rating.shape, np.nan)
     count = sizes_G.size
-    if not intervals.few_differ(won_GQ / sizes_G[:, None]):
+    share_GQ = won_GQ / sizes_G[:, None]
+    if not intervals.few_differ(share_GQ) and not _is_parted(pairs_Q2, share_GQ, rating):
         drawn_RG = np.random.default_rng(seed).multinomial(count, np.ones(count) / count, resamples)
         variance = _fit(pairs_Q2, drawn_RG @ won_GQ, drawn_RG @ sizes_G).var(axis=0, ddof=1)
         # As that of ELO's: a resample's variance is that of a population of G.
         half = intervals.t_quantile(count) * np.sqrt(variance * count / (count - 1))
     return Ratings(rating=rating, low=rating - half, high=rating + half)
+
+
+def _is_parted(pairs_Q2, share_GQ, rating_M) -> bool:
+    """Whether some of the best models win all against all others, but for too few of the groups.
+
+    The likelihood has a maximum where no models are so (Ford, 1957). Where every two models meet,
+    such models have the highest ratings, so other sets needn't be looked at.
+    """
+    for lowest in np.unique(rating_M)[1:]:
+        first_Q, second_Q = (rating_M >= lowest)[pairs_Q2.T]
+        lost_GQ = (first_Q & ~second_Q & (share_GQ < 1)) | (second_Q & ~first_Q & (share_GQ > 0))
+        if lost_GQ.any(axis=1).sum() < intervals.DIFFERENT:
+            return True
+    return False
 
 
 def _fit(pairs_Q2, won_RQ, rows_R) -> np.ndarray:

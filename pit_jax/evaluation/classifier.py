@@ -6,15 +6,16 @@ computes it, on a GPU if there is one for PyTorch. Both packages are in the extr
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from pit_jax.checked import UserPath, at_least, checked
-from pit_jax.data.examples import turns_of
+from pit_jax.data.examples import Turns, turns_of
 from pit_jax.data.files.json_values import printable
 from pit_jax.errors import UserError
 from pit_jax.evaluation import judges
@@ -85,8 +86,8 @@ class Classifier:
                 "pip install '.[judges]' -c constraints.txt"
             ) from None
         self._torch, self._transformers, self._config = torch, transformers, config
-        self._tokenizer = self._read(transformers.AutoTokenizer)
-        self._settings = self._read(transformers.AutoConfig)
+        self._tokenizer = self._read(transformers.AutoTokenizer.from_pretrained, config.model)
+        self._settings = self._read(transformers.AutoConfig.from_pretrained, config.model)
         self._model: Any = None
         self.max_length = self._most()
         self._label = self._place()
@@ -99,7 +100,8 @@ class Classifier:
           the label; whether each was cut, bool [N].
 
         Raises:
-          UserError: if the weights can't be read, or the memory is too small.
+          UserError: if the weights can't be read, the memory is too small, or the chat template
+            alone takes all tokens.
         """
         if self._model is None:
             self._model = self._load()
@@ -115,9 +117,9 @@ class Classifier:
                 print(f"judge: {start + len(rows):,} of {len(pairs):,} scores", flush=True)
         return scores_N, lengths_N > (self.max_length or _NO_LIMIT)
 
-    def _read(self, kind: Any, **more: Any) -> Any:
+    def _read(self, read: Callable, *args: Any, **more: Any) -> Any:
         try:
-            return kind.from_pretrained(self._config.model, **more)
+            return read(*args, **more)
         except Exception as error:  # of a hub, of files and of many classes
             reason = printable((str(error).splitlines() or [repr(error)])[0])[:300]
             raise UserError(
@@ -128,7 +130,7 @@ class Classifier:
         torch, name = self._torch, self._config.model
         kind = self._transformers.AutoModelForSequenceClassification
         dtype = getattr(torch, self._config.dtype)
-        model, found = self._read(kind, dtype=dtype, output_loading_info=True)
+        model, found = self._read(kind.from_pretrained, name, dtype=dtype, output_loading_info=True)
         if missing := sorted(found["missing_keys"]):
             raise UserError(
                 f"ClassifierConfig.model: {name} has no weights of {missing[0]}, expected a "
@@ -137,8 +139,7 @@ class Classifier:
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def _most(self) -> int | None:
-        settings = self._settings.get_text_config()
-        limits = (getattr(settings, "max_position_embeddings", 0), self._tokenizer.model_max_length)
+        limits = (self._positions(), self._tokenizer.model_max_length)
         most = min((limit for limit in limits if 0 < (limit or 0) < _NO_LIMIT), default=None)
         asked = self._config.max_length
         if most and asked > most:
@@ -147,6 +148,19 @@ class Classifier:
                 f"{self._config.model} can read"
             )
         return asked or most
+
+    def _positions(self) -> int:
+        """How many tokens the model has positions for; 0 if its configuration doesn't say."""
+        torch = self._torch
+        most = getattr(self._settings.get_text_config(), "max_position_embeddings", 0) or 0
+        with torch.device("meta"):  # without weights
+            kind = self._transformers.AutoModelForSequenceClassification
+            model = self._read(kind.from_config, self._settings)
+        for name, module in model.named_modules():
+            # RoBERTa and its kin give padding a position, and count the others from the next one.
+            if name.endswith(".position_embeddings") and isinstance(module, torch.nn.Embedding):
+                return most if module.padding_idx is None else most - module.padding_idx - 1
+        return most
 
     def _place(self) -> int:
         """The number of the label whose score counts."""
@@ -164,30 +178,80 @@ class Classifier:
         padding = self._settings.get_text_config().pad_token_id
         return padding is not None and padding == self._tokenizer.pad_token_id
 
-    def _tokens(self, pairs: Sequence[Pair], **how: Any) -> Any:
-        """The tokens of pairs: by the chat template where there is one, else as a pair of texts."""
+    def _tokens(self, pairs: Sequence[Pair], most: int | None = None, **how: Any) -> Any:
+        """The tokens of pairs, at most so many of each.
+
+        They are those of the chat template where there is one, else of a pair of texts.
+        """
         tokenizer = self._tokenizer
         if not tokenizer.chat_template:
             prompts, responses = [as_text(x) for x, _ in pairs], [text for _, text in pairs]
+            if most:
+                how |= {"truncation": True, "max_length": most}
             return tokenizer(prompts, responses, verbose=False, **how)
+        chats = [(*turns_of(x), ("assistant", text)) for x, text in pairs]
+        if most:
+            chats = [self._cut(turns, most) for turns in chats]
+        return self._by_template(chats, **how)
+
+    def _by_template(self, chats: Sequence[Turns], **how: Any) -> Any:
         texts = [
-            tokenizer.apply_chat_template(
-                [
-                    {"role": role, "content": content}
-                    for role, content in (*turns_of(x), ("assistant", text))
-                ],
-                tokenize=False,
+            self._tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in turns], tokenize=False
             )
-            for x, text in pairs
+            for turns in chats
         ]
-        return tokenizer(texts, add_special_tokens=False, verbose=False, **how)
+        return self._tokenizer(texts, add_special_tokens=False, verbose=False, **how)
+
+    def _cut(self, turns: Turns, most: int) -> Turns:
+        """The turns with at most so many tokens by the chat template.
+
+        The longer of the last two turns, which are prompt and response, is cut at its end. So that
+        much is left of both, the oldest turns go first where all but these two, with what the
+        template adds, take more than half of the tokens.
+        """
+
+        if self._length(turns) <= most:
+            return turns
+        ends = [self._ends(content) for _, content in turns[-2:]]
+
+        def shortened(kept: int) -> Turns:
+            last = []
+            for (role, content), end in zip(turns[-2:], ends, strict=True):
+                last.append((role, content[: end[kept - 1]] if kept < len(end) else content))
+            return (*turns[:-2], *last)
+
+        while (others := self._length(shortened(1))) > most / 2 and (newer := _newer(turns)):
+            turns = newer
+        if others > most:
+            raise UserError(
+                f"ClassifierConfig.max_length: got {most}, expected at least {others}, which the "
+                f"chat template of {self._config.model} takes for a prompt and a response of a "
+                "token each"
+            )
+        # How many tokens can be kept of each of the two, beside the first.
+        more = range(2, max(map(len, ends)) + 1)
+        return shortened(1 + bisect.bisect(more, most, key=lambda n: self._length(shortened(n))))
+
+    def _length(self, turns: Turns) -> int:
+        return len(self._by_template([turns])["input_ids"][0])
+
+    def _ends(self, text: str) -> list[int]:
+        """Where each token of a text ends; of a tokenizer that doesn't tell, each character."""
+        if not self._tokenizer.is_fast:
+            return list(range(1, len(text) + 1))
+        how = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        return [end for _, end in self._tokenizer(text, **how)["offset_mapping"]]
 
     def _scores(self, pairs: Sequence[Pair]) -> np.ndarray:
         """The scores of one batch [B]."""
         torch = self._torch
-        how = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
         tokens = self._tokens(
-            pairs, padding=len(pairs) > 1, padding_side="right", return_tensors="pt", **how
+            pairs,
+            self.max_length,
+            padding=len(pairs) > 1,
+            padding_side="right",
+            return_tensors="pt",
         )
         try:
             with torch.inference_mode():
@@ -205,6 +269,15 @@ class Classifier:
             others_BL[:, self._label] = -torch.inf
             scores_B = scores_B - torch.logsumexp(others_BL, 1)
         return scores_B.cpu().numpy()
+
+
+def _newer(turns: Turns) -> Turns:
+    """The turns from the second of the user's on, after what the system says; none if it's last."""
+    system = [turn for turn in turns[:1] if turn[0] == "system"]
+    for place in range(len(system) + 1, len(turns) - 1):
+        if turns[place][0] == "user":
+            return (*system, *turns[place:])
+    return ()
 
 
 def name_of(config: ClassifierConfig) -> str:

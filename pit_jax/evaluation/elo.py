@@ -20,7 +20,8 @@ _BLOCK = 64
 class Ratings:
     """Holds ratings [M] of M models in the order given, and their 95% intervals.
 
-    Intervals are NaN where nearly all groups have the same verdicts, which says too little.
+    Intervals are NaN where nearly all groups have the same verdicts, which says too little; ELO's
+    of a model where it is so of the verdicts on that model.
     """
 
     rating: np.ndarray
@@ -87,7 +88,9 @@ def elo_ratings(
     group_N = intervals.group_numbers(groups, num_rows)
     patterns_GQ = np.stack([np.divide(*intervals.by_group(row, group_N)) for row in outcomes_QN], 1)
     half = np.full(rating.shape, np.nan)
-    if not intervals.few_differ(patterns_GQ):
+    plays_MQ = [(pairs_Q2 == m).any(axis=1) for m in range(rating.size)]
+    told_M = [not intervals.few_differ(patterns_GQ[:, plays_Q]) for plays_Q in plays_MQ]
+    if any(told_M):
         rows_RN = np.stack([intervals.draw_rows(rng, group_N) for _ in range(resamples)])
         rows_SN = np.repeat(rows_RN, _ORDERS, axis=0)
         played = _play(rng, pairs_Q2, outcomes_QN, rows_SN, k, initial)
@@ -96,7 +99,7 @@ def elo_ratings(
         # A resample's variance is that of a population of G, as a sample's is with G in place of
         # G - 1.
         variance = between * num_groups / (num_groups - 1) + within / shuffles
-        half = intervals.t_quantile(num_groups) * np.sqrt(variance)
+        half = np.where(told_M, intervals.t_quantile(num_groups) * np.sqrt(variance), np.nan)
     return Ratings(rating=rating, low=rating - half, high=rating + half)
 
 

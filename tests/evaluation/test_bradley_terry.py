@@ -72,6 +72,57 @@ def test_intervals_are_those_of_resampled_prompts():
     np.testing.assert_allclose(ratio, np.sqrt(3), rtol=0.15)
 
 
+def _of_strengths(strengths, rows=120):
+    """Verdicts on every two models, by the model of Bradley and Terry, in log odds."""
+    rng = np.random.default_rng(3)
+    pairs = [(a, b) for b in range(len(strengths)) for a in range(b)]
+    return pairs, np.stack(
+        [
+            np.where(rng.random(rows) < 1 / (1 + np.exp(strengths[b] - strengths[a])), 1, -1)
+            for a, b in pairs
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "strengths", [[99, 0, 0], [0, 0.5, -99], [99, 0, 98.5, 0.5], [-0.5, 99, 0, 198, 99.5]]
+)
+def test_models_that_win_all_against_others_leave_no_interval(strengths):
+    """Also where each model varies against some: what isn't known moves the mean of all ratings."""
+    pairs, outcomes = _of_strengths(np.array(strengths))
+    found = bradley_terry.ratings(pairs, outcomes, resamples=20)
+    assert np.isnan([found.low, found.high]).all() and np.isfinite(found.rating).all()
+
+
+@pytest.mark.parametrize("result", [-1, 0])
+def test_ten_groups_with_another_result_are_enough_for_an_interval(result):
+    """The first model wins all but these, lost or tied, against one of the others or the other."""
+    pairs, outcomes = _of_strengths(np.array([99, 0, 0]))
+    outcomes[0, :5] = outcomes[1, 4:10] = result
+    assert np.isfinite(bradley_terry.ratings(pairs, outcomes, resamples=20).low).all()
+    assert np.isfinite(bradley_terry.ratings(pairs, -outcomes, resamples=20).low).all()
+    # Two of these rows are of one prompt.
+    groups = [max(row, 1) for row in range(120)]
+    assert np.isnan(bradley_terry.ratings(pairs, outcomes, groups, resamples=20).low).all()
+    # Equal ratings stand on the same side.
+    outcomes[2] = np.tile([1, -1], 60)
+    outcomes[:2] = outcomes[0]
+    found = bradley_terry.ratings(pairs, outcomes, resamples=20)
+    assert np.isnan(found.low).all()
+    outcomes[:2, 5:20] = result
+    found = bradley_terry.ratings(pairs, outcomes, resamples=20)
+    assert found.rating[1] == pytest.approx(found.rating[2]) and np.isfinite(found.low).all()
+
+
+def test_elos_interval_is_missing_where_verdicts_on_a_model_are_alike():
+    pairs, outcomes = _of_strengths(np.array([0, 99, 0.5]))
+    found = elo.elo_ratings(pairs, outcomes, shuffles=5, resamples=20)
+    np.testing.assert_array_equal(np.isnan(found.low), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(found.high), [False, True, False])
+    outcomes[0, :10] = 1
+    assert np.isfinite(elo.elo_ratings(pairs, outcomes, shuffles=5, resamples=20).low).all()
+
+
 def test_seed_moves_the_resamples():
     pairs, outcomes = _verdicts(2)
     found = [bradley_terry.ratings(pairs, outcomes, seed=s, resamples=50) for s in (0, 1, 0)]

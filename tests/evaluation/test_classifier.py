@@ -294,6 +294,90 @@ def test_a_chat_template_makes_what_is_read(tiny):
     assert said == "[UNK] boil an egg [UNK] whole [UNK] how [UNK] in water"
 
 
+CHAT = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }} {% endfor %}"
+
+
+def read_of(made, x, response):
+    """What a classifier of at most so many tokens reads of a chat, word by word."""
+    (ids,) = made._tokens([(x, response)], made.max_length)["input_ids"]
+    assert len(ids) <= made.max_length
+    said = made._tokenizer.decode(ids).replace("[UNK] [UNK]", "/").split()
+    return " ".join(said).removeprefix("/ ").split(" / ")
+
+
+@pytest.mark.hf
+def test_the_longer_of_prompt_and_response_is_cut_in_a_chat(tiny):
+    """A role and its colon are two tokens, so 12 of 16 are left for the two."""
+    config, long = ClassifierConfig(tiny(template=CHAT), max_length=16), " ".join(WORDS)
+    scores = ClassifierJudge(config).scores([long] * 3, ["leave it", "leave", "in water"])
+    assert len(set(scores)) == 3
+    made = Classifier(config)
+    assert read_of(made, long, "leave it") == [" ".join(WORDS[:10]), "leave it"]
+    assert read_of(made, "leave it", long) == ["leave it", " ".join(WORDS[:10])]
+    assert read_of(made, long, long) == [" ".join(WORDS[:6])] * 2
+    scores, cut = made([(long, "leave it"), (long, "ten minutes"), ("whole", "egg")])
+    assert cut.tolist() == [True, True, False] and scores[0] != scores[1]
+    # What is cut ends within the text as it is written.
+    assert made._cut((("user", long), ("assistant", "it  or")), 16)[0][1] == long[:37]
+
+
+@pytest.mark.hf
+def test_the_oldest_turns_go_where_they_take_more_than_half(tiny):
+    made = Classifier(ClassifierConfig(tiny(template=CHAT), max_length=30))
+    long = " ".join(WORDS)
+    first = (("user", "boil an egg"), ("assistant", long))
+    turns = (("system", "whole"), *first, ("user", "how"), ("assistant", "in"), ("user", "for ten"))
+    said = read_of(made, Dialogue("unused", turns), "do it")
+    assert said == ["whole", "how", "in", "for ten", "do it"]
+    # All but the response are 15 tokens of 30, so 15 of its 30 are left.
+    said = read_of(made, Dialogue("unused", turns), f"{long} {long}")
+    assert said == ["whole", "how", "in", "for ten", long]
+    # Of what isn't over nothing goes.
+    turns = (("user", " ".join(WORDS[:12])), ("assistant", "in"), ("user", "for ten"))
+    said = read_of(made, Dialogue("unused", turns), "do it")
+    assert said == [" ".join(WORDS[:12]), "in", "for ten", "do it"]
+    few = Classifier(ClassifierConfig(made._config.model, max_length=5))
+    with pytest.raises(UserError, match="max_length: got 5, expected at least 6, which the chat"):
+        few([(long, "it")])
+
+
+@pytest.mark.hf
+def test_a_chat_is_cut_by_letters_where_tokens_have_no_offsets(tiny, monkeypatch):
+    made = Classifier(ClassifierConfig(tiny(template=CHAT), max_length=8))
+    monkeypatch.setattr(type(made._tokenizer), "is_fast", False)
+    assert read_of(made, "whole water in", "in it") == ["whole water", "in it"]
+    assert read_of(made, "in it", " ".join(WORDS)) == ["in it", "how do"]
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("kind", ["Roberta", "XLMRoberta", "Camembert", "MPNet", "Bert", "GPT2"])
+def test_positions_that_the_padding_takes_are_not_counted(tiny, kind):
+    """A model of RoBERTa's kind reads two tokens fewer than it has positions, with padding 1."""
+    import torch
+    import transformers
+
+    folder = tiny()
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=32,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=20,
+        type_vocab_size=2,
+        pad_token_id=1,
+        num_labels=1,
+    )
+    torch.manual_seed(0)
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(folder)
+    made = Classifier(ClassifierConfig(folder))
+    assert made.max_length == 20 - 2 * (kind not in ("Bert", "GPT2"))
+    scores, cut = made([(SAID, SAID), ("how", "egg")])
+    assert np.isfinite(scores).all() and cut.tolist() == [True, False]
+    with pytest.raises(UserError, match=f"got 21, expected at most {made.max_length}, which"):
+        Classifier(ClassifierConfig(folder, max_length=21))
+
+
 @pytest.mark.hf
 def test_what_is_no_trained_classifier_is_refused(tiny, tmp_path):
     import safetensors.torch

@@ -138,3 +138,23 @@ def test_elos_interval_covers_the_mean_over_prompts_and_orders(clustered):
         truth = np.mean([each.rating[0] for each in found])
         covered += [each.low[0] <= truth <= each.high[0] for each in found]
     assert 0.93 <= np.mean(covered) <= 0.97
+
+
+@pytest.mark.slow
+def test_bradley_terrys_interval_of_a_far_better_model_covers_or_is_missing():
+    """The first of three models wins 73 to 99.8% against an average one; another may be better."""
+    pairs, rng = np.array([[0, 1], [0, 2], [1, 2]]), np.random.default_rng(0)
+    covered, won_all = [], 0
+    for seed in range(1000):
+        strength = np.array([rng.uniform(1, 6), *rng.normal(0, 0.5, size=2)])
+        truth = 1000 + 400 / math.log(10) * (strength - strength.mean())
+        chances = 1 / (1 + np.exp(strength[pairs[:, 1]] - strength[pairs[:, 0]]))
+        outcomes = np.where(rng.random((3, 200)) < chances[:, None], 1, -1)
+        found = bradley_terry.ratings(pairs, outcomes, seed=seed, resamples=100)
+        given = np.isfinite(found.low)
+        won_all += (outcomes[:2] == 1).all()
+        assert not given.any() or (given.all() and (outcomes[:2] == -1).any(axis=0).sum() >= 10)
+        if given.all():
+            covered.append((found.low <= truth) & (truth <= found.high))
+    assert won_all > 30 and len(covered) > 400
+    np.testing.assert_allclose(np.mean(covered, axis=0), 0.95, atol=0.02)
