@@ -322,7 +322,7 @@ def _dispatch(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
     if options.command == "plan":
         return commands.plan(config, options)
     if options.dry_run:
-        run = runs.Run(config)
+        run = runs.Run(config, keep=False)
         run.allow_change = getattr(options, "allow_change", False)
         commands.describe(run, evaluation, options)
         return 0

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import tempfile
@@ -140,7 +141,7 @@ def new(path: str | os.PathLike[str], access: int = os.O_WRONLY | os.O_EXCL) -> 
 
 
 def sweep(folder: str | os.PathLike[str]) -> None:
-    """Deletes what processes that were killed while they wrote have left in a folder on a disk.
+    """Deletes what processes that were killed while they wrote have left in a run directory.
 
     Args:
       folder: it, the folders in it, and theirs are looked at; checkpoints aren't.
@@ -148,8 +149,9 @@ def sweep(folder: str | os.PathLike[str]) -> None:
     before = time.time() - _LEFT_SECONDS
     for pattern in ("*.tmp", "*/*.tmp", "*/references/*/*.tmp"):
         for path in pathlib.Path(folder).glob(pattern) if is_local(folder) else ():
+            ours = re.fullmatch(r".+\.[0-9a-f]{16}\.tmp", path.name, re.DOTALL)
             with contextlib.suppress(OSError):
-                if not path.is_dir() and path.lstat().st_mtime < before:
+                if ours and not path.is_dir() and path.lstat().st_mtime < before:
                     path.unlink()
 
 

@@ -175,7 +175,8 @@ class Sweep:
         config, evaluation = self._configured((), own, text)
         assert config.stages == self.merged.config.stages
         files.check_folder(config.model_dir, "MODEL_DIR")
-        member = _Member(runs.Run(config), evaluation, bindings.operative())
+        made = runs.Run(config, keep=not self._options.dry_run)
+        member = _Member(made, evaluation, bindings.operative())
         member.run.config_text = bindings.whole(self._roots)
         return member
 

@@ -1,10 +1,10 @@
 """Makes flat arrays piece by piece: small ones in memory, big ones in files mapped to memory.
 
 Files are kept in a folder that all processes of a host share: a raw file for each array and a
-manifest, a line of JSON with their types, sizes and SHA-256 after a line with its own SHA-256. They
-are written under a temporary name, synced and renamed, by one process while the others wait; so a
-crash leaves nothing that could be taken for them. They are checked when they are opened, and made
-anew if anything is wrong with them.
+manifest, a line of JSON with their types, sizes and SHA-256 after a line with its own SHA-256, of
+the folder's name too. They are written under a temporary name, synced and renamed, by one process
+while the others wait; so a crash leaves nothing that could be taken for them. They are checked when
+they are opened, and made anew if anything is wrong with them.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Cache:
                 files.reported(place, f"{place}: can't keep the data"),
                 tempfile.TemporaryDirectory(prefix="pit_jax_") as own,
             ):
-                _write(pathlib.Path(own), fill)
-                return _mapped(pathlib.Path(own))  # what is mapped stays without its name
+                _write(pathlib.Path(own), "", fill)
+                return _mapped(pathlib.Path(own), "")  # what is mapped stays without its name
         said = hashlib.sha256(repr((_code(), key())).encode()).hexdigest()
         return _in_files(self._folder / f"{task}-{said[:32]}", fill)
 
@@ -107,18 +107,36 @@ def _in_memory(fill: Fill) -> Arrays:
 def _in_files(folder: pathlib.Path, fill: Fill) -> Arrays:
     """Returns arrays of a folder, which are made if it isn't there or isn't sound."""
     with files.reported(folder, f"{folder}: can't keep the data"), _locked(folder):
+        _sweep(folder.parent)
         if not _is_sound(folder):
             for left in (folder, *folder.parent.glob(f"{folder.name}.*.tmp")):
-                shutil.rmtree(left, ignore_errors=True)
+                _delete(left)
             scratch = pathlib.Path(tempfile.mkdtemp(".tmp", f"{folder.name}.", folder.parent))
             try:
-                _write(scratch, fill)
+                _write(scratch, folder.name, fill)
                 os.replace(scratch, folder)
             except BaseException:
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
             _sync(folder.parent)
-        return _mapped(folder)
+        return _mapped(folder, folder.name)
+
+
+def _delete(left: pathlib.Path) -> None:
+    """Deletes a folder, or whatever else is in its place; a link isn't followed."""
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
+
+
+def _sweep(folder: pathlib.Path) -> None:
+    """Deletes what processes that were killed have left of other arrays, whose locks are free."""
+    for left in folder.glob("*.*.tmp"):
+        lock = left.with_name(f"{left.name.rsplit('.', 2)[0]}.lock")
+        with contextlib.suppress(OSError), open(files.new(lock, os.O_WRONLY), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _delete(left)
 
 
 @contextlib.contextmanager
@@ -130,7 +148,8 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _write(folder: pathlib.Path, fill: Fill) -> None:
+def _write(folder: pathlib.Path, name: str, fill: Fill) -> None:
+    """Writes the arrays of this name, and what they are, into a folder."""
     arrays: dict[str, dict] = {}
     with contextlib.ExitStack() as stack:
         opened = {}
@@ -151,14 +170,18 @@ def _write(folder: pathlib.Path, fill: Fill) -> None:
     for each in arrays.values():
         each["sha256"] = each.pop("digest").hexdigest()
     content = json.dumps(arrays, sort_keys=True).encode()
-    digest = hashlib.sha256(content).hexdigest()
-    files.write_whole(folder / _MANIFEST, digest.encode() + b"\n" + content)
+    files.write_whole(folder / _MANIFEST, _digest(name, content) + b"\n" + content)
 
 
-def _manifest(folder: pathlib.Path) -> dict[str, dict]:
-    """Reads a manifest; raises OSError or ValueError if it isn't there or damaged."""
+def _digest(name: str, content: bytes) -> bytes:
+    """Of a manifest, and of the name that its folder has."""
+    return hashlib.sha256(name.encode() + b"\n" + content).hexdigest().encode()
+
+
+def _manifest(folder: pathlib.Path, name: str) -> dict[str, dict]:
+    """Reads the manifest of this name; raises OSError or ValueError if there is none whole."""
     digest, _, content = (folder / _MANIFEST).read_bytes().partition(b"\n")
-    if digest.decode() != hashlib.sha256(content).hexdigest():
+    if digest != _digest(name, content):
         raise ValueError(f"{folder}: got a damaged manifest, expected its SHA-256 before it")
     return json.loads(content)
 
@@ -166,18 +189,18 @@ def _manifest(folder: pathlib.Path) -> dict[str, dict]:
 def _is_sound(folder: pathlib.Path) -> bool:
     """Returns whether a folder holds all that its manifest lists, unchanged."""
     try:
-        for name, about in _manifest(folder).items():
+        for name, about in _manifest(folder, folder.name).items():
             with open(folder / f"{name}.bin", "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
                     return False
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return False
     return True
 
 
-def _mapped(folder: pathlib.Path) -> Arrays:
+def _mapped(folder: pathlib.Path, kept_as: str) -> Arrays:
     found: Arrays = {}
-    for name, about in _manifest(folder).items():
+    for name, about in _manifest(folder, kept_as).items():
         if about["bytes"]:
             found[name] = np.memmap(folder / f"{name}.bin", about["type"], mode="r")
         else:

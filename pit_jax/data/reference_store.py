@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,6 +44,7 @@ class ReferenceMeta:
       seed: seed of the sampling.
       prompts: how many prompts are to have one.
       stage: the stage that learns from them; empty for none.
+      model: a digest of the model that improved them; empty for none, or where it isn't known.
     """
 
     round: int
@@ -51,6 +53,7 @@ class ReferenceMeta:
     seed: int
     prompts: int
     stage: str = ""
+    model: str = ""
 
 
 class ReferenceWriter:
@@ -94,6 +97,9 @@ class ReferenceWriter:
             self._manifest = _read_manifest(self.directory)
             # Of versions that didn't say it.
             earlier = {"stage": meta.stage} | ({"prompts": meta.prompts} if self.closed else {})
+            earlier |= {"model": meta.model}
+            if not meta.model:
+                del expected["model"]
             for key, value in expected.items():
                 if (earlier | self._manifest).get(key) != value:
                     raise UserError(
@@ -285,10 +291,21 @@ def _read_manifest(directory: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path}: is damaged, expected shards and format; {_remedy(directory)}")
     if manifest["format"] != _FORMAT:
         raise UserError(f"{path}: got format {manifest['format']!r}, expected {_FORMAT}")
-    whole = all(isinstance(shard, dict) and set(shard) >= _SHARD for shard in shards)
-    if not whole or not isinstance(manifest.get("closed"), bool):
+    if not all(map(_is_listed, shards)) or not isinstance(manifest.get("closed"), bool):
         raise UserError(f"{path}: is damaged, expected shards and closed; {_remedy(directory)}")
     return manifest
+
+
+def _is_listed(shard: Any) -> bool:
+    """Whether a manifest lists a shard by what it has to have."""
+    return (
+        isinstance(shard, dict)
+        and set(shard) >= _SHARD
+        and isinstance(shard["file"], str)
+        and re.fullmatch(r"shard-[0-9]{5,}\.jsonl", shard["file"]) is not None
+        and type(shard["count"]) is int
+        and isinstance(shard["sha256"], str)
+    )
 
 
 def _read_shard(directory: epath.Path, shard: Mapping[str, Any]) -> list[bytes]:

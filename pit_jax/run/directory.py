@@ -21,16 +21,13 @@ it builds on, where these aren't the last ones (method/choice.py).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 
-from pit_jax import files
 from pit_jax.data.layouts import Lengths
 from pit_jax.data.vocabularies.base import Vocabulary
 from pit_jax.errors import UserError
@@ -39,14 +36,13 @@ from pit_jax.models.config import NetworkConfig
 from pit_jax.run import settings_diff
 from pit_jax.run.config import RunConfig
 from pit_jax.run.settings_diff import Change
+from pit_jax.run.stage_files import check_name, read_json, write_json
 from pit_jax.run.stages import Stage, network_of, role_of
 from pit_jax.runtime import processes
 
 FORMAT = 2
 MODEL_FIELDS = ("initial", "reference", "reward_model")  # fields that name another stage's model
 WANDB_ID = "wandb_id"  # the file with the id of the stage's run of Weights & Biases
-# Files that have the stage's name, and what else each has had in every version.
-_NAMED = {"stage.json": "settings", "result.json": "task", "choice.json": "checkpoints"}
 _TRAINED = ("references", "result.json")  # there once something is trained that belongs to it
 
 
@@ -310,7 +306,7 @@ def steps(folder: epath.Path) -> list[int]:
     """Returns the steps of which a stage's folder has a checkpoint, in no order."""
     checkpoints = folder / "checkpoints"
     names = [each.name for each in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    return [int(name) for name in names if name.isdigit()]
+    return [int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)]
 
 
 def check_claim(
@@ -349,8 +345,7 @@ def _compare(
             "stage again"
         )
     stage = read_json(path)
-    if (name := stage.get("name", folder.name)) != folder.name:
-        raise UserError(_of_another(path, name))
+    check_name(path, stage)
     unknown, found = settings_diff.compare(stage, settings, data, models)
     may = not (folder / "result.json").exists() and all(
         settings_diff.lowers(folder.name, change) for change in found
@@ -396,55 +391,3 @@ def check_identity(folder: epath.Path, identity: dict[str, str]) -> None:
             raise UserError(
                 f"{folder}: was trained with another {what}: got {got}, expected {expected}{hint}"
             )
-
-
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """Reads a file that `write_json` wrote; one that an earlier version wrote has no digest.
-
-    Raises:
-      UserError: if it isn't what was written, is another stage's or can't be read.
-    """
-    with files.reported(path, f"{path}: can't be read"):
-        text = path.read_bytes()
-    try:
-        value, is_sealed = files.unsealed(text, path.name)
-        key = _NAMED.get(path.name)
-        if key and not is_sealed and key not in value:  # another JSON file in its place
-            raise files.NotSealed(f"expected {key!r} in it")
-    except files.NotSealed as error:
-        raise UserError(f"{path}: is damaged, {error}; {_remedy(path)}") from None
-    name = value.get("name", path.parent.name)
-    if key and name not in (path.parent.name, *_names_beside(path, name)):
-        raise UserError(_of_another(path, name))
-    return value
-
-
-def _names_beside(path: epath.Path, name: str) -> list[str]:
-    """The name, if all other files of the folder have it too: then the folder was renamed."""
-    for other in _NAMED:
-        with contextlib.suppress(OSError, files.NotSealed):
-            if other != path.name:
-                value = files.unsealed((path.parent / other).read_bytes(), other)[0]
-                if value.get("name", name) != name:
-                    return []
-    return [name]
-
-
-def _of_another(path: epath.Path, name: str) -> str:
-    return f"{path}: is damaged, it is that of stage {name}; {_remedy(path)}"
-
-
-def _remedy(path: epath.Path) -> str:
-    return f"bring it back from a copy, or delete {path.parent} to train the stage again"
-
-
-def write_json(path: epath.Path, value: dict[str, Any]) -> None:
-    """Writes a JSON file with a digest, whole or not at all; only the first process writes.
-
-    Raises:
-      UserError: if it can't be written.
-    """
-    if processes.is_first():
-        with files.reported(path, f"{path}: can't be written"):
-            text = json.dumps(files.sealed(value, path.name), indent=1, sort_keys=True)
-            files.write_whole(path, text + "\n")

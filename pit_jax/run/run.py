@@ -63,19 +63,21 @@ class Run:
       digests: of models that aren't the run's, by their paths, see run/sources.py.
     """
 
-    def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, config: RunConfig, devices: Sequence[jax.Device] | None = None, keep=True):
         """Sets up the vocabulary and the mesh.
 
         Args:
           config: the run's configuration.
           devices: the devices to use; all of `jax.devices()` by default.
+          keep: whether to make the folder where what is read of big files is kept.
 
         Raises:
           UserError: if vocabulary and network don't fit each other, or the prompts of Self-Refine
             can't be read or rendered.
         """
         self.directory = epath.Path(config.model_dir)
-        self._cache = self.directory / flat_arrays.FOLDER
+        cache = self.directory / flat_arrays.FOLDER
+        self._cache = cache if keep or cache.is_dir() else ""
         self.finds_windows = any(config.of_role(name).windows.from_data for name in ROLES)
         prompts = self_refine.read(config.improve.self_refine)
         self._layouts: dict[RoleConfig, Layout] = {}
@@ -240,7 +242,7 @@ class Run:
           UserError: if the stage isn't trained, or the choice isn't made yet that it is set to.
         """
         if self.is_complete(name):
-            result = run_directory.read_json(self.folder(name) / "result.json")
+            result = self._recorded(name)
             step = self._chosen_step(name)
             if step == _UNDECIDED:
                 raise UserError(
@@ -277,7 +279,15 @@ class Run:
         """
         if not self.is_complete(name):
             return self.result(name, role)["task"]
-        return run_directory.read_json(self.folder(name) / "result.json")["task"]
+        return self._recorded(name)["task"]
+
+    def _recorded(self, name: str) -> dict[str, Any]:
+        """What a complete stage has recorded, of this run's own under its own name."""
+        path = self.folder(name) / "result.json"
+        result = run_directory.read_json(path)
+        if name in self._stages:
+            run_directory.check_name(path, result)
+        return result
 
     def choice(self, name: str) -> dict[str, Any] | None:
         """Returns what run/choosing.py has recorded of a stage; None if that isn't made yet.

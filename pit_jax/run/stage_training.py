@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import functools
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from pit_jax.data.datasets import MixtureConfig
-from pit_jax.data.examples import Example
 from pit_jax.data.input_pipeline import DATA_REFERENCES
 from pit_jax.data.reference_store import (
-    ReferenceMeta,
     ReferenceStore,
-    ReferenceWriter,
-    is_closed,
 )
-from pit_jax.errors import UserError
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
-from pit_jax.method.curriculum import Round
 from pit_jax.method.decode import is_end
 from pit_jax.method.environment import Environment
 from pit_jax.method.frozen import Frozen
-from pit_jax.method.roles import POLICY
 from pit_jax.models import adapters
 from pit_jax.run import directory as run_directory
 from pit_jax.run import loading, stages
+from pit_jax.run.references import check_sampled, references_folder, sample_references, seed_of
 from pit_jax.run.run import Run
 from pit_jax.run.stages import RewardStage, RLStage, Stage, SupervisedStage
 from pit_jax.runtime import digests, loop, processes, profiling, records
@@ -254,10 +245,11 @@ def _train_rl(run: Run, stage: RLStage, state, fit: Callable, progress) -> Any:
     for number, round_, first, last in curriculum.locate(stage.rounds, progress.step):
         references = DATA_REFERENCES
         if round_.is_sampled:
-            if round_.source == "pit" and progress.step > first:
+            begins = progress.step == first
+            if round_.source == "pit" and not begins:
                 check_sampled(run, stage, number)
             actor = adapters.on(backbone(run, stage, "actor"), state.train.params["actor"])
-            references = sample_references(run, stage, number, round_, actor)
+            references = sample_references(run, stage, number, round_, actor, begins)
         batches = train_batches(run, stage, progress.step - first, number, references)
         with run.signals.training():
             state = fit(state, step, batches, stop=last)
@@ -281,66 +273,6 @@ def frozen(run: Run, stage: RLStage) -> Callable[[Any], Frozen]:
     return lambda after: shared.replace(models=waiting(after))
 
 
-def check_sampled(run: Run, stage: RLStage, number: int) -> None:
-    """Refuses to sample the references of a round anew when its model has learnt from them.
-
-    Raises:
-      UserError: if they aren't all there.
-    """
-    directory = references_folder(run, stage, number)
-    if not is_closed(directory):
-        raise UserError(
-            f"{directory}: isn't whole any more, and the model that it was sampled from is gone; "
-            f"bring it back from a copy, or delete {run.folder(stage.name)} to train the stage "
-            "again"
-        )
-
-
-def sample_references(run: Run, stage: RLStage, number: int, round_: Round, actor: Any) -> str:
-    """Fills the round's reference store, from where a crash left it; returns its directory."""
-    directory = references_folder(run, stage, number)
-    policy_step = round_.policy_step or run.result(round_.policy)["model_step"]
-    checkpoint = f"{round_.policy}@{policy_step}"
-    examples: Sequence[Example] = run.data.examples("train", "rl")
-    if not isinstance(run.data.config, MixtureConfig):  # rates may ask for more of a small dataset
-        seed = _seed(run, stage, number, "references")
-        examples = curriculum.to_sample(examples, round_, stage.batch_size, seed)
-    who = number, round_.source, checkpoint, run.config.seed, len(examples), stage.name
-    meta = ReferenceMeta(*who)
-    open_writer = functools.partial(ReferenceWriter, directory, run.config.shard_size, meta)
-    writer = open_writer(write=False)
-    processes.wait()  # all have read how far the store is
-    if processes.is_first():
-        writer = open_writer()
-    if writer.closed:
-        return str(directory)
-    print(f"{stage.name}: sampling references of round {number} from {round_.source}", flush=True)
-    curriculum.sample_references(
-        round_,
-        writer,
-        examples,
-        policy=run.load_frozen(round_.policy, policy_step, POLICY),
-        policy_role=run.role(POLICY),
-        improver=run.improver(actor),
-        key=run.key("references", stage.name, number),
-        shard_size=run.config.shard_size,
-    )
-    processes.wait()  # the first one has closed the store
-    store = ReferenceStore(directory)
-    cut = f"{store.unended} of them cut because they didn't end"
-    print(f"{stage.name}: {len(store)} references, {cut}", flush=True)
-    return str(directory)
-
-
-def _seed(run: Run, stage: Stage, *more: int | str) -> int:
-    return zlib.crc32(" ".join(map(str, (run.config.seed, stage.name, *more))).encode())
-
-
-def references_folder(run: Run, stage: Stage, number: int) -> epath.Path:
-    """Returns the folder of a round's reference store."""
-    return run.folder(stage.name) / "references" / f"round-{number}"
-
-
 def train_batches(
     run: Run,
     stage: Stage,
@@ -362,7 +294,7 @@ def train_batches(
         stages.rows_of(stage),
         "train",
         stage.batch_size,
-        seed=_seed(run, stage, round_number),
+        seed=seed_of(run, stage, round_number),
         start_batch=start_batch,
         references=references,
         reward=run.reward_data(stage),

@@ -79,6 +79,8 @@ class OnDisk:
         # Opening it makes NFS ask the server, as os.stat does not.
         with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
             return Held(file.read(), os.fstat(file.fileno()).st_mtime_ns)
+        if self._path.is_symlink():
+            raise UserError(f"{self._path}: is a link to nothing, expected a lock; delete it")
         return None
 
     def swap(self, held: Held | None, record: bytes | None) -> bool:
@@ -242,7 +244,8 @@ class Owner:
             time.sleep(_POLL)
         self._place = place
         errors.leaving.append(self.release)
-        files.sweep(os.path.dirname(self._lock))
+        if os.path.basename(self._lock) == NAME:
+            files.sweep(os.path.dirname(self._lock))
         threading.Thread(target=self._live, args=(place,), name="owner", daemon=True).start()
 
     def _make_place(self) -> Place:
@@ -257,7 +260,8 @@ class Owner:
         """Whether the holder is dead; refuses one that is alive, and has to be asked again else."""
         who, now = _read(held), time.monotonic()
         if who.get("machine") == _this_process()["machine"]:
-            if _started(who.get("pid")) != who.get("started"):
+            started = _started(who.get("pid"))
+            if started is None or started != who.get("started"):
                 return True
         else:
             if held.record not in watched:
@@ -324,7 +328,7 @@ def _started(pid: Any) -> str | None:
 def _read(held: Held) -> dict[str, Any]:
     try:
         found = json.loads(held.record)
-    except ValueError:  # half of one, where a file system has no hard links
+    except (ValueError, RecursionError):  # half of one, where a file system has no hard links
         found = None
     return found if isinstance(found, dict) else {}
 

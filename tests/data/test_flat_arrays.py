@@ -134,10 +134,55 @@ def test_processes_make_them_once(tmp_path):
 
 
 def test_a_full_disk_is_told_in_a_line(tmp_path, monkeypatch):
-    def full(folder, fill):
+    def full(folder, name, fill):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(flat_arrays, "_write", full)
     with pytest.raises(UserError, match=r"rm_gap-\w+: can't keep the data: No space left"):
         made(tmp_path, Filling())
     assert [path.suffix for path in pathlib.Path(tmp_path).iterdir()] == [".lock"]
+
+
+def test_two_folders_in_each_other_s_places_are_made_anew(tmp_path):
+    """Rows of one task and split look like those of another, but for the numbers."""
+    for key, number in (("a", 1), ("b", 2)):
+        made(tmp_path, lambda append, n=number: append("ids", np.full(3, n)), key=key)
+    first, second = sorted(path for path in tmp_path.iterdir() if path.is_dir())
+    first.rename(tmp_path / "x")
+    second.rename(first)
+    (tmp_path / "x").rename(second)
+    for key, number in (("a", 1), ("b", 2)):
+        fill = lambda append, n=number: append("ids", np.full(3, n))  # noqa: E731
+        assert made(tmp_path, fill, key=key)["ids"].tolist() == [number] * 3
+
+
+@pytest.mark.parametrize("damage", ["file", "link", "link to a folder", "[]", "null", '{"x": 1}'])
+def test_whatever_is_in_the_place_of_arrays_they_are_made_anew(tmp_path, damage):
+    check(made(tmp_path / "cache", Filling()))
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    own = tmp_path / "own"
+    if damage.startswith(("file", "link")):
+        folder.rename(own)
+        if damage == "file":
+            folder.write_text("")
+        else:
+            folder.symlink_to(own if "folder" in damage else tmp_path / "nowhere")
+            (own / "ids.bin").write_text("")
+    else:
+        digest = flat_arrays._digest(folder.name, damage.encode())
+        (folder / "manifest").write_bytes(digest + b"\n" + damage.encode())
+    fill = Filling()
+    check(made(tmp_path / "cache", fill))
+    assert fill.calls == 1 and folder.is_dir() and not folder.is_symlink()
+    assert own.exists() == damage.startswith(("file", "link"))
+
+
+def test_what_a_killed_process_has_left_of_other_arrays_goes(tmp_path):
+    """Not what one that is alive is writing."""
+    for name in ("rows-1.abc.tmp", "rows-2.def.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ids.bin").write_text("1")
+    with flat_arrays._locked(tmp_path / "rows-2"):
+        check(made(tmp_path, Filling()))
+        assert not (tmp_path / "rows-1.abc.tmp").exists()
+        assert (tmp_path / "rows-2.def.tmp" / "ids.bin").exists()

@@ -165,6 +165,25 @@ def test_missing_and_foreign_manifests(tmp_path):
         ReferenceStore(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("file", (None, 5, ["a"], "../../etc/hostname", "shard-1.jsonl", "shard-00001.jsonl.x")),
+        ("count", (None, "3", True)),
+        ("sha256", (None, 7)),
+    ],
+)
+def test_a_manifest_without_a_digest_has_to_list_shards(tmp_path, key, values):
+    filled(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    del manifest["sha256"]
+    for value in values:
+        manifest["shards"][1] |= {key: value}
+        (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match="is damaged, expected shards and closed; bring it"):
+            ReferenceStore(tmp_path)
+
+
 @pytest.mark.parametrize("reader", [ReferenceStore, lambda path: ReferenceWriter(path, 3, META)])
 def test_damaged_shards_are_refused(tmp_path, reader):
     filled(tmp_path)

@@ -228,6 +228,17 @@ def test_a_stage_on_others_that_saw_other_examples_is_refused(trained, tmp_path)
         checks.check(run, "sft_policy")
 
 
+def test_a_stage_in_anothers_place_is_refused_by_what_only_reads_it(trained, tmp_path):
+    """As a whole folder, which would be allowed to have another name elsewhere."""
+    for name, place in (("rl_pit", "rl_policy"), ("rl_policy", "rl_pit"), ("rm_gap", "rm_gap")):
+        shutil.copytree(trained / name, tmp_path / place)
+    run = tiny_runs.on_one_device(tiny_runs.config(tmp_path))
+    checks.check_models(run, ["rm_gap", str(tmp_path / "rl_pit")])
+    for read in (run.result, run.task_of, lambda name: checks.check_models(run, [name])):
+        with pytest.raises(UserError, match="rl_pit/result.json: .* is that of stage rl_policy"):
+            read("rl_pit")
+
+
 def test_a_model_from_elsewhere_is_known_by_its_content(trained, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(trained / "pretrain", tmp_path / name)
@@ -287,7 +298,7 @@ def test_with_a_backbone_both_parts_count(tmp_path):
             ("base", {"task": "pretrain", "digest": below}),
         ):
             (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / "result.json").write_text(json.dumps(about))
+            (tmp_path / name / "result.json").write_text(json.dumps(about | {"model_step": 2}))
         return sources.of_model(epath.Path(tmp_path / "own"))
 
     first = made("a", "b", "base")

@@ -649,6 +649,51 @@ def test_another_json_file_in_the_place_of_ours_is_refused(name, key, tmp_path):
         directory.read_json(epath.Path(tmp_path) / name)
 
 
+STAGE = {"settings": {"seed": "0"}, "model": {"network": "n"}, "models": {}, "data": "d"}
+RESULT = {"task": "rm_gap", "model_step": 4, "steps": 4, "digest": "d", "records": {}}
+CHOICE = {"checkpoints": [], "chosen": 1, "proposed": 1, "settings": {"groups": 3}}
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "key", "values"),
+    [
+        ("stage.json", STAGE, "settings", (None, [], {"seed": 0}, {"dataset": None}, "text")),
+        ("stage.json", STAGE, "model", (None, {"network": None}, 1)),
+        ("stage.json", STAGE, "models", (None, {"rm.initial": 3})),
+        ("stage.json", STAGE, "data", (5, None)),
+        ("result.json", RESULT, "model_step", (None, "4", 4.0, True)),
+        ("result.json", RESULT, "digest", (None, 7)),
+        ("result.json", RESULT, "records", ([],)),
+        ("choice.json", CHOICE, "chosen", (None, "1")),
+        ("choice.json", CHOICE, "checkpoints", ({},)),
+    ],
+)
+def test_a_file_without_a_digest_has_to_hold_what_it_should(name, whole, key, values, tmp_path):
+    """It is one of an earlier version, or somebody has changed it by hand."""
+    path = epath.Path(tmp_path) / name
+    path.write_text(json.dumps(whole))
+    assert directory.read_json(path) == whole
+    for value in values:
+        path.write_text(json.dumps({**whole, key: value}))
+        with pytest.raises(UserError, match=f"{name}: is damaged, '{key}' isn't what it has to be"):
+            directory.read_json(path)
+
+
+def test_a_stages_file_beside_one_without_a_name_is_no_renamed_folder(tmp_path):
+    (tmp_path / "rl_pit").mkdir()
+    path = epath.Path(tmp_path) / "rl_pit" / "result.json"
+    path.write_text(json.dumps({**RESULT, "name": "rl_policy"}))
+    (tmp_path / "rl_pit" / "stage.json").write_text(json.dumps(STAGE))  # of an earlier version
+    with pytest.raises(UserError, match="result.json: is damaged, it is that of stage rl_policy"):
+        directory.read_json(path)
+
+
+def test_only_a_step_s_own_number_names_a_checkpoint(tmp_path):
+    for name in ("0", "30", "²", "٣", "0099", "2.damaged", "-1", "x"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert sorted(directory.steps(epath.Path(tmp_path))) == [0, 30]
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -426,7 +426,7 @@ def test_a_base_model_is_not_written_twice(model, trained, capsys):
 def test_a_vocabulary_of_words_is_not_taken_out(tmp_path_factory, tmp_path, capsys):
     run = tiny_runs.on_one_device(tiny_runs.config(tmp_path))
     (tmp_path / "pretrain").mkdir()
-    (tmp_path / "pretrain" / "result.json").write_text('{"task": "pretrain"}')
+    (tmp_path / "pretrain" / "result.json").write_text('{"task": "pretrain", "model_step": 0}')
     with pytest.raises(UserError, match="got vocabulary 'words:drafts', expected 'tokenizer:PATH'"):
         exports.take_out(run, "pretrain", epath.Path(tmp_path / "out"))
 

@@ -313,7 +313,7 @@ def test_gaps_are_read_as_their_model_was_trained(run):
 def test_a_stage_reflects_by_its_task(run):
     for name, task in (("plain", "sft_pit"), ("thinking", "sft_pit_reflection")):
         run.folder(name).mkdir()
-        (run.folder(name) / "result.json").write_text(json.dumps({"task": task}))
+        (run.folder(name) / "result.json").write_text(json.dumps({"task": task, "model_step": 2}))
     assert not run.reflects("plain")
     message = "thinking: writes a reflection before its response; got reflection=0 of Lengths"
     with pytest.raises(UserError, match=message):
@@ -365,3 +365,14 @@ def test_rows_of_big_data_are_kept_in_the_run_directory(tmp_path, monkeypatch):
     assert run.data.num_rows("rm_gap", "dev") > 0
     (folder,) = (path for path in (tmp_path / "run" / "data_cache").iterdir() if path.is_dir())
     assert folder.name.startswith("rm_gap-")
+
+
+def test_a_run_that_is_not_to_keep_data_makes_no_folder(tmp_path, monkeypatch):
+    """As with --dry_run; where there is one already it is used."""
+    monkeypatch.setattr(flat_arrays, "BIG", 0)
+    config, folder = tiny_runs.config(tmp_path / "run"), tmp_path / "run" / "data_cache"
+    for there in (False, True):
+        run = runs.Run(config, devices=jax.devices()[:1], keep=False)
+        assert run.data.num_rows("rm_gap", "dev") > 0
+        assert folder.exists() == there
+        folder.mkdir(parents=True, exist_ok=True)

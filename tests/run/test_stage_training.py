@@ -218,6 +218,25 @@ def sampled(run, monkeypatch, number, round_, stage=RL):
     return given, ReferenceStore(folder).manifest
 
 
+def test_references_of_a_pit_round_are_of_the_model_that_it_begins_with(run, monkeypatch):
+    """As after an explosion, where steps before the round are done again at a lower rate."""
+    round_ = Round(steps=1, source="pit", policy="M_P")
+    one, other = {"w": jnp.ones(3)}, {"w": jnp.full(3, 2.0)}
+    sample = functools.partial(stage_training.sample_references, run, RL, 1, round_)
+    monkeypatch.setattr(
+        stage_training.curriculum, "sample_references", lambda _, writer, *more, **o: writer.close()
+    )
+    for _ in range(2):
+        folder = sample(one, begins=True)
+    assert len(ReferenceStore(folder).manifest["model"]) == 32
+    with pytest.raises(
+        UserError, match="holds a reference store with model='.* to sample the refe"
+    ):
+        sample(other, begins=True)
+    assert sample(other) == folder  # later in the round the model has learned
+    assert stage_training.sample_references(run, RL, 2, Round("policy", 1), one, True) != folder
+
+
 @pytest.mark.parametrize(
     ("fields", "policy", "checkpoint"),
     [

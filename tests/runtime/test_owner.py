@@ -180,21 +180,40 @@ def test_without_hard_links_it_is_made_alone(tmp_path, monkeypatch):
 
 
 def test_what_killed_processes_left_is_deleted_and_nothing_else(tmp_path):
-    kept = [tmp_path / "now.tmp", tmp_path / "old.txt", tmp_path / "a" / "checkpoints" / "x.tmp"]
-    left = [
-        tmp_path / "x.tmp",
-        tmp_path / "a" / "x.tmp",
-        tmp_path / "a" / "references" / "r" / "x.tmp",
-    ]
+    """Files of ours alone, whose names nobody else gives, and in a run directory alone."""
+    name = "x.0123456789abcdef.tmp"
+    assert len(files.scratch_of("x").name) == len(name)
+    kept = [tmp_path / ("now" + name[1:]), tmp_path / "old.txt", tmp_path / "thesis.tmp"]
+    kept += [tmp_path / "a" / "notes.tmp", tmp_path / "a" / "checkpoints" / name]
+    left = [tmp_path / name, tmp_path / "a" / name, tmp_path / "a" / "references" / "r" / name]
     for path in (*kept, *left):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
         if path is not kept[0]:
             os.utime(path, (0, 0))
     (tmp_path / "folder.tmp").mkdir()
+    with Owner(tmp_path / "out.jsonl", "improve", tmp_path / "out.jsonl.lock"):
+        assert all(path.exists() for path in (*kept, *left))
     with Owner(tmp_path, "run"):
         assert all(path.exists() for path in kept) and not any(path.exists() for path in left)
     assert (tmp_path / "folder.tmp").is_dir()
+
+
+def test_a_lock_that_is_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "owner.lock").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="owner.lock: is a link to nothing, expected a lock; dele"):
+        Owner(tmp_path, "run").__enter__()
+
+
+@pytest.mark.parametrize("damage", [b"[" * 100_000, None])
+def test_a_damaged_lock_of_a_dead_process_is_taken_over(tmp_path, monkeypatch, damage):
+    """One that can't be read is watched; of the other only the start of its process is gone."""
+    monkeypatch.setattr(owner, "LEASE", 0.5)
+    record = {**owner._this_process(), "pid": 2**22 + 1, "command": "run"}
+    del record["started"]
+    (tmp_path / "owner.lock").write_bytes(damage or json.dumps(record).encode())
+    with Owner(tmp_path, "run"):
+        assert json.loads((tmp_path / "owner.lock").read_bytes())["pid"] == os.getpid()
 
 
 def test_a_second_command_is_refused_and_readers_are_not(tmp_path, monkeypatch, capsys):
