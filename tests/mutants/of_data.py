@@ -47,6 +47,12 @@ MUTANTS = {
     ],
     "data/flat_arrays.py": [
         (
+            "a cache is good in the place of another",
+            'name.encode() + b"\\n" + content',
+            "content",
+            "data/test_flat_arrays.py::test_two_folders_in_each_other_s_places_are_made_anew",
+        ),
+        (
             "damaged files are read",
             'hexdigest() != about["sha256"]',
             'hexdigest() == ""',

@@ -361,9 +361,15 @@ MUTANTS = {
             "evaluation/test_language_judge.py::test_what_an_answer_depends_on_is_asked_anew",
         ),
         (
+            "a request without an answer is sent again",
+            "self._failed.add(key)",
+            "self._failed.add('')",
+            "evaluation/test_judge_faults.py::test_a_request_without_an_answer_is_not_sent_again",
+        ),
+        (
             "known answers are asked for again",
-            "if (key := self._digests[each]) not in self._answers",
-            "if (key := self._digests[each])",
+            "if key not in self._answers and key not in self._failed",
+            "if key not in self._failed",
             "evaluation/test_language_judge.py::test_no_request_is_sent_twice",
         ),
         (
@@ -421,7 +427,7 @@ MUTANTS = {
         ),
         (
             "R_P is read at the last token whatever its pooling",
-            "model, pooling = self.model(stage), run.pooling(stage)",
+            "model, pooling = self.model(stage), self._run.pooling(stage)",
             'model, pooling = self.model(stage), "last"',
             "evaluation/test_suite_scripted.py::test_a_text_is_scored_as_its_reward_model_was_trained",
         ),
@@ -471,8 +477,8 @@ MUTANTS = {
         ),
         (
             "delta is of the original against an iteration",
-            "scoring.compare(verdicts(m, 0), groups)",
-            "scoring.compare(verdicts(0, m), groups)",
+            "scoring.compare(verdicts(m, 0), groups, self.seed)",
+            "scoring.compare(verdicts(0, m), groups, self.seed)",
             "evaluation/test_suite_scripted.py::test_iterations_are_judged_against_the_original",
         ),
         (
@@ -546,7 +552,7 @@ MUTANTS = {
         ),
         (
             "one person may send two files",
-            "sheet.annotator.casefold()",
+            'unicodedata.normalize("NFKC", sheet.annotator).casefold()',
             "sheet.path",
             "evaluation/test_people.py::test_files_of_people",
         ),

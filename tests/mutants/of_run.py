@@ -199,23 +199,43 @@ MUTANTS = {
             "run/test_run.py::test_each_field_reaches_what_it_is_of",
         ),
     ],
-    "run/stage_training.py": [
-        (
-            "a policy that is trained longer sees the same batches again",
-            "_seed(run, stage, round_number)",
-            "zlib.crc32(f'{run.config.seed} {stage.task} {round_number}'.encode())",
-            "run/test_stage_training.py::test_run_stage_and_round_each_move_the_order_of_the_data",
-        ),
-        (
-            "every round sees the same batches",
-            "_seed(run, stage, round_number)",
-            "_seed(run, stage)",
-            "run/test_stage_training.py::test_run_stage_and_round_each_move_the_order_of_the_data",
-        ),
+    "run/references.py": [
         (
             "the order of batches has no seed",
             "(run.config.seed, stage.name, *more)",
             "(stage.name, *more)",
+            "run/test_stage_training.py::test_run_stage_and_round_each_move_the_order_of_the_data",
+        ),
+        (
+            "references of all rounds draw alike",
+            'run.key("references", stage.name, number)',
+            'run.key("references", stage.name)',
+            "run/test_stage_training.py::test_run_stage_and_round_each_move_the_references",
+        ),
+        (
+            "a checkpoint's references are those of the last one",
+            "policy=run.load_frozen(round_.policy, policy_step, POLICY)",
+            "policy=run.load_frozen(round_.policy, role=POLICY)",
+            "run/test_stage_training.py::test_references_come_from_the_policy_and_the_step_that_the_round_names",
+        ),
+        (
+            "references of a round may be of another model than it begins with",
+            'digests.of_arrays(actor) if begins and round_.source == "pit" else ""',
+            '""',
+            "run/test_stage_training.py::test_references_of_a_pit_round_are_of_the_model_that_it_begins_with",
+        ),
+    ],
+    "run/stage_training.py": [
+        (
+            "a policy that is trained longer sees the same batches again",
+            "seed_of(run, stage, round_number)",
+            "__import__('zlib').crc32(f'{run.config.seed} {stage.task} {round_number}'.encode())",
+            "run/test_stage_training.py::test_run_stage_and_round_each_move_the_order_of_the_data",
+        ),
+        (
+            "every round sees the same batches",
+            "seed_of(run, stage, round_number)",
+            "seed_of(run, stage)",
             "run/test_stage_training.py::test_run_stage_and_round_each_move_the_order_of_the_data",
         ),
         (
@@ -265,18 +285,6 @@ MUTANTS = {
             "run.load_frozen(stage.reference, ",
             "run.load_frozen(stage.initial, ",
             "run/test_stage_training.py::test_frozen_models_are_those_that_the_stage_names",
-        ),
-        (
-            "references of all rounds draw alike",
-            'run.key("references", stage.name, number)',
-            'run.key("references", stage.name)',
-            "run/test_stage_training.py::test_run_stage_and_round_each_move_the_references",
-        ),
-        (
-            "a checkpoint's references are those of the last one",
-            "policy=run.load_frozen(round_.policy, policy_step, POLICY)",
-            "policy=run.load_frozen(round_.policy, role=POLICY)",
-            "run/test_stage_training.py::test_references_come_from_the_policy_and_the_step_that_the_round_names",
         ),
         (
             "R_P's anchor is the mean of y_w and y_l",
