@@ -318,7 +318,7 @@ def test_a_run_for_a_pod_is_described(name, tmp_path, capsys):
     vocabulary = f"--gin.VOCABULARY='tokenizer:{tmp_path}/base'"
     base = tmp_path / "stages" / "pretrain"
     base.mkdir(parents=True)
-    (base / "result.json").write_text('{"task": "pretrain"}')
+    (base / "result.json").write_text('{"task": "pretrain", "model_step": 0}')
     files.append(f"--gin.INITIAL_CHECKPOINT_PATH='{base}'")
     argv = ["run", f"--gin_file={name}", vocabulary, "--dry_run", *files]
     assert cli.main([*argv, *SMALL]) == 0

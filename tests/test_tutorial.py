@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     settings = {"eos_token": "<eos>", "pad_token": "<eos>", "chat_template": TEMPLATE}
     tiny_tokenizers.save(place / "base" / "tokenizer", tokenizer, settings)
     (place / "base" / "model.gin").write_text((ROOT / "gin/models/smollm2_135m.gin").read_text())
-    (place / "base" / "model" / "result.json").write_text('{"task": "pretrain"}')
+    (place / "base" / "model" / "result.json").write_text('{"task": "pretrain", "model_step": 0}')
     return place
 
 

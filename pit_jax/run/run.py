@@ -282,10 +282,10 @@ class Run:
         return self._recorded(name)["task"]
 
     def _recorded(self, name: str) -> dict[str, Any]:
-        """What a complete stage has recorded, of this run's own under its own name."""
+        """What a complete stage has recorded; one of this run isn't in the place of another."""
         path = self.folder(name) / "result.json"
         result = run_directory.read_json(path)
-        if name in self._stages:
+        if name in self._stages and result.get("name") in self._stages:
             run_directory.check_name(path, result)
         return result
 

@@ -178,7 +178,7 @@ def _commands(value, counts: Counts) -> None:
     """Reads a record as a row of `improve` and of `evaluate`, whose texts have to stay theirs."""
     for name, parse in (
         ("improve", IMPROVER.read),
-        ("evaluate", functools.partial(generations._generation, RUN)),
+        ("evaluate", functools.partial(generations._generation, RUN, None)),
     ):
         try:
             found = parse(value)

@@ -17,7 +17,7 @@ def test_costs_count_what_is_left_and_take_times_from_what_is_measured(tmp_path)
     runs = [tiny_runs.on_one_device(config) for config in both]
     (tmp_path / "seed0" / "pretrain").mkdir(parents=True)
     result = tmp_path / "seed0" / "pretrain" / "result.json"
-    result.write_text(json.dumps({"seconds": 3.0, "task": "pretrain"}))
+    result.write_text(json.dumps({"seconds": 3.0, "task": "pretrain", "model_step": 1}))
     (tmp_path / "seed1" / "pretrain" / "checkpoints" / "1").mkdir(parents=True)
     found = costs.costs(runs, runs[0].partitioner, {"sft_policy": 7.0, "pretrain": 99.0})
     assert [cost.stage for cost in found] == ["pretrain", "sft_policy", "longer", "rl_policy"]
