@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from pit_jax import cli
+from pit_jax.data import flat_arrays
 from tests import tiny_runs
 
 
@@ -123,6 +124,18 @@ def test_an_empty_file_is_refused(name, refused, tmp_path):
 
 
 # --- dry runs ------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_makes_no_run_directory(capsys, tmp_path, monkeypatch):
+    """Though what is read of big files is kept there by a run."""
+    monkeypatch.setattr(flat_arrays, "BIG", 0)
+    pairs = [{"prompt": f"Say {n}.", "chosen": f"{n}!", "rejected": "No."} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    words = f"--gin.PREFERENCES_PATH={tmp_path}/pairs.jsonl", "--dry_run"
+    gin = "include 'gin/runs/preferences.gin'\n"
+    assert tiny_runs.command("run", tmp_path / "run", *words, gin=gin) == 0
+    assert "(nothing is written)" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_of_improve_looks_at_its_input_and_models(refused, trained, capsys, tmp_path):

@@ -97,8 +97,7 @@ class ReferenceWriter:
             self._manifest = _read_manifest(self.directory)
             # Of versions that didn't say it.
             earlier = {"stage": meta.stage} | ({"prompts": meta.prompts} if self.closed else {})
-            earlier |= {"model": meta.model}
-            if not meta.model:
+            if not (meta.model and self._manifest.get("model")):  # one isn't known
                 del expected["model"]
             for key, value in expected.items():
                 if (earlier | self._manifest).get(key) != value:

@@ -234,6 +234,8 @@ def test_references_of_a_pit_round_are_of_the_model_that_it_begins_with(run, mon
     ):
         sample(other, begins=True)
     assert sample(other) == folder  # later in the round the model has learned
+    before = stage_training.sample_references(run, RL, 3, round_, one)  # by whom isn't known
+    assert stage_training.sample_references(run, RL, 3, round_, other, True) == before
     assert stage_training.sample_references(run, RL, 2, Round("policy", 1), one, True) != folder
 
 
