@@ -76,8 +76,9 @@ class Cache:
                 files.reported(place, f"{place}: can't keep the data"),
                 tempfile.TemporaryDirectory(prefix="pit_jax_") as own,
             ):
-                _write(pathlib.Path(own), "", fill)
-                return _mapped(pathlib.Path(own), "")  # what is mapped stays without its name
+                folder = pathlib.Path(own)
+                _write(folder, folder.name, fill)
+                return _mapped(folder)  # what is mapped stays without its name
         said = hashlib.sha256(repr((_code(), key())).encode()).hexdigest()
         return _in_files(self._folder / f"{task}-{said[:32]}", fill)
 
@@ -106,11 +107,10 @@ def _in_memory(fill: Fill) -> Arrays:
 
 def _in_files(folder: pathlib.Path, fill: Fill) -> Arrays:
     """Returns arrays of a folder, which are made if it isn't there or isn't sound."""
+    _sweep(folder.parent)
     with files.reported(folder, f"{folder}: can't keep the data"), _locked(folder):
-        _sweep(folder.parent)
         if not _is_sound(folder):
-            for left in (folder, *folder.parent.glob(f"{folder.name}.*.tmp")):
-                _delete(left)
+            _delete(folder)
             scratch = pathlib.Path(tempfile.mkdtemp(".tmp", f"{folder.name}.", folder.parent))
             try:
                 _write(scratch, folder.name, fill)
@@ -119,7 +119,7 @@ def _in_files(folder: pathlib.Path, fill: Fill) -> Arrays:
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
             _sync(folder.parent)
-        return _mapped(folder, folder.name)
+        return _mapped(folder)
 
 
 def _delete(left: pathlib.Path) -> None:
@@ -131,7 +131,7 @@ def _delete(left: pathlib.Path) -> None:
 
 
 def _sweep(folder: pathlib.Path) -> None:
-    """Deletes what processes that were killed have left of other arrays, whose locks are free."""
+    """Deletes what processes that were killed have left of any arrays, whose locks are free."""
     for left in folder.glob("*.*.tmp"):
         lock = left.with_name(f"{left.name.rsplit('.', 2)[0]}.lock")
         with contextlib.suppress(OSError), open(files.new(lock, os.O_WRONLY), "w") as file:
@@ -178,10 +178,10 @@ def _digest(name: str, content: bytes) -> bytes:
     return hashlib.sha256(name.encode() + b"\n" + content).hexdigest().encode()
 
 
-def _manifest(folder: pathlib.Path, name: str) -> dict[str, dict]:
-    """Reads the manifest of this name; raises OSError or ValueError if there is none whole."""
+def _manifest(folder: pathlib.Path) -> dict[str, dict]:
+    """Reads a folder's manifest; raises OSError or ValueError if there is none of its, whole."""
     digest, _, content = (folder / _MANIFEST).read_bytes().partition(b"\n")
-    if digest != _digest(name, content):
+    if digest != _digest(folder.name, content):
         raise ValueError(f"{folder}: got a damaged manifest, expected its SHA-256 before it")
     return json.loads(content)
 
@@ -189,7 +189,7 @@ def _manifest(folder: pathlib.Path, name: str) -> dict[str, dict]:
 def _is_sound(folder: pathlib.Path) -> bool:
     """Returns whether a folder holds all that its manifest lists, unchanged."""
     try:
-        for name, about in _manifest(folder, folder.name).items():
+        for name, about in _manifest(folder).items():
             with open(folder / f"{name}.bin", "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
                     return False
@@ -198,9 +198,9 @@ def _is_sound(folder: pathlib.Path) -> bool:
     return True
 
 
-def _mapped(folder: pathlib.Path, kept_as: str) -> Arrays:
+def _mapped(folder: pathlib.Path) -> Arrays:
     found: Arrays = {}
-    for name, about in _manifest(folder, kept_as).items():
+    for name, about in _manifest(folder).items():
         if about["bytes"]:
             found[name] = np.memmap(folder / f"{name}.bin", about["type"], mode="r")
         else:

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pit_jax.data import datasets
 from pit_jax.data.files import formats
@@ -85,8 +85,7 @@ def of_systems(
     """
     rows, notes = paired(sources, on_error, run, judge)
     records = [{"prompt": x, "responses": [first, second]} for x, first, second in rows]
-    long = sum(found[2] for record in records if (found := _generation(run, judge, record)))
-    return Generations(records, [*notes, *_cut(run, judge, long)], names_of(sources))
+    return Generations(records, notes, names_of(sources))
 
 
 def names_of(sources: Sequence[str]) -> tuple[str, ...]:
@@ -170,35 +169,47 @@ def paired(
     """
     read = [_responses(source, on_error, run, judge) for source in sources]
     (first, second), bad = [rows for rows, _ in read], sum(problems for _, problems in read)
-    waiting: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for place, x, text in reversed(second):
-        waiting[x].append((place, text))
-    rows, alone = [], []
-    for place, x, text in first:
-        if waiting[x]:
-            rows.append((x if run else as_text(x), text, waiting[x].pop()[1]))
+    waiting: dict[str, list[_Read]] = defaultdict(list)
+    for each in reversed(second):
+        waiting[each.x].append(each)
+    pairs, alone = [], []
+    for each in first:
+        if waiting[each.x]:
+            pairs.append((each, waiting[each.x].pop()))
         else:
-            alone.append(place)
-    others = [place for those in waiting.values() for place, _ in those]
+            alone.append(each.place)
+    others = [each.place for those in waiting.values() for each in those]
     for places, own, other in ((alone, first, sources[1]), (others, second, sources[0])):
         if places and on_error == "stop":
             raise UserError(
                 f"{places[0]}: {other} has no response to this prompt, nor to {len(places)} of "
                 f"{len(own)} in all; --on_error=skip leaves them out"
             )
-    if not rows:
+    if not pairs:
         raise UserError(f"{sources[0]} and {sources[1]} have no prompt in common")
     left_out = len(alone) + len(others)
     notes = [f"{left_out} responses are left out: the other file has none"] * bool(left_out)
-    return rows, [*notes, *_malformed(bad)]
+    notes += _malformed(bad)
+    if run:
+        notes += _cut(run, judge, sum(a.long + b.long for a, b in pairs))
+    return [(a.x if run else as_text(a.x), a.text, b.text) for a, b in pairs], notes
+
+
+class _Read(NamedTuple):
+    """Holds a row of a file: where it is, x, its response, and 1 if that is cut."""
+
+    place: str
+    x: str
+    text: str
+    long: int
 
 
 def _responses(
     source: str, on_error: str, run: Run | None, judge: JudgeConfig | None
-) -> tuple[list[tuple[str, str, str]], int]:
-    """The place, x and response of each row of a file, and how many rows have problems."""
+) -> tuple[list[_Read], int]:
+    """The rows of a file, and how many have problems."""
 
-    def parse(value: dict[str, Any]) -> tuple[str, str] | None:
+    def parse(value: dict[str, Any]) -> tuple[str, str, int] | None:
         skipped = value.get("status", improving.OK) != improving.OK
         if skipped and not {"response", "responses"} & value.keys():
             return None
@@ -207,10 +218,10 @@ def _responses(
         if not isinstance(text, str):
             raise ValueError(f"got {shown(text)}, expected text under 'response'")
         if run is None:
-            return formats.prompt(Fields(value)), text
+            return formats.prompt(Fields(value)), text, 0
         found = _generation(run, judge, value | {"responses": [text]})
-        return found and (found[0], text)
+        return found and (found[0], text, found[2])
 
     found = list(improving.parsed(source, parse, on_error))
-    rows = [(record.place, *value) for record, value, _ in found if value]
+    rows = [_Read(record.place, *value) for record, value, _ in found if value]
     return rows, sum(bool(problem) for *_, problem in found)

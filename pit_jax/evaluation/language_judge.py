@@ -81,8 +81,8 @@ def verdict(text: str) -> str:
     What a model thinks before it answers, up to </think>, has no verdict. Of such thoughts <think>
     may be the last word of the prompt.
     """
-    thoughts, end, answer = text.rpartition("</think>")
-    if end or thoughts.lstrip().startswith("<think>") or text.lstrip().startswith("<think>"):
+    _, end, answer = text.rpartition("</think>")
+    if end or text.lstrip().startswith("<think>"):
         text = answer if end else ""
     found = _VERDICT.findall(text)
     return found[-1] if found else ""
@@ -275,12 +275,8 @@ class LanguageModelJudge:
         problem = ""
         if processes.is_first():
             keys = {self._digests[each]: each for each in shown}
-            known = [key for key in keys if key in self._answers]
-            unknown = {
-                key: each
-                for key, each in keys.items()
-                if key not in self._answers and key not in self._failed
-            }
+            known = {key for key in keys if key in self._answers}
+            unknown = {key: keys[key] for key in keys if key not in known | self._failed}
             try:
                 self._works |= bool(known)
                 if unknown:

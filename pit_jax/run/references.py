@@ -11,12 +11,7 @@ from etils import epath
 
 from pit_jax.data.datasets import MixtureConfig
 from pit_jax.data.examples import Example
-from pit_jax.data.reference_store import (
-    ReferenceMeta,
-    ReferenceStore,
-    ReferenceWriter,
-    is_closed,
-)
+from pit_jax.data.reference_store import ReferenceMeta, ReferenceStore, ReferenceWriter, is_closed
 from pit_jax.errors import UserError
 from pit_jax.method import curriculum
 from pit_jax.method.curriculum import Round

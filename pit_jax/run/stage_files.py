@@ -23,7 +23,7 @@ _TEXTS = ("settings", "model", "models")  # objects of texts
 _TYPES = {
     **dict.fromkeys(("name", "data", "task", "digest", "pooling"), str),
     **dict.fromkeys(("format", "steps", "model_step", "parameters", "chosen", "proposed"), int),
-    **dict.fromkeys(("final", "records", "model", "models"), dict),
+    **dict.fromkeys(("final", "records"), dict),
     **dict.fromkeys(("changes", "references", "checkpoints"), list),
 }
 
@@ -42,18 +42,24 @@ def read_json(path: epath.Path) -> dict[str, Any]:
             _check_types(path.name, value)
     except files.NotSealed as error:
         raise UserError(f"{path}: is damaged, {error}; {_remedy(path)}") from None
-    if path.name in _ALWAYS and not _is_renamed(path, value):
-        check_name(path, value)
+    if path.name in _ALWAYS:
+        check_name(path, value, may_be_renamed=True)
     return value
 
 
-def check_name(path: epath.Path, value: dict[str, Any]) -> None:
+def check_name(path: epath.Path, value: dict[str, Any], may_be_renamed: bool = False) -> None:
     """Refuses a file with the name of another stage than its folder's.
 
+    Args:
+      path: the file.
+      value: what it holds.
+      may_be_renamed: whether the folder may have another name than all of its files.
+
     Raises:
-      UserError: if it has that.
+      UserError: if it has such a name.
     """
-    if (name := value.get("name", path.parent.name)) != path.parent.name:
+    name = value.get("name", path.parent.name)
+    if name != path.parent.name and not (may_be_renamed and _is_renamed(path, name)):
         raise UserError(f"{path}: is damaged, it is that of stage {name}; {_remedy(path)}")
 
 
@@ -84,9 +90,9 @@ def _check_types(name: str, value: dict[str, Any]) -> None:
             raise files.NotSealed(f"{key!r} isn't what it has to be")
 
 
-def _is_renamed(path: epath.Path, value: dict[str, Any]) -> bool:
-    """Whether all other files of the folder have the same name: then the folder was renamed."""
-    name, beside = value.get("name"), []
+def _is_renamed(path: epath.Path, name: str) -> bool:
+    """Whether all other files of the folder have this name too: then the folder was renamed."""
+    beside = []
     for other in _ALWAYS:
         with contextlib.suppress(OSError, files.NotSealed):
             if other != path.name:

@@ -10,9 +10,7 @@ import jax
 import numpy as np
 
 from pit_jax.data.input_pipeline import DATA_REFERENCES
-from pit_jax.data.reference_store import (
-    ReferenceStore,
-)
+from pit_jax.data.reference_store import ReferenceStore
 from pit_jax.method import curriculum, flops, ppo_step, supervised_step
 from pit_jax.method.decode import is_end
 from pit_jax.method.environment import Environment

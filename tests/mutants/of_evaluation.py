@@ -368,7 +368,7 @@ MUTANTS = {
         ),
         (
             "known answers are asked for again",
-            "if key not in self._answers and key not in self._failed",
+            "if key not in known | self._failed",
             "if key not in self._failed",
             "evaluation/test_language_judge.py::test_no_request_is_sent_twice",
         ),
