@@ -21,6 +21,7 @@ from pit_jax.data.reference_store import ReferenceMeta, ReferenceWriter
 from pit_jax.method import curriculum
 from pit_jax.method.decode import SamplingConfig
 from pit_jax.run import stage_training, stages
+from pit_jax.run.references import references_folder
 from tests import tiny_runs
 from tests.adapters import t5x_contract
 
@@ -279,7 +280,7 @@ def test_a_sampled_rounds_batches_wait_for_its_store(pit, tmp_path, monkeypatch)
     def fill(seconds):
         waits.append(seconds)
         meta = ReferenceMeta(1, "policy", "rl_policy@2", 0, 8)
-        folder = stage_training.references_folder(setup, setup.trained, 1)
+        folder = references_folder(setup, setup.trained, 1)
         with_ids = ReferenceWriter(folder, 16, meta)
         with_ids.add(
             {"index": e.index, "reference_tokens": [5, 6], "text": "x", "ended": True}

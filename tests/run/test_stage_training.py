@@ -32,7 +32,7 @@ from pit_jax.method.roles import Role
 from pit_jax.method.sampler import Sampler
 from pit_jax.models.heads import ScalarModel
 from pit_jax.models.network import LanguageModel
-from pit_jax.run import stage_training
+from pit_jax.run import references, stage_training
 from pit_jax.run.run import key_for
 from pit_jax.runtime.loop import LoopConfig, Progress
 from pit_jax.runtime.signals import Signals
@@ -212,8 +212,8 @@ def sampled(run, monkeypatch, number, round_, stage=RL):
         writer.add([{"index": index, **record} for index in range(20)])
         writer.close()
 
-    monkeypatch.setattr(stage_training.curriculum, "sample_references", sample_references)
-    folder = stage_training.sample_references(run, stage, number, round_, "actor")
+    monkeypatch.setattr(references.curriculum, "sample_references", sample_references)
+    folder = references.sample_references(run, stage, number, round_, "actor")
     given["key"] = tuple(jax.random.key_data(given["key"]).tolist())
     return given, ReferenceStore(folder).manifest
 
@@ -222,9 +222,9 @@ def test_references_of_a_pit_round_are_of_the_model_that_it_begins_with(run, mon
     """As after an explosion, where steps before the round are done again at a lower rate."""
     round_ = Round(steps=1, source="pit", policy="M_P")
     one, other = {"w": jnp.ones(3)}, {"w": jnp.full(3, 2.0)}
-    sample = functools.partial(stage_training.sample_references, run, RL, 1, round_)
+    sample = functools.partial(references.sample_references, run, RL, 1, round_)
     monkeypatch.setattr(
-        stage_training.curriculum, "sample_references", lambda _, writer, *more, **o: writer.close()
+        references.curriculum, "sample_references", lambda _, writer, *more, **o: writer.close()
     )
     for _ in range(2):
         folder = sample(one, begins=True)
@@ -234,9 +234,9 @@ def test_references_of_a_pit_round_are_of_the_model_that_it_begins_with(run, mon
     ):
         sample(other, begins=True)
     assert sample(other) == folder  # later in the round the model has learned
-    before = stage_training.sample_references(run, RL, 3, round_, one)  # by whom isn't known
-    assert stage_training.sample_references(run, RL, 3, round_, other, True) == before
-    assert stage_training.sample_references(run, RL, 2, Round("policy", 1), one, True) != folder
+    before = references.sample_references(run, RL, 3, round_, one)  # by whom isn't known
+    assert references.sample_references(run, RL, 3, round_, other, True) == before
+    assert references.sample_references(run, RL, 2, Round("policy", 1), one, True) != folder
 
 
 @pytest.mark.parametrize(
@@ -546,10 +546,10 @@ def test_references_that_a_model_has_learnt_from_are_not_sampled_anew(tmp_path):
         f"{folder}: isn't whole any more, .* or delete {tmp_path}/rl_pit to train the stage again"
     )
     with pytest.raises(UserError, match=told):
-        stage_training.check_sampled(run, RL, 2)
+        references.check_sampled(run, RL, 2)
     writer = ReferenceWriter(folder, 2, ReferenceMeta(2, "pit", "rl_pit@0", 0, 1))
     writer.add([{"index": 0, "reference_tokens": [5], "text": "a", "ended": True}])
     with pytest.raises(UserError, match=told):
-        stage_training.check_sampled(run, RL, 2)
+        references.check_sampled(run, RL, 2)
     writer.close()
-    stage_training.check_sampled(run, RL, 2)
+    references.check_sampled(run, RL, 2)

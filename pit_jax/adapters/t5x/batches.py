@@ -22,6 +22,7 @@ from pit_jax.data.input_pipeline import DATA_REFERENCES
 from pit_jax.errors import UserError
 from pit_jax.method import curriculum
 from pit_jax.run import stage_training
+from pit_jax.run.references import references_folder
 from pit_jax.run.stages import RLStage
 
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)")
@@ -133,7 +134,7 @@ class Batches(dataset_iterator.DatasetIterator):
 
 def _closed_store(setup: Setup, number: int) -> str:
     """Returns the directory of a round's reference store, once PPOTrainer has filled it."""
-    folder = stage_training.references_folder(setup, setup.trained, number)
+    folder = references_folder(setup, setup.trained, number)
     if not reference_store.is_closed(folder):
         logging.info("Waiting for the references of round %d in %s", number, folder)
     while not reference_store.is_closed(folder):

@@ -11,6 +11,7 @@ from pit_jax.adapters.t5x.states import from_pit, thaw, to_pit
 from pit_jax.errors import UserError
 from pit_jax.method import curriculum
 from pit_jax.run import stage_training
+from pit_jax.run.references import sample_references
 from pit_jax.runtime.loop import check_finite
 
 
@@ -85,4 +86,4 @@ class PPOTrainer(t5x.trainer.Trainer):
     def _sample_references(self, number: int, round_: curriculum.Round) -> None:
         if round_.is_sampled:
             actor = thaw(self.train_state.params)["actor"]
-            stage_training.sample_references(self._setup, self._stage, number, round_, actor)
+            sample_references(self._setup, self._stage, number, round_, actor)
