@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax.data.examples import TEXTS, Dialogue, Example, Turns
@@ -80,6 +80,12 @@ def prompt(fields: Fields) -> Dialogue:
     if "prompt" not in fields:
         raise ValueError(f"got {fields.got('prompt')}, expected text or turns under 'prompt'")
     key = fields.key("prompt")
+    before = fields.record.get("history")
+    if key != "history" and isinstance(before, list) and before:
+        raise ValueError(
+            f"got {shown(before)} under 'history' beside {key!r}, expected the whole dialogue as "
+            "turns under 'prompt'"
+        )
     listed = turns.listed(fields["prompt"])
     if listed is not None:
         return _with_system(turns.of_turns(turns.read(listed, key), key), fields)
@@ -228,6 +234,8 @@ def _pair(fields: Fields, names: tuple[str, str]) -> Example:
         given = prompt(fields)
     elif not own:
         prompt(fields)  # says what is expected
+    if _systems_differ(sides, given, fields):
+        raise Skip("contexts differ")
     apart = [_apart(side, given, fields, name) for side, name in zip(sides, names, strict=True)]
     contexts = [context for context, _ in apart if context is not None]
     x = given
@@ -239,6 +247,18 @@ def _pair(fields: Fields, names: tuple[str, str]) -> Example:
     assert x is not None
     group = _group(fields) if x is given else ""
     return Example(x, apart[0][1], apart[1][1], group=group)
+
+
+def _systems_differ(sides: Sequence[Turns | str], given: Dialogue | None, fields: Fields) -> bool:
+    """Returns whether the system says one thing in one place and another in another."""
+    said = [side for side in sides if not isinstance(side, str)]
+    found = {
+        tuple(content for role, content in each if role == "system")
+        for each in (*said, given.turns if given else ())
+    }
+    if isinstance(fields["system"], str):
+        found.add((fields["system"].strip(),))
+    return len(found - {(), ("",)}) > 1
 
 
 def _side(fields: Fields, name: str) -> Turns | str:

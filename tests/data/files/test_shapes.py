@@ -240,6 +240,21 @@ def test_x_of_text_and_of_turns(tmp_path, change, x, roles):
     assert " ".join(role for role, _ in turns_of(example.prompt)) == roles
 
 
+def test_pairs_whose_systems_differ_are_dropped_and_counted(tmp_path):
+    """As those whose turns differ; one that only some of the places have is that of all."""
+    said, other = turn("system", "Be brief."), turn("system", "Be kind.")
+    for record in (
+        {"chosen": [said, *HI], "rejected": [other, *NO]},
+        {"prompt": [other, HI[0]], "chosen": [said, *HI], "rejected": [said, *NO]},
+        {"system": "Be kind.", "chosen": [said, *HI], "rejected": [said, *NO]},
+        {**FINE, "system": "Be kind.", "prompt": [said, HI[0]]},
+    ):
+        reading = read(tmp_path, record)
+        assert (reading.examples, reading.dropped) == ([], {"contexts differ": 1})
+    record = {"system": " Be brief. ", "chosen": [said, *HI], "rejected": NO}
+    assert only(read(tmp_path, record))[0] == "Be brief.\n\nHi.\n\n"
+
+
 def test_longer_dialogues_bring_their_context(tmp_path):
     more = said("a", "b", "c", "good")
     other = [*more[:3], turn("assistant", "bad")]
@@ -438,6 +453,10 @@ def test_a_file_of_no_shape_is_told_once_what_was_expected(tmp_path, record, mes
         (
             {"chosen": [{**turn("assistant", "a"), "tool_calls": [{"id": 1}]}]},
             "got 'tool_calls' in a turn under 'chosen', expected text alone",
+        ),
+        (
+            {"history": [["Hello.", "Hi!"]]},
+            "got [['Hello.', 'Hi!']] under 'history' beside 'prompt', expected the whole dialogue",
         ),
         (
             {"prompt": [{**turn("user", "a"), "images": ["a.png"]}]},
