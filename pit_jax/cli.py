@@ -163,6 +163,9 @@ def _status(
         where = f": {error.filename}" if error.filename else ""  # of our files it is always known
         print(f"pit_jax {options.command}: {error.strerror}{where}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"pit_jax {options.command}: out of memory: {error}", file=sys.stderr)
+        return 2
     except NotFiniteError as error:
         print(f"pit_jax {options.command}: {error}", file=sys.stderr)
         return 1

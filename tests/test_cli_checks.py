@@ -93,6 +93,14 @@ def test_paths_of_flags_begin_at_home(monkeypatch):
     assert (options.input, options.output) == ("/home/me/in.jsonl", "/home/me/out.jsonl")
 
 
+def test_memory_that_is_not_there_is_one_line(monkeypatch, refused):
+    def fill(*_):
+        raise MemoryError("Unable to allocate 1.46 TiB")
+
+    monkeypatch.setattr("pit_jax.commands.run", fill)
+    assert refused("run") == "out of memory: Unable to allocate 1.46 TiB"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "flag"),
     [

@@ -33,7 +33,6 @@ KINDS = ("instructions", *_READERS, "tfds")
 _SHAPED = ("preferences", "hh")
 # What only some kinds read; it would be ignored in silence for another.
 _ONLY_FOR = {
-    "family": ("instructions",),
     "path": (*_READERS, "tfds"),
     "test_path": (*_READERS,),
     "data_dir": ("tfds",),

@@ -135,7 +135,6 @@ def test_test_files_hold_out_their_prompts(tmp_path):
             {"kind": "hh", "path": "x", "data_dir": "y"},
             "got data_dir='y' for kind 'hh', expected it",
         ),
-        ({"kind": "hh", "path": "x", "family": "drafts"}, "got family='drafts' for kind 'hh', exp"),
         (
             {"kind": "hh", "path": "x", "columns": {"promt": "a"}},
             "got columns for 'promt', expected one of prompt, .*; did you mean 'prompt'",

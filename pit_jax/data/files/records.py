@@ -174,6 +174,8 @@ def _matches(pattern: str) -> list[str]:
         raise UserError(f"{pattern}: got a pattern with **, expected one with * for each part")
     if not pattern:
         raise UserError("got an empty path, expected a file or a pattern of files")
+    if re.match("(https?|ftp|file|hf)://", pattern):
+        raise UserError(f"{pattern}: got a URL, expected a path, gs://… or {tables.HUB}OWNER/NAME")
     path = epath.Path(pattern)
     if path.is_dir():
         if not tables.is_saved(path):

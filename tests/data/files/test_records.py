@@ -534,6 +534,11 @@ def test_paths_that_are_found(tmp_path, monkeypatch):
         UserError, match="^got an empty path, expected a file or a pattern of files$"
     ):
         find("")
+    for url in ("https://example.com/a.jsonl", "file:///a.jsonl", "hf://owner/name"):
+        with pytest.raises(
+            UserError, match=f"^{url}: got a URL, expected a path, gs://… or hf://d"
+        ):
+            find(url)
     (tmp_path / "broken.jsonl").symlink_to("gone")
     with pytest.raises(UserError, match=r"broken.jsonl: no such file"):
         find("broken.jsonl")
