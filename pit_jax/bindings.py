@@ -324,12 +324,13 @@ def _parse_file(file: str, folders: Iterable[str]) -> list[reach.Binding]:
     text = source.getvalue()
     with gin_config._parse_scope() as context:
         own = list(reach.own_bindings(file, text, context))
-    for binding, value in own:
+    last = {binding.key: (binding, value) for binding, value in own}
+    for binding, value in last.values():
         now = gin_config._CONFIG[binding.key[:2]][binding.key.parameter]
         if value != now:
             raise UserError(
-                f"{binding.place} = {value!r} has no effect: what follows it in this file sets "
-                f"{now!r}; includes come first, and every setting once"
+                f"{binding.place} = {value!r} has no effect: a file that is included after it sets "
+                f"{now!r}; includes come first"
             )
     return [binding for binding, _ in own]
 

@@ -143,14 +143,13 @@ def test_only_train_and_convert_take_a_stage(own):
             "gin: a macro or an include leads back to itself",
         ),
         (
-            INCLUDE + "SEED = 1\nSEED = 2\n",
-            ":2: SEED = 1 has no effect: what follows it in this file sets 2; includes come first",
+            "SEED = 7\n" + INCLUDE,
+            ":1: SEED = 7 has no effect: a file that is included after it sets 0; includes come fi",
         ),
-        ("SEED = 7\n" + INCLUDE, ":1: SEED = 7 has no effect: what follows it in this file sets 0"),
         (
-            DYNAMIC + INCLUDE + "from pit_jax.run import config\n"
-            "config.RunConfig:\n  shard_size = 4\n  shard_size = 8\n",
-            ":5: RunConfig.shard_size = 4 has no effect: what follows it in this file sets 8;",
+            DYNAMIC + "from pit_jax.run import config\n"
+            "config.RunConfig:\n  shard_size = 4\n  seed = 8\n" + INCLUDE,
+            ":5: RunConfig.seed = 8 has no effect: a file that is included after it sets %SEED; in",
         ),
         (INCLUDE.encode("utf-16"), "mine.gin: can't be read, expected UTF-8 text"),
         ("", "gin: RunConfig has no value for 'model_dir', 'seed', "),
@@ -172,6 +171,10 @@ def test_what_a_flag_or_a_later_file_replaces_is_no_mistake_of_a_file(own):
     assert configured("--gin.RunConfig.seed=4", files=[path])[0].seed == 4
     other = own(DYNAMIC + INCLUDE + "from pit_jax.run import config\nconfig.RunConfig.seed = 5\n")
     assert configured(files=[QUICKSTART, other])[0].seed == 5
+
+
+def test_of_two_lines_of_a_file_the_later_one_counts(own):
+    assert configured(files=[own(INCLUDE + "SEED = 1\nSEED = 2\n")])[0].seed == 2
 
 
 def test_what_is_set_of_a_stage_that_the_run_leaves_out_is_no_mistake_of_a_file(own):
