@@ -288,10 +288,27 @@ def written(fields: Mapping[tuple[type, str], Any]) -> str:
 # --- reading ----------------------------------------------------------------------------------
 
 
+def _opened(path: str) -> io.StringIO:
+    """Opens an included file as one that is given: at home for `~`, without a byte order mark."""
+    try:
+        return _named(path, pathlib.Path(os.path.expanduser(path)))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: can't be read, expected UTF-8 text") from None
+
+
+gin_config._FILE_READERS[:] = [(_opened, lambda path: os.path.isfile(os.path.expanduser(path)))]
+
+
 class _Named(io.StringIO):
     """A text that gin takes for the file of its name."""
 
     name = ""
+
+
+def _named(name: str, path: pathlib.Path) -> _Named:
+    source = _Named(path.read_text(encoding="utf-8-sig"))
+    source.name = name
+    return source
 
 
 def _parse_file(file: str, folders: Iterable[str]) -> list[reach.Binding]:
@@ -302,22 +319,20 @@ def _parse_file(file: str, folders: Iterable[str]) -> list[reach.Binding]:
     if path is None:
         raise UserError(f"--gin_file: {file} not found{_nearest_file(paths[1])}")
     with errors(file, is_file=True):
-        text = path.read_text(encoding="utf-8-sig")
-        source = _Named(text)
-        source.name = file
+        source = _named(file, path)
         gin.parse_config(source)
+    text = source.getvalue()
     with gin_config._parse_scope() as context:
-        return list(_own_bindings(file, text, context))
-
-
-def _own_bindings(file: str, text: str, context: Any) -> Iterator[reach.Binding]:
-    """Reads a file that gin has taken once more, for its own bindings and their lines."""
-    for statement in config_parser.ConfigParser(text, gin_config.ParserDelegate()):
-        if isinstance(statement, config_parser.ImportStatement):
-            context.process_import(statement)
-        elif isinstance(statement, config_parser.BindingStatement):
-            key = _key(statement.scope, statement.selector, statement.arg_name)
-            yield reach.Binding(key, f"{file}:{statement.location.line_num}: {key}")
+        own = list(reach.own_bindings(file, text, context))
+    last = {binding.key: (binding, value) for binding, value in own}
+    for binding, value in last.values():
+        now = gin_config._CONFIG[binding.key[:2]][binding.key.parameter]
+        if value != now:
+            raise UserError(
+                f"{binding.place} = {value!r} has no effect: a file that is included after it sets "
+                f"{now!r}; includes come first"
+            )
+    return [binding for binding, _ in own]
 
 
 def _nearest_file(path: pathlib.Path) -> str:
@@ -340,7 +355,7 @@ def _bind(name: str, value: str, roots: Sequence[type]) -> reach.Binding:
         raise UserError(f"{place}: got no value, expected {place}=VALUE")
     scope, selector, parameter = config_parser.parse_binding_key(name)
     try:
-        key = _key(scope, selector, parameter)
+        key = reach.key_of(scope, selector, parameter)
     except _ERRORS:
         wanted = reach.nearest(name, reach.find(roots).settable())
         raise UserError(f"{place}: there is no such setting{wanted}") from None
@@ -359,13 +374,6 @@ def _value(text: str) -> Any:
         if text[0] in "'\"([{@%":
             raise
         return text
-
-
-def _key(scope: str, selector: str, parameter: str) -> reach.Key:
-    if not parameter:
-        return reach.Key(f"{scope}/{selector}" if scope else selector, reach.MACRO, "value")
-    parsed = gin_config.ParsedBindingKey.parse((scope, selector, parameter))
-    return reach.Key(*parsed.scope_selector_arg)
 
 
 # --- errors -----------------------------------------------------------------------------------
@@ -406,7 +414,7 @@ def errors(source: str = "", is_file: bool = False) -> Iterator[None]:
             place = f"{error.filename}:{error.lineno}"
         elif found := re.search(r' In file "([^"]*)", line (\d+) ', text):
             text, place = text[: found.start()], f"{found[1]}:{found[2]}"
-        hint = _hint(text)
+        hint = reach.hint(text)
         text = re.sub(r" In call to configurable .*? in scope '([^']+)'.*", r" (in \1)", text)
         text = text.partition(" In call to configurable")[0]
         for pattern, plainly in _PLAINLY:
@@ -434,15 +442,3 @@ def _scoped(text: str) -> str:
             if key.parameter == field[2] and repr(value).startswith("%"):
                 source = f" (from {repr(value)[1:]})"
     return f"{scope}/{line}{source}" if scope else f"{line}{source}"
-
-
-def _hint(text: str) -> str:
-    """The nearest name for a parameter, class or module that gin doesn't find."""
-    classes = {each.name: each.wrapped for each in gin_config._INVERSE_REGISTRY.values()}
-    if found := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text):
-        cls = classes.get(reach.class_name(found[1]))
-        fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-        return reach.nearest(found[2], fields)
-    if found := re.search(r"Couldn't resolve selector ([\w.]+);", text):
-        return reach.nearest(reach.class_name(found[1]), list(classes))
-    return ""

@@ -20,6 +20,7 @@ import inspect
 import math
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -190,7 +191,10 @@ def _take_path(value: Any) -> str:
     text = _take_str(value)
     if "\0" in text:
         raise _Misfit("a path, which has no NUL")
-    return expand(text)
+    found = expand(text)
+    if re.match(r"(\w+:)?~", found):  # as of a user that there isn't
+        raise _Misfit("a path whose ~ is somebody's home, or with ./ before it")
+    return found
 
 
 _TAKERS = {

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, flags = bindings.take_out(argv)
     options = _parsed(arguments)
     options.argv = argv  # a report says how it was made
-    status = _status(options, flags)
+    status = _status(options, arguments, flags)
     if status and getattr(options, "distributed", False) and _joined():
         from pit_jax.runtime import processes
 
@@ -118,14 +118,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuses a flag without a value, as of a shell's variable that isn't set."""
+    last = ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if not argument or (flag.startswith("--") and equals and not value):
+            flag = flag or last
+            raise UserError(f"{flag}: got no value, expected {flag}=VALUE")
+        last = flag if flag.startswith("--") else last
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 0 or more")
+    return int(text)
+
+
 def _joined() -> bool:
     import jax
 
     return jax.distributed.is_initialized()
 
 
-def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
+def _status(
+    options: argparse.Namespace, arguments: Sequence[str], flags: list[tuple[str, str]]
+) -> int:
     try:
+        _refuse_empty(arguments)
         status = _dispatch(options, flags)
         sys.stdout.flush()
         return status
@@ -142,6 +162,9 @@ def _status(options: argparse.Namespace, flags: list[tuple[str, str]]) -> int:
             raise
         where = f": {error.filename}" if error.filename else ""  # of our files it is always known
         print(f"pit_jax {options.command}: {error.strerror}{where}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"pit_jax {options.command}: out of memory: {error}", file=sys.stderr)
         return 2
     except NotFiniteError as error:
         print(f"pit_jax {options.command}: {error}", file=sys.stderr)
@@ -248,7 +271,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
             )
         if name == "data":
             command.add_argument(
-                "--examples", type=int, default=0, metavar="N", help="rows to show of each task"
+                "--examples", type=_count, default=0, metavar="N", help="rows to show of each task"
             )
             command.add_argument("--json", action="store_true", help="print JSON")
             command.add_argument("--output", help="folder to write data.json and lengths.png to")

@@ -72,8 +72,7 @@ def _check_evaluation(run, evaluation) -> None:
     from pit_jax.evaluation.responses import Responses
     from pit_jax.run import checks
 
-    for name in evaluation.stages:
-        run.stage(name)
+    checks.check_evaluated(run, evaluation)
     checks.check_split(run, evaluation.split, "evaluation: got")
     if evaluation.judge:
         configured_judge.make(evaluation.judge, run, Responses.of(run, evaluation))

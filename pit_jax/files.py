@@ -31,7 +31,7 @@ def is_local(path: str | os.PathLike[str]) -> bool:
 
 
 def check_folder(path: str | os.PathLike[str], what: str) -> None:
-    """Refuses a folder on a disk that can't be made, or not be written to.
+    """Refuses a folder that can't be made or not be written to, or that is none.
 
     Args:
       path: the folder, which need not be there yet.
@@ -41,6 +41,8 @@ def check_folder(path: str | os.PathLike[str], what: str) -> None:
       UserError: if it can't.
     """
     if not is_local(path):
+        if not re.match("(gs|s3|az)://[^/]", os.fspath(path)):
+            raise UserError(f"{what}: got {path}, expected a folder or gs://BUCKET/FOLDER")
         return
     found = pathlib.Path(os.path.abspath(path))
     if any(len(os.fsencode(part)) > 255 for part in found.parts):

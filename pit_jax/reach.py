@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gin import config as gin_config
+from gin import config_parser
 from pit_jax.errors import UserError
 
 MACRO = "gin.macro"
@@ -66,6 +68,25 @@ class Reach(NamedTuple):
             for field in dataclasses.fields(cls)
         ]
         return [*macros, STAGE, *fields]
+
+
+def key_of(scope: str, selector: str, parameter: str) -> Key:
+    """Returns what a statement binds; raises what gin does if there is no such thing."""
+    if not parameter:
+        return Key(f"{scope}/{selector}" if scope else selector, MACRO, "value")
+    parsed = gin_config.ParsedBindingKey.parse((scope, selector, parameter))
+    return Key(*parsed.scope_selector_arg)
+
+
+def own_bindings(file: str, text: str, context: Any) -> Iterator[tuple[Binding, Any]]:
+    """Reads a file that gin has taken once more, for its own bindings, their lines and values."""
+    for statement in config_parser.ConfigParser(text, gin_config.ParserDelegate()):
+        if isinstance(statement, config_parser.ImportStatement):
+            context.process_import(statement)
+        elif isinstance(statement, config_parser.BindingStatement):
+            key = key_of(statement.scope, statement.selector, statement.arg_name)
+            place = f"{file}:{statement.location.line_num}: {key}"
+            yield Binding(key, place), statement.value
 
 
 def find(roots: Iterable[type]) -> Reach:
@@ -164,6 +185,18 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
     found = close(0.85) or list(dict.fromkeys(alike))[:3] or close(0.75 if "." in name else 0.6)
     return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def hint(text: str) -> str:
+    """Returns a hint at the nearest parameter, class or module for one that gin doesn't find."""
+    classes = {each.name: each.wrapped for each in gin_config._INVERSE_REGISTRY.values()}
+    if found := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text):
+        cls = classes.get(class_name(found[1]))
+        fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+        return nearest(found[2], fields)
+    if found := re.search(r"Couldn't resolve selector ([\w.]+);", text):
+        return nearest(class_name(found[1]), list(classes))
+    return ""
 
 
 def class_name(selector: str) -> str:

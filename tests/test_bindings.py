@@ -142,6 +142,15 @@ def test_only_train_and_convert_take_a_stage(own):
             INCLUDE + "A = %B\nB = %A\nSEED = %A\n",
             "gin: a macro or an include leads back to itself",
         ),
+        (
+            "SEED = 7\n" + INCLUDE,
+            ":1: SEED = 7 has no effect: a file that is included after it sets 0; includes come fi",
+        ),
+        (
+            DYNAMIC + "from pit_jax.run import config\n"
+            "config.RunConfig:\n  shard_size = 4\n  seed = 8\n" + INCLUDE,
+            ":5: RunConfig.seed = 8 has no effect: a file that is included after it sets %SEED; in",
+        ),
         (INCLUDE.encode("utf-16"), "mine.gin: can't be read, expected UTF-8 text"),
         ("", "gin: RunConfig has no value for 'model_dir', 'seed', "),
     ],
@@ -162,6 +171,10 @@ def test_what_a_flag_or_a_later_file_replaces_is_no_mistake_of_a_file(own):
     assert configured("--gin.RunConfig.seed=4", files=[path])[0].seed == 4
     other = own(DYNAMIC + INCLUDE + "from pit_jax.run import config\nconfig.RunConfig.seed = 5\n")
     assert configured(files=[QUICKSTART, other])[0].seed == 5
+
+
+def test_of_two_lines_of_a_file_the_later_one_counts(own):
+    assert configured(files=[own(INCLUDE + "SEED = 1\nSEED = 2\n")])[0].seed == 2
 
 
 def test_what_is_set_of_a_stage_that_the_run_leaves_out_is_no_mistake_of_a_file(own):
@@ -190,6 +203,17 @@ def test_what_an_included_file_binds_in_vain_is_no_mistake(own):
 def test_a_mark_of_utf8_and_the_line_ends_of_windows_are_no_mistake(start, own):
     content = start + (INCLUDE + "SEED = 4\n").replace("\n", "\r\n").encode()
     assert configured(files=[own(content)])[0].seed == 4
+
+
+def test_an_included_file_is_read_as_one_that_is_given(own, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    theirs = tmp_path / "theirs.gin"
+    theirs.write_bytes(b"\xef\xbb\xbfSEED = 4\r\n")
+    path = own(INCLUDE.replace("quickstart", "preferences") + "include '~/theirs.gin'\n")
+    flag = "--gin.PREFERENCES_PATH=x"
+    assert configured(flag, files=[path])[0].seed == 4
+    theirs.write_bytes(b"# caf\xe9\nSEED = 4\n")
+    assert "~/theirs.gin: can't be read, expected UTF-8 text" in refusal(flag, files=[path])
 
 
 def test_a_gin_file_is_found_at_home_and_in_the_search_paths(own, monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ from pit_jax.checked import UserPath, at_least, checked
 from pit_jax.data.datasets import DatasetConfig
 from pit_jax.errors import UserError
 from pit_jax.evaluation.suite import EvaluationConfig
+from pit_jax.method.ppo import PPOConfig
 from pit_jax.run.config import RunConfig
 from pit_jax.run.stages import SupervisedStage
 from pit_jax.runtime.loop import LoopConfig
@@ -126,6 +127,16 @@ def test_every_path_of_a_run_has_its_tilde_expanded(monkeypatch):
             lambda: OptimizerConfig(learning_rate=-1.0),
             "learning_rate: got -1.0, expected 0 or",
         ),
+        (lambda: OptimizerConfig(1e-3, b2=1.0), "OptimizerConfig: got b2=1.0, expected below 1"),
+        (lambda: OptimizerConfig(1e-3, epsilon=-1.0), "epsilon: got -1.0, expected 0 or more"),
+        (lambda: PPOConfig(beta=-0.1), "PPOConfig.beta: got -0.1, expected 0 or more"),
+        (lambda: PPOConfig(clip=-1.0), "PPOConfig.clip: got -1.0, expected 0 or more"),
+        (lambda: PPOConfig(gamma=1.5), "PPOConfig: got gamma=1.5, expected 0 to 1"),
+        (lambda: tiny_runs.config(" "), "run: MODEL_DIR is empty, expected a directory"),
+        (
+            lambda: tiny_runs.config("~nobody_here/x"),
+            "RunConfig.model_dir: got '~nobody_here/x', expected a path whose ~ is somebody's home",
+        ),
         (lambda: EvaluationConfig(temperatures=1.0), "EvaluationConfig.temperatures: got 1.0"),
         (lambda: EvaluationConfig(num_prompts=-1), "num_prompts: got -1, expected 0 or more"),
         (lambda: DatasetConfig("hh", 1e1, 1, 1, path="x"), "DatasetConfig.train_size: got 10.0"),
@@ -141,7 +152,7 @@ def test_every_path_of_a_run_has_its_tilde_expanded(monkeypatch):
     ],
 )
 def test_mistakes_in_the_configurations_of_a_run(make, message):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ValueError) as error:
         make()
     assert message in str(error.value) and "\n" not in str(error.value)
 

@@ -580,7 +580,7 @@ def test_seeds_are_compared_and_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--compare="], "--compare: got '', expected run directories"),
+        (["--compare="], "--compare: got no value, expected --compare=VALUE"),
         (["--compare=none"], "--compare: none has no report.json"),
         (["--compare=a", "--gin_file=gin/runs/quickstart.gin"], "--compare takes no gin file"),
         (["--compare=a", "--gin.SEED=1"], "--compare takes no gin file, binding"),

@@ -93,6 +93,36 @@ def test_paths_of_flags_begin_at_home(monkeypatch):
     assert (options.input, options.output) == ("/home/me/in.jsonl", "/home/me/out.jsonl")
 
 
+def test_memory_that_is_not_there_is_one_line(monkeypatch, refused):
+    def fill(*_):
+        raise MemoryError("Unable to allocate 1.46 TiB")
+
+    monkeypatch.setattr("pit_jax.commands.run", fill)
+    assert refused("run") == "out of memory: Unable to allocate 1.46 TiB"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "flag"),
+    [
+        ("data", ["--output="], "--output"),
+        ("data", ["--output", ""], "--output"),
+        ("data", ["--gin_file="], "--gin_file"),
+        ("sweep", ["--seeds=", "--dry_run"], "--seeds"),
+        ("evaluate", ["--transfer", ""], "--transfer"),
+    ],
+)
+def test_a_flag_without_a_value_is_refused(name, arguments, flag, refused):
+    """As of a variable of the shell that isn't set; without it this is another command."""
+    assert refused(name, *arguments) == f"{flag}: got no value, expected {flag}=VALUE"
+
+
+def test_a_number_of_rows_below_0_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "--gin_file=x", "--examples=-1"])
+    assert stop.value.code == 2
+    assert "--examples: got '-1', expected a whole number of 0 or more" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_one_line(monkeypatch, refused):
     def fill(*_):
         raise OSError(28, "No space left on device", "/x/y")

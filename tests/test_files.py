@@ -30,6 +30,10 @@ def test_text_and_bytes_replace_what_was_there(tmp_path):
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
     files.check_folder(tmp_path / "a" / "b", "MODEL_DIR")
     files.check_folder("gs://bucket/x", "MODEL_DIR")
+    for path in ("gs://", "gs:///x", "http://host/x"):
+        message = f"^MODEL_DIR: got {path}, expected a folder or gs://BUCKET/FOLDER$"
+        with pytest.raises(UserError, match=message):
+            files.check_folder(path, "MODEL_DIR")
     assert not list(tmp_path.iterdir())
     file = tmp_path / "file"
     file.write_text("")

@@ -31,6 +31,12 @@ _READERS: dict[str, Callable[..., readers.Reading]] = {
 KINDS = ("instructions", *_READERS, "tfds")
 # The kinds whose files may have any of shapes.SHAPES.
 _SHAPED = ("preferences", "hh")
+# What only some kinds read; it would be ignored in silence for another.
+_ONLY_FOR = {
+    "path": (*_READERS, "tfds"),
+    "test_path": (*_READERS,),
+    "data_dir": ("tfds",),
+}
 A_TENTH = -1  # a size of dev or test
 _MOST_OF_A_TENTH = 300
 _NOWHERE = Cache("")
@@ -95,6 +101,12 @@ class DatasetConfig:
         if self.group_by not in GROUPS:
             choices = ", ".join(GROUPS)
             raise UserError(f"dataset: got group_by={self.group_by!r}, expected one of {choices}")
+        for field, kinds in _ONLY_FOR.items():
+            if (value := getattr(self, field)) and self.kind not in kinds:
+                raise UserError(
+                    f"dataset: got {field}={value!r} for kind {self.kind!r}, expected it for "
+                    + " or ".join(kinds)
+                )
         self._check_columns()
         if self.kind == "instructions":
             if self.family not in instructions.FAMILIES:

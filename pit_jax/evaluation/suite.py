@@ -91,8 +91,11 @@ class EvaluationConfig:
     def __post_init__(self):
         at_least(self, 0, "num_prompts", "num_samples", "best_of")
         at_least(self, 1, "iterations")
-        if self.split not in SPLITS or not self.temperatures:
-            raise ValueError(f"evaluation: expected a split of {SPLITS}, temperatures; got {self}")
+        if self.split not in SPLITS:
+            raise ValueError(f"evaluation: expected a split of {SPLITS}; got {self.split!r}")
+        if min(self.temperatures, default=-1) < 0 or min(self.sweep, default=0) < 0:
+            told = f"temperatures={self.temperatures}, sweep={self.sweep}"
+            raise ValueError(f"evaluation: got {told}, expected numbers of 0 or more")
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pit_jax.checked import checked
+from pit_jax.checked import at_least, checked
 from pit_jax.runtime.train_state import OptimizerConfig
 
 CRITIC_STARTS = ("reward", "actor")
@@ -93,6 +93,12 @@ class PPOConfig:
             )
         if self.critic_warmup < 0:
             raise ValueError(f"PPOConfig: got critic_warmup={self.critic_warmup}, expected >= 0")
+        ranges = ("clip", "value_clip", "value_coefficient", "scale_floor")
+        at_least(self, 0, "beta", "gamma", "gae_lambda", *ranges)
+        at_least(self, 1, "horizon")
+        for field in ("gamma", "gae_lambda"):
+            if getattr(self, field) > 1:
+                raise ValueError(f"PPOConfig: got {field}={getattr(self, field)}, expected 0 to 1")
         for field in ("epochs", "minibatches", "microbatches", "widths"):
             if getattr(self, field) < 1:
                 raise ValueError(

@@ -183,6 +183,7 @@ class NetworkConfig:
             "num_layers",
             "num_heads",
             "num_kv_heads",
+            "head_dim",
             "mlp_dim",
         ):
             if getattr(self, field) < 1:

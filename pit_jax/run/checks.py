@@ -26,6 +26,14 @@ POLICY_TASKS = ("pretrain", "sft_policy", "rl_policy")
 PIT_TASKS = ("pretrain", "sft_pit", *UNLIKELY, *stages.PIT_RL)
 LANGUAGE_TASKS = (*dict.fromkeys(POLICY_TASKS + PIT_TASKS), "sft_pit_reflection")
 
+_EVALUATED = {
+    "sft": POLICY_TASKS,
+    "policy": POLICY_TASKS,
+    "pit": (*PIT_TASKS, "sft_pit_reflection"),
+    "reward_model": ("rm_policy",),
+    "gap_model": ("rm_gap",),
+}
+
 
 def check(run: Run, name: str) -> list[Change]:
     """Refuses a stage that could only fail once it, or one before it, has been trained for hours.
@@ -181,6 +189,23 @@ def _check_reflections(run: Run, stage: Stage) -> None:
             f"stage {stage.name}: {without} of the {len(examples)} examples that it learns from "
             "have no reflection, expected one in each"
         )
+
+
+def check_evaluated(run: Run, evaluation: Any) -> None:
+    """Refuses stages that can't stand where an EvaluationConfig names them.
+
+    Raises:
+      UserError: for one that isn't in the run, or of a task with another layout.
+    """
+    for name in evaluation.stages:
+        run.stage(name)
+    for field, tasks in _EVALUATED.items():
+        name = getattr(evaluation, field)
+        if (task := run.stage(name).task) not in tasks:
+            raise UserError(
+                f"EvaluationConfig.{field}: got {name!r}, which is of task {task}, expected a "
+                f"stage of task {' or '.join(tasks)}"
+            )
 
 
 def check_split(run: Run, split: str, why: str) -> None:

@@ -106,7 +106,7 @@ class RunConfig:
         names = [stage.name for stage in self.stages]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise UserError(f"run: stage names must differ, got {', '.join(repeated)} twice")
-        if not self.model_dir:
+        if not self.model_dir.strip():
             raise UserError("run: MODEL_DIR is empty, expected a directory for the run")
         if not 0 <= self.seed < 2**32:  # JAX would take another one for it in silence
             raise UserError(f"RunConfig.seed: got {self.seed}, expected 0 to {2**32 - 1}")

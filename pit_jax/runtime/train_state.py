@@ -58,6 +58,12 @@ class OptimizerConfig:
             )
         counts = ("warmup_steps", "decay_steps")
         at_least(self, 0, "learning_rate", "weight_decay", "clip_norm", *counts)
+        at_least(self, 0, "final_fraction", "b1", "b2", "epsilon")
+        for field in ("b1", "b2"):
+            if getattr(self, field) >= 1:
+                raise ValueError(
+                    f"OptimizerConfig: got {field}={getattr(self, field)}, expected below 1"
+                )
 
     def schedule(self) -> optax.Schedule:
         """Returns the learning rate as a function of the gradient step."""

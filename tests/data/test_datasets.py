@@ -128,6 +128,14 @@ def test_test_files_hold_out_their_prompts(tmp_path):
             "got on_error='stop', expected one of raise, skip",
         ),
         (
+            {"kind": "tfds", "path": "x", "test_path": "y"},
+            "got test_path='y' for kind 'tfds', expected it for preferences or hh or summaries",
+        ),
+        (
+            {"kind": "hh", "path": "x", "data_dir": "y"},
+            "got data_dir='y' for kind 'hh', expected it",
+        ),
+        (
             {"kind": "hh", "path": "x", "columns": {"promt": "a"}},
             "got columns for 'promt', expected one of prompt, .*; did you mean 'prompt'",
         ),

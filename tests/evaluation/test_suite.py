@@ -420,13 +420,23 @@ def test_generations_of_different_depth(suite):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"split": "prod"}, {"iterations": 0}, {"temperatures": ()}], ids=str
+    ("fields", "message"),
+    [
+        ({"split": "prod"}, r"evaluation: expected a split of \(.*\); got 'prod'$"),
+        ({"iterations": 0}, "iterations: got 0, expected 1"),
+        (
+            {"temperatures": ()},
+            r"evaluation: got temperatures=\(\), sweep=.*, expected numbers of 0",
+        ),
+        (
+            {"temperatures": (1.0, -1)},
+            r"evaluation: got temperatures=\(1.0, -1\), sweep=.*, expect",
+        ),
+        ({"sweep": (-0.2,)}, r"sweep=\(-0.2,\), expected numbers of 0 or more"),
+    ],
 )
-def test_mistakes_in_a_configuration_are_named(fields):
-    with pytest.raises(
-        ValueError,
-        match=r"evaluation: expected a split of .*; got Eval|iterations: got 0, expected 1",
-    ):
+def test_mistakes_in_a_configuration_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
         EvaluationConfig(**fields)
 
 

@@ -273,6 +273,7 @@ def test_a_seven_billion_model_has_its_known_size():
             ({field: 0}, f"got {field}=0, expected 1 or more")
             for field in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads")
         ),
+        ({"head_dim": 0}, "got head_dim=0, expected 1 or more"),
         ({"mlp_dim": -1}, "got mlp_dim=-1, expected 1 or more"),
         ({"num_kv_heads": 3}, r"got num_heads=4, expected a multiple of num_kv_heads=3"),
         ({"head_dim": 5}, r"got head_dim=5, expected an even number"),

@@ -14,6 +14,7 @@ from etils import epath
 from pit_jax.data.datasets import DatasetConfig, MixtureConfig
 from pit_jax.data.layouts import Lengths
 from pit_jax.errors import UserError
+from pit_jax.evaluation.suite import EvaluationConfig
 from pit_jax.method.curriculum import Round
 from pit_jax.run import checks, directory, sources
 from pit_jax.run import run as runs
@@ -305,3 +306,21 @@ def test_with_a_backbone_both_parts_count(tmp_path):
     assert first not in ("", "a", "b") and made("a", "b", str(tmp_path / "base")) == first
     assert made("c", "b", "base") != first != made("a", "c", "base")
     assert made("a", "", "base") == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "stage", "task"),
+    [
+        ("sft", "sft_pit", "pretrain or sft_policy or rl_policy"),
+        ("policy", "rm_gap", "pretrain or sft_policy or rl_policy"),
+        ("pit", "rl_policy", "pretrain or sft_pit"),
+        ("reward_model", "rm_gap", "rm_policy"),
+        ("gap_model", "rm_policy", "rm_gap"),
+    ],
+)
+def test_an_evaluation_of_a_stage_with_another_layout_is_refused(field, stage, task, tmp_path):
+    run = tiny_runs.on_one_device(dataclasses.replace(BASE, model_dir=str(tmp_path)))
+    checks.check_evaluated(run, EvaluationConfig())
+    message = f"EvaluationConfig.{field}: got '{stage}', which is of task {stage}, expected a stage"
+    with pytest.raises(UserError, match=f"^{message} of task {task}"):
+        checks.check_evaluated(run, EvaluationConfig(**{field: stage}))

@@ -282,8 +282,8 @@ def one_line(said):
     ("flags", "message"),
     [
         (["--model=none"], "completions answers 404 Not Found: The model `none` does not exist."),
-        (["--policy_model="], "--policy_model: got none, expected the name of the model that"),
-        (["--model="], "--model: got none, expected the name of the model that the server has of"),
+        (["--policy_model="], "--policy_model: got no value, expected --policy_model=VALUE"),
+        (["--model="], "--model: got no value, expected --model=VALUE"),
         (["--endpoint=http://127.0.0.1:9/v1"], "http://127.0.0.1:9/v1/models: no answer: .*refuse"),
         (["--endpoint=localhost"], "--endpoint: got 'localhost', expected a URL such as"),
         (["--gap_model=gap@http://me:secret@x"], "--endpoint: expected a URL without a user"),
@@ -291,13 +291,13 @@ def one_line(said):
         (["--key_variable=sk-abc"], "--key_variable: expected the name of an environment variable"),
         (["--key_variable=NO_SUCH_KEY"], "--key_variable: the environment variable NO_SUCH_KEY"),
         (["--gin_file=x"], "--exported takes no gin file"),
-        (["--exported="], "--endpoint: expected --exported=DIR"),
+        (["--exported="], "--exported: got no value, expected --exported=VALUE"),
         (["--exported=nowhere"], "nowhere/pit_jax.json: not found"),
         (["--distributed"], "--endpoint: several hosts would ask for everything twice"),
         (["--gin.RunConfig.vocabulary='bytes'"], "RunConfig.vocabulary: the directory says it"),
         (["--gin.NetworkConfig.num_layers=3"], "NetworkConfig.num_layers.*(no effect|no such)"),
         (["--gin.ImproveConfig.iteration=3"], "did you mean ImproveConfig.iterations"),
-        (["--endpoint="], "--model, --policy_model, --gap_model, --key_variable: expected --endpo"),
+        (["--endpoint="], "--endpoint: got no value, expected --endpoint=VALUE"),
     ],
 )
 def test_mistakes_are_one_line(improve, flags, message):

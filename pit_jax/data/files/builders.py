@@ -287,8 +287,8 @@ def read_prepared(name_or_directory: str, data_dir: str | None = None) -> dict[s
       split -> examples, `index` being the position in the split.
 
     Raises:
-      UserError: if the dataset isn't prepared, naming the command that does it, or has other
-        features.
+      UserError: if the dataset isn't prepared, naming the command that does it, has other
+        features, or a text that is malformed.
     """
     name, _, config = name_or_directory.partition("/")
     if name in BUILDERS:
@@ -312,6 +312,10 @@ def read_prepared(name_or_directory: str, data_dir: str | None = None) -> dict[s
             f"{name_or_directory}: got the features {', '.join(features)}, expected prompt, "
             "chosen and rejected"
         )
+    for name in set(TEXTS) & set(features):
+        feature = builder.info.features[name]
+        if not isinstance(feature, tfds.features.Text):
+            raise UserError(f"{name_or_directory}: got {feature} for {name!r}, expected text")
     return {split: _examples(builder, split) for split in builder.info.splits}
 
 
@@ -322,9 +326,15 @@ def _examples(builder: tfds.core.DatasetBuilder, split: str) -> list[Example]:
     for batch in tfds.as_numpy(dataset):
         names = [name for name in TEXTS if name in batch]
         for texts in zip(*(batch[name] for name in names)):
-            fields = dict(zip(names, (text.decode() for text in texts)))
-            text = fields.pop("prompt")
-            x, group = _PROMPTS.get(builder.name, _prompt)(text)
+            try:
+                fields = dict(zip(names, (text.decode() for text in texts)))
+                text = fields.pop("prompt")
+                x, group = _PROMPTS.get(builder.name, _prompt)(text)
+            except ValueError as error:  # UnicodeDecodeError is one
+                place = f"{builder.info.full_name}: {split}:{len(examples)}"
+                raise UserError(f"{place}: {error}") from None
+            if builder.name not in BUILDERS:  # ours have done it
+                fields = {name: text.strip() for name, text in fields.items()}
             examples.append(Example(x, **fields, index=len(examples), group=group))
     return examples
 

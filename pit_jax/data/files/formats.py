@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pit_jax.data.examples import TEXTS, Dialogue, Example, Turns
@@ -24,6 +24,7 @@ _TIES = ("tie", "both", "bothbad", "both_bad", "neither", "equal", "same", "draw
 _ANSWER = re.compile(r"(model|response|answer|completion|assistant|output|conversation)[ _-]?")
 # Where a prompt beside whole dialogues is compared with them; other keys hold one of these.
 _ASKED = ("prompt", "question", "instruction", "query")
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _RESULT_KEYS = ("response", "answer", "completion", "text", "content")
 _SCORE_KEYS = ("score", "overall_score", "rating", "reward")
 
@@ -79,6 +80,12 @@ def prompt(fields: Fields) -> Dialogue:
     if "prompt" not in fields:
         raise ValueError(f"got {fields.got('prompt')}, expected text or turns under 'prompt'")
     key = fields.key("prompt")
+    before = fields.record.get("history")
+    if key != "history" and isinstance(before, list) and before:
+        raise ValueError(
+            f"got {shown(before)} under 'history' beside {key!r}, expected the whole dialogue as "
+            "turns under 'prompt'"
+        )
     listed = turns.listed(fields["prompt"])
     if listed is not None:
         return _with_system(turns.of_turns(turns.read(listed, key), key), fields)
@@ -125,9 +132,25 @@ def hh(fields: Fields) -> tuple[Example, Columns]:
 
 def compared(fields: Fields) -> tuple[Example, Columns]:
     """Reads two answers and which one is better, or the scores of both."""
+    _check_two(fields)
     better, columns = _verdict(fields)
     names = ("response_a", "response_b")
     return _pair(fields, (names[better], names[1 - better])), columns
+
+
+def _check_two(fields: Fields) -> None:
+    """Raises ValueError for a third answer, such as `response_c` or `response_0`."""
+    keys = [fields.key(name) for name in ("response_a", "response_b")]
+    if keys[0][:-1] != keys[1][:-1] or "response_a" in fields.columns:
+        return
+    stem, letter = re.escape(keys[0][:-1]), keys[0][-1]
+    ends = r"\d+" if letter.isdecimal() else "[a-h]" if letter.islower() else "[A-H]"
+    for key, value in fields.record.items():
+        if key not in keys and value is not None and re.fullmatch(stem + ends, key):
+            raise ValueError(
+                f"got {key!r} beside {keys[0]!r} and {keys[1]!r}, expected two answers, or a list "
+                "of them under 'responses', with their 'scores'"
+            )
 
 
 def several(fields: Fields) -> tuple[Example, Columns]:
@@ -211,6 +234,8 @@ def _pair(fields: Fields, names: tuple[str, str]) -> Example:
         given = prompt(fields)
     elif not own:
         prompt(fields)  # says what is expected
+    if _systems_differ(sides, given, fields):
+        raise Skip("contexts differ")
     apart = [_apart(side, given, fields, name) for side, name in zip(sides, names, strict=True)]
     contexts = [context for context, _ in apart if context is not None]
     x = given
@@ -222,6 +247,18 @@ def _pair(fields: Fields, names: tuple[str, str]) -> Example:
     assert x is not None
     group = _group(fields) if x is given else ""
     return Example(x, apart[0][1], apart[1][1], group=group)
+
+
+def _systems_differ(sides: Sequence[Turns | str], given: Dialogue | None, fields: Fields) -> bool:
+    """Returns whether the system says one thing in one place and another in another."""
+    said = [side for side in sides if not isinstance(side, str)]
+    found = {
+        tuple(content for role, content in each if role == "system")
+        for each in (*said, given.turns if given else ())
+    }
+    if isinstance(fields["system"], str):
+        found.add((fields["system"].strip(),))
+    return len(found - {(), ("",)}) > 1
 
 
 def _side(fields: Fields, name: str) -> Turns | str:
@@ -303,6 +340,9 @@ def _scores(fields: Fields) -> Columns:
     """Returns what a record tells of the scores of its two answers; Skip for equal ones."""
     names = ("score_chosen", "score_rejected", "margin")
     found = {name: fields.number(name) for name in names}
+    if all(name in fields for name in names[:2]):
+        for name in names[:2]:
+            _check_unquoted(fields, name)
     high, low = found["score_chosen"], found["score_rejected"]
     if high is not None and low is not None and found["margin"] is None:
         found["margin"] = high - low
@@ -320,23 +360,39 @@ def _verdict(fields: Fields) -> tuple[int, Columns]:
     keys = [fields.key(name) for name in ("response_a", "response_b")]
     ends = [_ANSWER.sub("", key.lower()) for key in keys]
     scores = _scores_of(fields.record, ends)
-    columns: Columns = {}
-    if None not in scores:
-        columns["margin"] = abs(scores[0] - scores[1])
     if "preference" not in fields:
         if None in scores:
             raise ValueError(f"got {fields.got('preference')}, expected which answer is better")
-        if scores[0] == scores[1]:
-            raise Skip(TIE)
-        return int(scores[1] > scores[0]), columns
+        better = int(scores[1] > scores[0])
+    else:
+        name = fields.key("preference")
+        if name in _SIGNED:
+            _check_unquoted(fields, "preference")
+            if (signed := fields.number("preference")) is not None:
+                if signed == 0:
+                    raise Skip(TIE)
+                return int(signed > 0), {"margin": abs(signed)}
+        better = _named_better(fields, keys, ends)
+    if None in scores:
+        return better, {}
+    if scores[0] == scores[1]:
+        raise Skip(TIE)
+    return better, {"margin": scores[better] - scores[1 - better]}
+
+
+def _check_unquoted(fields: Fields, name: str) -> None:
+    """Raises ValueError for a number that is text, which would count as none."""
+    value = fields[name]
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        raise ValueError(f"got {fields.got(name)} under {fields.key(name)!r}, expected a number")
+
+
+def _named_better(fields: Fields, keys: list[str], ends: list[str]) -> int:
+    """Returns which of two answers a record names as the better one, 0 or 1; Skip for neither."""
     value, name = fields["preference"], fields.key("preference")
     signed = number(value)
-    if name in _SIGNED and signed is not None:
-        if signed == 0:
-            raise Skip(TIE)
-        return int(signed > 0), {"margin": abs(signed)}
     if keys == ["human_ref_A", "human_ref_B"] and signed in (0, 1):
-        return int(signed == 0), columns  # Stanford's SHP: 1 for the first
+        return int(signed == 0)  # Stanford's SHP: 1 for the first
     text = str(int(signed)) if signed is not None and signed % 1 == 0 else str(value)
     text = text.strip().lower()
     if text in _TIES or text.startswith("tie"):
@@ -347,7 +403,7 @@ def _verdict(fields: Fields) -> tuple[int, Columns]:
         raise ValueError(
             f"got {shown(value)} under {name!r}, expected {ends[0]!r}, {ends[1]!r} or 'tie'"
         )
-    return found.index(True), columns
+    return found.index(True)
 
 
 def _scores_of(record: Mapping[str, Any], ends: list[str]) -> list[Any]:

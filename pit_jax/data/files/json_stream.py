@@ -15,7 +15,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 # An error that is as near to the end of what has been read may be due to what hasn't.
 _NEAR = 16
 # Finds where a value ends; what it holds is parsed later, strictly.
-_ENDS = json.JSONDecoder(parse_int=str, parse_float=str)
+_ENDS = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
 
 
 class NotJson(Exception):
@@ -43,11 +43,11 @@ def parts(file: BinaryIO, is_array: bool, max_bytes: int) -> Iterator[bytes]:
             yield text.value()
             mark = text.next()
             if not mark or mark not in ",]":
-                raise NotJson(f"got {text.seen()} after a value, expected ',' or ']'")
+                raise text.stopped("after a value, expected ',' or ']'")
             text.pass_by(mark)
             is_array = mark == ","
         if text.next():
-            raise NotJson(f"got {text.seen()} after the end of an array, expected nothing")
+            raise text.stopped("after the end of an array, expected nothing")
         return
     while text.next():
         yield text.value()
@@ -87,7 +87,7 @@ class _Text:
                 maybe = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _NEAR
                 if not maybe or self._is_all:
                     self._at = min(error.pos, len(self._text))
-                    raise NotJson(f"got {self.seen()} ({error.msg}), expected JSON") from None
+                    raise self.stopped(f"({error.msg}), expected JSON") from None
             except RecursionError:
                 raise NotJson(TOO_DEEP) from None
             else:
@@ -100,10 +100,12 @@ class _Text:
         start, self._at = self._at, end
         return self._text[start:end].encode("latin-1")
 
-    def seen(self) -> str:
-        """Shows what comes next."""
+    def stopped(self, problem: str) -> NotJson:
+        """Makes the error of what comes next, which says if there is more that isn't read."""
         text = self._text[self._at : self._at + 40].encode("latin-1").decode("utf-8", "replace")
-        return shown(text) if text else "the end of the file"
+        if not text:
+            return NotJson(f"got the end of the file {problem}")
+        return NotJson(f"got {shown(text)} {problem}; from there on the file isn't read")
 
     def _more(self) -> None:
         rest = self._text[self._at :]

@@ -199,19 +199,25 @@ def _read(
 def checked(examples: Sequence[Example], place: str, on_error: str, check: Check) -> Reading:
     """Checks examples that aren't lines of files; `place` and their number stand for file:line.
 
+    Those that nothing can be learned from are dropped and counted, as those of files are.
+
     Raises:
       UserError: for malformed examples, unless they are skipped.
     """
     kept = TextWriter()
+    dropped: collections.Counter[str] = collections.Counter()
     problems = records.Problems()
     for number, example in enumerate(examples):
         try:
+            formats.check_usable(example)
             check(example)
+        except formats.Skip as reason:
+            dropped[str(reason)] += 1
         except ValueError as error:
+            dropped["malformed"] += 1
             problems.add(f"{place}:{number}", str(error))
         else:
             kept.append(example)
     if problems.total and on_error == "raise":
         raise UserError(problems.message())
-    dropped = {"malformed": problems.total} if problems.total else {}
-    return Reading(kept.finish(), len(examples), dropped, problems.lines())
+    return Reading(kept.finish(), len(examples), dict(dropped), problems.lines())

@@ -151,7 +151,7 @@ def find(paths: str | Sequence[str]) -> list[str]:
     """Returns the files that paths and patterns name; those of a pattern in the order of names.
 
     Raises:
-      UserError: for a path or pattern without a file.
+      UserError: for a path or pattern without a file, and for a file that is found twice.
     """
     patterns = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     found: list[str] = []
@@ -161,6 +161,11 @@ def find(paths: str | Sequence[str]) -> list[str]:
             continue
         with _reported(pattern):
             found += _matches(os.path.expanduser(pattern))
+    seen: set[str] = set()
+    for path in found:
+        if (name := path if "://" in path else os.path.normpath(path)) in seen:
+            raise UserError(f"{path}: is named twice, expected every file once")
+        seen.add(name)
     return found
 
 
@@ -169,6 +174,8 @@ def _matches(pattern: str) -> list[str]:
         raise UserError(f"{pattern}: got a pattern with **, expected one with * for each part")
     if not pattern:
         raise UserError("got an empty path, expected a file or a pattern of files")
+    if re.match("(https?|ftp|file|hf)://", pattern):
+        raise UserError(f"{pattern}: got a URL, expected a path, gs://… or {tables.HUB}OWNER/NAME")
     path = epath.Path(pattern)
     if path.is_dir():
         if not tables.is_saved(path):
@@ -180,7 +187,7 @@ def _matches(pattern: str) -> list[str]:
         matches = map(epath.Path, glob.iglob(pattern, recursive=True))
     else:
         matches = path.parent.glob(path.name)
-    found = sorted(os.fspath(one) for one in matches if one.exists() and not one.is_dir())
+    found = sorted({os.fspath(one) for one in matches if one.exists() and not one.is_dir()})
     if not found:
         raise UserError(f"{pattern}: no such file, and no file matches it as a pattern")
     return found

@@ -36,7 +36,11 @@ _SPEAKERS = {"user": "Human", "assistant": "Assistant", "tool": "Tool"}
 _ROLE_KEYS = ("role", "from")
 _CONTENT_KEYS = ("content", "value", "text", "parts")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_CALLS = ("tool_calls", "function_call")
+# What a turn may have beside its text, which would be lost.
+_BESIDE = (
+    *("tool_calls", "function_call"),
+    *("image", "images", "audio", "audios", "video", "videos"),
+)
 
 
 def of_text(text: str) -> Dialogue:
@@ -151,7 +155,8 @@ def read(values: Sequence[Any], key: str) -> Turns:
     """Reads turns `{role, content}` in any of their spellings; an empty system turn is left out.
 
     Raises:
-      ValueError: for anything else, such as a role that isn't known or a turn with tool calls.
+      ValueError: for anything else, such as a role that isn't known, or a turn with tool calls or
+        images.
     """
     found = []
     for turn in values:
@@ -167,7 +172,7 @@ def read(values: Sequence[Any], key: str) -> Turns:
                 f"got role {shown(turn[role_key])} under {key!r}, expected one of "
                 + ", ".join(_ROLES)
             )
-        for name in _CALLS:
+        for name in _BESIDE:
             if turn.get(name):
                 raise ValueError(f"got {name!r} in a turn under {key!r}, expected text alone")
         if role == "system" and turn[content_key] is None:

@@ -88,7 +88,7 @@ def chat_template(choice: str, folder: epath.Path) -> tuple[str, str]:
 
 def _text(path: epath.Path) -> str:
     try:
-        return read(path).decode()
+        return read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise unreadable(path, "a chat template", error) from error
 

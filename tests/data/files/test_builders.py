@@ -452,6 +452,60 @@ def test_datasets_of_others(tmp_path):
     )
 
 
+class Odd(Pairs, skip_registration=True):
+    """Pairs as others may have prepared them."""
+
+    ROWS = (
+        {"prompt": " a ", "chosen": " b\n", "rejected": "c"},
+        {"prompt": "a", "chosen": "b", "rejected": " b "},
+        {"prompt": "a", "chosen": " ", "rejected": "b"},
+    )
+
+    def _generate_examples(self):
+        yield from enumerate(self.ROWS)
+
+
+class Unfinished(Odd, skip_registration=True):
+    ROWS = ({"prompt": "Human: a\n\nAssistant: b", "chosen": "b", "rejected": "c"},)
+
+
+class Latin(Odd, skip_registration=True):
+    ROWS = ({"prompt": b"caf\xe9", "chosen": "b", "rejected": "c"},)
+
+
+class Listed(Odd, skip_registration=True):
+    ROWS = ({"prompt": ["a"], "chosen": "b", "rejected": "c"},)
+
+    def _info(self):
+        text = tfds.features.Text()
+        listed = {"prompt": tfds.features.Sequence(text), "chosen": text, "rejected": text}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(listed))
+
+
+def test_pairs_of_others_are_left_out_and_counted_as_those_of_files(tmp_path):
+    path = str(prepare(Odd, tmp_path).data_dir)
+    (dataset,) = datasets.load(DatasetConfig("tfds", 0, 0, 0, path=path))
+    (example,) = dataset.splits["train"]
+    assert (example.prompt, example.chosen, example.rejected) == ("a\n\n", "b", "c")
+    assert dataset.read == 3 and dataset.dropped == {"identical responses": 1, "empty response": 1}
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        (
+            Unfinished,
+            r"unfinished/1.0.0: train:0: got a dialogue that ends with what the assistant",
+        ),
+        (Latin, r"latin/1.0.0: train:0: 'utf-8' codec can't decode byte 0xe9"),
+        (Listed, r"got Sequence\(.*\) for 'prompt', expected text"),
+    ],
+)
+def test_what_others_prepared_and_cannot_be_read_is_one_line(builder, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        builders.read_prepared(prepare(builder, tmp_path).data_dir)
+
+
 def test_several_paths_are_no_tfds_dataset():
     config = DatasetConfig("tfds", 0, 0, 0, path=("a", "b"))
     with pytest.raises(UserError, match=r"got path \('a', 'b'\), expected the name of one TFDS"):

@@ -252,6 +252,7 @@ def test_packed_too_often(tmp_path):
         ),
         (b'[\n{"a": 1}, 7]', 1, "got 7, expected a JSON object"),
         (b'[\n{"a": 1}, {"b": "\xff"}]', 1, "got byte 0xff at position 7, expected UTF-8 text"),
+        (b'[{"a": 1} 3]', 1, "got '3]' after a value, expected ',' or ']'; from there on the"),
         (b'[\n{"a": 1}, {"b": NaN}]', 1, "got the number NaN, which JSON doesn't have"),
         (b'[\n{"a": 1}, {"b": "\\ud800"}]', 1, "got half a surrogate pair, \\ud800, under 'b'"),
         (b'{\n"a": 1}\n{"b": 2', 1, "got the end of the file (Expecting ',' delimiter), expected"),
@@ -274,6 +275,12 @@ def test_what_follows_a_row_that_is_no_object_is_read(tmp_path):
     found = read(tmp_path, b'[{"a": 1}, null, {"a": 1, "a": 2}, {"a": 3}]')
     assert [record.value for record in found] == [{"a": 1}, None, None, {"a": 3}]
     assert found[2].problem == "got the key 'a' twice, expected every key once"
+
+
+def test_what_follows_a_row_with_a_control_character_is_read(tmp_path):
+    found = read(tmp_path, b'[{"a": 1}, {"a": "x\ny"}, {"a": 3}]')
+    assert [record.value for record in found] == [{"a": 1}, None, {"a": 3}]
+    assert found[1].problem.startswith('got \'{"a": "x\\ny"}\' (Invalid control character at')
 
 
 def test_numbers_lie_across_the_end_of_a_buffer(tmp_path):
@@ -527,9 +534,23 @@ def test_paths_that_are_found(tmp_path, monkeypatch):
         UserError, match="^got an empty path, expected a file or a pattern of files$"
     ):
         find("")
+    for url in ("https://example.com/a.jsonl", "file:///a.jsonl", "hf://owner/name"):
+        with pytest.raises(
+            UserError, match=f"^{url}: got a URL, expected a path, gs://… or hf://d"
+        ):
+            find(url)
     (tmp_path / "broken.jsonl").symlink_to("gone")
     with pytest.raises(UserError, match=r"broken.jsonl: no such file"):
         find("broken.jsonl")
+
+
+def test_a_file_that_is_named_twice_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    for paths in (["*.jsonl", "a.jsonl"], ["a.jsonl", "./a.jsonl"], ["-", "-"]):
+        with pytest.raises(UserError, match=": is named twice, expected every file once"):
+            find(paths)
+    assert find("**/**/a.jsonl") == ["a.jsonl"]
 
 
 def test_a_file_that_is_missing_is_named_before_any_is_read(tmp_path):

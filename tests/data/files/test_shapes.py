@@ -240,6 +240,21 @@ def test_x_of_text_and_of_turns(tmp_path, change, x, roles):
     assert " ".join(role for role, _ in turns_of(example.prompt)) == roles
 
 
+def test_pairs_whose_systems_differ_are_dropped_and_counted(tmp_path):
+    """As those whose turns differ; one that only some of the places have is that of all."""
+    said, other = turn("system", "Be brief."), turn("system", "Be kind.")
+    for record in (
+        {"chosen": [said, *HI], "rejected": [other, *NO]},
+        {"prompt": [other, HI[0]], "chosen": [said, *HI], "rejected": [said, *NO]},
+        {"system": "Be kind.", "chosen": [said, *HI], "rejected": [said, *NO]},
+        {**FINE, "system": "Be kind.", "prompt": [said, HI[0]]},
+    ):
+        reading = read(tmp_path, record)
+        assert (reading.examples, reading.dropped) == ([], {"contexts differ": 1})
+    record = {"system": " Be brief. ", "chosen": [said, *HI], "rejected": NO}
+    assert only(read(tmp_path, record))[0] == "Be brief.\n\nHi.\n\n"
+
+
 def test_longer_dialogues_bring_their_context(tmp_path):
     more = said("a", "b", "c", "good")
     other = [*more[:3], turn("assistant", "bad")]
@@ -303,6 +318,7 @@ def test_a_dialogue_is_the_same_x_as_text_as_turns_and_of_hh(contents):
         ({"rating": [9.0, 8.0]}, 1),
         ({"rating": 3}, None),
         ({"score_chosen": "8", "score_rejected": None}, None),
+        ({"score_chosen": "high", "score_rejected": "low"}, None),
     ],
 )
 def test_scores_are_kept(tmp_path, scores, margin):
@@ -318,12 +334,23 @@ def test_scores_are_kept(tmp_path, scores, margin):
         {"context": HI[:1], **ANSWERS, "overall_preference": 0},
         {**ARENA, "winner": "tie (bothbad)"},
         {"question": "Hi.", "answer_0": "a", "answer_1": "b", "score_0": 0, "score_1": 0},
+        {**SAME["winner by letter"], "score_a": 2, "score_b": 2},
         {"prompt": "Hi.", "responses": ["a", "b"], "scores": [2, 2]},
     ],
 )
 def test_ties_are_dropped_and_counted(tmp_path, record):
     reading = read(tmp_path, record)
     assert (reading.examples, reading.dropped) == ([], {"tie": 1})
+
+
+def test_a_verdict_against_the_scores_is_counted(tmp_path):
+    """Which is better is what the record says; its margin is that of its scores."""
+    row = {"prompt": "Hi.", "response_a": "a", "response_b": "b", "winner": "a"}
+    reading = read(tmp_path, {**row, "score_a": 1, "score_b": 4})
+    assert (reading.examples[0].chosen, reading.columns["margin"]) == ("a", [-3])
+    assert reading.shape.endswith("(the rejected answer has the higher score in 1)")
+    reading = read(tmp_path, {**row, "score_a": 4, "score_b": 1})
+    assert reading.columns["margin"] == [3]
 
 
 def test_a_minimum_margin(tmp_path):
@@ -374,8 +401,8 @@ def test_the_shape_is_told(tmp_path, record, shape):
 
 
 def test_each_file_has_its_own_shape(tmp_path):
-    paths = [write(tmp_path / "a.jsonl", FINE), write(tmp_path / "b.jsonl", HH)]
-    reading = read_preferences([*paths, paths[0]])
+    rows = {"a.jsonl": FINE, "b.jsonl": HH, "c.jsonl": FINE}
+    reading = read_preferences([write(tmp_path / name, row) for name, row in rows.items()])
     assert [(str(e.prompt), e.chosen, e.rejected) for e in reading.examples] == [EXPECTED] * 3
     assert reading.shape == "pairs: text prompt, text answers; pairs of HH dialogues"
 
@@ -428,6 +455,14 @@ def test_a_file_of_no_shape_is_told_once_what_was_expected(tmp_path, record, mes
             "got 'tool_calls' in a turn under 'chosen', expected text alone",
         ),
         (
+            {"history": [["Hello.", "Hi!"]]},
+            "got [['Hello.', 'Hi!']] under 'history' beside 'prompt', expected the whole dialogue",
+        ),
+        (
+            {"prompt": [{**turn("user", "a"), "images": ["a.png"]}]},
+            "got 'images' in a turn under 'prompt', expected text alone",
+        ),
+        (
             {"prompt": [turn("user", "a"), turn("system", "b")]},
             "got roles ['user', 'system'] under 'prompt', expected a dialogue",
         ),
@@ -457,6 +492,26 @@ def test_what_a_shape_does_not_have_is_malformed(tmp_path, change, message):
         (SAME["SafeRLHF"], {"better_response_id": True}, "got True under 'better_response_id'"),
         (ROWS["KTO"][0], {"label": "yes"}, "got 'yes' under 'label', expected true or false"),
         (ROWS["HelpSteer2"][0], {"helpfulness": "4"}, "got '4' under 'helpfulness', expected a n"),
+        (
+            SAME["HelpSteer3"],
+            {"overall_preference": "1"},
+            "got '1' under 'overall_preference', expected a number",
+        ),
+        (
+            {**FINE, "score_chosen": 3, "score_rejected": 1},
+            {"score_chosen": "8.5"},
+            "got '8.5' under 'score_chosen', expected a number",
+        ),
+        (
+            SAME["winner by letter"],
+            {"response_c": "c"},
+            "got 'response_c' beside 'response_a' and 'response_b', expected two answers, or a l",
+        ),
+        (
+            {"prompt": "Hi.", "answer_0": "a", "answer_1": "b", "score_0": 0, "score_1": 1},
+            {"answer_10": "c"},
+            "got 'answer_10' beside 'answer_0' and 'answer_1'",
+        ),
         (SAME["several beside ratings"], {"ratings": [1]}, "expected each with a score or rank"),
         (SAME["several beside ratings"], {"generations": ["a"]}, "expected two answers or more"),
     ],

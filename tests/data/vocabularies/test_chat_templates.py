@@ -206,6 +206,8 @@ def test_where_a_template_is_found(chats, tmp_path):
     assert prompt() == "jinja hi"
     (tmp_path / "mine.jinja").write_text(source("mine "))
     assert prompt(str(tmp_path / "mine.jinja")) == "mine hi"
+    (tmp_path / "mine.jinja").write_text(source("mark "), encoding="utf-8-sig")
+    assert prompt(str(tmp_path / "mine.jinja")) == "mark hi"
     with pytest.raises(UserError, match="missing.jinja: can't be read"):
         prompt(str(tmp_path / "missing.jinja"))
     (tmp_path / "mine.jinja").write_bytes(b"\xff")
