@@ -85,9 +85,12 @@ def at_equal_length(rng, seed, clustered):
 
 
 def rating(rng, seed, clustered):
-    """Bradley-Terry of three models, the first of which the truth is of."""
+    """Bradley-Terry of three models, the first of which the truth is of.
+
+    None wins nearly always, for then there is no interval.
+    """
     group = prompts(rng, clustered)
-    strength = rng.normal(0, 0.7, size=3)
+    strength = rng.uniform(-1, 1, size=3)
     pairs = np.array([[0, 1], [0, 2], [1, 2]])
     # A prompt decides which of its rows are one draw.
     shared = rng.random(group.size) < 0.6
