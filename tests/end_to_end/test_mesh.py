@@ -191,15 +191,16 @@ def test_what_a_pod_needs_from_the_command_line(tmp_path, monkeypatch, capsys):
 run_config.RunConfig.stages = (
     @pretrain/stages.SupervisedStage(),
     @rm_policy/stages.RewardStage(),
+    @rm_gap/stages.RewardStage(),
     @rl_policy/stages.RLStage())
 rm_policy/stages.RewardStage.steps = 2
+rm_gap/stages.RewardStage.steps = 1
 rl_policy/stages.RLStage:
     initial = 'pretrain'
     reference = 'pretrain'
 suite.EvaluationConfig:
     sft = 'pretrain'
     pit = 'pretrain'
-    gap_model = 'rm_policy'
 """
     )
     monkeypatch.setattr(commands, "_report", lambda *arguments: None)
@@ -224,7 +225,7 @@ suite.EvaluationConfig:
     # Another split of the same sums is no other setting: the run is complete.
     fewer = [flag for flag in argv if not re.search("slices|offload|sequence|attention", flag)]
     assert cli.main(fewer) == 0
-    assert capsys.readouterr().out.count("complete, skipped") == 3
+    assert capsys.readouterr().out.count("complete, skipped") == 4
 
 
 def test_batches_that_the_mesh_cant_split_are_refused_before_anything_is_trained(tmp_path, capsys):

@@ -22,15 +22,16 @@ from tests.child_environment import child_environment
 
 pytestmark = [pytest.mark.mesh, pytest.mark.no_cover]
 
-# Trained from a pretrain that is there: the last learns from references that it samples first, and
-# has a checkpoint chosen, of one.
+# Trained beside two stages that are there: the last learns from references that it samples first,
+# and has a checkpoint chosen, of one.
 SHORT = """
 from pit_jax.method import choice
 rl_pit/stages.RLStage.keep_every = 4
 rl_pit/stages.RLStage.choice = @choice.Choice()
 choice.Choice.num_prompts = 3
 run_config.RunConfig.stages = (
-    @pretrain/stages.SupervisedStage(), @rm_gap/stages.RewardStage(), @rl_pit/stages.RLStage())
+    @pretrain/stages.SupervisedStage(), @rm_policy/stages.RewardStage(),
+    @rm_gap/stages.RewardStage(), @rl_pit/stages.RLStage())
 rl_pit/stages.RLStage.initial = 'pretrain'
 rl_pit/stages.RLStage.reference = 'pretrain'
 rl_pit_1/curriculum.Round.policy = 'pretrain'
@@ -40,8 +41,8 @@ rl_pit/loop.LoopConfig:
 suite.EvaluationConfig:
     sft = 'pretrain'
     policy = 'pretrain'
-    reward_model = 'rm_gap'
 """
+THERE = ("pretrain", "rm_policy")
 STAGES = ("rm_gap", "rl_pit")
 # `python -m pit_jax`, but that REPORT leaves the report out, and that something happens to the
 # process whose index is in a variable: SIGNALLED gets SIGTERM in the second step of PPO, KILLED
@@ -95,6 +96,11 @@ sys.exit(cli.main())
 """
 
 
+def bring(trained, folder):
+    for name in THERE:
+        shutil.copytree(trained / name, folder / name)
+
+
 def together(folder, *arguments, command="run", count=2, **environment):
     """A command as some processes, of 4 devices in all: exit statuses, each's output and errors."""
     with socket.socket() as free:
@@ -138,7 +144,7 @@ def alone(folder, gin, report=False):
 
 def is_silent(output):
     """Whether nothing but the library under CPU collectives printed."""
-    return not re.search("pretrain|rm_gap|rl_pit|report|step", output)
+    return not re.search("pretrain|rm_policy|rm_gap|rl_pit|report|step", output)
 
 
 def assert_equal_metrics(one, two, stages):
@@ -161,7 +167,7 @@ def assert_equal_metrics(one, two, stages):
 def test_two_processes_are_one_also_when_interrupted(trained, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
-        shutil.copytree(trained / "pretrain", folder / "pretrain")
+        bring(trained, folder)
     alone(one, tiny_runs.GIN + SHORT)
 
     # Only one of them is told to stop; they stop together.
@@ -177,7 +183,7 @@ def test_two_processes_are_one_also_when_interrupted(trained, tmp_path):
 
     statuses, printed = together(two)
     assert statuses == [0, 0], printed
-    assert re.findall(r"^(\w+): complete, skipped$", printed[0][0], re.M) == ["pretrain", "rm_gap"]
+    assert re.findall(r"^(\w+): complete, skipped$", printed[0][0], re.M) == [*THERE, "rm_gap"]
     assert "rl_pit: continues at step 3" in printed[0][0] and is_silent(printed[1][0])
     assert_equal_metrics(one, two, STAGES)
     choices = [json.loads((f / "rl_pit" / "choice.json").read_text()) for f in (one, two)]
@@ -203,7 +209,7 @@ LAYOUTS = {
 def test_what_was_interrupted_goes_on_in_another_layout(first, then, trained, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     for folder in (one, other):
-        shutil.copytree(trained / "pretrain", folder / "pretrain")
+        bring(trained, folder)
     alone(one, tiny_runs.GIN + SHORT)
     count, flags = LAYOUTS[first]
     statuses, printed = together(other, *flags, count=count, SIGNALLED="0")
@@ -238,13 +244,13 @@ def test_two_processes_sweep_together(trained, tmp_path):
     """Two seeds, of which one has its first stage, and a variation; then a report is missing."""
     folder = tmp_path / "two"
     (tmp_path / "short.gin").write_text(tiny_runs.GIN + SHORT)
-    shutil.copytree(trained / "pretrain", folder / "seed0" / "pretrain")
+    bring(trained, folder / "seed0")
     few = [f"--gin.EvaluationConfig.{each}" for each in ("sweep=()", "best_of=0", "iterations=1")]
     few += ["--gin.EvaluationConfig.self_refine=False", "--gin.EvaluationConfig.num_prompts=4"]
     words = ("--seeds=0,1", "--vary=weak: rl_pit/PPOConfig.beta=0.02", *few)
     statuses, printed = together(folder, *words, command="sweep", REPORT="1")
     assert statuses == [0, 0], printed
-    assert is_silent(printed[1][0]) and re.search(r"^to train +7 of 8 st", printed[0][0], re.M)
+    assert is_silent(printed[1][0]) and re.search(r"^to train +8 of 10 st", printed[0][0], re.M)
     combined = json.loads((folder / "report.json").read_text())
     assert combined["seeds"] == [0, 1]
     names = [row["name"] for row in combined["comparisons"] if row["group"] == "table2"]

@@ -21,17 +21,17 @@ from tests import tiny_runs
 pytestmark = pytest.mark.no_cover  # what trains is covered by the tests of its parts
 
 FEW = ("--gin.EvaluationConfig.self_refine=False", "--gin.EvaluationConfig.iterations=1")
-# A run of three stages.
+# A run of four stages.
 SHORT_RUN = """
 run_config.RunConfig.stages = (
-    @pretrain/stages.SupervisedStage(), @rm_gap/stages.RewardStage(), @rl_pit/stages.RLStage())
+    @pretrain/stages.SupervisedStage(), @rm_policy/stages.RewardStage(),
+    @rm_gap/stages.RewardStage(), @rl_pit/stages.RLStage())
 rl_pit/stages.RLStage.initial = 'pretrain'
 rl_pit/stages.RLStage.reference = 'pretrain'
 rl_pit_1/curriculum.Round.policy = 'pretrain'
 suite.EvaluationConfig:
     sft = 'pretrain'
     policy = 'pretrain'
-    reward_model = 'rm_gap'
 """
 FIRST = "--vary=first: rl_pit_1/curriculum.Round.steps=0; rl_pit_0/curriculum.Round.steps=2"
 
@@ -132,7 +132,7 @@ def test_what_isnt_measured_is_planned(tmp_path, capsys, monkeypatch):
     assert tiny_runs.command("sweep", tmp_path / "all", *words, gin=gin) == 0
     printed = capsys.readouterr()
     costs = shown(printed.out)
-    assert list(costs) == ["pretrain", "rm_gap", "rl_pit", "rl_pit_weak"]
+    assert list(costs) == ["pretrain", "rm_policy", "rm_gap", "rl_pit", "rl_pit_weak"]
     assert all(row[-1] == "(plan)" for row in costs.values())
     # Of the row 'steps TFLOP MB time unit left of (plan)'.
     assert costs["rl_pit"][3:-2] == costs["rl_pit_weak"][3:-2]  # the same programs
